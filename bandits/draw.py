@@ -1,0 +1,113 @@
+"""From scores to a distribution, and from a distribution to an arm.
+
+The only place where chance enters; it is keyed, so that every draw can be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bandits.types import Context
+
+STOP = -1
+
+
+class Draw(NamedTuple):
+    """arm: index, or `STOP`. propensity: the probability with which this arm was drawn (1.0 for a stop)."""
+
+    arm: int
+    propensity: float
+
+
+def burn_in(pulls: Sequence[int], contexts: Sequence[Context], initial_pulls: int) -> list[int]:
+    """Per context the arm that still lacks its first pulls, or -1 when every allowed arm has them.
+
+    The least-pulled arm comes first, pending decisions counted, ties to the lowest index. The rows of one call are taken as
+    decided in order: each counts as pending for the rows after it.
+    """
+    chosen = []
+    extra = [0] * len(pulls)
+    for context in contexts:
+        count, arm = min(
+            (pulls[k] + context.pending[k] + extra[k], k) for k, is_allowed in enumerate(context.allowed) if is_allowed
+        )
+        if count < initial_pulls:
+            extra[arm] += 1
+            chosen.append(arm)
+        else:
+            chosen.append(-1)
+    return chosen
+
+
+def allowed_mask(contexts: Sequence[Context]) -> Tensor:
+    """(B, K) bool."""
+    return torch.tensor([context.allowed for context in contexts])
+
+
+def best(scores: Tensor, allowed: Tensor) -> Tensor:
+    """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index."""
+    masked = torch.where(allowed, scores, -torch.inf)
+    top = masked == masked.amax(dim=1, keepdim=True)
+    return one_hot((top & allowed).to(torch.uint8).argmax(dim=1), arms=scores.shape[1])
+
+
+def one_hot(arms_chosen: Tensor, *, arms: int) -> Tensor:
+    """(B, K) rows with a single 1."""
+    return torch.nn.functional.one_hot(arms_chosen, arms).to(torch.float64)
+
+
+def uniform_over(allowed: Tensor) -> Tensor:
+    """(B, K) the same weight on every allowed arm."""
+    return allowed.to(torch.float64) / allowed.sum(dim=1, keepdim=True)
+
+
+def finish(values: Tensor, first: Sequence[int], allowed: Tensor, *, floor: float) -> Tensor:
+    """(B, K) the rule's distribution, with burn-in rows replaced and the exploration floor mixed in. A stop stays a stop."""
+    if any(arm >= 0 for arm in first):
+        values = values.clone()
+        for row, arm in enumerate(first):
+            if arm >= 0:
+                values[row] = 0.0
+                values[row, arm] = 1.0
+    if floor > 0.0:
+        mixed = (1.0 - floor) * values + floor * uniform_over(allowed)
+        values = torch.where(values.sum(dim=1, keepdim=True) > 0.0, mixed, values)
+    return values
+
+
+def uniform(key: str) -> float:
+    """A number in [0, 1) that depends on the key alone: the top 53 bits of its sha256."""
+    return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 11) * 2.0**-53
+
+
+def draw(weights: Tensor, key: str) -> Draw:
+    """Turn one distribution (K,) into an arm by inverse CDF; all zeros means stop.
+
+    >>> draw(torch.tensor([0.0, 1.0, 0.0]), "any key")
+    Draw(arm=1, propensity=1.0)
+    >>> draw(torch.zeros(3), "any key")
+    Draw(arm=-1, propensity=1.0)
+    """
+    return draw_at(weights, uniform(key))
+
+
+def draw_at(weights: Tensor, u: float) -> Draw:
+    """The first arm whose cumulative weight exceeds `u`, for u in [0, 1)."""
+    values = weights.tolist()
+    total = sum(values)
+    if total == 0.0:
+        return Draw(STOP, 1.0)
+    cumulative = 0.0
+    last = STOP
+    for arm, weight in enumerate(values):
+        if weight > 0.0:
+            cumulative += weight
+            last = arm
+            if cumulative > u * total:
+                break
+    return Draw(last, values[last])

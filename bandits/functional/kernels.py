@@ -1,0 +1,55 @@
+"""Kernels and their random features. Rows are points: x is (n, d), y is (m, d), a kernel matrix is (n, m)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(n, m) of |x_i - y_j|^2, clamped at 0 (the expanded form loses digits for near-duplicates)."""
+    return (x.square().sum(1)[:, None] + y.square().sum(1)[None, :] - 2.0 * (x @ y.T)).clamp_min(0.0)
+
+
+def gaussian(x: Tensor, y: Tensor, *, bandwidth: float) -> Tensor:
+    """exp(-|x - y|^2 / (2 bandwidth^2)).
+
+    >>> float(gaussian(torch.zeros(1, 2), torch.ones(1, 2), bandwidth=1.0))  # exp(-1)
+    0.3678794503211975
+    """
+    return torch.exp(squared_distances(x, y) / (-2.0 * bandwidth**2))
+
+
+def polynomial(x: Tensor, y: Tensor, *, scale: float, offset: float, degree: int) -> Tensor:
+    """(scale x.y + offset)^degree."""
+    return (scale * (x @ y.T) + offset) ** degree
+
+
+def linear(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Scale x.y."""
+    return scale * (x @ y.T)
+
+
+def frequencies(*, seed: int, count: int, dim: int, bandwidth: float) -> Tensor:
+    """(D, d) frequencies of a Gaussian kernel, float64: `numpy.random.default_rng(seed).standard_normal((D, d)) / bandwidth`.
+
+    NumPy does not promise this stream for ever, so a bandit keeps `fingerprint` of it in its log and refuses to run on another.
+    """
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((count, dim)) / bandwidth)
+
+
+def fingerprint(matrix: Tensor) -> str:
+    """sha256 of the bytes of a float64 matrix, row-major."""
+    return hashlib.sha256(matrix.contiguous().numpy().tobytes()).hexdigest()
+
+
+def random_features(x: Tensor, w: Tensor) -> Tensor:
+    """(..., 2D) random Fourier features of (..., d): cosines first, then sines, over sqrt(D); every row has length one.
+
+    Rahimi & Recht 2007; the inner product of two rows estimates the Gaussian kernel of the bandwidth that `w` was drawn for.
+    """
+    projection = x @ w.T
+    return torch.cat([torch.cos(projection), torch.sin(projection)], dim=-1) / float(np.sqrt(len(w)))

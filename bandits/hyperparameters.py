@@ -1,0 +1,102 @@
+"""One declaration per hyperparameter (default, range, meaning, unit, source), read by validation, HTTP schema and docs alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from bandits.errors import InvalidHyperparameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameter:
+    """What stands behind one field of a policy. The bounds are inclusive, except `above`."""
+
+    doc: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    source: str = ""
+    unit: str = ""
+
+
+def hyper(
+    default: Any,
+    doc: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    source: str = "",
+    unit: str = "",
+) -> Any:
+    """Declare a hyperparameter as a dataclass field."""
+    facts = Hyperparameter(doc=doc, at_least=at_least, above=above, at_most=at_most, source=source, unit=unit)
+    return dataclasses.field(default=default, metadata={"hyperparameter": facts})
+
+
+def setting(default: Any, doc: str) -> Any:
+    """Declare a field that the bandit fills in, not the client's policy."""
+    return dataclasses.field(default=default, metadata={"setting": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """A hyperparameter as declared on a policy class: its name, type and default beside its facts."""
+
+    name: str
+    type: Any
+    default: Any
+    facts: Hyperparameter
+
+
+def declared(policy: type) -> tuple[Declared, ...]:
+    """Every hyperparameter of a policy class, in the order of declaration."""
+    hints = typing.get_type_hints(policy)
+    return tuple(
+        Declared(name=f.name, type=hints[f.name], default=f.default, facts=f.metadata["hyperparameter"])
+        for f in dataclasses.fields(policy)
+        if "hyperparameter" in f.metadata
+    )
+
+
+def validate(policy: Any) -> None:
+    """Raise `InvalidHyperparameter`, naming the field, for the first value that is outside its declared type or range."""
+    for item in declared(type(policy)):
+        value = getattr(policy, item.name)
+        _check_type(item.name, item.type, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_range(item.name, item.facts, value)
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise InvalidHyperparameter(name, f"must be one of {', '.join(map(repr, get_args(kind)))}")
+        return
+    allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    matches = (
+        value is None
+        if t is type(None)
+        else isinstance(value, bool)
+        if t is bool
+        else isinstance(value, int if t is int else (int, float)) and not isinstance(value, bool)
+        for t in allowed
+    )
+    if not any(matches):
+        raise InvalidHyperparameter(name, f"must be {' or '.join('null' if t is type(None) else t.__name__ for t in allowed)}")
+
+
+def _check_range(name: str, facts: Hyperparameter, value: float) -> None:
+    if not math.isfinite(value):
+        raise InvalidHyperparameter(name, "must be finite")
+    if facts.at_least is not None and value < facts.at_least:
+        raise InvalidHyperparameter(name, f"must be at least {facts.at_least:g}")
+    if facts.above is not None and value <= facts.above:
+        raise InvalidHyperparameter(name, f"must be greater than {facts.above:g}")
+    if facts.at_most is not None and value > facts.at_most:
+        raise InvalidHyperparameter(name, f"must be at most {facts.at_most:g}")

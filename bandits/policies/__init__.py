@@ -1,0 +1,1 @@
+"""One file per policy; policies never import each other."""

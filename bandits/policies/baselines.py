@@ -1,0 +1,99 @@
+"""Policies that ignore the prompt: yardsticks for everything else, and honest choices when the prompt does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bandits import draw
+from bandits.arms import MeanArm
+from bandits.hyperparameters import hyper
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Averages(Policy):
+    """What the baselines share: the statistic is the average reward."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+
+    def blank(self) -> MeanArm:
+        return MeanArm()
+
+    def learn(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].learn(seen.reward)
+
+
+def _means(state: State, *, unseen: float, rows: int) -> Tensor:
+    """(B, K) the average rewards, the same in every row."""
+    means = torch.tensor([arm.mean(unseen=unseen) for arm in state.arms], dtype=torch.float64)
+    return means.expand(rows, -1).clone()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(_Averages):
+    """Uniform over the allowed arms."""
+
+    kind: ClassVar[str] = "random"
+    summary: ClassVar[str] = "Baseline: uniformly random over the allowed arms."
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        return Weights(draw.uniform_over(draw.allowed_mask(contexts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneArm(_Averages):
+    """Always the same arm."""
+
+    kind: ClassVar[str] = "one-arm"
+    summary: ClassVar[str] = "Baseline: always the same arm; the lowest allowed one where a decision forbids it."
+
+    arm: int = hyper(0, "Index of the arm, in the order in which the arms were added.", at_least=0)
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        preference = torch.zeros((len(contexts), len(state.arms)), dtype=torch.float64)
+        if self.arm < len(state.arms):
+            preference[:, self.arm] = 1.0
+        return Weights(draw.best(preference, draw.allowed_mask(contexts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(_Averages):
+    """The arm with the best average so far."""
+
+    kind: ClassVar[str] = "greedy"
+    summary: ClassVar[str] = "Baseline: the arm with the best average reward so far."
+
+    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
+    exploration_floor: float = hyper(
+        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
+    )
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        means = _means(state, unseen=self.prior_mean, rows=len(contexts))
+        allowed = draw.allowed_mask(contexts)
+        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        return Weights(draw.finish(draw.best(means, allowed), first, allowed, floor=self.exploration_floor), {"estimate": means})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonGreedy(_Averages):
+    """Greedy, and now and then any arm."""
+
+    kind: ClassVar[str] = "epsilon-greedy"
+    summary: ClassVar[str] = "Baseline: the best average, and with probability epsilon any allowed arm."
+
+    epsilon: float = hyper(0.1, "Probability of a uniformly random arm.", at_least=0, at_most=1)
+    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        means = _means(state, unseen=self.prior_mean, rows=len(contexts))
+        allowed = draw.allowed_mask(contexts)
+        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        return Weights(draw.finish(draw.best(means, allowed), first, allowed, floor=self.epsilon), {"estimate": means})

@@ -1,0 +1,41 @@
+"""Every policy that can be named: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bandits.errors import InvalidHyperparameter
+from bandits.hyperparameters import declared
+from bandits.policies.baselines import EpsilonGreedy, Greedy, OneArm, Random
+from bandits.policies.lin_ucb import LinUcb
+from bandits.policies.pak_ucb import PakUcb
+from bandits.types import Policy
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.kind: policy
+    for policy in (
+        PakUcb,
+        LinUcb,
+        EpsilonGreedy,
+        Greedy,
+        OneArm,
+        Random,
+    )
+}
+
+
+def build(kind: str, hyperparameters: Mapping[str, Any], *, dim: int = 0, seed: int = 0) -> Policy:
+    """The policy of that kind, or `InvalidHyperparameter` naming the field.
+
+    >>> build("pak-ucb", {"exploration": 0.5}, dim=8).exploration
+    0.5
+    """
+    if kind not in POLICIES:
+        raise InvalidHyperparameter("kind", f"must be one of {', '.join(POLICIES)}")
+    policy = POLICIES[kind]
+    names = {item.name for item in declared(policy)}
+    for name in hyperparameters:
+        if name not in names:
+            raise InvalidHyperparameter(name, f"is not a hyperparameter of {kind}; it has {', '.join(sorted(names)) or 'none'}")
+    return policy(dim=dim, seed=seed, **hyperparameters)

@@ -1,0 +1,106 @@
+"""States: start them, fold observations into them, pack them to bytes and back, digest them.
+
+    start --> fold(observation) --> fold(observation) --> ... --> pack --> bytes --> unpack --> the same state
+
+The same observations in the same order give the same bytes (same build and device).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bandits.errors import CorruptState
+from bandits.types import REFERENCE, ArmState, Observation, Policy, State
+
+FORMAT = 1
+
+
+def start(policy: Policy, *, arms: int) -> State:
+    """A state in which nothing has been seen."""
+    return State(tuple(policy.blank() for _ in range(arms)), policy.blank_reference())
+
+
+def fold(policy: Policy, state: State, seen: Observation) -> State:
+    """The state after one observation; only the statistic of its arm is a new object."""
+    if seen.arm == REFERENCE:
+        return replace(state, reference=policy.learn_reference(state, seen))
+    return with_arm(state, seen.arm, policy.learn(state, seen))
+
+
+def add_arm(policy: Policy, state: State) -> State:
+    """The state with one more arm that has seen nothing. Indices of earlier arms stay valid for ever."""
+    return replace(state, arms=(*state.arms, policy.blank()))
+
+
+def with_arm(state: State, index: int, arm: ArmState) -> State:
+    """The state with the statistic of one arm replaced."""
+    return replace(state, arms=(*state.arms[:index], arm, *state.arms[index + 1 :]))
+
+
+def _stored(statistic: Any) -> Iterator[tuple[str, Any]]:
+    """(name, type) of the fields that are part of a statistic, caches left out."""
+    hints = typing.get_type_hints(type(statistic))
+    for item in fields(statistic):
+        if not item.metadata.get("derived"):
+            yield item.name, hints[item.name]
+
+
+def _to_tensors(prefix: str, statistic: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, kind in _stored(statistic):
+        value = getattr(statistic, name)
+        if kind is int:
+            value = torch.tensor(value, dtype=torch.int64)
+        elif kind is float:
+            value = torch.tensor(value, dtype=torch.float64)
+        yield f"{prefix}{name}", value.contiguous()
+
+
+def pack(policy: Policy, state: State) -> bytes:
+    """The state as safetensors bytes: equal states give equal bytes."""
+    tensors: dict[str, Tensor] = {}
+    for index, arm in enumerate(state.arms):
+        tensors.update(_to_tensors(f"arm.{index}.", arm))
+    tensors.update(_to_tensors("reference.", state.reference))
+    about = json.dumps({"format": FORMAT, "policy": policy.kind, "arms": len(state.arms)})
+    return safetensors.torch.save(tensors, metadata={"nextarm": about})  # one key: the order of several is not defined
+
+
+def unpack(policy: Policy, data: bytes) -> State:
+    """The state that `pack` wrote; `CorruptState` for anything else."""
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"]["nextarm"])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CorruptState("these bytes are not a packed state") from error
+    if about != {"format": FORMAT, "policy": policy.kind, "arms": about.get("arms")}:
+        raise CorruptState(f"packed as {about}, expected format {FORMAT} of {policy.kind}")
+    arms = tuple(_from_tensors(f"arm.{index}.", policy.blank(), tensors) for index in range(about["arms"]))
+    return State(arms, _from_tensors("reference.", policy.blank_reference(), tensors))
+
+
+def _from_tensors(prefix: str, blank: Any, tensors: dict[str, Tensor]) -> Any:
+    values: dict[str, Any] = {}
+    for name, kind in _stored(blank):
+        if prefix + name not in tensors:
+            raise CorruptState(f"{prefix}{name} is missing")
+        value = tensors[prefix + name]
+        values[name] = kind(value.item()) if kind in (int, float) else value
+        if kind is Tensor and value.ndim != getattr(blank, name).ndim:
+            raise CorruptState(f"{prefix}{name} has {value.ndim} dimensions")
+    return replace(blank, **values)
+
+
+def digest(policy: Policy, state: State) -> str:
+    """sha256 of the packed state."""
+    return hashlib.sha256(pack(policy, state)).hexdigest()

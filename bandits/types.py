@@ -1,0 +1,235 @@
+"""The protocol: what a policy is given, what it answers, what it keeps.
+
+    contexts --> weights(state, contexts) --> Weights      one distribution over the arms per context; zeros = stop
+    observation --> learn(state, observation) --> arm_state'       the new statistic of the one arm that it is about
+
+Letters used for shapes in the whole package: B contexts in a batch, K arms, d length of the features,
+p length of the lifted features, D random frequencies, n samples, e length of one output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bandits import hyperparameters
+
+Need = Literal["features", "reward", "output", "reference", "cost"]
+
+ArmState = Any
+"""A frozen dataclass of sums: tensors, ints and floats. Its layout is the policy's own."""
+
+
+REFERENCE = -1
+"""The arm of an observation that is reference material."""
+
+
+def empty() -> Tensor:
+    """A vector of length zero: "no features" and "no output" without a None."""
+    return torch.empty(0, dtype=torch.float64)
+
+
+def empty_rows() -> Tensor:
+    """A matrix without rows."""
+    return torch.empty((0, 0), dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What is known when an arm must be chosen.
+
+    features: (d,) the embedded prompt, empty for policies that take none.
+    allowed:  (K,) arms that may be chosen now.
+    pending:  (K,) decisions per arm whose outcome has not come back yet.
+    attempts: (K,) calls per arm already made, without success, in this episode.
+    prices:   (K,) price of one call per arm, >= 0.
+    """
+
+    allowed: tuple[bool, ...]
+    features: Tensor = field(default_factory=empty)
+    pending: tuple[int, ...] = ()
+    attempts: tuple[int, ...] = ()
+    prices: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        arms = len(self.allowed)
+        if not any(self.allowed):
+            raise ValueError("a context must allow at least one arm")
+        for name, default in (("pending", 0), ("attempts", 0), ("prices", 0.0)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (default,) * arms)
+            elif len(getattr(self, name)) != arms:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {arms} arms")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First two moments of `count` samples. mean: (e,).  covariance: (e, e), divided by count - 1."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A decision joined with its outcome; without an arm (`REFERENCE`) it is reference material.
+
+    features: (d,) of the decision; for reference pairs (n, d), one prompt per output.
+    reward:   any finite number; 0 where the policy does not need one.  cost: >= 0, in the unit of the prices.
+    output:   (n, e) samples that came back.  reference: (n, e) real outputs for the same prompt.
+    moments:  reference moments, set at once instead of samples.
+    anticipated: `Policy.anticipate` was told of this decision when it was made (see there).
+    """
+
+    arm: int = REFERENCE
+    features: Tensor = field(default_factory=empty)
+    reward: float = 0.0
+    cost: float = 0.0
+    output: Tensor = field(default_factory=empty_rows)
+    reference: Tensor = field(default_factory=empty_rows)
+    moments: Moments | None = None
+    anticipated: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One distribution over the arms per context, and why.
+
+    values: (B, K) rows that sum to 1, or to 0 for "stop".
+    scores: name -> (B, K) in the policy's own terms (for ridge policies `estimate` and `bonus`); NaN = not scored.
+    """
+
+    values: Tensor
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoReference:
+    """The reference statistic of policies that take none."""
+
+
+def derived() -> Any:
+    """A dataclass field that is a cache: derived from the sums, never packed, compared or digested."""
+    return field(default=None, compare=False, repr=False, metadata={"derived": True})
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a policy knows: one statistic per arm (in the order in which the arms came), and one of the reference.
+
+    cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so whoever reads it must check
+    that it was made for these very `arms`, and may use an older one as a warm start.
+    """
+
+    arms: tuple[ArmState, ...]
+    reference: ArmState
+    cache: Any = derived()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """A frozen set of hyperparameters with the pure functions of the protocol.
+
+    A subclass declares its hyperparameters with `hyperparameters.hyper`, so that range, default, meaning and source stand in one
+    place for validation, for the HTTP schema and for the documentation. `dim`, `output_dim` and `seed` belong to the bandit.
+
+    What it must define: `blank`, `learn`, `weights`. What it may: everything else; the defaults do nothing.
+    """
+
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    summary: ClassVar[str]
+    episodic: ClassVar[bool] = False  # several attempts on one prompt, ended by `succeeded` or a stop
+    reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
+
+    dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
+    output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
+    seed: int = hyperparameters.setting(0, "seed of the random frequencies")
+
+    def __post_init__(self) -> None:
+        hyperparameters.validate(self)
+
+    @property
+    def contextual(self) -> bool:
+        """Whether a decision needs features."""
+        return "features" in self.needs
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the random numbers drawn at the start; "" where there are none. Stands in the log's first event."""
+        return ""
+
+    # -- the statistic ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def blank(self) -> ArmState:
+        """The statistic of an arm that has seen nothing. It has a field `pulls: int`, the observations learnt."""
+
+    @abstractmethod
+    def learn(self, state: State, seen: Observation) -> ArmState:
+        """The new statistic of arm `seen.arm` after one more observation of it. Never writes into `state`."""
+
+    def blank_reference(self) -> ArmState:
+        """The statistic of the reference before any came."""
+        return NoReference()
+
+    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+        """The new reference statistic after more reference material; only for policies that take a reference."""
+        raise NotImplementedError(f"{self.kind} takes no reference")
+
+    # -- the decision ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        """One distribution over the arms per context. In the burn-in, the rows of one call count as pending for each other."""
+
+    def prepare(self, state: State) -> State:
+        """The same state with its derived caches filled, called after every fold and off the request path, so that `weights` is
+        cheap on it. `weights` must also work on a state that was not prepared.
+        """
+        return state
+
+    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
+        """The statistic with its *derived* width shrunk as if the outcome of this pending decision had come back.
+
+        The sums do not change, so digest and bytes stay as they are.
+        """
+        return arm
+
+    def release(self, arm: ArmState, features: Tensor) -> ArmState:
+        """Undo one `anticipate`: the decision expired or was cancelled."""
+        return arm
+
+    def succeeded(self, reward: float) -> bool:
+        """Whether this reward ends the episode (episodic policies only)."""
+        return False
+
+    # -- what it refuses (before anything is logged) -----------------------------------------------------------------------
+
+    def check_ready(self, state: State) -> None:
+        """Raise `ReferenceMissing` where the policy cannot decide yet."""
+
+    def check_context(self, context: Context) -> None:
+        """Raise `InvalidContext` for features that this policy cannot decide on."""
+
+    def check_observation(self, seen: Observation) -> None:
+        """Raise `InvalidObservation` for an outcome that this policy cannot learn. Presence of what `needs` lists, lengths and
+        finiteness are checked by the caller.
+        """
+
+    def check_reference(self, state: State, seen: Observation) -> None:
+        """Raise `InvalidObservation` for reference material that this policy cannot take."""
+
+    # -- what it tells -----------------------------------------------------------------------------------------------------
+
+    def report(self, state: State) -> dict[str, Any]:
+        """What was learnt, in the policy's own terms, as plain JSON values: `arms` (one object per arm) and whatever is global.
+        Unknown numbers are None, never NaN.
+        """
+        return {"arms": [{} for _ in state.arms]}
