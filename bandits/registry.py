@@ -25,7 +25,7 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def build(kind: str, hyperparameters: Mapping[str, Any], *, dim: int = 0, seed: int = 0) -> Policy:
+def build(kind: str, hyperparameters: Mapping[str, Any], *, dim: int = 0, output_dim: int = 0, seed: int = 0) -> Policy:
     """The policy of that kind, or `InvalidHyperparameter` naming the field.
 
     >>> build("pak-ucb", {"exploration": 0.5}, dim=8).exploration
@@ -38,4 +38,4 @@ def build(kind: str, hyperparameters: Mapping[str, Any], *, dim: int = 0, seed: 
     for name in hyperparameters:
         if name not in names:
             raise InvalidHyperparameter(name, f"is not a hyperparameter of {kind}; it has {', '.join(sorted(names)) or 'none'}")
-    return policy(dim=dim, seed=seed, **hyperparameters)
+    return policy(dim=dim, output_dim=output_dim, seed=seed, **hyperparameters)

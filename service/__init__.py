@@ -1,0 +1,1 @@
+"""The service: HTTP, logs, embedders - everything that has effects. The mathematics is in `bandits`."""

@@ -1,0 +1,131 @@
+"""The command line.
+
+Exit codes: 0 done, 1 failed (a store, a server, a file), 2 wrong usage or settings, 3 two digests differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+from service.settings import InvalidSettings, Settings
+from service.storage.base import StorageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _plainly(command: Callable[P, T]) -> Callable[P, T]:
+    """One clear line instead of a trace for what an operator can mend."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except InvalidSettings as error:
+            click.echo(f"nextarm: {error}", err=True)
+            sys.exit(2)
+        except StorageError as error:
+            click.echo(f"nextarm: {error}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="nextarm")
+def main() -> None:
+    """Online model selection: which generative model should answer the next prompt?"""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on. [NEXTARM_HOST, 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port, 0 = any free one. [NEXTARM_PORT, 8000]")
+@click.option("--store", help="sqlite:///PATH or memory://. [NEXTARM_STORE, sqlite:///./data/nextarm.db]")
+@_plainly
+def serve(host: str | None, port: int | None, store: str | None) -> None:
+    """Start the service. Everything else is set by NEXTARM_* variables (see the README)."""
+    from service.serving import serve as run
+
+    given = {"host": host, "port": port, "store": store}
+    settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+    asyncio.run(run(settings))
+
+
+store_option = click.option(
+    "--store", help="The store to read; a running server does not mind. [NEXTARM_STORE, sqlite:///./data/nextarm.db]"
+)
+
+
+def _settings(store: str | None) -> Settings:
+    return Settings.load(**({} if store is None else {"store": store}))
+
+
+@main.command()
+@click.argument("bandit", required=False)
+@store_option
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_plainly
+def digest(bandit: str | None, store: str | None, quiet: bool) -> None:
+    """Replay the log of BANDIT (or of every bandit) from its first event and print offset and sha256 of the folded state.
+
+    They equal what `GET /v1/bandits/BANDIT/digest` answers at the same offset. Exit code 3 if a kept snapshot, replayed to the
+    end, gives another digest.
+    """
+    from service.offline import digests
+
+    differing = False
+    for line in asyncio.run(digests(_settings(store), bandit, quiet=quiet)):
+        click.echo(f"{line.bandit}\t{line.offset}\t{line.sha256}")
+        differing = differing or not line.snapshot_agrees
+    if differing:
+        click.echo("nextarm: a snapshot and the log disagree", err=True)
+        sys.exit(3)
+
+
+@main.command()
+@click.argument("bandit")
+@store_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_plainly
+def export(bandit: str, store: str | None, out: Path | None, quiet: bool) -> None:
+    """Write the log of BANDIT as NDJSON, one event per line, as `GET /v1/bandits/BANDIT/log` streams it."""
+    from service.offline import export as run
+
+    if out is None:
+        asyncio.run(run(_settings(store), bandit, sys.stdout.buffer, quiet=True))
+        return
+    partial = out.with_name(out.name + ".partial")
+    with partial.open("wb") as file:
+        asyncio.run(run(_settings(store), bandit, file, quiet=quiet))
+    partial.replace(out)
+
+
+@main.command()
+@click.argument("destination", type=click.Path(dir_okay=False, path_type=Path))
+@store_option
+@_plainly
+def backup(destination: Path, store: str | None) -> None:
+    """Copy an SQLite store to DESTINATION while the server runs; the copy is complete and consistent."""
+    from service.offline import backup as run
+
+    run(_settings(store), destination)
+
+
+def _add_replay() -> None:
+    from service.replay.command import replay
+
+    main.add_command(replay)
+
+
+_add_replay()
+
+if __name__ == "__main__":
+    main()

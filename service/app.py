@@ -1,0 +1,54 @@
+"""The application: services put together, routes mounted, failures answered as problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import torch
+from fastapi import FastAPI
+
+from service import errors
+from service.access import Gate
+from service.dependencies import Services
+from service.embedders.queue import EmbeddingQueue
+from service.hosting import Hosting
+from service.routes import bandits, decisions, health, outcomes, records, references
+from service.settings import Settings
+from service.transport import Doorkeeper
+
+DESCRIPTION = """
+Post a prompt, receive the next generative model to query; post back what came of it, and the service learns, per prompt,
+which model is best. Every error is `application/problem+json` with a stable `code`.
+"""
+
+
+def create_app(services: Services) -> FastAPI:
+    """The ASGI application over running services."""
+    app = FastAPI(title="nextarm", version=version("nextarm"), description=DESCRIPTION, license_info={"name": "Apache-2.0"})
+    app.state.services = services
+    for module in (bandits, decisions, outcomes, references, records, health):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(Doorkeeper, max_body_bytes=services.settings.max_body_bytes)
+    return app
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> AsyncIterator[FastAPI]:
+    """The application with its storage open and its bandits loading; everything is closed at the end.
+
+    Raises `InvalidSettings` or a `StorageError` with a message for the operator.
+    """
+    torch.set_num_threads(1)  # small matrices on shared cores: a second thread stalls more than it helps
+    gate = Gate(keys=settings.api_keys, rate_limit=settings.rate_limit)
+    hosting = Hosting(settings.open_storage(), settings, clock=clock)
+    await hosting.start()
+    embeddings = EmbeddingQueue(cache_entries=settings.embedding_cache)
+    try:
+        yield create_app(Services(settings, hosting, embeddings, gate))
+    finally:
+        embeddings.close()
+        await hosting.close()

@@ -1,0 +1,139 @@
+"""From a request to a decision, and from an outcome to a receipt: what single routes, batches and `next` have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+from uuid_utils.compat import uuid7
+
+from bandits.types import Observation
+from service import events
+from service.contents import output_matrix, prompt_vector
+from service.dependencies import Services
+from service.errors import Problem, invalid
+from service.events import Observed
+from service.learner import Ask, EpisodeFinished, Kept, Learner, Outcome, body_digest
+from service.ledger import Ledger
+from service.routes.answers import decision_json, receipt_json
+from service.schemas import ArmChoice, DecisionBody, OutcomeBody
+
+
+async def decide(services: Services, learner: Learner, body: DecisionBody) -> tuple[dict[str, Any], int]:
+    """The decision and its status: 201 new, 200 repeated or dry run."""
+    digest = body_digest(*body.canonical()) if body.id else ""
+    if body.id and not body.dry_run and (kept := await learner.decided(body.id, digest)):
+        return decision_json(learner, kept.event, offset=kept.offset), 200
+    _check_episode(learner, body.episode)
+    allowed = _allowed(learner.ledger, body.arms)
+    ask = Ask(
+        id=body.id or str(uuid7()),
+        features=await prompt_vector(services, learner.created, body.prompt),
+        allowed=allowed,
+        episode=body.episode or "",
+        body=digest,
+    )
+    _check(learner, ask)
+    if body.dry_run:
+        return decision_json(learner, await learner.preview(ask), offset=learner.offset, dry_run=True), 200
+    kept = await learner.decide(ask)
+    return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.repeated else 201
+
+
+def _check_episode(learner: Learner, episode: str | None) -> None:
+    known = learner.ledger.episodes.get(episode) if episode else None
+    if known is not None and known.finished:
+        raise EpisodeFinished
+
+
+def _allowed(ledger: Ledger, arms: list[ArmChoice] | None) -> dict[int, float | None]:
+    """Arm index -> price for this decision alone; empty = every active arm."""
+    if not any(arm.active for arm in ledger.arms):
+        raise invalid("arms", "the bandit has no active arm; add one first")
+    allowed: dict[int, float | None] = {}
+    for position, choice in enumerate(arms or ()):
+        index = ledger.index(choice.name)
+        if index is None:
+            raise Problem("arm_not_found", f"arms.{position}: there is no arm of this name")
+        if not ledger.arms[index].active:
+            raise invalid(f"arms.{position}", "this arm is retired; bring it back, or leave it out")
+        allowed[index] = choice.price
+    return allowed
+
+
+def _check(learner: Learner, ask: Ask) -> None:
+    """What the policy refuses, before anything is logged."""
+    learner.policy.check_ready(learner.state)
+    if ask.features:
+        context = learner.ledger.context(
+            features=events.vector_tensor(ask.features),
+            allowed=ask.allowed,
+            reserved=[0] * len(learner.ledger.arms),
+            episode=ask.episode,
+        )
+        learner.policy.check_context(context)
+
+
+async def observe(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> dict[str, Any]:
+    """The receipt; with `next`, the decision that follows."""
+    if body.next and learner.policy.contextual and not learner.policy.episodic:
+        raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
+    outcome = await _outcome(services, learner, body)
+    kept = await learner.observe(decision_id, outcome)
+    following = await _following(learner, kept) if body.next else None
+    return receipt_json(kept, following=following)
+
+
+async def _outcome(services: Services, learner: Learner, body: OutcomeBody) -> Outcome:
+    policy, created = learner.policy, learner.created
+    if "reward" in policy.needs and body.reward is None:
+        raise invalid("reward", f"is missing; {policy.kind} learns from it")
+    if "output" in policy.needs and body.output is None:
+        raise invalid("output", f"is missing; {policy.kind} learns from it")
+    index = None
+    if body.arm is not None:
+        index = learner.ledger.index(body.arm)
+        if index is None:
+            raise Problem("arm_not_found", "arm: there is no arm of this name")
+    output = events.EMPTY if body.output is None else await output_matrix(services, created, body.output)
+    reference = (
+        events.EMPTY if body.reference is None else await output_matrix(services, created, [body.reference], path="reference")
+    )
+    policy.check_observation(Observation(arm=0, reward=body.reward or 0.0, output=output.tensor(), reference=reference.tensor()))
+    return Outcome(
+        reward=body.reward,
+        cost=body.cost,
+        arm=index,
+        output=output,
+        reference=reference,
+        body=body_digest(*body.canonical()),
+    )
+
+
+async def _following(learner: Learner, kept: Kept) -> dict[str, Any] | None:
+    """The decision after an outcome. Its id follows from the outcome's, so that a repeated request gets the same one."""
+    observed: Observed = kept.event
+    following_id = _successor(observed.id, observed.at)
+    features, episode = b"", ""
+    if learner.policy.episodic:
+        decided = (await learner.look_up(observed.id))[0].event
+        features, episode = decided.features, decided.episode
+        known = learner.ledger.episodes.get(episode)
+        already = await learner.decided(following_id, "")
+        if already is not None:
+            return decision_json(learner, already.event, offset=already.offset)
+        if known is None or known.finished:
+            return None
+    _allowed(learner.ledger, None)
+    decision = await learner.decide(Ask(id=following_id, features=features, episode=episode))
+    return decision_json(learner, decision.event, offset=decision.offset)
+
+
+def _successor(decision_id: str, at: datetime) -> str:
+    """A UUIDv7 with the time of the outcome and 74 bits of the hash of the decision's id in place of chance."""
+    millis = int(at.timestamp() * 1000) & (2**48 - 1)
+    chance = int.from_bytes(hashlib.sha256(f"next/{decision_id}".encode()).digest()[:10], "big")
+    value = millis << 80 | 7 << 76 | (chance >> 64 & 0xFFF) << 64 | 2 << 62 | chance & (2**62 - 1)
+    text = f"{value:032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))

@@ -1,0 +1,232 @@
+"""Every error that a client can see: RFC 9457 problem documents with a stable `code`, and the one table from failures to them.
+
+An error names the field and the fix. It never carries a prompt, a key or a trace.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from bandits.errors import FieldError, ReferenceMissing
+from bandits.registry import POLICIES
+from service.embedders.base import EmbedderError, QueueFull
+from service.hosting import BanditConflict, BanditDamaged, BanditMissing
+from service.learner import (
+    DecisionCancelled,
+    DecisionConflict,
+    DecisionExpired,
+    DecisionMissing,
+    EpisodeFinished,
+    NothingToObserve,
+    OutcomeConflict,
+    TooManyOpen,
+)
+from service.storage.base import LogMissing, StorageError
+
+logger = logging.getLogger("nextarm.errors")
+
+RETRY_AFTER_S = 1
+
+CODES: dict[str, int] = {
+    "malformed_json": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "bandit_not_found": 404,
+    "arm_not_found": 404,
+    "decision_not_found": 404,
+    "method_not_allowed": 405,
+    "bandit_exists": 409,
+    "outcome_conflict": 409,
+    "decision_conflict": 409,
+    "reference_missing": 409,
+    "reference_frozen": 409,
+    "episode_finished": 409,
+    "decision_expired": 410,
+    "decision_cancelled": 410,
+    "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_request": 422,
+    "rate_limited": 429,
+    "internal_error": 500,
+    "storage_unavailable": 503,
+    "overloaded": 503,
+}
+"""Every code with its status."""
+
+
+class Problem(Exception):
+    """An error on its way to the client."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.status = CODES[code]
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+        if self.status in (429, 503):
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+
+    def document(self) -> dict[str, Any]:
+        """The body."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.errors:
+            body["errors"] = [{"path": path, "message": message} for path, message in self.errors]
+        return body
+
+    def response(self) -> Response:
+        """The answer."""
+        return Response(
+            msgspec.json.encode(self.document()), self.status, headers=self.headers, media_type="application/problem+json"
+        )
+
+
+def invalid(path: str, message: str) -> Problem:
+    """A 422 about one field."""
+    return Problem("invalid_request", f"{path}: {message}", errors=[(path, message)])
+
+
+def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
+    """The problem that a failure of an inner layer is to a client."""
+    match error:
+        case Problem():
+            return error
+        case BanditMissing():
+            return Problem("bandit_not_found", "there is no bandit of this name")
+        case LogMissing():
+            return Problem("bandit_not_found", "the bandit was deleted")
+        case BanditConflict():
+            return Problem(
+                "bandit_exists",
+                "a bandit of this name exists with another configuration; delete it first, or choose another name",
+            )
+        case BanditDamaged():
+            return Problem(
+                "storage_unavailable",
+                "the log of this bandit is damaged; an operator must look at it",
+                headers={"Retry-After": "60"},
+            )
+        case DecisionMissing():
+            return Problem("decision_not_found", "there is no decision of this id")
+        case DecisionConflict():
+            return Problem("decision_conflict", "this id was used for another request; choose a new id")
+        case OutcomeConflict():
+            return Problem("outcome_conflict", "this decision has another outcome already")
+        case NothingToObserve():
+            return Problem("outcome_conflict", "this decision was a stop: no arm was played, so it has no outcome")
+        case EpisodeFinished():
+            return Problem("episode_finished", "this episode is over; start a new one by leaving `episode` out")
+        case DecisionExpired():
+            return Problem("decision_expired", "the decision expired before its outcome came")
+        case DecisionCancelled():
+            return Problem("decision_cancelled", "the decision was cancelled")
+        case TooManyOpen():
+            return Problem("rate_limited", f"{error}; post outcomes, cancel, or set a shorter reward.timeout_s")
+        case ReferenceMissing():
+            return Problem("reference_missing", str(error))
+        case FieldError():
+            return invalid(error.field, error.message)
+        case QueueFull():
+            return Problem("overloaded", str(error), headers={"Retry-After": str(error.retry_after_s)})
+        case EmbedderError():
+            logger.error("an embedder failed", extra={"reason": str(error)})
+            return Problem("overloaded", f"the prompt cannot be embedded now: {error}")
+        case StorageError():
+            logger.error("the store refused", extra={"reason": str(error)})
+            return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted")
+        case _:
+            logger.error("unexpected failure", exc_info=error)
+            return Problem("internal_error", "an unexpected failure; it was logged")
+
+
+def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
+    """A 422 that lists every wrong field by its path, without echoing any value."""
+    listed = []
+    if any(item["type"] == "json_invalid" for item in error.errors()):
+        return Problem("malformed_json", "the body is not JSON")
+    for item in error.errors():
+        path = _path(item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "is not a field here; check the spelling"
+        listed.append((path or "body", message))
+    shown = "; ".join(f"{path}: {message}" for path, message in listed[:3])
+    return Problem("invalid_request", shown, errors=listed[:50])
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """`policy.exploration` from what pydantic says; the name of the policy's kind, which it adds, is left out."""
+    parts = (
+        [str(part) for part in location[1:]]
+        if location and location[0] in ("body", "query", "path", "header")
+        else list(location)
+    )
+    if len(parts) > 1 and parts[0] == "policy" and parts[1] in POLICIES:
+        del parts[1]
+    return ".".join(str(part) for part in parts)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of a route with its problem document."""
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return validation_problem(error).response()
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        if code is None:
+            return Problem("invalid_request", str(error.detail)).response()
+        problem = Problem(code, "there is nothing here; see /docs" if code == "not_found" else "see /docs for the methods")
+        problem.headers.update(error.headers or {})
+        return problem.response()
+
+    async def on_failure(request: Request, error: Exception) -> Response:
+        return problem_of(error).response()
+
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    for kind in (
+        Problem,
+        BanditMissing,
+        BanditConflict,
+        BanditDamaged,
+        DecisionMissing,
+        DecisionConflict,
+        OutcomeConflict,
+        NothingToObserve,
+        EpisodeFinished,
+        DecisionExpired,
+        DecisionCancelled,
+        TooManyOpen,
+        ReferenceMissing,
+        FieldError,
+        EmbedderError,
+        StorageError,
+        Exception,
+    ):
+        app.add_exception_handler(kind, on_failure)

@@ -1,0 +1,213 @@
+"""The events of a bandit's log and their codec: typed structs as JSON, vectors as base64 of little-endian float32.
+
+    created . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
+
+What stands in the log is what `GET .../log` streams, byte for byte. An event says what happened and nothing that follows from it.
+JSON and not safetensors, because then the log, the export and the stream are one format, and any tool can read it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+VERSION = 1
+
+
+class UnreadableEvent(Exception):
+    """Bytes in a log that are not an event of a known version."""
+
+
+class Matrix(msgspec.Struct, frozen=True):
+    """Rows of float32: `data` is rows * columns numbers, row-major, little-endian."""
+
+    rows: int
+    columns: int
+    data: bytes
+
+    @staticmethod
+    def of(array: np.ndarray) -> Matrix:
+        """From (n, e) numbers."""
+        return Matrix(array.shape[0], array.shape[1], np.ascontiguousarray(array, dtype="<f4").tobytes())
+
+    def tensor(self) -> Tensor:
+        """(n, e) float64, a fresh and aligned tensor."""
+        flat = np.frombuffer(self.data, dtype="<f4").reshape(self.rows, self.columns)
+        return torch.from_numpy(flat.astype(np.float64))
+
+
+EMPTY = Matrix(0, 0, b"")
+
+
+def vector_bytes(vector: np.ndarray) -> bytes:
+    """A vector as the log keeps it."""
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+
+
+def vector_tensor(data: bytes) -> Tensor:
+    """(d,) float64 from what the log keeps."""
+    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float64))
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """What all events share: when it was accepted. The only clock that the service knows is this field."""
+
+    at: datetime
+    v: int = VERSION
+
+
+class NewArm(msgspec.Struct, frozen=True, kw_only=True):
+    """An arm of the first event."""
+
+    name: str
+    price: float = 0.0
+    metadata: dict[str, Any] = {}
+
+
+class Created(Event, frozen=True, kw_only=True, tag="created"):
+    """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one)."""
+
+    bandit: str
+    tenant: str
+    request: dict[str, Any]
+    policy: str
+    hyperparameters: dict[str, Any]
+    arms: list[NewArm]
+    seed: int
+    fingerprint: str
+    dim: int
+    prompt_embedder: str
+    prompt_version: str
+    output_dim: int
+    output_embedder: str
+    output_version: str
+    reward_source: str
+    default_reward: float | None
+    timeout_s: float
+
+
+class ArmAdded(Event, frozen=True, kw_only=True, tag="arm_added"):
+    """A new arm, at the next index."""
+
+    name: str
+    price: float
+    metadata: dict[str, Any]
+
+
+class ArmChanged(Event, frozen=True, kw_only=True, tag="arm_changed"):
+    """New price and metadata; a retired arm is back."""
+
+    arm: int
+    price: float
+    metadata: dict[str, Any]
+
+
+class ArmRetired(Event, frozen=True, kw_only=True, tag="arm_retired"):
+    """The arm is no longer chosen; its statistic stays."""
+
+    arm: int
+
+
+class MomentsGiven(msgspec.Struct, frozen=True, kw_only=True):
+    """Reference moments in float64 (base64): mean (e,), covariance (e, e) row-major."""
+
+    mean: bytes
+    covariance: bytes
+    count: int
+
+
+class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
+    """Reference samples, pairs (with prompts), or moments."""
+
+    outputs: Matrix = EMPTY
+    prompts: Matrix = EMPTY
+    moments: MomentsGiven | None = None
+
+
+class Decided(Event, frozen=True, kw_only=True, tag="decided"):
+    """A decision. weights and scores are per arm index; null = not scored. arm = -1 is a stop, which is closed at once."""
+
+    id: str
+    arm: int
+    propensity: float
+    weights: list[float]
+    scores: dict[str, list[float | None]]
+    allowed: list[int]
+    price: float
+    features: bytes
+    episode: str
+    attempt: int
+    body: str
+
+
+class Observed(Event, frozen=True, kw_only=True, tag="observed"):
+    """The outcome of a decision. propensity is null where the client played another arm than the suggested one."""
+
+    id: str
+    arm: int
+    reward: float | None
+    cost: float
+    propensity: float | None
+    output: Matrix = EMPTY
+    reference: Matrix = EMPTY
+    body: str
+
+
+class Expired(Event, frozen=True, kw_only=True, tag="expired"):
+    """No outcome came in time. With a reward it is learnt as that; without one the decision is just gone."""
+
+    id: str
+    reward: float | None
+
+
+class Cancelled(Event, frozen=True, kw_only=True, tag="cancelled"):
+    """The client withdrew the decision; nothing is learnt."""
+
+    id: str
+
+
+AnyEvent = Created | ArmAdded | ArmChanged | ArmRetired | ReferenceAdded | Decided | Observed | Expired | Cancelled
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+
+
+def encode(event: AnyEvent) -> bytes:
+    """One line of JSON without a line break."""
+    return _encoder.encode(event)
+
+
+def decode(payload: bytes) -> AnyEvent:
+    """The event, or `UnreadableEvent` with the reason."""
+    try:
+        event: AnyEvent = _decoder.decode(payload)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise UnreadableEvent(str(error)) from error
+    if event.v != VERSION:
+        raise UnreadableEvent(f"event version {event.v}, this build reads {VERSION}")
+    return event
+
+
+def line(offset: int, payload: bytes) -> bytes:
+    """An event as a line of NDJSON, its offset first; nothing is parsed."""
+    return b'{"offset":%d,%s\n' % (offset, payload[1:])
+
+
+def decided_key(decision: str) -> str:
+    """Under this key a log holds at most one `decided` of an id."""
+    return f"{decision}/decided"
+
+
+def closed_key(decision: str) -> str:
+    """Under this key a log holds at most one of observed, expired, cancelled: whoever comes first closes the decision."""
+    return f"{decision}/closed"
+
+
+def added_key(arm: str) -> str:
+    """Under this key a log holds the arrival of an arm."""
+    return f"arm/{arm}"

@@ -1,0 +1,173 @@
+"""Which bandits exist: name -> Learner. Create, load, close; nothing about any one of them.
+
+start ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
+sweep ──> overdue decisions expire
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from uuid_utils.compat import uuid7
+
+from bandits.errors import BanditError
+from service import events
+from service.events import Created, UnreadableEvent
+from service.learner import Learner
+from service.schemas import completed
+from service.settings import Settings
+from service.storage.base import Log, LogMissing, Storage, StorageDamaged, StorageError
+
+logger = logging.getLogger("nextarm.hosting")
+
+LOADING_AT_ONCE = 4
+
+
+class BanditMissing(Exception):
+    """No bandit has this name (for this tenant)."""
+
+
+class BanditConflict(Exception):
+    """A bandit of this name exists with another configuration."""
+
+
+class BanditDamaged(Exception):
+    """The log of this bandit cannot be folded; it answers nothing until an operator has looked at it."""
+
+
+class Hosting:
+    """See the module."""
+
+    def __init__(
+        self, storage: Storage, settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.storage = storage
+        self.clock = clock
+        self._settings = settings
+        self._learners: dict[str, Learner] = {}
+        self._loading: dict[str, asyncio.Task[Learner]] = {}
+        self._damaged: dict[str, str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._few = asyncio.Semaphore(LOADING_AT_ONCE)
+
+    async def start(self) -> None:
+        """Open the storage and begin to load every bandit."""
+        await self.storage.start()
+        for log in await self.storage.logs():
+            task = asyncio.create_task(self._load(log))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is told by `get` and `state`
+            self._loading[log.name] = task
+        self._tasks.append(asyncio.create_task(self._sweep()))
+
+    async def close(self) -> None:
+        """Stop sweeping, leave snapshots behind, close the storage."""
+        for task in [*self._tasks, *self._loading.values()]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+        for learner in self._learners.values():
+            try:
+                await learner.close()
+            except StorageError as error:
+                logger.warning("no snapshot was left", extra={"bandit": learner.log.name, "reason": str(error)})
+        await self.storage.close()
+
+    # -- names -------------------------------------------------------------------------------------------------------------
+
+    async def create(self, created: Created) -> tuple[Learner, bool]:
+        """The learner of a new bandit and True; of an existing one with the same request and False; else `BanditConflict`."""
+        name = _path(created.tenant, created.bandit)
+        log, receipt = await self.storage.create(Log(str(uuid7()), name), events.encode(created))
+        if receipt.first is None:
+            learner = self._learner(log, created)
+            self._learners[name] = learner
+            return learner, True
+        learner = await self.get(created.tenant, created.bandit)
+        if completed(learner.created.request) != created.request:
+            raise BanditConflict(created.bandit)
+        return learner, False
+
+    async def get(self, tenant: str, bandit: str) -> Learner:
+        """The learner of a bandit; waits while it is being loaded."""
+        name = _path(tenant, bandit)
+        learner = self._learners.get(name)
+        if learner is None and name in self._loading:
+            learner = await asyncio.shield(self._loading[name])
+        if name in self._damaged:
+            raise BanditDamaged(self._damaged[name])
+        if learner is None:
+            raise BanditMissing(bandit)
+        if learner.damage:
+            raise BanditDamaged(learner.damage)
+        return learner
+
+    async def delete(self, tenant: str, bandit: str) -> None:
+        """Remove the bandit and its log, whatever is open; a damaged one can be deleted too."""
+        name = _path(tenant, bandit)
+        if name in self._loading:
+            with contextlib.suppress(StorageError):
+                await asyncio.shield(self._loading[name])
+        learner = self._learners.get(name)
+        logs = [learner.log] if learner else [log for log in await self.storage.logs() if log.name == name]
+        if not logs:
+            raise BanditMissing(bandit)
+        await self.storage.delete(logs[0])
+        self._learners.pop(name, None)
+        self._damaged.pop(name, None)
+
+    async def names(self, tenant: str) -> list[str]:
+        """The bandits of a tenant, in order."""
+        prefix = _path(tenant, "")
+        known = {*self._learners, *self._loading, *self._damaged}
+        return sorted(name[len(prefix) :] for name in known if name.startswith(prefix) and "/" not in name[len(prefix) :])
+
+    def state(self) -> dict[str, list[str]]:
+        """What is loading and what is damaged, for `readyz`."""
+        damaged = {**self._damaged, **{name: x.damage for name, x in self._learners.items() if x.damage}}
+        return {"loading": sorted(self._loading), "damaged": [f"{name}: {reason}" for name, reason in sorted(damaged.items())]}
+
+    # -- background --------------------------------------------------------------------------------------------------------
+
+    def _options(self) -> dict[str, Any]:
+        return {"clock": self.clock, "snapshot_every": self._settings.snapshot_every, "max_open": self._settings.max_open}
+
+    def _learner(self, log: Log, created: Created) -> Learner:
+        return Learner(self.storage, log, created, **self._options())
+
+    async def _load(self, log: Log) -> Learner:
+        try:
+            async with self._few:
+                learner = await Learner.load(self.storage, log, **self._options())
+        except (StorageDamaged, UnreadableEvent, BanditError) as error:
+            self._damaged[log.name] = str(error)
+            logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
+            raise StorageDamaged(f"bandit {log.name!r}", str(error)) from error
+        finally:
+            self._loading.pop(log.name, None)
+        self._learners[log.name] = learner
+        return learner
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_s)
+            for learner in list(self._learners.values()):
+                if learner.damage:
+                    continue
+                try:
+                    await learner.expire()
+                except LogMissing:
+                    continue  # deleted meanwhile
+                except StorageError as error:
+                    logger.error(
+                        "overdue decisions could not be closed", extra={"bandit": learner.log.name, "reason": str(error)}
+                    )
+
+
+def _path(tenant: str, bandit: str) -> str:
+    """The name of a log: tenants cannot see each other because they cannot name each other's logs."""
+    return f"{tenant}/{bandit}" if tenant else bandit

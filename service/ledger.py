@@ -1,0 +1,364 @@
+"""The ledger of a bandit: what the log says about arms, open decisions and episodes. Pure: events in, effects out, no I/O.
+
+    event ──> apply ──> Effect: what the policy's state must do about it (learn, anticipate, release, a new arm, nothing)
+    request ──> context ──> Context: what the policy is told when it must choose
+
+Only open decisions are kept; a closed one is found in the log by its key, so that the ledger does not grow with the rounds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits.types import REFERENCE, Context, Moments, Observation, Policy
+from service import events
+from service.events import (
+    AnyEvent,
+    ArmAdded,
+    ArmChanged,
+    ArmRetired,
+    Cancelled,
+    Created,
+    Decided,
+    Expired,
+    Observed,
+    ReferenceAdded,
+)
+
+RECENT = 1000
+"""Decisions over which an arm's share is reported."""
+KEPT_EPISODES = 10_000
+"""Episodes remembered; beyond it the least recently used one is forgotten."""
+
+
+class ArmRecord(msgspec.Struct):
+    """What the log says about an arm. pulls counts decisions for it, outcomes what was learnt, pending what is open."""
+
+    name: str
+    price: float
+    metadata: dict[str, Any]
+    active: bool = True
+    pulls: int = 0
+    outcomes: int = 0
+    pending: int = 0
+    reward_sum: float = 0.0
+    cost_sum: float = 0.0
+
+
+class OpenDecision(msgspec.Struct, frozen=True):
+    """A decision without an outcome yet."""
+
+    id: str
+    arm: int
+    features: bytes
+    propensity: float
+    price: float
+    episode: str
+    at: datetime
+    offset: int
+
+
+class Episode(msgspec.Struct):
+    """Decisions on one prompt. attempts: closed without success, per arm index; made: all decisions."""
+
+    attempts: dict[int, int] = {}
+    made: int = 0
+    finished: bool = False
+    features: bytes = b""
+
+
+class Snapshot(msgspec.Struct):
+    """The ledger as bytes."""
+
+    created: Created
+    arms: list[ArmRecord]
+    open: list[OpenDecision]
+    episodes: list[tuple[str, Episode]]
+    recent: list[int]
+    offset: int
+    decided: int
+    referenced: int
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Fold this observation."""
+
+    seen: Observation
+
+
+@dataclass(frozen=True)
+class Anticipate:
+    """A decision is pending for this arm."""
+
+    arm: int
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Release:
+    """A pending decision will not be learnt."""
+
+    arm: int
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class GrowArms:
+    """One more arm."""
+
+
+def moments_of(given: events.MomentsGiven) -> Moments:
+    """Reference moments as the policies take them."""
+    mean = np.frombuffer(given.mean, dtype="<f8").copy()
+    covariance = np.frombuffer(given.covariance, dtype="<f8").reshape(len(mean), len(mean)).copy()
+    return Moments(torch.from_numpy(mean), torch.from_numpy(covariance), given.count)
+
+
+Effect = Learn | Anticipate | Release | GrowArms
+
+
+class Inconsistent(Exception):
+    """An event that cannot follow the ones before it; a log that contains one is damaged."""
+
+
+class Ledger:
+    """See the module. `apply` is the only method that changes anything."""
+
+    def __init__(self, created: Created) -> None:
+        self.created = created
+        self.arms = [ArmRecord(arm.name, arm.price, arm.metadata) for arm in created.arms]
+        self.open: dict[str, OpenDecision] = {}
+        self.episodes: dict[str, Episode] = {}
+        self.recent: deque[int] = deque(maxlen=RECENT)
+        self.offset = 1
+        self.decided = 0  # decisions ever
+        self.referenced = 0  # reference samples ever
+        self._index = {arm.name: i for i, arm in enumerate(self.arms)}
+
+    # -- asking ------------------------------------------------------------------------------------------------------------
+
+    def index(self, name: str) -> int | None:
+        """The index of an arm, retired ones included."""
+        return self._index.get(name)
+
+    def overdue(self, now: datetime) -> list[OpenDecision]:
+        """Open decisions whose time is over, oldest first (the dictionary is in log order)."""
+        limit = now - timedelta(seconds=self.created.timeout_s)
+        due = []
+        for decision in self.open.values():
+            if decision.at > limit:
+                break
+            due.append(decision)
+        return due
+
+    def context(
+        self,
+        *,
+        features: Tensor,
+        allowed: Mapping[int, float | None],
+        reserved: Sequence[int],
+        episode: str,
+    ) -> Context:
+        """What the policy is told. allowed: arm index -> price for this decision alone (None = the arm's own; empty = every
+        active arm). reserved: decisions per arm that are on their way into the log.
+        """
+        tried = self.episodes[episode].attempts if episode in self.episodes else {}
+        prices = [arm.price for arm in self.arms]
+        for arm, price in allowed.items():
+            prices[arm] = prices[arm] if price is None else price
+        return Context(
+            features=features,
+            allowed=tuple(arm.active and (not allowed or i in allowed) for i, arm in enumerate(self.arms)),
+            pending=tuple(arm.pending + more for arm, more in zip(self.arms, reserved, strict=True)),
+            attempts=tuple(tried.get(i, 0) for i in range(len(self.arms))),
+            prices=tuple(prices),
+        )
+
+    # -- folding -----------------------------------------------------------------------------------------------------------
+
+    def apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
+        """Take in the entry at `offset` (the next one); what follows from it for the state."""
+        if offset != self.offset + 1:
+            raise Inconsistent(f"offset {offset} after {self.offset}")
+        effects = self._apply(offset, event, policy)
+        self.offset = offset
+        return effects
+
+    def _apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
+        match event:
+            case Decided():
+                return self._decided(offset, event, policy)
+            case Observed():
+                return self._observed(event, policy)
+            case Expired():
+                return self._expired(event)
+            case Cancelled():
+                return self._release(self._close(event.id))
+            case ArmAdded():
+                if event.name in self._index:
+                    raise Inconsistent(f"arm {event.name} was added before")
+                self._index[event.name] = len(self.arms)
+                self.arms.append(ArmRecord(event.name, event.price, event.metadata))
+                return [GrowArms()]
+            case ArmChanged():
+                arm = self._arm(event.arm)
+                arm.price, arm.metadata, arm.active = event.price, event.metadata, True
+            case ArmRetired():
+                self._arm(event.arm).active = False
+            case ReferenceAdded():
+                return self._referenced(event)
+            case Created():
+                raise Inconsistent("a log is created once")
+        return []
+
+    def _decided(self, offset: int, event: Decided, policy: Policy) -> list[Effect]:
+        if event.id in self.open:
+            raise Inconsistent(f"decision {event.id} was made before")
+        self.decided += 1
+        if policy.episodic or event.episode != event.id:  # else nobody can come back to this episode
+            episode = self._episode(event.episode)
+            episode.made += 1
+            episode.features = event.features
+            episode.finished = event.arm < 0
+        if event.arm < 0:
+            return []
+        arm = self._arm(event.arm)
+        arm.pulls += 1
+        arm.pending += 1
+        self.recent.append(event.arm)
+        self.open[event.id] = OpenDecision(
+            event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
+        )
+        return [Anticipate(event.arm, events.vector_tensor(event.features))]
+
+    def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
+        decision = self._close(event.id)
+        reward = 0.0 if event.reward is None else event.reward
+        overridden = event.arm != decision.arm
+        effects = self._release(decision) if overridden else []
+        if overridden:  # the pull was another arm's
+            self.arms[decision.arm].pulls -= 1
+            self._arm(event.arm).pulls += 1
+        learn = self._learn(
+            decision,
+            event.arm,
+            reward=reward,
+            cost=event.cost,
+            output=event.output,
+            reference=event.reference,
+            anticipated=not overridden,
+        )
+        effects.append(learn)
+        self._advance(decision.episode, event.arm, success=policy.succeeded(reward))
+        return effects
+
+    def _expired(self, event: Expired) -> list[Effect]:
+        decision = self._close(event.id)
+        if event.reward is None:
+            return self._release(decision)
+        self._advance(decision.episode, decision.arm, success=False)
+        return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, anticipated=True)]
+
+    def _learn(
+        self,
+        decision: OpenDecision,
+        index: int,
+        *,
+        reward: float,
+        cost: float,
+        output: events.Matrix = events.EMPTY,
+        reference: events.Matrix = events.EMPTY,
+        anticipated: bool,
+    ) -> Learn:
+        arm = self._arm(index)
+        arm.outcomes += 1
+        arm.reward_sum += reward
+        arm.cost_sum += cost
+        return Learn(
+            Observation(
+                arm=index,
+                features=events.vector_tensor(decision.features),
+                reward=reward,
+                cost=cost,
+                output=output.tensor(),
+                reference=reference.tensor(),
+                anticipated=anticipated,
+            )
+        )
+
+    def _referenced(self, event: ReferenceAdded) -> list[Effect]:
+        moments = None if event.moments is None else moments_of(event.moments)
+        self.referenced += event.outputs.rows if moments is None else moments.count
+        seen = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
+        return [Learn(seen)]
+
+    def _close(self, decision_id: str) -> OpenDecision:
+        decision = self.open.pop(decision_id, None)
+        if decision is None:
+            raise Inconsistent(f"decision {decision_id} is not open")
+        self.arms[decision.arm].pending -= 1
+        return decision
+
+    def _release(self, decision: OpenDecision) -> list[Effect]:
+        return [Release(decision.arm, events.vector_tensor(decision.features))]
+
+    def _arm(self, index: int) -> ArmRecord:
+        if not 0 <= index < len(self.arms):
+            raise Inconsistent(f"there is no arm {index}")
+        return self.arms[index]
+
+    def _episode(self, episode_id: str) -> Episode:
+        episode = self.episodes.pop(episode_id, None) or Episode({})
+        self.episodes[episode_id] = episode  # now the most recently used one
+        while len(self.episodes) > KEPT_EPISODES:
+            del self.episodes[next(iter(self.episodes))]
+        return episode
+
+    def _advance(self, episode_id: str, arm: int, *, success: bool) -> None:
+        if episode_id not in self.episodes:
+            return
+        episode = self.episodes[episode_id]
+        if success:
+            episode.finished = True
+        else:
+            episode.attempts[arm] = episode.attempts.get(arm, 0) + 1
+
+    # -- bytes -------------------------------------------------------------------------------------------------------------
+
+    def pack(self) -> bytes:
+        """Everything, as JSON."""
+        return msgspec.json.encode(
+            Snapshot(
+                self.created,
+                self.arms,
+                list(self.open.values()),
+                list(self.episodes.items()),
+                list(self.recent),
+                self.offset,
+                self.decided,
+                self.referenced,
+            )
+        )
+
+    @staticmethod
+    def unpack(data: bytes) -> Ledger:
+        """What `pack` wrote; raises `msgspec.DecodeError` or `msgspec.ValidationError` for anything else."""
+        kept = msgspec.json.decode(data, type=Snapshot)
+        ledger = Ledger(kept.created)
+        ledger.arms = kept.arms
+        ledger.open = {decision.id: decision for decision in kept.open}
+        ledger.episodes = dict(kept.episodes)
+        ledger.recent.extend(kept.recent)
+        ledger.offset, ledger.decided, ledger.referenced = kept.offset, kept.decided, kept.referenced
+        ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
+        return ledger

@@ -1,0 +1,112 @@
+"""What the command line does with a store without a server: digest, export, back up. A running server is not disturbed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from service import events
+from service.learner import Learner
+from service.settings import Settings
+from service.storage.base import Log, Storage, StorageUnavailable
+from service.storage.sqlite import SqliteStorage
+
+PAGE = 500
+
+
+class Digest(NamedTuple):
+    """The folded state of one bandit, replayed from its first event."""
+
+    bandit: str
+    offset: int
+    sha256: str
+    snapshot_agrees: bool
+
+
+@asynccontextmanager
+async def reading(settings: Settings) -> AsyncIterator[Storage]:
+    """The store, opened for reading only; another process may be serving it."""
+    path = settings.sqlite_path()
+    if not path.is_file():
+        raise StorageUnavailable(f"{path}: there is no such store")
+    storage = SqliteStorage(path, read_only=True)
+    await storage.start()
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+async def _chosen(storage: Storage, bandit: str | None) -> list[Log]:
+    logs = await storage.logs()
+    chosen = [log for log in logs if bandit is None or log.name == bandit]
+    if bandit is not None and not chosen:
+        raise StorageUnavailable(f"there is no bandit {bandit!r}; the store has {', '.join(log.name for log in logs) or 'none'}")
+    return chosen
+
+
+def _shown(progress: Progress, task: TaskID) -> Callable[[int], None]:
+    def show(offset: int) -> None:
+        progress.update(task, completed=offset)
+
+    return show
+
+
+async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> list[Digest]:
+    """Replay from zero, and from the newest snapshot; both must agree."""
+    torch.set_num_threads(1)  # as in the server: the same sums in the same order
+    found = []
+    async with reading(settings) as storage:
+        for log in await _chosen(storage, bandit):
+            with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+                task = progress.add_task(f"replaying {log.name}", total=None)
+                replayed = await Learner.load(storage, log, use_snapshots=False, each=_shown(progress, task))
+            resumed = await Learner.load(storage, log)
+            offset, sha256 = replayed.digest()
+            await resumed.catch_up(offset)
+            agrees = resumed.offset != offset or resumed.digest()[1] == sha256
+            found.append(Digest(log.name, offset, sha256, agrees))
+    return found
+
+
+async def export(settings: Settings, bandit: str, out: BinaryIO, *, quiet: bool) -> int:
+    """Write every event as a line of JSON with its offset; how many were written."""
+    async with reading(settings) as storage:
+        (log,) = await _chosen(storage, bandit)
+        with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+            task = progress.add_task(f"exporting {bandit}", total=None)
+            offset = 0
+            while entries := await storage.read(log, after=offset, limit=PAGE):
+                for entry in entries:
+                    out.write(events.line(entry.offset, entry.payload))
+                offset = entries[-1].offset
+                progress.update(task, completed=offset)
+                await asyncio.sleep(0)
+    return offset
+
+
+def backup(settings: Settings, destination: Path) -> None:
+    """A consistent copy, checked, under its final name only when it is complete."""
+    source = settings.sqlite_path()
+    if not source.is_file():
+        raise StorageUnavailable(f"{source}: there is no such store")
+    partial = destination.with_name(destination.name + ".partial")
+    try:
+        with sqlite3.connect(f"file:{source}?mode=ro", uri=True) as reading_from, sqlite3.connect(partial) as writing_to:
+            reading_from.backup(writing_to)
+            found = writing_to.execute("PRAGMA quick_check(1)").fetchone()[0]
+        reading_from.close()
+        writing_to.close()
+        if found != "ok":
+            raise StorageUnavailable(f"{partial}: {found}")
+        partial.replace(destination)
+    except (sqlite3.Error, OSError) as error:
+        raise StorageUnavailable(f"{destination}: {error}") from error

@@ -1,0 +1,116 @@
+"""How bandits, decisions and receipts look in JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from fastapi import Response
+
+from service.events import Cancelled, Decided, Expired, Observed
+from service.learner import Kept, Learner
+
+
+def answer(content: Any, *, status: int = 200) -> Response:
+    """A JSON response; NaN has become null long before."""
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def time_text(at: datetime) -> str:
+    """RFC 3339, UTC."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def decision_json(learner: Learner, decided: Decided, *, offset: int, dry_run: bool = False) -> dict[str, Any]:
+    """A decision as the contract says."""
+    names = [arm.name for arm in learner.ledger.arms]
+    stop = decided.arm < 0
+    allowed = set(decided.allowed)
+    return {
+        "id": None if dry_run else decided.id,
+        "bandit": learner.created.bandit,
+        "episode": None if dry_run else decided.episode,
+        "attempt": decided.attempt,
+        "arm": None if stop else names[decided.arm],
+        "stop": stop,
+        "propensity": decided.propensity,
+        "weights": {names[i]: weight for i, weight in enumerate(decided.weights)},
+        "scores": {
+            names[i]: {score: values[i] for score, values in decided.scores.items()}
+            for i in range(len(decided.weights))
+            if i in allowed
+        },
+        "offset": offset,
+    }
+
+
+def closed_json(closing: Kept | None, *, stop: bool) -> dict[str, Any]:
+    """What became of a decision. A stop has no outcome to wait for: it counts as observed."""
+    event = None if closing is None else closing.event
+    state = "observed" if stop else "open"
+    reward = cost = None
+    match event:
+        case Observed():
+            state, reward, cost = "observed", event.reward, event.cost
+        case Expired():
+            state, reward = "expired", event.reward
+        case Cancelled():
+            state = "cancelled"
+    return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at)}
+
+
+def receipt_json(kept: Kept, *, following: dict[str, Any] | None) -> dict[str, Any]:
+    """The receipt of an outcome."""
+    event: Observed = kept.event
+    return {
+        "decision": event.id,
+        "reward": event.reward,
+        "offset": kept.offset,
+        "duplicate": kept.repeated,
+        "next": following,
+    }
+
+
+def arm_json(learner: Learner, index: int) -> dict[str, Any]:
+    """What is known of an arm."""
+    arm = learner.ledger.arms[index]
+    recent = learner.ledger.recent
+    return {
+        "name": arm.name,
+        "price": arm.price,
+        "metadata": arm.metadata,
+        "active": arm.active,
+        "pulls": arm.pulls,
+        "outcomes": arm.outcomes,
+        "pending": arm.pending,
+        "mean_reward": arm.reward_sum / arm.outcomes if arm.outcomes else None,
+        "total_cost": arm.cost_sum,
+        "share": recent.count(index) / len(recent) if recent else 0.0,
+    }
+
+
+def bandit_json(learner: Learner) -> dict[str, Any]:
+    """Configuration and what was learnt."""
+    created = learner.created
+    report = learner.policy.report(learner.state)
+    per_arm = report.pop("arms")
+    return {
+        "name": created.bandit,
+        "created_at": time_text(created.at),
+        "policy": {"kind": created.policy, **created.hyperparameters},
+        "arms": [{**arm_json(learner, i), **per_arm[i]} for i in range(len(learner.ledger.arms))],
+        "prompt": {"embedder": created.prompt_embedder, "dim": created.dim, "version": created.prompt_version}
+        if created.prompt_embedder
+        else None,
+        "output": {"embedder": created.output_embedder, "dim": created.output_dim, "version": created.output_version}
+        if created.output_embedder
+        else None,
+        "reward": {"source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
+        "seed": created.seed,
+        "offset": learner.offset,
+        "decisions": learner.ledger.decided,
+        "open": len(learner.ledger.open),
+        "references": learner.ledger.referenced,
+        "report": report,
+    }

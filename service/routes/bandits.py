@@ -1,0 +1,151 @@
+"""Bandits and their arms: create, look, change, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Response
+from uuid_utils.compat import uuid7
+
+from bandits.hyperparameters import declared
+from bandits.registry import POLICIES
+from service import events
+from service.creation import created_event
+from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Shared
+from service.errors import Problem, invalid
+from service.events import ArmAdded, ArmChanged, ArmRetired
+from service.routes import problems
+from service.routes.answers import answer, arm_json, bandit_json
+from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, ArmSpec, BanditBody
+from service.transport import StrictRoute
+
+router = APIRouter(tags=["bandits"], route_class=StrictRoute)
+
+
+@router.get("/v1/policies", summary="Every policy, with the JSON schema of its hyperparameters", responses=problems())
+async def list_policies(caller: Reader) -> Response:
+    """kind, what it is for, what an outcome must carry, and its hyperparameters with defaults, ranges and meaning."""
+    return answer({"policies": [_policy_json(kind) for kind in POLICIES]})
+
+
+def _policy_json(kind: str) -> dict[str, Any]:
+    policy = POLICIES[kind]
+    needs = policy.needs
+    return {
+        "kind": kind,
+        "summary": policy.summary,
+        "needs": sorted(needs),
+        "contextual": "features" in needs,
+        "episodic": policy.episodic,
+        "hyperparameters": [item.name for item in declared(policy)],
+        "schema": POLICY_MODELS[kind].model_json_schema(),
+    }
+
+
+@router.put(
+    "/v1/bandits/{name}",
+    summary="Create a bandit",
+    status_code=201,
+    responses={200: {"description": "It exists, with the same configuration."}, **problems("bandit_exists")},
+)
+async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, services: Shared) -> Response:
+    """201 creates; the same body again is a 200; another body a 409."""
+    created = await asyncio.to_thread(
+        created_event,
+        name,
+        caller.tenant,
+        body,
+        default_timeout_s=services.settings.default_timeout_s,
+        clock=services.hosting.clock,
+    )
+    learner, is_new = await services.hosting.create(created)
+    return answer(bandit_json(learner), status=201 if is_new else 200)
+
+
+@router.get("/v1/bandits", summary="List the bandits", responses=problems())
+async def list_bandits(
+    caller: Reader,
+    services: Shared,
+    after: Annotated[str, Query(max_length=63, description="Continue behind this name.")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """Names in order, a page at a time; `next` is the `after` of the next page, null on the last."""
+    names = [name for name in await services.hosting.names(caller.tenant) if name > after]
+    page = names[:limit]
+    return answer({"bandits": [{"name": name} for name in page], "next": page[-1] if len(names) > limit else None})
+
+
+@router.get("/v1/bandits/{name}", summary="Configuration and what was learnt", responses=problems("bandit_not_found"))
+async def show_bandit(learner: ReadLearner) -> Response:
+    """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
+    return answer(bandit_json(learner))
+
+
+@router.delete(
+    "/v1/bandits/{name}",
+    summary="Delete a bandit with its log",
+    status_code=204,
+    response_class=Response,
+    responses=problems("bandit_not_found"),
+)
+async def delete_bandit(name: BanditName, caller: Admin, services: Shared) -> Response:
+    """Open decisions go too: their outcomes will be answered with 404."""
+    await services.hosting.delete(caller.tenant, name)
+    return Response(status_code=204)
+
+
+@router.put(
+    "/v1/bandits/{name}/arms/{arm}",
+    summary="Add an arm, bring one back, or change price and metadata",
+    responses={201: {"description": "A new arm."}, **problems("bandit_not_found")},
+)
+async def put_arm(
+    learner: ManagedLearner, arm: ArmPath, services: Shared, body: Annotated[ArmBody | None, Body()] = None
+) -> Response:
+    """What the body leaves out stays as it is. A new arm is tried first; one that comes back keeps what was learnt of it."""
+    spec = ArmSpec(name=arm, **(body or ArmBody()).model_dump(exclude_unset=True)) if _valid(arm) else None
+    assert spec is not None
+    now = services.hosting.clock()
+    index = learner.ledger.index(arm)
+    if index is None:
+        if len(learner.ledger.arms) >= MAX_ARMS:
+            raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
+        event = ArmAdded(at=now, name=arm, price=spec.price, metadata=spec.metadata)
+        receipt = await learner.record(event, key=events.added_key(arm))
+        index = learner.ledger.index(arm)
+        assert index is not None
+        if receipt.first is None:
+            return answer({**arm_json(learner, index), "offset": receipt.offset}, status=201)
+    record = learner.ledger.arms[index]
+    price = spec.price if "price" in spec.model_fields_set else record.price
+    metadata = spec.metadata if "metadata" in spec.model_fields_set else record.metadata
+    if (price, metadata, True) != (record.price, record.metadata, record.active):
+        changed = ArmChanged(at=now, arm=index, price=price, metadata=metadata)
+        await learner.record(changed, key=f"arm/{arm}/{uuid7()}")
+    return answer({**arm_json(learner, index), "offset": learner.offset})
+
+
+def _valid(arm: str) -> bool:
+    try:
+        ArmSpec(name=arm)
+    except ValueError as error:
+        raise invalid("arm", "a name has 1 to 128 characters, no slash and no control character") from error
+    return True
+
+
+@router.delete(
+    "/v1/bandits/{name}/arms/{arm}",
+    summary="Retire an arm",
+    status_code=204,
+    response_class=Response,
+    responses=problems("bandit_not_found", "arm_not_found"),
+)
+async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) -> Response:
+    """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt."""
+    index = learner.ledger.index(arm)
+    if index is None:
+        raise Problem("arm_not_found", "there is no arm of this name")
+    if learner.ledger.arms[index].active:
+        await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}")
+    return Response(status_code=204)

@@ -1,0 +1,89 @@
+"""Decisions: the next model to query."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import ValidationError
+
+from service.deciding import decide
+from service.dependencies import DecisionId, ReadLearner, RoutedLearner, Services, Shared
+from service.errors import problem_of, validation_problem
+from service.learner import Learner
+from service.routes import problems
+from service.routes.answers import answer, closed_json, decision_json, time_text
+from service.schemas import DecisionAnswer, DecisionBatch, DecisionBody, DecisionState
+from service.transport import StrictRoute
+
+router = APIRouter(tags=["decisions"], route_class=StrictRoute)
+
+
+@router.post(
+    "/v1/bandits/{name}/decisions",
+    summary="Ask for the next model to query",
+    status_code=201,
+    responses={
+        201: {"model": DecisionAnswer, "description": "Decided and logged."},
+        200: {"model": DecisionAnswer, "description": "A repeated request, or a dry run."},
+        **problems(
+            "bandit_not_found", "arm_not_found", "decision_conflict", "reference_missing", "episode_finished", "overloaded"
+        ),
+    },
+)
+async def make_decision(learner: RoutedLearner, body: DecisionBody, services: Shared) -> Response:
+    """The decision is in the log before the answer leaves. Post its outcome under the `id`."""
+    content, status = await decide(services, learner, body)
+    return answer(content, status=status)
+
+
+@router.post(
+    "/v1/bandits/{name}/decisions/batch",
+    summary="Up to 1,024 decisions in one request",
+    responses=problems("bandit_not_found"),
+)
+async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: Shared) -> Response:
+    """`{"decisions": [decision or problem, ...]}` in order. One bad item is its own problem and harms no other."""
+    return answer({"decisions": await asyncio.gather(*(_one(services, learner, item) for item in body.decisions))})
+
+
+async def _one(services: Services, learner: Learner, item: Any) -> dict[str, Any]:
+    try:
+        body = DecisionBody.model_validate(item)
+        return (await decide(services, learner, body))[0]
+    except ValidationError as error:
+        return validation_problem(error).document()
+    except Exception as error:
+        return problem_of(error).document()
+
+
+@router.get(
+    "/v1/bandits/{name}/decisions/{decision}",
+    summary="A decision and what became of it",
+    response_model=DecisionState,
+    responses=problems("bandit_not_found", "decision_not_found"),
+)
+async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
+    """`state` is open, observed, expired or cancelled."""
+    decided, closing = await learner.look_up(decision)
+    return answer(
+        {
+            **decision_json(learner, decided.event, offset=decided.offset),
+            **closed_json(closing, stop=decided.event.arm < 0),
+            "decided_at": time_text(decided.event.at),
+        }
+    )
+
+
+@router.delete(
+    "/v1/bandits/{name}/decisions/{decision}",
+    summary="Cancel an open decision",
+    status_code=204,
+    response_class=Response,
+    responses=problems("bandit_not_found", "decision_not_found", "outcome_conflict", "decision_expired"),
+)
+async def cancel_decision(learner: RoutedLearner, decision: DecisionId) -> Response:
+    """Nothing is learnt from it. Cancelling twice is cancelling once; a decision with an outcome cannot be cancelled."""
+    await learner.cancel(decision)
+    return Response(status_code=204)

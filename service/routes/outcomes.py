@@ -1,0 +1,57 @@
+"""Outcomes: what came of a decision."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import ValidationError
+
+from service.deciding import observe
+from service.dependencies import DecisionId, RoutedLearner, Services, Shared
+from service.errors import problem_of, validation_problem
+from service.learner import Learner
+from service.routes import problems
+from service.routes.answers import answer
+from service.schemas import OutcomeAnswer, OutcomeBatch, OutcomeBody, OutcomeItem
+from service.transport import StrictRoute
+
+router = APIRouter(tags=["outcomes"], route_class=StrictRoute)
+
+
+@router.put(
+    "/v1/bandits/{name}/decisions/{decision}/outcome",
+    summary="Post what came of a decision",
+    response_model=OutcomeAnswer,
+    responses=problems(
+        "bandit_not_found",
+        "arm_not_found",
+        "decision_not_found",
+        "outcome_conflict",
+        "decision_expired",
+        "decision_cancelled",
+        "overloaded",
+    ),
+)
+async def put_outcome(learner: RoutedLearner, decision: DecisionId, body: OutcomeBody, services: Shared) -> Response:
+    """Learnt exactly once: the same body again gets the first receipt with `duplicate: true`, another body a 409."""
+    return answer(await observe(services, learner, decision, body))
+
+
+@router.post(
+    "/v1/bandits/{name}/outcomes/batch", summary="Up to 1,024 outcomes in one request", responses=problems("bandit_not_found")
+)
+async def post_outcomes(learner: RoutedLearner, body: OutcomeBatch, services: Shared) -> Response:
+    """`{"outcomes": [receipt or problem, ...]}` in order. One bad item is its own problem and harms no other."""
+    return answer({"outcomes": await asyncio.gather(*(_one(services, learner, item) for item in body.outcomes))})
+
+
+async def _one(services: Services, learner: Learner, item: Any) -> dict[str, Any]:
+    try:
+        body = OutcomeItem.model_validate(item)
+        return await observe(services, learner, body.decision, body)
+    except ValidationError as error:
+        return validation_problem(error).document()
+    except Exception as error:
+        return problem_of(error).document()

@@ -1,0 +1,58 @@
+"""The log and its digest: what was learnt, for replicas, audits and off-policy evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+
+from service import events
+from service.dependencies import ReadLearner
+from service.learner import Learner
+from service.routes import problems
+from service.routes.answers import answer
+from service.schemas import DigestAnswer
+from service.transport import StrictRoute
+
+router = APIRouter(tags=["log"], route_class=StrictRoute)
+
+PAGE = 500
+
+
+@router.get(
+    "/v1/bandits/{name}/log",
+    summary="The events, one JSON object per line",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-ndjson": {}}}, **problems("bandit_not_found")},
+)
+async def stream_log(
+    learner: ReadLearner,
+    after: Annotated[int, Query(ge=0, description="Events with a greater offset.")] = 0,
+    limit: Annotated[int | None, Query(ge=1, description="At most so many; null = to the end as it is now.")] = None,
+) -> Response:
+    """Vectors are base64 of little-endian float32. Prompts are not in the log."""
+    last = learner.offset if limit is None else min(learner.offset, after + limit)
+    first = await learner.entries(after=after, limit=min(PAGE, max(last - after, 0)))  # fail before the answer has begun
+    return StreamingResponse(_lines(learner, first, after=after, last=last), media_type="application/x-ndjson")
+
+
+async def _lines(learner: Learner, entries: list[tuple[int, bytes]], *, after: int, last: int) -> AsyncIterator[bytes]:
+    while entries:
+        yield b"".join(events.line(offset, payload) for offset, payload in entries)
+        after = entries[-1][0]
+        entries = await learner.entries(after=after, limit=min(PAGE, last - after))
+
+
+@router.get(
+    "/v1/bandits/{name}/digest",
+    summary="sha256 of the folded state",
+    response_model=DigestAnswer,
+    responses=problems("bandit_not_found"),
+)
+async def show_digest(learner: ReadLearner) -> Response:
+    """Equal on every replica at the same offset, after a restart, and after a replay from the first event."""
+    offset, sha256 = await asyncio.to_thread(learner.digest)
+    return answer({"offset": offset, "sha256": sha256})

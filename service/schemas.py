@@ -1,0 +1,473 @@
+"""Bodies of the HTTP contract, validated. Unknown fields are refused, numbers are finite, vectors become float32 at the door.
+
+The policy part is made from the registry: a new policy appears in the schema, the validation and the docs by itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+import math
+import operator
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+
+from bandits.hyperparameters import Declared, declared
+from bandits.registry import POLICIES
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+ARM_NAME = r"^[^\x00-\x1f/]{1,128}$"
+ID = r"^[A-Za-z0-9_-]{1,64}$"
+MAX_DIM = 65_536
+MAX_ARMS = 1_000
+MAX_SAMPLES = 256
+MAX_BATCH = 1_024
+MAX_METADATA_BYTES = 4_096
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+class Body(BaseModel):
+    """Strict about names, tolerant about nothing."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="null")
+
+
+# -- vectors -------------------------------------------------------------------------------------------------------------------
+
+
+def to_vector(value: object) -> np.ndarray:
+    """(d,) float32 from a JSON list of numbers, or from base64 of little-endian float32."""
+    if isinstance(value, str):
+        try:
+            raw = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError("is not base64") from error
+        if len(raw) % 4:
+            raise ValueError("base64 must hold little-endian float32: a multiple of 4 bytes")
+        array = np.frombuffer(raw, dtype="<f4")
+    elif isinstance(value, list):
+        if not {float, int}.issuperset(map(type, value)):
+            raise ValueError("must hold numbers only")
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(value, dtype=np.float64).astype(np.float32)
+        except OverflowError as error:
+            raise ValueError("holds a number that does not fit float32") from error
+    else:
+        raise ValueError("must be a list of numbers, or base64 of little-endian float32")
+    if not 1 <= len(array) <= MAX_DIM:
+        raise ValueError(f"must have 1 to {MAX_DIM} numbers")
+    if not np.isfinite(array).all():
+        raise ValueError("must be finite, and fit float32")
+    return array
+
+
+Vector = Annotated[
+    np.ndarray,
+    BeforeValidator(to_vector),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MAX_DIM},
+                {"type": "string", "contentEncoding": "base64"},
+            ],
+            "description": "Numbers, or base64 of little-endian float32 (much faster).",
+            "examples": [[0.1, -0.2, 0.3]],
+        }
+    ),
+]
+
+
+class Content(Body):
+    """A prompt or an output: exactly one of its fields. A plain string stands for `text`."""
+
+    text: str | None = Field(None, description="Text to embed.", examples=["Translate this to French: good morning"])
+    vector: Vector | None = Field(None, description="The client's own embedding.")
+    image: str | None = Field(None, description="Base64 of a PNG, JPEG or WebP file.")
+    probabilities: Vector | None = Field(None, description="Class probabilities, for policies that learn from them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"text": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("text", "vector", "image", "probabilities") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of text, vector, image, probabilities; got {', '.join(given) or 'none'}")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("text is empty")
+        return self
+
+    def canonical(self) -> list[Any]:
+        """What tells two contents apart, for comparing a repeated request with the first."""
+        given = self.vector if self.vector is not None else self.probabilities
+        return [self.text, self.image, None if given is None else given.tobytes()]
+
+
+class Prompt(Content):
+    """A string, `{"text"}`, `{"vector"}` or `{"image"}`."""
+
+    probabilities: None = Field(None, exclude=True, description="Not for prompts.")
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+Outputs = Annotated[list[Content], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_SAMPLES)]
+
+
+# -- bandits -------------------------------------------------------------------------------------------------------------------
+
+
+def _finite_json(value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("holds a number that is not finite")
+    if isinstance(value, dict):
+        for item in value.values():
+            _finite_json(item)
+    elif isinstance(value, list):
+        for item in value:
+            _finite_json(item)
+
+
+def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    _finite_json(value)
+    if len(json.dumps(value).encode()) > MAX_METADATA_BYTES:
+        raise ValueError(f"is larger than {MAX_METADATA_BYTES} bytes")
+    return value
+
+
+ArmName = Annotated[str, StringConstraints(pattern=ARM_NAME)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
+Price = Annotated[FiniteFloat, Field(ge=0, le=1e12, description="Per call, in USD or any one unit.", examples=[0.0002])]
+
+
+class ArmBody(Body):
+    """What can be said about an arm whose name is known."""
+
+    price: Price = 0.0
+    metadata: Metadata = Field(default_factory=dict, description="Free JSON object of up to 4 KiB, stored and returned.")
+
+
+class ArmSpec(ArmBody):
+    """An arm: a generative model that can be queried."""
+
+    name: ArmName = Field(description="Up to 128 characters, no slash.", examples=["small"])
+
+
+class EmbedderSpec(Body):
+    """How prompts or outputs become vectors."""
+
+    embedder: str = Field("vector", description="`vector` (the client embeds), or a registered embedder.", examples=["vector"])
+    dim: int | None = Field(None, ge=1, le=MAX_DIM, description="Length of the vector; needed with `vector`.", examples=[384])
+
+
+class RewardSpec(Body):
+    """Where rewards come from, and what happens when none comes."""
+
+    source: Literal["client"] = Field("client", description="`client`: posted with the outcome.")
+    default: FiniteFloat | None = Field(
+        None, description="Reward that is learnt when no outcome came in `timeout_s`; null = the decision just expires."
+    )
+    timeout_s: Annotated[FiniteFloat, Field(gt=0, le=1e9)] | None = Field(
+        None, description="Seconds after which an open decision expires; null = the server's default."
+    )
+
+    @model_validator(mode="after")
+    def _default_needs_timeout(self) -> Self:
+        if self.default is not None and self.timeout_s is None:
+            raise ValueError("default needs timeout_s: after how many seconds is an outcome taken as missing?")
+        return self
+
+
+def _hyperparameter_field(item: Declared) -> Any:
+    facts = item.facts
+    about = facts.doc + (f" Unit: {facts.unit}." if facts.unit else "") + (f" Source: {facts.source}." if facts.source else "")
+    numeric = item.type in (int, float) or item.type in (int | None, float | None)
+    bounds: dict[str, Any] = {"ge": facts.at_least, "gt": facts.above, "le": facts.at_most} if numeric else {}
+    kind = item.type
+    if kind is float:
+        kind = FiniteFloat
+    elif kind == float | None:
+        kind = FiniteFloat | None
+    return (kind, Field(item.default, description=about, **{name: bound for name, bound in bounds.items() if bound is not None}))
+
+
+class PolicySpec(Body):
+    """Base of the generated policy bodies."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    kind: str
+
+
+def _policy_model(kind: str) -> type[PolicySpec]:
+    policy = POLICIES[kind]
+    fields = {item.name: _hyperparameter_field(item) for item in declared(policy)}
+    title = "".join(part.capitalize() for part in kind.split("-")) + "Policy"
+    made: type[PolicySpec] = create_model(
+        title,
+        __base__=PolicySpec,
+        __doc__=policy.summary,
+        **{"kind": (Literal[kind], Field(description=policy.summary)), **fields},
+    )
+    return made
+
+
+POLICY_MODELS: dict[str, type[PolicySpec]] = {kind: _policy_model(kind) for kind in POLICIES}
+
+
+if TYPE_CHECKING:
+    AnyPolicy = PolicySpec
+else:
+    AnyPolicy = Annotated[functools.reduce(operator.or_, POLICY_MODELS.values()), Field(discriminator="kind")]
+
+
+class BanditBody(Body):
+    """The configuration of a bandit."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "policy": {"kind": "pak-ucb", "random_features": 128, "exploration": 1.0},
+                    "arms": [{"name": "small", "price": 0.0002}, {"name": "large", "price": 0.01}],
+                    "prompt": {"embedder": "vector", "dim": 3},
+                    "seed": 7,
+                }
+            ]
+        }
+    )
+
+    policy: AnyPolicy = Field(description="`kind` and its hyperparameters; `GET /v1/policies` describes them.")
+    arms: list[ArmSpec] = Field(max_length=MAX_ARMS, description="The models to choose from; more can come and go later.")
+    prompt: EmbedderSpec | None = Field(
+        None, description="How prompts are embedded; not needed by policies that ignore the prompt."
+    )
+    output: EmbedderSpec | None = Field(None, description="How outputs are embedded; only for policies that learn from outputs.")
+    reward: RewardSpec = Field(default_factory=RewardSpec, description="Where rewards come from.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Of random frequencies and draws; omitted: the server picks one.")
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError("two arms have the same name")
+        return self
+
+    def request(self) -> dict[str, Any]:
+        """The request with every default filled in: equal for bodies that mean the same."""
+        return self.model_dump(mode="json")
+
+
+def completed(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it was stored, with the defaults of fields that came to be after it."""
+    return BanditBody.model_validate(request).request()
+
+
+# -- decisions and outcomes ------------------------------------------------------------------------------------------------------
+
+
+class ArmChoice(Body):
+    """An arm that this decision may choose, with a price that holds for it alone."""
+
+    name: str
+    price: Price | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+Id = Annotated[str, StringConstraints(pattern=ID)]
+
+
+class DecisionBody(Body):
+    """Ask for the next model to query."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": {"vector": [0.1, -0.2, 0.3]}}]})
+
+    prompt: Prompt | None = Field(None, description="A string, or an object with text, vector or image.")
+    arms: list[ArmChoice] | None = Field(
+        None, min_length=1, max_length=MAX_ARMS, description="Restrict this decision to these arms; null = every active one."
+    )
+    episode: Id | None = Field(None, description="Continue this episode; null = a new one.")
+    id: Id | None = Field(
+        None, description="Your own id, for idempotent retries: the same id and body again is the same decision."
+    )
+    dry_run: bool = Field(False, description="Answer without logging: nothing is ever learnt from it.")
+
+    def canonical(self) -> list[Any]:
+        """What tells two requests apart."""
+        arms = None if self.arms is None else [[arm.name, arm.price] for arm in self.arms]
+        return [None if self.prompt is None else self.prompt.canonical(), arms, self.episode]
+
+
+class DecisionBatch(Body):
+    """Up to 1,024 decisions in one request."""
+
+    decisions: list[Any] = Field(
+        min_length=1,
+        max_length=MAX_BATCH,
+        description="Bodies of single decisions.",
+        json_schema_extra={"items": {"$ref": "#/components/schemas/DecisionBody"}},
+    )
+
+
+class OutcomeBody(Body):
+    """What came of a decision."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reward": 0.83, "cost": 0.0007}]})
+
+    reward: FiniteFloat | None = Field(None, description="How good the answer was; higher is better.")
+    cost: Annotated[FiniteFloat, Field(ge=0, le=1e12)] | None = Field(
+        None, description="What the call really cost; null = the arm's price."
+    )
+    output: Outputs | None = Field(None, description="What the model returned: one output or up to 256 samples.")
+    reference: Content | None = Field(None, description="The real output for this prompt, for objectives that compare with it.")
+    arm: str | None = Field(None, description="The arm that was really called, where you overrode the suggestion.")
+    next: bool = Field(False, description="Also answer the next decision: the next attempt of the episode, or the next arm.")
+
+    def canonical(self) -> list[Any]:
+        """What tells two outcomes apart; `next` asks for more and is not part of it."""
+        outputs = None if self.output is None else [output.canonical() for output in self.output]
+        return [self.reward, self.cost, outputs, None if self.reference is None else self.reference.canonical(), self.arm]
+
+
+class OutcomeItem(OutcomeBody):
+    """An outcome in a batch."""
+
+    decision: Id = Field(description="The id of the decision.")
+
+
+class OutcomeBatch(Body):
+    """Up to 1,024 outcomes in one request."""
+
+    outcomes: list[Any] = Field(
+        min_length=1,
+        max_length=MAX_BATCH,
+        description="Bodies of single outcomes, each with its `decision`.",
+        json_schema_extra={"items": {"$ref": "#/components/schemas/OutcomeItem"}},
+    )
+
+
+class Pair(Body):
+    """A prompt with its real output."""
+
+    prompt: Prompt
+    output: Content
+
+
+class MomentsBody(Body):
+    """Reference moments, set at once."""
+
+    mean: list[FiniteFloat] = Field(min_length=1, max_length=8192)
+    covariance: list[list[FiniteFloat]] = Field(min_length=1, max_length=8192)
+    count: int = Field(ge=2, le=2**53)
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if any(len(row) != len(self.mean) for row in self.covariance) or len(self.covariance) != len(self.mean):
+            raise ValueError(f"covariance must be {len(self.mean)} x {len(self.mean)}, as mean has {len(self.mean)} numbers")
+        return self
+
+
+class ReferenceBody(Body):
+    """Reference material: samples, pairs, or moments."""
+
+    outputs: list[Content] | None = Field(None, min_length=1, max_length=MAX_BATCH, description="Reference samples.")
+    pairs: list[Pair] | None = Field(None, min_length=1, max_length=MAX_BATCH, description="Prompts with their real outputs.")
+    moments: MomentsBody | None = Field(None, description="Mean, covariance and count.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(part is not None for part in (self.outputs, self.pairs, self.moments)) != 1:
+            raise ValueError("give exactly one of outputs, pairs, moments")
+        return self
+
+
+# -- answers: written by the routes, described here, compared in the tests -------------------------------------------------------
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    code: str = Field(description="Stable machine code.")
+    detail: str
+    errors: list[dict[str, str]] = Field(default_factory=list, description="For 422: path and message of each wrong field.")
+
+
+class DecisionAnswer(BaseModel):
+    """The next model to query."""
+
+    id: str | None = Field(description="Post the outcome under this id; null for a dry run.")
+    bandit: str
+    episode: str | None
+    attempt: int
+    arm: str | None = Field(description="The model to query; null when `stop`.")
+    stop: bool = Field(description="No arm is worth a (further) call.")
+    propensity: float = Field(description="The probability with which this arm was drawn.")
+    weights: dict[str, float]
+    scores: dict[str, dict[str, float | None]] = Field(description="Why: the policy's own terms per arm.")
+    offset: int = Field(description="The decision's place in the log.")
+
+
+class DecisionState(DecisionAnswer):
+    """A decision with what became of it."""
+
+    state: Literal["open", "observed", "expired", "cancelled"]
+    reward: float | None
+    cost: float | None
+    decided_at: str
+    closed_at: str | None
+
+
+class OutcomeAnswer(BaseModel):
+    """The receipt of an outcome."""
+
+    decision: str
+    reward: float | None
+    offset: int
+    duplicate: bool = Field(description="This outcome was learnt before; it was not learnt again.")
+    next: DecisionAnswer | None
+
+
+class ReferenceAnswer(BaseModel):
+    """The receipt of reference material."""
+
+    count: int
+    offset: int
+
+
+class DigestAnswer(BaseModel):
+    """The folded state at an offset."""
+
+    offset: int
+    sha256: str
+
+
+def valid_name(name: str) -> bool:
+    """Whether a bandit may be called so."""
+    return re.fullmatch(NAME, name) is not None

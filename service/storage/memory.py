@@ -1,0 +1,75 @@
+"""A storage that forgets everything when the process ends: for tests, replays and demos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogMissing, Receipt
+
+
+@dataclass
+class _Kept:
+    log: Log
+    payloads: list[bytes]
+    offsets: dict[str, int]
+    snapshots: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+class MemoryStorage:
+    """Dictionaries. Durability is a word here: nothing survives the process."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+        self._names: dict[str, str] = {}
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
+        if log.name in self._names:
+            kept = self._kept[self._names[log.name]]
+            return kept.log, Receipt(1, kept.payloads[0])
+        self._kept[log.id] = _Kept(log, [payload], {"created": 1})
+        self._names[log.name] = log.id
+        return log, Receipt(1)
+
+    async def delete(self, log: Log) -> None:
+        if self._kept.pop(log.id, None) is not None:
+            del self._names[log.name]
+
+    async def logs(self) -> list[Log]:
+        return sorted((kept.log for kept in self._kept.values()), key=lambda log: log.name)
+
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
+        kept = self._of(log)
+        if key in kept.offsets:
+            offset = kept.offsets[key]
+            return Receipt(offset, kept.payloads[offset - 1])
+        kept.payloads.append(payload)
+        kept.offsets[key] = len(kept.payloads)
+        return Receipt(len(kept.payloads))
+
+    async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
+        payloads = self._of(log).payloads[after : after + limit]
+        return [Entry(after + i, payload) for i, payload in enumerate(payloads, start=1)]
+
+    async def find(self, log: Log, key: str) -> Entry | None:
+        kept = self._of(log)
+        offset = kept.offsets.get(key)
+        return None if offset is None else Entry(offset, kept.payloads[offset - 1])
+
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
+        kept = self._of(log)
+        newer = [(offset, blob), *(pair for pair in kept.snapshots if pair[0] != offset)]
+        kept.snapshots = sorted(newer, key=lambda pair: -pair[0])[:KEPT_SNAPSHOTS]
+
+    async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
+        return list(self._of(log).snapshots)
+
+    def _of(self, log: Log) -> _Kept:
+        if log.id not in self._kept:
+            raise LogMissing(log.name)
+        return self._kept[log.id]

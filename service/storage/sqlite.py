@@ -1,0 +1,391 @@
+"""The embedded storage: one SQLite file, one writer thread with group commit, one process.
+
+    append ──> waiting line ──> writer thread: BEGIN . insert everything that waits . COMMIT ──> receipts
+                                               (what arrives meanwhile waits for the next commit; nobody waits for a timer)
+
+Decisions need process durability only: a commit without a flush survives kill -9. Outcomes need power durability: one flush
+serves every outcome that waits. A write that failed was rolled back and acknowledged to nobody. A full disk may be tried again;
+after any other input/output error the state of the file is unknown, and the store stays read-only until the process is started
+anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from service.storage.base import (
+    KEPT_SNAPSHOTS,
+    Durability,
+    Entry,
+    Log,
+    LogMissing,
+    Receipt,
+    StorageDamaged,
+    StorageError,
+    StorageLocked,
+    StorageUnavailable,
+)
+
+logger = logging.getLogger("nextarm.storage")
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS events (
+    position INTEGER PRIMARY KEY,              -- log number * 2^40 + offset: the order of a log is the order of the table
+    log INTEGER NOT NULL, key TEXT NOT NULL, payload BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS events_by_key ON events (log, key);
+CREATE TABLE IF NOT EXISTS snapshots (
+    log INTEGER NOT NULL, "offset" INTEGER NOT NULL, blob BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (log, "offset"));
+"""
+SHIFT = 40
+TAIL = 256
+"""Entries per log kept in memory after their commit, so that folding what was just accepted reads no file."""
+QUICK_CHECK_BYTES = 64 * 2**20
+"""Up to this size the whole file is checked at the start; beyond it, what is read is checked as it is read."""
+
+
+@dataclass
+class _Job:
+    run: Callable[[sqlite3.Connection], Any]
+    durability: Durability
+    future: asyncio.Future[Any]
+
+
+class SqliteStorage:
+    """See the module. `path` is the database file; its folder is created."""
+
+    def __init__(self, path: Path, *, durability: Durability = Durability.POWER, read_only: bool = False) -> None:
+        self._path = path
+        self._read_only = read_only
+        self._strongest = durability
+        self._lock = FileLock(f"{path}.lock")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="nextarm-reader")
+        self._reading: sqlite3.Connection | None = None
+        self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
+        self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
+        self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
+        self._broken = ""
+        self._full = False
+
+    # -- life --------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        if self._read_only:
+            await self._start_reading()
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise StorageLocked(
+                f"{self._path} is served by another process; one process serves an SQLite store (Redis is for several)"
+            ) from error
+        except OSError as error:
+            raise StorageUnavailable(f"{self._path}: {error.strerror}") from error
+        try:
+            writing = await asyncio.to_thread(self._open)
+            self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, self._connect)
+            rows = writing.execute("SELECT number, id FROM logs").fetchall()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._numbers = {log_id: number for number, log_id in rows}
+        self._writer = threading.Thread(target=self._write, args=(writing,), name="nextarm-writer", daemon=True)
+        self._writer.start()
+
+    async def _start_reading(self) -> None:
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+
+        self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, connect)
+        rows = await self._read(lambda connection: connection.execute("SELECT number, id FROM logs").fetchall())
+        self._numbers = {log_id: number for number, log_id in rows}
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA cache_size=-16384")
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        """The writer's connection, after every check that a damaged file can fail."""
+        try:
+            connection = self._connect()
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise StorageDamaged(str(self._path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
+            connection.executescript(SCHEMA)
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if self._path.stat().st_size <= QUICK_CHECK_BYTES:
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise StorageDamaged(str(self._path), f"{found}; restore a backup")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
+                raise StorageUnavailable(f"{self._path}: {error}") from error
+            raise StorageDamaged(str(self._path), f"{error}; restore a backup") from error
+        return connection
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._writer.join)
+            self._writer = None
+        await asyncio.to_thread(self._reader.shutdown)
+        if self._reading is not None:
+            self._reading.close()
+        self._lock.release()
+
+    async def ping(self) -> None:
+        if self._broken:
+            raise StorageUnavailable(self._broken)
+        if self._full:  # a real, empty commit tells whether there is room again
+            await self._submit(_touch, Durability.POWER)
+
+    # -- writing -----------------------------------------------------------------------------------------------------------
+
+    async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
+        def run(connection: sqlite3.Connection) -> tuple[Log, int, Receipt]:
+            row = connection.execute("SELECT number, id FROM logs WHERE name = ?", (log.name,)).fetchone()
+            if row is not None:
+                first = connection.execute("SELECT payload FROM events WHERE position = ?", ((row[0] << SHIFT) + 1,)).fetchone()
+                return Log(row[1], log.name), row[0], Receipt(1, first[0])
+            number = connection.execute("INSERT INTO logs (id, name) VALUES (?, ?)", (log.id, log.name)).lastrowid
+            assert number is not None
+            return log, number, self._insert(connection, number, "created", payload)
+
+        kept, number, receipt = await self._submit(run, Durability.POWER)
+        self._numbers[kept.id] = number
+        return kept, receipt
+
+    async def delete(self, log: Log) -> None:
+        number = self._numbers.pop(log.id, None)
+        if number is None:
+            return
+
+        def run(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1))
+            connection.execute("DELETE FROM snapshots WHERE log = ?", (number,))
+            connection.execute("DELETE FROM logs WHERE number = ?", (number,))
+            self._ends.pop(number, None)
+
+        await self._submit(run, Durability.POWER)
+        self._tails.pop(number, None)
+
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
+        number = self._number(log)
+        receipt: Receipt = await self._submit(lambda connection: self._insert(connection, number, key, payload), durability)
+        if receipt.first is None:
+            tail = self._tails.setdefault(number, {})
+            tail[receipt.offset] = payload
+            while len(tail) > TAIL:
+                del tail[next(iter(tail))]
+        return receipt
+
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
+        number = self._number(log)
+
+        def run(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (number, offset, blob, zlib.crc32(blob)))
+            connection.execute(
+                'DELETE FROM snapshots WHERE log = ?1 AND "offset" NOT IN '
+                '(SELECT "offset" FROM snapshots WHERE log = ?1 ORDER BY "offset" DESC LIMIT ?2)',
+                (number, KEPT_SNAPSHOTS),
+            )
+
+        await self._submit(run, Durability.PROCESS)
+
+    def _insert(self, connection: sqlite3.Connection, number: int, key: str, payload: bytes) -> Receipt:
+        """In the writer thread: one row, unless the key is taken."""
+        end = self._ends.get(number)
+        if end is None:
+            if connection.execute("SELECT 1 FROM logs WHERE number = ?", (number,)).fetchone() is None:
+                raise LogMissing(f"log {number}")
+            row = connection.execute(
+                "SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1)
+            ).fetchone()
+            end = 0 if row[0] is None else row[0] - (number << SHIFT)
+        position = (number << SHIFT) + end + 1
+        cursor = connection.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (log, key) DO NOTHING",
+            (position, number, key, payload, zlib.crc32(payload)),
+        )
+        if cursor.rowcount == 0:
+            taken = connection.execute("SELECT position, payload FROM events WHERE log = ? AND key = ?", (number, key)).fetchone()
+            self._ends[number] = end
+            return Receipt(taken[0] - (number << SHIFT), taken[1])
+        self._ends[number] = end + 1
+        return Receipt(end + 1)
+
+    async def _submit(self, run: Callable[[sqlite3.Connection], Any], durability: Durability) -> Any:
+        if self._broken:
+            raise StorageUnavailable(self._broken)
+        if self._writer is None:
+            raise StorageUnavailable("the store is opened for reading only" if self._read_only else "the store is closed")
+        job = _Job(run, durability, asyncio.get_running_loop().create_future())
+        self._jobs.put(job)
+        return await job.future
+
+    # -- the writer thread ---------------------------------------------------------------------------------------------------
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        while True:
+            jobs = [self._jobs.get()]
+            while not self._jobs.empty():
+                jobs.append(self._jobs.get())
+            now = [job for job in jobs if job is not None]
+            # What needs no flush is committed first, so that a decision never waits for the flush of somebody's outcome.
+            for durability in (Durability.PROCESS, Durability.POWER):
+                self._commit(connection, [job for job in now if self._effective(job.durability) is durability], durability)
+            if len(now) < len(jobs):
+                connection.close()
+                return
+
+    def _effective(self, asked: Durability) -> Durability:
+        return asked if self._strongest is Durability.POWER else Durability.PROCESS
+
+    def _commit(self, connection: sqlite3.Connection, jobs: list[_Job], durability: Durability) -> None:
+        if not jobs:
+            return
+        results: list[Any] = []
+        try:
+            if self._broken:
+                raise StorageUnavailable(self._broken)
+            connection.execute(f"PRAGMA synchronous={'FULL' if durability is Durability.POWER else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                try:
+                    results.append(job.run(connection))
+                except StorageError as error:  # a refusal that wrote nothing; the others go on
+                    results.append(error)
+            connection.execute("COMMIT")
+            self._full = False
+        except (sqlite3.Error, StorageUnavailable) as error:
+            results = [self._failed(connection, error)] * len(jobs)
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        for job, result in zip(jobs, results, strict=True):
+            by_loop.setdefault(job.future.get_loop(), []).append((job.future, result))
+        for loop, pairs in by_loop.items():
+            loop.call_soon_threadsafe(_resolve, pairs)
+
+    def _failed(self, connection: sqlite3.Connection, error: Exception) -> StorageUnavailable:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        self._ends.clear()  # offsets that were handed out and rolled back
+        if isinstance(error, StorageUnavailable):
+            return error
+        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            self._full = True
+            logger.error("the disk is full: nothing is accepted until there is room again")
+            return StorageUnavailable("the disk is full")
+        self._broken = f"the store failed to write ({error}) and is read-only until the service is started anew"
+        logger.critical(self._broken)
+        return StorageUnavailable(self._broken)
+
+    # -- reading -----------------------------------------------------------------------------------------------------------
+
+    async def logs(self) -> list[Log]:
+        rows = await self._read(lambda connection: connection.execute("SELECT id, name FROM logs ORDER BY name").fetchall())
+        return [Log(log_id, name) for log_id, name in rows]
+
+    async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
+        number = self._number(log)
+        recent = self._recent(number, after=after, limit=limit)
+        if recent:
+            return recent
+        first = (number << SHIFT) + after + 1
+
+        def run(connection: sqlite3.Connection) -> list[tuple[int, bytes, int]]:
+            return connection.execute(
+                "SELECT position, payload, crc FROM events WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?",
+                (first, (number + 1 << SHIFT) - 1, limit),
+            ).fetchall()
+
+        return list(_checked(log, number, await self._read(run), after=after))
+
+    def _recent(self, number: int, *, after: int, limit: int) -> list[Entry]:
+        """The unbroken run of entries behind `after` that is still in memory."""
+        tail = self._tails.get(number, {})
+        run: list[Entry] = []
+        while len(run) < limit and (payload := tail.get(after + 1)) is not None:
+            after += 1
+            run.append(Entry(after, payload))
+        return run
+
+    async def find(self, log: Log, key: str) -> Entry | None:
+        number = self._number(log)
+        rows = await self._read(
+            lambda connection: connection.execute(
+                "SELECT position, payload, crc FROM events WHERE log = ? AND key = ?", (number, key)
+            ).fetchall()
+        )
+        return next(_checked(log, number, rows, after=None), None)
+
+    async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
+        number = self._number(log)
+        rows = await self._read(
+            lambda connection: connection.execute(
+                'SELECT "offset", blob, crc FROM snapshots WHERE log = ? ORDER BY "offset" DESC', (number,)
+            ).fetchall()
+        )
+        return [(offset, blob) for offset, blob, crc in rows if zlib.crc32(blob) == crc]
+
+    async def _read(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._reading is not None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, run, self._reading)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StorageDamaged(str(self._path), str(error)) from error
+            raise StorageUnavailable(str(error)) from error
+        except RuntimeError as error:  # the reader was shut down
+            raise StorageUnavailable("the store is closed") from error
+
+    def _number(self, log: Log) -> int:
+        if log.id not in self._numbers:
+            raise LogMissing(log.name)
+        return self._numbers[log.id]
+
+
+def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, result in pairs:
+        if future.done():  # its request was cancelled; the entry is in the log all the same
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def _touch(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def _checked(log: Log, number: int, rows: Iterable[tuple[int, bytes, int]], *, after: int | None) -> Iterator[Entry]:
+    """Entries whose checksum holds and, where `after` is given, whose offsets have no gap; `StorageDamaged` otherwise."""
+    for position, payload, crc in rows:
+        offset = position - (number << SHIFT)
+        if after is not None:
+            after += 1
+            if offset != after:
+                raise StorageDamaged(f"log {log.name!r}, offset {after}", "the entry is missing")
+        if zlib.crc32(payload) != crc:
+            raise StorageDamaged(f"log {log.name!r}, offset {offset}", "the checksum does not match")
+        yield Entry(offset, payload)

@@ -1,0 +1,123 @@
+"""What every request passes before a route sees it: size, encoding and type of the body, as pure ASGI; strict JSON.
+
+Bodies are collected here, bounded, because the framework would turn a failure while reading into an error of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Problem
+
+logger = logging.getLogger("nextarm.http")
+
+
+class Doorkeeper:
+    """Refuses bodies that are too large, compressed or not declared as JSON; writes one log line per failed request."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._limit = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            body = await self._collect(scope, receive)
+        except Problem as problem:
+            await problem.response()(scope, receive, watch)
+        else:
+            await self._app(scope, _replay(body, receive), watch)
+        if status >= 500 or logger.isEnabledFor(logging.DEBUG):
+            logger.log(
+                logging.ERROR if status >= 500 else logging.DEBUG,
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "route": getattr(scope.get("route"), "path", ""),
+                    "status": status,
+                    "ms": round(1e3 * (time.perf_counter() - started), 2),
+                },
+            )
+
+    async def _collect(self, scope: Scope, receive: Receive) -> bytes:
+        headers = {name: value for name, value in scope["headers"] if name.startswith(b"content-")}
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limit:
+            raise self._too_large()
+        chunks, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":  # the client is gone
+                break
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._limit:
+                raise self._too_large()
+            if not message.get("more_body"):
+                break
+        if size:
+            if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+                raise Problem("unsupported_media_type", "compressed bodies are not read; send the JSON as it is")
+            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+            if kind != b"application/json" and not kind.endswith(b"+json"):
+                raise Problem("unsupported_media_type", "send the header `content-type: application/json`")
+        return b"".join(chunks)
+
+    def _too_large(self) -> Problem:
+        # The rest of the body is not read: the connection cannot be used for another request.
+        return Problem("payload_too_large", f"a body may have {self._limit} bytes", headers={"Connection": "close"})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+class StrictRequest(Request):
+    """Reads JSON by pydantic's parser: bounded depth, no lone surrogates. NaN and Infinity pass, and fail validation by name."""
+
+    async def json(self) -> Any:
+        try:
+            return from_json(await self.body(), allow_inf_nan=True, cache_strings="keys")
+        except ValueError as error:
+            raise json.JSONDecodeError("the body is not JSON", "", 0) from error
+
+
+class StrictRoute(APIRoute):
+    """Routes whose bodies are read strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strictly
