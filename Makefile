@@ -32,7 +32,9 @@ lint: install ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, and every test
+test: lint ## lint, and every test (the README's commands are run with curl)
+	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq curl >/dev/null; } \
+		|| { echo "curl is missing: install it first" >&2; exit 1; }
 	$(BIN)/python -m pytest
 
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?

@@ -8,6 +8,8 @@ from typing import Any
 from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import declared
 from bandits.policies.baselines import EpsilonGreedy, Greedy, OneArm, Random
+from bandits.policies.fd_ucb import FdUcb
+from bandits.policies.is_ucb import IsUcb
 from bandits.policies.lin_ucb import LinUcb
 from bandits.policies.pak_ucb import PakUcb
 from bandits.types import Policy
@@ -15,6 +17,8 @@ from bandits.types import Policy
 POLICIES: dict[str, type[Policy]] = {
     policy.kind: policy
     for policy in (
+        FdUcb,
+        IsUcb,
         PakUcb,
         LinUcb,
         EpsilonGreedy,

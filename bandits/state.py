@@ -62,7 +62,7 @@ def _to_tensors(prefix: str, statistic: Any) -> Iterator[tuple[str, Tensor]]:
             value = torch.tensor(value, dtype=torch.int64)
         elif kind is float:
             value = torch.tensor(value, dtype=torch.float64)
-        yield f"{prefix}{name}", value.contiguous()
+        yield f"{prefix}{name}", value.clone(memory_format=torch.contiguous_format)  # no two of them may share memory
 
 
 def pack(policy: Policy, state: State) -> bytes:
