@@ -1,0 +1,297 @@
+"""The line in front of the embedders: every distinct text is embedded once, what waits together shares one forward pass.
+
+    embed(name, text) --> cache? --> already waiting or running? --> waiting line --up to 32--> worker thread --> cache
+                            |                |                          | full                    (one per embedder,
+                            v                v                          v                          loads at first use)
+                         answer      wait for that one              QueueFull
+
+Natural batching: a free worker takes what waits at the end of the current turn of the event loop, and never waits for more, so a
+lonely text is not delayed. Everything but the forward pass runs in the event loop, which is why there is no lock. Texts are kept
+while they wait and nowhere else: the cache knows them by their sha256 alone, and neither logs nor failures repeat them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from service.embedders.base import EmbedderError, InvalidText, QueueClosed, QueueFull, Spec, UnknownEmbedder, Vector
+from service.embedders.registry import EMBEDDERS
+from service.embedders.worker import Done, Worker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of one embedder since the start. cached: texts answered from the cache.  shared: texts that joined one that waited or ran.
+    passes: calls of the embedder.  embedded: texts in them.  refused: requests that met a full line.  waiting: texts, now.
+    """
+
+    cached: int
+    shared: int
+    passes: int
+    embedded: int
+    refused: int
+    waiting: int
+
+
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    """A text on its way. waiters: requests that want it; with none left it leaves the line."""
+
+    text: str
+    vector: asyncio.Future[Vector]
+    waiters: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
+class _Line:
+    """The texts in front of one embedder; nothing here is touched by its thread."""
+
+    worker: Worker
+    thread: ThreadPoolExecutor
+    waiting: dict[bytes, _Wanted] = field(default_factory=dict)
+    running: dict[bytes, _Wanted] = field(default_factory=dict)
+    warming: list[asyncio.Future[str]] = field(default_factory=list)
+    woken: bool = False
+    job: asyncio.Future[Done] | None = None
+    seconds_per_text: float = 0.0
+    cached: int = 0
+    shared: int = 0
+    passes: int = 0
+    embedded: int = 0
+    refused: int = 0
+
+
+class EmbeddingQueue:
+    """Embeds texts without blocking the event loop. Belongs to one event loop; all methods are called from it.
+
+    embedders:     what can be named.
+    cache_entries: vectors kept, the least recently used goes first (384 numbers are 1.5 KiB). 0 = none.
+    waiting_limit: texts that may wait per embedder; the default holds the largest batch of decisions. A request that finds nobody
+                   waiting is never refused, however many texts it brings: it could not succeed later either.
+    batch:         texts per forward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedders: Mapping[str, Spec] = EMBEDDERS,
+        cache_entries: int = 16_384,
+        waiting_limit: int = 1_024,
+        batch: int = 32,
+    ) -> None:
+        if cache_entries < 0 or waiting_limit < 1 or batch < 1:
+            raise ValueError("cache_entries must be at least 0, waiting_limit and batch at least 1")
+        self._embedders = embedders
+        self._cache_entries = cache_entries
+        self._waiting_limit = waiting_limit
+        self._batch = batch
+        self._cache: OrderedDict[bytes, Vector] = OrderedDict()
+        self._lines: dict[str, _Line] = {}
+        self._closed = False
+
+    async def embed(self, name: str, text: str) -> Vector:
+        """(dim,) the vector of one text; the caller's own copy.
+
+        Raises `UnknownEmbedder`, `InvalidText`, `EmbedderUnavailable`, `EmbeddingFailed`, `QueueFull`, `QueueClosed`.
+        """
+        return (await self._vectors(name, [text]))[0].copy()
+
+    async def embed_many(self, name: str, texts: Sequence[str]) -> Vector:
+        """(n, dim) one row per text, in order; raises as `embed`. Either every text is admitted to the line, or none is."""
+        vectors = await self._vectors(name, texts)
+        return np.stack(vectors) if vectors else np.empty((0, self._line(name).worker.spec.dim or 0), dtype=np.float32)
+
+    async def warm(self, name: str) -> str:
+        """Load the embedder ahead of its first text; the answer is its version. Raises as `embed`."""
+        line = self._line(name)
+        version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        line.warming.append(version)
+        self._wake(line)
+        return await version
+
+    def counts(self) -> dict[str, Counts]:
+        """Per embedder that was used."""
+        return {
+            name: Counts(
+                cached=line.cached,
+                shared=line.shared,
+                passes=line.passes,
+                embedded=line.embedded,
+                refused=line.refused,
+                waiting=len(line.waiting),
+            )
+            for name, line in self._lines.items()
+        }
+
+    def close(self) -> None:
+        """Fail what waits with `QueueClosed`, at once. A forward pass that runs cannot be stopped; its thread ends with it."""
+        self._closed = True
+        for line in self._lines.values():
+            line.thread.shutdown(wait=False)
+            _fail([wanted.vector for wanted in (*line.running.values(), *line.waiting.values())], QueueClosed())
+            _fail(line.warming, QueueClosed())
+            line.running, line.waiting, line.warming = {}, {}, []
+
+    # -- one request ---------------------------------------------------------------------------------------------------------
+
+    async def _vectors(self, name: str, texts: Sequence[str]) -> list[Vector]:
+        """The cache's own arrays, one per text."""
+        line = self._line(name)
+        keys = [_key(name, text) for text in texts]
+        found: dict[bytes, Vector] = {}
+        absent: dict[bytes, str] = {}
+        for key, text in zip(keys, texts, strict=True):
+            vector = self._recall(key)
+            if vector is None:
+                absent[key] = text
+            else:
+                found[key] = vector
+        line.cached += sum(key in found for key in keys)
+        if absent:
+            joined = self._join(line, absent)
+            try:
+                await asyncio.wait([wanted.vector for wanted in joined.values()], return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                _leave(line, joined)
+            found |= _results(joined)
+        return [found[key] for key in keys]
+
+    def _join(self, line: _Line, texts: Mapping[bytes, str]) -> dict[bytes, _Wanted]:
+        """Stand in line for these texts, with those who want the same."""
+        new = [key for key in texts if key not in line.running and key not in line.waiting]
+        if new and line.waiting and len(line.waiting) + len(new) > self._waiting_limit:
+            line.refused += 1
+            seconds = max(1, math.ceil(len(line.waiting) * line.seconds_per_text))
+            raise QueueFull(line.worker.spec.name, waiting=len(line.waiting), retry_after_s=seconds)
+        loop = asyncio.get_running_loop()
+        for key in new:
+            vector: asyncio.Future[Vector] = loop.create_future()
+            vector.add_done_callback(_heard)
+            line.waiting[key] = _Wanted(texts[key], vector)
+        line.shared += len(texts) - len(new)
+        joined = {key: line.running.get(key) or line.waiting[key] for key in texts}
+        for wanted in joined.values():
+            wanted.waiters += 1
+        self._wake(line)
+        return joined
+
+    def _line(self, name: str) -> _Line:
+        if self._closed:
+            raise QueueClosed
+        if name not in self._lines:
+            known = self._embedders.get(name)
+            if known is None:
+                raise UnknownEmbedder(name, known=tuple(self._embedders))
+            if known.modality != "text":
+                raise InvalidText(f'the embedder {name!r} reads no text; send {{"vector": [...]}}')
+            self._lines[name] = _Line(worker=Worker(known), thread=ThreadPoolExecutor(1, thread_name_prefix=f"embed-{name}"))
+        return self._lines[name]
+
+    # -- one forward pass ----------------------------------------------------------------------------------------------------
+
+    def _wake(self, line: _Line) -> None:
+        """Start the worker at the end of this turn of the event loop: whoever asks in the same turn shares the pass."""
+        if not line.woken and line.job is None:
+            line.woken = True
+            asyncio.get_running_loop().call_soon(self._start, line)
+
+    def _start(self, line: _Line) -> None:
+        line.woken = False
+        if not (line.waiting or line.warming):  # whoever asked went away, or the queue was closed
+            return
+        line.running = dict(islice(line.waiting.items(), self._batch))
+        for key in line.running:
+            del line.waiting[key]
+        texts = [wanted.text for wanted in line.running.values()]
+        line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, texts)
+        line.job.add_done_callback(partial(self._finish, line))
+
+    def _finish(self, line: _Line, job: asyncio.Future[Done]) -> None:
+        done, ran, line.running, line.job = job.result(), line.running, {}, None
+        if isinstance(done.rows, EmbedderError):
+            log.warning("a batch of %d texts failed: %s", len(ran), done.rows)
+            _fail([wanted.vector for wanted in ran.values()], done.rows)
+        elif ran:
+            line.passes += 1
+            line.embedded += len(ran)
+            line.seconds_per_text = done.seconds / len(ran)
+            for (key, wanted), row in zip(ran.items(), done.rows, strict=True):
+                vector = row.copy()  # a view would keep the whole batch in memory
+                self._remember(key, vector)
+                wanted.vector.set_result(vector)
+        self._warmed(line, done)
+        self._start(line)
+
+    def _warmed(self, line: _Line, done: Done) -> None:
+        warming, line.warming = line.warming, []
+        if done.version:
+            for version in warming:
+                if not version.done():
+                    version.set_result(done.version)
+        elif isinstance(done.rows, EmbedderError):
+            _fail(warming, done.rows)
+
+    # -- the cache -----------------------------------------------------------------------------------------------------------
+
+    def _recall(self, key: bytes) -> Vector | None:
+        vector = self._cache.get(key)
+        if vector is not None:
+            self._cache.move_to_end(key)
+        return vector
+
+    def _remember(self, key: bytes, vector: Vector) -> None:
+        self._cache[key] = vector
+        while len(self._cache) > self._cache_entries:
+            self._cache.popitem(last=False)
+
+
+def _key(name: str, text: str) -> bytes:
+    """sha256 of embedder and text."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        encoded = None  # raised below: this error holds the text, and would be the cause of ours
+    if encoded is None:
+        raise InvalidText("the text holds half a character (a lone surrogate), which is not Unicode")
+    return hashlib.sha256(name.encode() + b"\0" + encoded).digest()
+
+
+def _leave(line: _Line, joined: Mapping[bytes, _Wanted]) -> None:
+    """End the wait of one request; texts that nobody else wants leave the line."""
+    for key, wanted in joined.items():
+        wanted.waiters -= 1
+        if not wanted.waiters and line.waiting.get(key) is wanted:
+            del line.waiting[key]
+
+
+def _results(joined: Mapping[bytes, _Wanted]) -> dict[bytes, Vector]:
+    """The vectors, or the failure of the first text that has one."""
+    for wanted in joined.values():
+        if wanted.vector.done():
+            wanted.vector.result()
+    return {key: wanted.vector.result() for key, wanted in joined.items()}
+
+
+def _heard(vector: asyncio.Future[Vector]) -> None:
+    """Mark a failure as heard: where every waiter went away, there is nobody left to tell."""
+    if not vector.cancelled():
+        vector.exception()
+
+
+def _fail(futures: Iterable[asyncio.Future[Vector]] | Iterable[asyncio.Future[str]], failure: EmbedderError) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(failure)

@@ -1,0 +1,69 @@
+"""What happens in the one thread of an embedder: load it at first use, embed, check; a failure is an answer like any other."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from service.embedders.base import Embedder, EmbedderError, EmbeddingFailed, Spec, Vector
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """version: of the embedder, "" if it could not be loaded.  rows: (n, dim).  seconds: of the forward pass, without loading."""
+
+    version: str = ""
+    rows: Vector | EmbedderError
+    seconds: float = 0.0
+
+
+class Worker:
+    """One embedder, used from one thread only."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._embedder: Embedder | None = None
+
+    def run(self, texts: Sequence[str]) -> Done:
+        """Embed the texts, or only load for none. Never raises, so that every waiter hears of a failure. A load that failed is
+        tried again the next time.
+        """
+        version = ""
+        try:
+            embedder = self._loaded()
+            version, started = embedder.version, time.perf_counter()
+            rows = self._checked(embedder.embed(texts), count=len(texts)) if texts else np.empty((0, embedder.dim), np.float32)
+            return Done(version=version, rows=rows, seconds=time.perf_counter() - started)
+        except EmbedderError as failure:
+            return Done(version=version, rows=failure)
+        except BaseException as error:  # a panic of the tokenizer is no Exception
+            return Done(version=version, rows=EmbeddingFailed(self.spec.name, _where(error)))
+
+    def _loaded(self) -> Embedder:
+        if self._embedder is None:
+            started = time.perf_counter()
+            self._embedder = self.spec.load()
+            log.info("embedder %s loaded in %.1f s: %s", self.spec.name, time.perf_counter() - started, self._embedder.version)
+        return self._embedder
+
+    def _checked(self, rows: Vector, *, count: int) -> Vector:
+        """(n, dim) what the embedder promised, or `EmbeddingFailed`: a wrong vector must not reach the log of decisions."""
+        if rows.shape != (count, self.spec.dim) or rows.dtype != np.float32:
+            raise EmbeddingFailed(self.spec.name, f"{rows.dtype} {rows.shape} came back, not float32 {(count, self.spec.dim)}")
+        if not np.isfinite(rows).all():
+            raise EmbeddingFailed(self.spec.name, "a vector that is not finite came back")
+        return rows
+
+
+def _where(error: BaseException) -> str:
+    """The kind of an error and its last line of code. Its message may repeat a prompt, so it goes no further."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"

@@ -1,0 +1,26 @@
+"""The embedders with their real weights, loaded once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from service.embedders import registry
+from service.embedders.base import Embedder
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Callable[[str], Embedder]:
+    """Name -> loaded embedder; skips where the extra `text` is not installed."""
+    torch.set_num_threads(1)  # two threads on two busy cores take ten times as long
+    load = cache(lambda name: registry.spec(name).load())
+
+    def get(name: str) -> Embedder:
+        if not registry.available(name):
+            pytest.skip(f"{', '.join(registry.spec(name).missing)} not installed")
+        return load(name)
+
+    return get
