@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bandits import draw
-from bandits.arms import RidgeArm
-from bandits.errors import InvalidContext
 from bandits.hyperparameters import hyper
+from bandits.regression import Regression, as_float64, check_direction, stacked
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 
@@ -38,36 +38,34 @@ class LinUcb(Policy):
 
     def lift(self, x: Tensor) -> Tensor:
         """(..., d + 1) [x, 1]."""
-        x = x.to(torch.float64, copy=True)
-        if self.normalize:
-            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        x = as_float64(x, normalize=self.normalize)
         return torch.cat([x, torch.ones((*x.shape[:-1], 1), dtype=x.dtype)], dim=-1)
 
-    def check_context(self, context: Context) -> None:
-        if self.normalize and not bool(context.features.any()):
-            raise InvalidContext(
-                "prompt", "a vector of zeros cannot be scaled to length one; send another, or set normalize: false"
-            )
+    @cached_property
+    def regression(self) -> Regression:
+        """Linear in [x, 1]."""
+        return Regression(lift=self.lift, size=self.dim + 1, ridge=self.ridge)
 
-    def blank(self) -> RidgeArm:
-        return RidgeArm.blank(self.dim + 1)
+    def check_context(self, context: Context) -> None:
+        check_direction(context.features, normalize=self.normalize)
+
+    def blank(self) -> ArmState:
+        return self.regression.blank()
 
     def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(
-            self.lift(seen.features), seen.reward - self.prior_mean, ridge=self.ridge, anticipated=seen.anticipated
-        )
+        target = seen.reward - self.prior_mean
+        return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
 
     def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.anticipate(self.lift(features), ridge=self.ridge)
+        return self.regression.anticipate(arm, features)
 
     def release(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.release(self.lift(features), ridge=self.ridge)
+        return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        z = self.lift(torch.stack([context.features for context in contexts]))
-        scored = [arm.score(z, ridge=self.ridge) for arm in state.arms]
-        mean = torch.stack([pair[0] for pair in scored], dim=1) + self.prior_mean
-        bonus = self.exploration * torch.stack([pair[1] for pair in scored], dim=1)
+        mean, width = self.regression.score(state.arms, self.lift(stacked(contexts)))
+        mean = mean + self.prior_mean
+        bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
         values = draw.finish(draw.best(mean + bonus, allowed), first, allowed, floor=self.exploration_floor)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from bandits import draw
-from bandits.arms import KernelArm, RidgeArm
-from bandits.errors import InvalidContext, InvalidHyperparameter
+from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import hyper
+from bandits.regression import Regression, as_float64, check_direction, lift, stacked
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 
@@ -94,13 +94,11 @@ class PakUcb(Policy):
 
     def lift(self, x: Tensor) -> Tensor:
         """(..., p) what the regression sees of (..., d): the random features, or the vector itself for an exact kernel."""
-        x = x.to(torch.float64, copy=True)
-        if self.normalize:
-            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        if self.random_features is None:
-            return x
-        z = kernels.random_features(x, self.frequencies)
-        return torch.cat([z, torch.ones((*x.shape[:-1], 1), dtype=x.dtype), x], dim=-1) if self.add_linear else z
+        z = lift(x, normalize=self.normalize, frequencies=self.frequencies)
+        if not self.add_linear:
+            return z
+        x = as_float64(x, normalize=self.normalize)
+        return torch.cat([z, torch.ones((*x.shape[:-1], 1), dtype=x.dtype), x], dim=-1)
 
     def k(self, x: Tensor, y: Tensor) -> Tensor:
         """(n, m) exact kernel matrix."""
@@ -110,52 +108,35 @@ class PakUcb(Policy):
             return kernels.polynomial(x, y, scale=self.scale, offset=self.offset, degree=self.degree)
         return kernels.linear(x, y, scale=self.scale)
 
+    @cached_property
+    def regression(self) -> Regression:
+        """Exact kernel or random features, as the hyperparameters say."""
+        if self.random_features is None:
+            return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
+        size = 2 * self.random_features + (1 + self.dim if self.add_linear else 0)
+        return Regression(lift=self.lift, size=size, ridge=self.ridge)
+
     def check_context(self, context: Context) -> None:
-        if self.normalize and not bool(context.features.any()):
-            raise InvalidContext(
-                "prompt", "a vector of zeros cannot be scaled to length one; send another, or set normalize: false"
-            )
+        check_direction(context.features, normalize=self.normalize)
 
     # -- protocol ------------------------------------------------------------------------------------------------------
 
     def blank(self) -> ArmState:
-        if self.random_features is None:
-            return KernelArm.blank(self.dim)
-        return RidgeArm.blank(2 * self.random_features + (1 + self.dim if self.add_linear else 0))
+        return self.regression.blank()
 
     def learn(self, state: State, seen: Observation) -> ArmState:
-        arm = state.arms[seen.arm]
-        z, target = self.lift(seen.features), seen.reward - self.prior_mean
-        if isinstance(arm, RidgeArm):
-            return arm.learn(z, target, ridge=self.ridge, anticipated=seen.anticipated)
-        assert isinstance(arm, KernelArm)
-        return arm.learn(z, target, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples, anticipated=seen.anticipated)
+        target = seen.reward - self.prior_mean
+        return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
 
     def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
-        z = self.lift(features)
-        if isinstance(arm, RidgeArm):
-            return arm.anticipate(z, ridge=self.ridge)
-        assert isinstance(arm, KernelArm)
-        return arm.anticipate(z, kernel=self.k, ridge=self.ridge)
+        return self.regression.anticipate(arm, features)
 
     def release(self, arm: ArmState, features: Tensor) -> ArmState:
-        z = self.lift(features)
-        if isinstance(arm, RidgeArm):
-            return arm.release(z, ridge=self.ridge)
-        assert isinstance(arm, KernelArm)
-        return arm.release(z, kernel=self.k, ridge=self.ridge)
+        return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        z = self.lift(torch.stack([context.features for context in contexts]))
-        mean = torch.empty((len(contexts), len(state.arms)), dtype=torch.float64)
-        width = torch.empty_like(mean)
-        prior = torch.cat([self.k(row[None], row[None])[0] for row in z]) if self.random_features is None else z
-        for index, arm in enumerate(state.arms):
-            if isinstance(arm, RidgeArm):
-                mean[:, index], width[:, index] = arm.score(z, ridge=self.ridge)
-            else:
-                mean[:, index], width[:, index] = arm.score(z, kernel=self.k, prior=prior, ridge=self.ridge)
-        mean += self.prior_mean
+        mean, width = self.regression.score(state.arms, self.lift(stacked(contexts)))
+        mean = mean + self.prior_mean
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)

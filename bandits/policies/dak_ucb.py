@@ -1,0 +1,313 @@
+"""DAK-UCB (arXiv 2603.23140): per prompt, the arm that is good *and* keeps what is served diverse; one arm, or a mixture of arms.
+
+    after each outcome   psi_h = label of the answer against the history of arm h, before the answer joins its own arm's
+    one factor per arm   s_hat, D_hat_h = kernel ridge regressions of reward and labels on the prompt; sigma = their common width
+
+    single    play argmax  s_hat + exploration sigma + diversity_weight (diversity_exploration sigma - D_hat_gg)
+    mixture   play arm ~ w,  w = argmax <w, s_hat + exploration sigma> - diversity_weight w' PSD((D_hat + D_hat') / 2) w
+
+D_hat is a penalty: I-JRKE (`rke`, low = spread out) or JKD (`jkd`, low = like the references). See `functional.joint_diversity`.
+With diversity_weight 0 the picks are PAK-UCB's. The state depends on the order of the log: labels look back, and stay as made.
+By default prompts and labels both go through random features, so that an arm keeps sums of constant size; exact prompts or exact
+labels keep what they are computed from, up to `max_samples`.
+
+Departures from the released code: it subtracts sqrt(1e-4 / n) inside frozen labels and has no width for D, here the paper's bonus
+acts at the decision; its labels are sums in the first-visit branch, here every label is a mean, 0 for an empty history; its
+single mode samples from a solver's near-vertex, here that is an argmax, ties to the lowest index; its mixture matrix is not
+projected, so that the problem may have several optima. From the paper: the mixture has no optimism on D, because the best
+mixture visits the arms that matter anyway (arXiv 2603.21716, of the same group, measures that optimism slows such mixtures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits import draw
+from bandits.diversity_arms import DiversityArm, ReferencePairs
+from bandits.errors import InvalidHyperparameter, InvalidObservation
+from bandits.functional import kernels
+from bandits.functional.simplex import minimise_quadratic, nearest_psd
+from bandits.histories import ExactHistory, SummedHistory
+from bandits.hyperparameters import hyper
+from bandits.regression import Regression, as_float64, check_direction, lift, stacked
+from bandits.types import ArmState, Context, Need, NoReference, Observation, Policy, State, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class DakUcb(Policy):
+    """Diversity-aware kernelised UCB, single or mixture."""
+
+    kind: ClassVar[str] = "dak-ucb"
+    needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward", "output"})
+    summary: ClassVar[str] = (
+        "Per prompt, the arm with the highest optimistic reward and diversity of outputs; or a mixture of arms."
+    )
+
+    diversity: Literal["rke", "jkd"] = hyper(
+        "rke",
+        "rke: outputs for one kind of prompt should differ. jkd: they should spread like real outputs, sent as `reference` with "
+        "each outcome or posted as pairs beforehand.",
+        source="DAK-UCB",
+    )
+    diversity_weight: float = hyper(
+        1.0,
+        "lambda: what one unit of the diversity penalty costs in reward; 0 = PAK-UCB. The penalty shrinks when prompts differ "
+        "widely (see normalise_labels).",
+        at_least=0,
+        source="DAK-UCB",
+    )
+    exploration: float = hyper(1.0, "Multiplier eta of the width, for the reward.", at_least=0, source="DAK-UCB, beta_s")
+    diversity_exploration: float = hyper(
+        1.0, "Multiplier of the width, for diversity. The mixture has none.", at_least=0, source="DAK-UCB, beta_D"
+    )
+    mixture: bool = hyper(
+        False, "Draw from the best mixture of arms (an exact quadratic programme) instead of playing the best arm."
+    )
+    normalise_labels: bool = hyper(
+        False, "Divide labels by the prompt kernel's sum: the weight then means the same for narrow and for wide sets of prompts."
+    )
+    prompt_bandwidth: float = hyper(
+        1.0, "sigma of the rbf kernel on prompts.", above=0, unit="length of the (normalised) embedding", source="DAK-UCB"
+    )
+    output_bandwidth: float | None = hyper(
+        None,
+        "sigma of the rbf kernel on outputs: about the median distance between two outputs. It has no default.",
+        above=0,
+        unit="length of the output embedding",
+        source="DAK-UCB",
+    )
+    label_features: int | None = hyper(
+        2048,
+        "Number D of random frequencies behind the labels: each is within sqrt(2 ln(2/delta) / D) of the exact label (jkd: 4 "
+        "times that) with probability 1 - delta, and memory does not depend on the rounds. null = exact labels, against the "
+        "last max_samples outputs of an arm.",
+        at_least=1,
+        at_most=65_536,
+        source="DAK-UCB",
+    )
+    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, source="DAK-UCB")
+    prior_mean: float = hyper(
+        1.0,
+        "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
+        unit="reward",
+    )
+    random_features: int | None = hyper(
+        128,
+        "Number of random frequencies of the prompt kernel (memory independent of the rounds); null = exact kernel.",
+        at_least=1,
+        at_most=8192,
+        source="RFF-UCB",
+    )
+    normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
+    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    exploration_floor: float = hyper(
+        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
+    )
+    max_samples: int = hyper(
+        2000,
+        "Exact forms only: observations (exact prompt kernel) and outputs (exact labels) kept per arm; beyond it the oldest "
+        "quarter is forgotten. Also the most reference pairs that can be posted.",
+        at_least=4,
+        at_most=20_000,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_bandwidth is None:
+            raise InvalidHyperparameter(
+                "output_bandwidth",
+                "must be set, it depends on the output embedding: take about the median distance between the outputs of two "
+                "prompts (0.5 to 1.5 for vectors of length one), less to tell close outputs apart",
+            )
+
+    # -- what it computes with ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def frequencies(self) -> Tensor:
+        """(D, d) random frequencies of the prompt kernel; (0, d) with an exact kernel."""
+        return kernels.frequencies(seed=self.seed, count=self.random_features or 0, dim=self.dim, bandwidth=self.prompt_bandwidth)
+
+    @cached_property
+    def joint_frequencies(self) -> Tensor:
+        """(D, d + e) random frequencies of the joint kernel, of another seed; (0, d + e) with exact labels."""
+        count, dim = self.label_features or 0, self.dim + self.output_dim
+        return kernels.frequencies(seed=self.seed + 1, count=count, dim=dim, bandwidth=1.0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        if self.random_features is None and self.label_features is None:
+            return ""
+        return kernels.fingerprint(torch.cat([self.frequencies.flatten(), self.joint_frequencies.flatten()]))
+
+    def lift(self, x: Tensor) -> Tensor:
+        """(..., p) what the regressions see of (..., d): the random features, or the vector itself for an exact kernel."""
+        return lift(x, normalize=self.normalize, frequencies=self.frequencies)
+
+    def k(self, x: Tensor, y: Tensor) -> Tensor:
+        """(n, m) exact kernel matrix of prompts."""
+        return kernels.gaussian(x, y, bandwidth=self.prompt_bandwidth)
+
+    @cached_property
+    def regression(self) -> Regression:
+        """Exact kernel or random features, as in PAK-UCB."""
+        if self.random_features is None:
+            return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
+        return Regression(lift=self.lift, size=2 * self.random_features, ridge=self.ridge)
+
+    @cached_property
+    def history(self) -> ExactHistory | SummedHistory:
+        """Where labels come from."""
+        assert self.output_bandwidth is not None
+        settings: dict[str, Any] = {
+            "diversity": self.diversity,
+            "dim": self.dim,
+            "output_dim": self.output_dim,
+            "prompt_bandwidth": self.prompt_bandwidth,
+            "output_bandwidth": self.output_bandwidth,
+            "normalise": self.normalise_labels,
+        }
+        if self.label_features is None:
+            return ExactHistory(max_samples=self.max_samples, **settings)
+        return SummedHistory(w=self.joint_frequencies, **settings)
+
+    # -- what it refuses ---------------------------------------------------------------------------------------------------
+
+    def check_context(self, context: Context) -> None:
+        check_direction(context.features, normalize=self.normalize)
+
+    def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
+        """Without the state it cannot know of posted pairs and asks for a reference each time: what passes can be learnt."""
+        if not len(seen.output):
+            raise InvalidObservation("output", "is missing; diversity is measured on outputs")
+        if self.diversity != "jkd":
+            return
+        if not len(seen.reference):
+            if state is None or not len(state.reference.prompts):
+                raise InvalidObservation(
+                    "reference",
+                    "is missing: diversity 'jkd' compares with the real output for the prompt; send `reference` beside `output`, "
+                    "or post reference pairs (prompt and output) first",
+                )
+        elif len(seen.reference) not in (1, len(seen.output)):
+            raise InvalidObservation(
+                "reference", f"has {len(seen.reference)} rows; send one, or one per output ({len(seen.output)})"
+            )
+
+    def check_reference(self, state: State, seen: Observation) -> None:
+        if self.diversity != "jkd":
+            raise InvalidObservation("pairs", "only diversity 'jkd' compares with references")
+        if seen.moments is not None or seen.features.ndim != 2 or len(seen.features) != len(seen.output) or not len(seen.output):
+            raise InvalidObservation("pairs", "send pairs: one prompt and one real output each")
+        if seen.features.shape[1] != self.dim or seen.output.shape[1] != self.output_dim:
+            raise InvalidObservation("pairs", f"a prompt has {self.dim} numbers and an output {self.output_dim}")
+        if self.normalize and not bool(seen.features.any(dim=1).all()):
+            raise InvalidObservation("pairs", "a prompt vector of zeros cannot be scaled to length one")
+        if len(state.reference.prompts) + len(seen.features) > self.max_samples:
+            raise InvalidObservation("pairs", f"at most {self.max_samples} pairs are kept; raise max_samples, or post fewer")
+
+    # -- protocol ----------------------------------------------------------------------------------------------------------
+
+    def blank(self) -> DiversityArm:
+        served, spread = self.history.blank()
+        return DiversityArm.blank(self.regression, served=served, spread=spread)
+
+    def blank_reference(self) -> ReferencePairs | NoReference:
+        return ReferencePairs.blank(self.dim, self.output_dim) if self.diversity == "jkd" else NoReference()
+
+    def learn(self, state: State, seen: Observation) -> ArmState:
+        arm: DiversityArm = state.arms[seen.arm]
+        prompt = as_float64(seen.features, normalize=self.normalize)
+        rows = self.history.rows(prompt, seen.output, self._reference(state, seen, prompt))
+        # the label against its own arm; a mixture needs those against all arms (Proposition 1)
+        labels, grown = self.history.learn(arm, rows, against=state.arms if self.mixture else (arm,))
+        target = seen.reward - self.prior_mean
+        return grown.learn(seen.features, target, labels, using=self.regression, anticipated=seen.anticipated)
+
+    def _reference(self, state: State, seen: Observation, prompt: Tensor) -> Tensor:
+        """(s, e) or (1, e) real outputs for this prompt: posted with the outcome, else of the nearest posted prompt."""
+        self.check_observation(seen, state=state)
+        if self.diversity != "jkd" or len(seen.reference):
+            return seen.reference
+        nearest: Tensor = state.reference.nearest(prompt)
+        return nearest
+
+    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+        prompts = as_float64(seen.features, normalize=self.normalize)
+        return state.reference.append(prompts, seen.output.to(torch.float64), max_samples=self.max_samples)
+
+    def prepare(self, state: State) -> State:
+        for arm in state.arms:
+            arm.solved(self.regression)
+        return state
+
+    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.anticipate(features, using=self.regression)
+
+    def release(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.release(features, using=self.regression)
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        z, arms = self.lift(stacked(contexts)), len(state.arms)
+        mean, width = self.regression.score([arm.fitted(self.regression) for arm in state.arms], z)
+        mean = mean + self.prior_mean
+        bonus = self.exploration * width
+        columns = arms if self.mixture else 1
+        expected = torch.stack([arm.expected(z, using=self.regression, columns=columns) for arm in state.arms], dim=1)
+        allowed = draw.allowed_mask(contexts)
+        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        if self.mixture:
+            penalty, extra = expected.diagonal(dim1=1, dim2=2), torch.zeros_like(mean)
+            values, objective = self._mix(mean + bonus, expected, allowed, first)
+        else:
+            penalty, extra = expected[:, :, 0], self.diversity_exploration * width
+            objective = mean + bonus + self.diversity_weight * (extra - penalty)
+            values = draw.best(objective, allowed)
+        scores = {
+            "estimate": mean,
+            "bonus": bonus,
+            "diversity_estimate": penalty,
+            "diversity_bonus": extra,
+            "objective": objective,
+        }
+        return Weights(draw.finish(values, first, allowed, floor=self.exploration_floor), scores)
+
+    def _mix(self, worth: Tensor, cross: Tensor, allowed: Tensor, first: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, K) the best mixture of the allowed arms, and (B, K) the slope of the objective there: worth - 2 diversity_weight
+        M w, equal for all arms that have weight. worth: (B, K).  cross: (B, K, K) D_hat.
+        """
+        if self.diversity_weight == 0.0:
+            return draw.best(worth, allowed), worth
+        values, marginal = torch.zeros_like(worth), torch.full_like(worth, torch.nan)
+        for row in range(len(worth)):
+            if first[row] >= 0:
+                continue  # a first pull, whatever the mixture
+            arms = allowed[row].nonzero()[:, 0]
+            linear = worth[row, arms].numpy()
+            matrix = self.diversity_weight * nearest_psd(cross[row][arms][:, arms].numpy())
+            mixed = minimise_quadratic(matrix, -linear).weights
+            values[row, arms] = torch.from_numpy(mixed)
+            marginal[row, arms] = torch.from_numpy(np.asarray(linear - 2.0 * matrix @ mixed))
+        return values, marginal
+
+    # -- what it tells -----------------------------------------------------------------------------------------------------
+
+    def report(self, state: State) -> dict[str, Any]:
+        """Diversity of what was served, per arm and pooled. Vendi scores have order 1; conditional_rke is the conditional Vendi
+        score of order 2. `rows`: how many outputs the scores are of (exact labels: the newest).
+        """
+        return {
+            "diversity": self.diversity,
+            "diversity_weight": self.diversity_weight,
+            "mixture": self.mixture,
+            "label_features": self.label_features,
+            "reference_pairs": len(state.reference.prompts) if self.diversity == "jkd" else 0,
+            "pooled": dict(self.history.scores(state.arms)),
+            "arms": [dict(self.history.scores([arm])) for arm in state.arms],
+        }

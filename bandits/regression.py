@@ -1,0 +1,97 @@
+"""One regression of the reward on the prompt per arm: what PAK-UCB, LinUCB and DAK-UCB share.
+
+features (d,) -- lift --> z (p,) --+--> RidgeArm    linear in z: sums, memory independent of the rounds
+                                   +--> KernelArm   exact kernel k(z, z'): the last `max_samples` observations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bandits.arms import Kernel, KernelArm, RidgeArm
+from bandits.errors import InvalidContext
+from bandits.functional import kernels
+from bandits.types import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """How an arm's statistic learns from prompts and scores them.
+
+    lift: (..., d) -> (..., p).  size: p.  kernel: None = linear in z.  ridge: > 0.  max_samples: kept by an exact kernel.
+    """
+
+    lift: Callable[[Tensor], Tensor]
+    size: int
+    ridge: float
+    kernel: Kernel | None = None
+    max_samples: int = 0
+
+    def blank(self) -> RidgeArm | KernelArm:
+        """Nothing seen."""
+        return RidgeArm.blank(self.size) if self.kernel is None else KernelArm.blank(self.size)
+
+    def learn(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, anticipated: bool) -> RidgeArm | KernelArm:
+        """One more prompt x (d,) and its target; see `Observation.anticipated`."""
+        z = self.lift(x)
+        if isinstance(arm, RidgeArm):
+            return arm.learn(z, target, ridge=self.ridge, anticipated=anticipated)
+        return arm.learn(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, anticipated=anticipated)
+
+    def anticipate(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
+        """Shrink the width for one pending prompt x (d,)."""
+        z = self.lift(x)
+        if isinstance(arm, RidgeArm):
+            return arm.anticipate(z, ridge=self.ridge)
+        return arm.anticipate(z, kernel=self._exact, ridge=self.ridge)
+
+    def release(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
+        """Undo one `anticipate`."""
+        z = self.lift(x)
+        if isinstance(arm, RidgeArm):
+            return arm.release(z, ridge=self.ridge)
+        return arm.release(z, kernel=self._exact, ridge=self.ridge)
+
+    def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
+        mean = torch.empty((len(z), len(arms)), dtype=torch.float64)
+        width = torch.empty_like(mean)
+        prior = z if self.kernel is None else torch.cat([self.kernel(row[None], row[None])[0] for row in z])
+        for index, arm in enumerate(arms):
+            if isinstance(arm, RidgeArm):
+                mean[:, index], width[:, index] = arm.score(z, ridge=self.ridge)
+            else:
+                mean[:, index], width[:, index] = arm.score(z, kernel=self._exact, prior=prior, ridge=self.ridge)
+        return mean, width
+
+    @property
+    def _exact(self) -> Kernel:
+        assert self.kernel is not None, "a KernelArm needs the kernel that it was built with"
+        return self.kernel
+
+
+def stacked(contexts: Sequence[Context]) -> Tensor:
+    """(B, d) the features of all contexts."""
+    return torch.stack([context.features for context in contexts])
+
+
+def as_float64(x: Tensor, *, normalize: bool) -> Tensor:
+    """(..., d) a float64 copy, each row scaled to length one if asked."""
+    x = x.to(torch.float64, copy=True)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True) if normalize else x
+
+
+def lift(x: Tensor, *, normalize: bool, frequencies: Tensor) -> Tensor:
+    """(..., 2D) random features of (..., d), or the float64 vector itself where there are no frequencies (0, d)."""
+    x = as_float64(x, normalize=normalize)
+    return kernels.random_features(x, frequencies) if len(frequencies) else x
+
+
+def check_direction(features: Tensor, *, normalize: bool) -> None:
+    """`InvalidContext` for a vector that cannot be scaled to length one."""
+    if normalize and not bool(features.any()):
+        raise InvalidContext("prompt", "a vector of zeros cannot be scaled to length one; send another, or set normalize: false")
