@@ -8,19 +8,28 @@ from typing import Any
 from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import declared
 from bandits.policies.baselines import EpsilonGreedy, Greedy, OneArm, Random
+from bandits.policies.dak_ucb import DakUcb
 from bandits.policies.fd_ucb import FdUcb
 from bandits.policies.is_ucb import IsUcb
 from bandits.policies.lin_ucb import LinUcb
+from bandits.policies.mixture import MixtureGreedy, MixtureUcb
 from bandits.policies.pak_ucb import PakUcb
+from bandits.policies.promptwise import PromptWise
+from bandits.policies.thompson import Thompson
 from bandits.types import Policy
 
 POLICIES: dict[str, type[Policy]] = {
     policy.kind: policy
     for policy in (
+        PakUcb,
+        DakUcb,
+        PromptWise,
         FdUcb,
         IsUcb,
-        PakUcb,
+        MixtureUcb,
+        MixtureGreedy,
         LinUcb,
+        Thompson,
         EpsilonGreedy,
         Greedy,
         OneArm,

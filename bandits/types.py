@@ -147,6 +147,7 @@ class Policy(ABC):
     summary: ClassVar[str]
     episodic: ClassVar[bool] = False  # several attempts on one prompt, ended by `succeeded` or a stop
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
+    outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
     output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
@@ -218,9 +219,9 @@ class Policy(ABC):
     def check_context(self, context: Context) -> None:
         """Raise `InvalidContext` for features that this policy cannot decide on."""
 
-    def check_observation(self, seen: Observation) -> None:
+    def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         """Raise `InvalidObservation` for an outcome that this policy cannot learn. Presence of what `needs` lists, lengths and
-        finiteness are checked by the caller.
+        finiteness are checked by the caller. state: what is known by now, for policies that need more where less is known.
         """
 
     def check_reference(self, state: State, seen: Observation) -> None:

@@ -167,10 +167,10 @@ BENCHES: Mapping[str, Callable[[Path], Bench]] = {
 
 
 def median_distance(features: np.ndarray) -> float:
-    """Median distance between the first 300 prompts."""
-    rows = features[:300]
+    """Median distance between 300 random prompts that differ."""
+    rows = np.random.default_rng(0).permutation(features)[:300]
     square = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
-    return float(np.sqrt(np.median(square[np.triu_indices(len(rows), 1)])))
+    return float(np.sqrt(np.median(square[square > 1e-9])))
 
 
 def played(bench: Bench, kind: str, setting: Mapping[str, Any], seeds: int) -> list[float]:

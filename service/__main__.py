@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed (a store, a server, a file), 2 wrong usage or setti
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
+from bandits.errors import BanditError
 from service.settings import InvalidSettings, Settings
 from service.storage.base import StorageError
 
@@ -29,13 +31,30 @@ def _plainly(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except InvalidSettings as error:
-            click.echo(f"nextarm: {error}", err=True)
-            sys.exit(2)
-        except StorageError as error:
-            click.echo(f"nextarm: {error}", err=True)
-            sys.exit(1)
+            raise _ended(error, code=2) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output has enough; click ends quietly
+                raise
+            raise _ended(f"{error.filename or 'error'}: {error.strerror or error}", code=1) from None
+        except Exception as error:
+            if not _expected(error):
+                raise
+            raise _ended(error, code=1) from None
 
     return run
+
+
+def _ended(reason: object, *, code: int) -> SystemExit:
+    """One line, whatever a library's message looks like."""
+    click.echo(f"nextarm: {' '.join(str(reason).split())}", err=True)
+    return SystemExit(code)
+
+
+def _expected(error: Exception) -> bool:
+    """Whether the message says all that an operator needs. (The import takes a second: it brings torch.)"""
+    from service.events import UnreadableEvent
+
+    return isinstance(error, StorageError | BanditError | UnreadableEvent)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,11 +70,14 @@ def main() -> None:
 @_plainly
 def serve(host: str | None, port: int | None, store: str | None) -> None:
     """Start the service. Everything else is set by NEXTARM_* variables (see the README)."""
-    from service.serving import serve as run
+    from service.serving import CannotListen, run
 
     given = {"host": host, "port": port, "store": store}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
-    asyncio.run(run(settings))
+    try:
+        run(settings)
+    except CannotListen as error:
+        raise _ended(error, code=1) from None
 
 
 store_option = click.option(
@@ -64,7 +86,10 @@ store_option = click.option(
 
 
 def _settings(store: str | None) -> Settings:
-    return Settings.load(**({} if store is None else {"store": store}))
+    settings = Settings.load(**({} if store is None else {"store": store}))
+    if settings.store == "memory://":
+        raise InvalidSettings("NEXTARM_STORE: memory:// ends with its server; name an SQLite store, sqlite:///PATH")
+    return settings
 
 
 @main.command()
@@ -103,9 +128,12 @@ def export(bandit: str, store: str | None, out: Path | None, quiet: bool) -> Non
         asyncio.run(run(_settings(store), bandit, sys.stdout.buffer, quiet=True))
         return
     partial = out.with_name(out.name + ".partial")
-    with partial.open("wb") as file:
-        asyncio.run(run(_settings(store), bandit, file, quiet=quiet))
-    partial.replace(out)
+    try:
+        with partial.open("wb") as file:
+            asyncio.run(run(_settings(store), bandit, file, quiet=quiet))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """Who calls: API keys with roles and tenants, compared in constant time and kept hashed; and how often, by a token bucket.
 
-NEXTARM_API_KEYS = KEY | ROLE:KEY | ROLE@TENANT:KEY , ...        KEY may be sha256=HEX, and no secret is set
+NEXTARM_API_KEYS = KEY | ROLE:KEY | ROLE@TENANT:KEY , ...        KEY has no colon; it may be sha256=HEX: no secret is set then
 
 reader   reads                     router   also decides, observes, cancels, posts references        admin   everything
 """
@@ -18,7 +18,7 @@ from service.errors import Problem
 from service.settings import InvalidSettings
 
 ROLES = ("reader", "router", "admin")
-_ITEM = re.compile(r"^(?:(?P<role>admin|router|reader)(?:@(?P<tenant>[a-z0-9][a-z0-9_-]{0,62}))?:)?(?P<key>\S+)$")
+_ITEM = re.compile(r"^(?:(?P<role>admin|router|reader)(?:@(?P<tenant>[a-z0-9][a-z0-9_-]{0,62}))?:)?(?P<key>[^\s:]+)$")
 BUCKETS = 10_000
 
 
@@ -71,31 +71,27 @@ class Gate:
         """Whether anybody may do anything."""
         return not self._keys
 
-    def admit(self, *, authorization: str, address: str, needs: str) -> Caller:
-        """The caller, if it may act as `needs`. authorization: the header's value."""
-        caller = self._caller(authorization, address)
+    def enter(self, *, authorization: str, address: str) -> Caller:
+        """Who calls. authorization: the header's value. Called before a byte of the body is read; wrong keys count by address."""
+        caller = Caller("admin", "", address) if self.open else self._known(authorization)
         if self._rate:
-            self._take(caller.name)
-        if ROLES.index(caller.role) < ROLES.index(needs):
-            raise Problem("forbidden", f"this needs the role {needs}; the key has {caller.role}")
+            self._take(address if caller is None else caller.name)
+        if caller is None:
+            raise Problem(
+                "unauthenticated",
+                "send the header `authorization: Bearer KEY` with a key that this server knows",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         return caller
 
-    def _caller(self, authorization: str, address: str) -> Caller:
-        if not self._keys:
-            return Caller("admin", "", address)
+    def _known(self, authorization: str) -> Caller | None:
         scheme, _, key = authorization.partition(" ")
         hashed = hashlib.sha256(key.strip().encode()).digest()
         found = None
         for known in self._keys:  # all of them, whichever matches
             if hmac.compare_digest(known.sha256, hashed):
                 found = known.caller
-        if scheme.lower() != "bearer" or found is None:
-            raise Problem(
-                "unauthenticated",
-                "send the header `authorization: Bearer KEY` with a key that this server knows",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        return found
+        return found if scheme.lower() == "bearer" else None
 
     def _take(self, name: str) -> None:
         now = time.monotonic()
@@ -108,3 +104,9 @@ class Gate:
         if tokens < 1.0:
             wait = max(1, round((1.0 - tokens) / self._rate + 0.5))
             raise Problem("rate_limited", f"more than {self._rate:g} requests per second", headers={"Retry-After": str(wait)})
+
+
+def check_role(caller: Caller, needs: str) -> None:
+    """`forbidden` where the key is of a lesser role."""
+    if ROLES.index(caller.role) < ROLES.index(needs):
+        raise Problem("forbidden", f"this needs the role {needs}; the key has {caller.role}")

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from service import errors
 from service.access import Gate
 from service.dependencies import Services
+from service.documentation import TAGS, document
 from service.embedders.queue import EmbeddingQueue
 from service.hosting import Hosting
 from service.routes import bandits, decisions, health, outcomes, records, references
@@ -27,12 +28,21 @@ which model is best. Every error is `application/problem+json` with a stable `co
 
 def create_app(services: Services) -> FastAPI:
     """The ASGI application over running services."""
-    app = FastAPI(title="nextarm", version=version("nextarm"), description=DESCRIPTION, license_info={"name": "Apache-2.0"})
+    app = FastAPI(
+        title="nextarm",
+        version=version("nextarm"),
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=TAGS,
+        redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
+    )
     app.state.services = services
-    for module in (bandits, decisions, outcomes, references, records, health):
-        app.include_router(module.router)
-    errors.install(app)
-    app.add_middleware(Doorkeeper, max_body_bytes=services.settings.max_body_bytes)
+    routers = [module.router for module in (bandits, decisions, outcomes, references, records, health)]
+    for router in routers:
+        app.include_router(router)
+    errors.install(app, [route for router in routers for route in router.routes])
+    document(app)
+    app.add_middleware(Doorkeeper, gate=services.gate, max_body_bytes=services.settings.max_body_bytes)
     return app
 
 

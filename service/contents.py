@@ -15,29 +15,27 @@ from service.events import Created, Matrix
 from service.schemas import Content
 
 
-async def prompt_vector(services: Services, created: Created, prompt: Content | None) -> bytes:
+async def prompt_vector(
+    services: Services, created: Created, prompt: Content | None, *, required: bool = True, path: str = "prompt"
+) -> bytes:
     """The features of a decision. A bandit without `prompt` ignores a prompt: it is neither embedded nor logged, so that a
-    router can switch to a policy that needs none without changing its requests.
+    router can switch to a policy that needs none without changing its requests. required: the policy decides by the prompt.
     """
-    if not created.prompt_embedder:
+    if not created.prompt_embedder or (prompt is None and not required):
         return b""
     if prompt is None:
-        raise invalid("prompt", "is missing; this bandit decides by the prompt")
-    vector = await _embed(services, created.prompt_embedder, created.dim, prompt, path="prompt")
+        raise invalid(path, "is missing; this bandit decides by the prompt")
+    vector = await _embed(services, created.prompt_embedder, created.dim, prompt, path=path)
     return events.vector_bytes(vector)
 
 
-async def output_matrix(services: Services, created: Created, outputs: Sequence[Content], *, path: str = "output") -> Matrix:
-    """(n, e) samples of an outcome."""
+async def output_matrix(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> Matrix:
+    """(n, e) samples. paths: where each of them stands in the request."""
     if not created.output_embedder:
-        raise invalid(path, "this bandit takes no outputs; create it with `output`, or post a reward alone")
+        raise invalid(paths[0].partition(".")[0], "this bandit takes no outputs; create it with `output`, or post a reward alone")
+    embedder, dim = created.output_embedder, created.output_dim
     rows = await asyncio.gather(
-        *(
-            _embed(
-                services, created.output_embedder, created.output_dim, content, path=f"{path}.{i}" if len(outputs) > 1 else path
-            )
-            for i, content in enumerate(outputs)
-        )
+        *(_embed(services, embedder, dim, content, path=path) for content, path in zip(outputs, paths, strict=True))
     )
     return Matrix.of(np.stack(rows))
 

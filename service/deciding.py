@@ -8,13 +8,14 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
+from bandits.errors import FieldError
 from bandits.types import Observation
 from service import events
 from service.contents import output_matrix, prompt_vector
 from service.dependencies import Services
 from service.errors import Problem, invalid
 from service.events import Observed
-from service.learner import Ask, EpisodeFinished, Kept, Learner, Outcome, body_digest
+from service.learner import Ask, EpisodeFinished, Kept, Learner, Outcome, TooManyOpen, body_digest
 from service.ledger import Ledger
 from service.routes.answers import decision_json, receipt_json
 from service.schemas import ArmChoice, DecisionBody, OutcomeBody
@@ -25,12 +26,11 @@ async def decide(services: Services, learner: Learner, body: DecisionBody) -> tu
     digest = body_digest(*body.canonical()) if body.id else ""
     if body.id and not body.dry_run and (kept := await learner.decided(body.id, digest)):
         return decision_json(learner, kept.event, offset=kept.offset), 200
-    _check_episode(learner, body.episode)
-    allowed = _allowed(learner.ledger, body.arms)
+    features = await _features(services, learner, body)
     ask = Ask(
         id=body.id or str(uuid7()),
-        features=await prompt_vector(services, learner.created, body.prompt),
-        allowed=allowed,
+        features=features,
+        allowed=_allowed(learner.ledger, body.arms),  # after the embedding, which takes a while: arms come and go
         episode=body.episode or "",
         body=digest,
     )
@@ -41,15 +41,23 @@ async def decide(services: Services, learner: Learner, body: DecisionBody) -> tu
     return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.repeated else 201
 
 
-def _check_episode(learner: Learner, episode: str | None) -> None:
-    known = learner.ledger.episodes.get(episode) if episode else None
+async def _features(services: Services, learner: Learner, body: DecisionBody) -> bytes:
+    """The features of the prompt. An episode is about one prompt: later attempts may leave it out, and cannot change it."""
+    known = learner.ledger.episodes.get(body.episode) if body.episode else None
     if known is not None and known.finished:
         raise EpisodeFinished
+    if not learner.policy.episodic or known is None:
+        return await prompt_vector(services, learner.created, body.prompt, required=learner.policy.contextual)
+    if body.prompt is not None:
+        given = await prompt_vector(services, learner.created, body.prompt)
+        if given != known.features:
+            raise invalid("prompt", "is not the one that this episode began with; leave it out, or start a new episode")
+    return known.features
 
 
 def _allowed(ledger: Ledger, arms: list[ArmChoice] | None) -> dict[int, float | None]:
     """Arm index -> price for this decision alone; empty = every active arm."""
-    if not any(arm.active for arm in ledger.arms):
+    if not _any_active(ledger):
         raise invalid("arms", "the bandit has no active arm; add one first")
     allowed: dict[int, float | None] = {}
     for position, choice in enumerate(arms or ()):
@@ -60,6 +68,10 @@ def _allowed(ledger: Ledger, arms: list[ArmChoice] | None) -> dict[int, float | 
             raise invalid(f"arms.{position}", "this arm is retired; bring it back, or leave it out")
         allowed[index] = choice.price
     return allowed
+
+
+def _any_active(ledger: Ledger) -> bool:
+    return any(arm.active for arm in ledger.arms)
 
 
 def _check(learner: Learner, ask: Ask) -> None:
@@ -96,11 +108,15 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody) -> O
         index = learner.ledger.index(body.arm)
         if index is None:
             raise Problem("arm_not_found", "arm: there is no arm of this name")
-    output = events.EMPTY if body.output is None else await output_matrix(services, created, body.output)
-    reference = (
-        events.EMPTY if body.reference is None else await output_matrix(services, created, [body.reference], path="reference")
-    )
-    policy.check_observation(Observation(arm=0, reward=body.reward or 0.0, output=output.tensor(), reference=reference.tensor()))
+    output = reference = events.EMPTY
+    if body.output is not None:
+        several = len(body.output) > 1
+        paths = [f"output.{i}" if several else "output" for i in range(len(body.output))]
+        output = await output_matrix(services, created, body.output, paths=paths)
+    if body.reference is not None:
+        reference = await output_matrix(services, created, [body.reference], paths=["reference"])
+    seen = Observation(arm=0, reward=body.reward or 0.0, output=output.tensor(), reference=reference.tensor())
+    policy.check_observation(seen, state=learner.state)
     return Outcome(
         reward=body.reward,
         cost=body.cost,
@@ -112,21 +128,26 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody) -> O
 
 
 async def _following(learner: Learner, kept: Kept) -> dict[str, Any] | None:
-    """The decision after an outcome. Its id follows from the outcome's, so that a repeated request gets the same one."""
+    """The decision after an outcome. Its id follows from the outcome's, so that a repeated request gets the same one. The outcome
+    is in the log by now: where nothing can follow, the answer is None and no failure.
+    """
     observed: Observed = kept.event
     following_id = _successor(observed.id, observed.at)
+    if already := await learner.decided(following_id, ""):
+        return decision_json(learner, already.event, offset=already.offset)
     features, episode = b"", ""
     if learner.policy.episodic:
         decided = (await learner.look_up(observed.id))[0].event
         features, episode = decided.features, decided.episode
         known = learner.ledger.episodes.get(episode)
-        already = await learner.decided(following_id, "")
-        if already is not None:
-            return decision_json(learner, already.event, offset=already.offset)
         if known is None or known.finished:
             return None
-    _allowed(learner.ledger, None)
-    decision = await learner.decide(Ask(id=following_id, features=features, episode=episode))
+    if not _any_active(learner.ledger):
+        return None
+    try:
+        decision = await learner.decide(Ask(id=following_id, features=features, episode=episode))
+    except (TooManyOpen, FieldError):  # too many are open, or the last arm was retired just now
+        return None
     return decision_json(learner, decision.event, offset=decision.offset)
 
 

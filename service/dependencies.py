@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
-from service.access import Caller, Gate
+from service.access import Caller, Gate, check_role
 from service.embedders.queue import EmbeddingQueue
 from service.hosting import Hosting
 from service.learner import Learner
@@ -35,9 +35,9 @@ async def _services(request: Request) -> Services:
 
 
 def _caller(request: Request, needs: str) -> Caller:
-    address = request.client.host if request.client else ""
-    gate = services_of(request).gate
-    return gate.admit(authorization=request.headers.get("authorization", ""), address=address, needs=needs)
+    caller = cast(Caller, request.scope["nextarm.caller"])  # the doorkeeper put it there
+    check_role(caller, needs)
+    return caller
 
 
 async def _reader(request: Request) -> Caller:
@@ -59,7 +59,7 @@ Admin = Annotated[Caller, Depends(_admin)]
 
 BanditName = Annotated[str, Path(pattern=NAME, description="Name of the bandit.", examples=["demo"])]
 ArmPath = Annotated[str, Path(max_length=128, description="Name of the arm.", examples=["small"])]
-DecisionId = Annotated[str, Path(pattern=ID, description="Id of the decision.")]
+DecisionId = Annotated[str, Path(pattern=ID, description="Id of the decision.", examples=["request-1"])]
 
 
 async def _read_learner(request: Request, caller: Reader, name: BanditName) -> Learner:

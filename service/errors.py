@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 
 from bandits.errors import FieldError, ReferenceMissing
 from bandits.registry import POLICIES
@@ -35,6 +36,10 @@ from service.storage.base import LogMissing, StorageError
 logger = logging.getLogger("nextarm.errors")
 
 RETRY_AFTER_S = 1
+LISTED = 50
+"""Wrong fields that one answer lists."""
+NAMED = 64
+"""Characters of a field's name that an answer repeats."""
 
 CODES: dict[str, int] = {
     "malformed_json": 400,
@@ -164,32 +169,43 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
 
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
     """A 422 that lists every wrong field by its path, without echoing any value."""
-    listed = []
-    if any(item["type"] == "json_invalid" for item in error.errors()):
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
         return Problem("malformed_json", "the body is not JSON")
-    for item in error.errors():
-        path = _path(item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "is not a field here; check the spelling"
-        listed.append((path or "body", message))
+    listed = [(_path(item["loc"]) or "body", _message(item)) for item in found[:LISTED]]
+    if found and found[0]["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        listed[0] = ("policy.kind", f"must be one of {', '.join(POLICIES)}")
     shown = "; ".join(f"{path}: {message}" for path, message in listed[:3])
-    return Problem("invalid_request", shown, errors=listed[:50])
+    return Problem("invalid_request", shown, errors=listed)
+
+
+MESSAGES = {
+    "extra_forbidden": "is not a field here; check the spelling",
+    "missing": "is missing",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+}
+"""By type of error, where pydantic speaks of Python or says too little."""
+
+
+def _message(item: Any) -> str:
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return MESSAGES.get(item["type"]) or str(item["msg"])
 
 
 def _path(location: Sequence[int | str]) -> str:
-    """`policy.exploration` from what pydantic says; the name of the policy's kind, which it adds, is left out."""
-    parts = (
-        [str(part) for part in location[1:]]
-        if location and location[0] in ("body", "query", "path", "header")
-        else list(location)
-    )
+    """`policy.exploration` from what pydantic says; the name of the policy's kind, which it adds, is left out. Unknown names come
+    from the client: they are cut, as everything that is repeated.
+    """
+    parts = list(location[1:] if location and location[0] in ("body", "query", "path", "header") else location)
     if len(parts) > 1 and parts[0] == "policy" and parts[1] in POLICIES:
         del parts[1]
-    return ".".join(str(part) for part in parts)
+    return ".".join(str(part)[:NAMED] for part in parts)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Answer every failure of a route with its problem document."""
 
     async def on_validation(request: Request, error: Exception) -> Response:
@@ -201,9 +217,13 @@ def install(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         if code is None:
             return Problem("invalid_request", str(error.detail)).response()
-        problem = Problem(code, "there is nothing here; see /docs" if code == "not_found" else "see /docs for the methods")
-        problem.headers.update(error.headers or {})
-        return problem.response()
+        if code == "not_found":
+            return Problem(code, "there is nothing here; see /docs").response()
+        # every method that the path takes: the framework knows those of the first route that matches it
+        takes = [route for route in routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
+        methods = sorted({method for route in takes for method in route.methods or ()})
+        allowed = ", ".join(methods) or (error.headers or {}).get("Allow", "")
+        return Problem(code, f"this takes {allowed}; see /docs", headers={"Allow": allowed}).response()
 
     async def on_failure(request: Request, error: Exception) -> Response:
         return problem_of(error).response()

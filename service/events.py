@@ -8,6 +8,7 @@ JSON and not safetensors, because then the log, the export and the stream are on
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,10 @@ class Matrix(msgspec.Struct, frozen=True):
     rows: int
     columns: int
     data: bytes
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns) < 0 or 4 * self.rows * self.columns != len(self.data):
+            raise ValueError(f"{len(self.data)} bytes are not {self.rows} x {self.columns} float32")
 
     @staticmethod
     def of(array: np.ndarray) -> Matrix:
@@ -59,6 +64,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
     at: datetime
     v: int = VERSION
+
+
+def _check_finite(*numbers: float) -> None:
+    """JSON has no NaN and no infinity: the encoder writes null, and a log with such an event could not be read again."""
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("an event holds numbers that are finite")
 
 
 class NewArm(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +155,9 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     attempt: int
     body: str
 
+    def __post_init__(self) -> None:
+        _check_finite(self.propensity, self.price, *self.weights)
+
 
 class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     """The outcome of a decision. propensity is null where the client played another arm than the suggested one."""
@@ -157,12 +171,18 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     reference: Matrix = EMPTY
     body: str
 
+    def __post_init__(self) -> None:
+        _check_finite(self.cost, self.reward or 0.0)
+
 
 class Expired(Event, frozen=True, kw_only=True, tag="expired"):
     """No outcome came in time. With a reward it is learnt as that; without one the decision is just gone."""
 
     id: str
     reward: float | None
+
+    def __post_init__(self) -> None:
+        _check_finite(self.reward or 0.0)
 
 
 class Cancelled(Event, frozen=True, kw_only=True, tag="cancelled"):
@@ -209,5 +229,5 @@ def closed_key(decision: str) -> str:
 
 
 def added_key(arm: str) -> str:
-    """Under this key a log holds the arrival of an arm."""
-    return f"arm/{arm}"
+    """Under this key a log holds the arrival of an arm. (Two slashes: a decision may be called `arm`, and an arm `decided`.)"""
+    return f"arm//{arm}"

@@ -15,13 +15,12 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from bandits.errors import BanditError
 from service import events
-from service.events import Created, UnreadableEvent
+from service.events import Created
 from service.learner import Learner
 from service.schemas import completed
 from service.settings import Settings
-from service.storage.base import Log, LogMissing, Storage, StorageDamaged, StorageError
+from service.storage.base import Log, LogMissing, Storage, StorageDamaged, StorageUnavailable
 
 logger = logging.getLogger("nextarm.hosting")
 
@@ -50,6 +49,7 @@ class Hosting:
         self.clock = clock
         self._settings = settings
         self._learners: dict[str, Learner] = {}
+        self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
         self._loading: dict[str, asyncio.Task[Learner]] = {}
         self._damaged: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -58,10 +58,9 @@ class Hosting:
     async def start(self) -> None:
         """Open the storage and begin to load every bandit."""
         await self.storage.start()
-        for log in await self.storage.logs():
-            task = asyncio.create_task(self._load(log))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is told by `get` and `state`
-            self._loading[log.name] = task
+        self._unloaded = {log.name: log for log in await self.storage.logs()}
+        for log in self._unloaded.values():
+            self._begin_to_load(log)
         self._tasks.append(asyncio.create_task(self._sweep()))
 
     async def close(self) -> None:
@@ -73,7 +72,7 @@ class Hosting:
         for learner in self._learners.values():
             try:
                 await learner.close()
-            except StorageError as error:
+            except Exception as error:  # the next start folds more of the log; the store must be closed all the same
                 logger.warning("no snapshot was left", extra={"bandit": learner.log.name, "reason": str(error)})
         await self.storage.close()
 
@@ -82,11 +81,14 @@ class Hosting:
     async def create(self, created: Created) -> tuple[Learner, bool]:
         """The learner of a new bandit and True; of an existing one with the same request and False; else `BanditConflict`."""
         name = _path(created.tenant, created.bandit)
-        log, receipt = await self.storage.create(Log(str(uuid7()), name), events.encode(created))
+        wanted = Log(str(uuid7()), name)
+        learner = Learner(self.storage, wanted, created, **self._options())  # what it refuses is refused before it is logged
+        log, receipt = await self.storage.create(wanted, events.encode(created))
         if receipt.first is None:
-            learner = self._learner(log, created)
             self._learners[name] = learner
             return learner, True
+        if name not in self._learners and name not in self._damaged:  # the request that created it was cut off
+            self._unloaded.setdefault(name, log)
         learner = await self.get(created.tenant, created.bandit)
         if completed(learner.created.request) != created.request:
             raise BanditConflict(created.bandit)
@@ -96,8 +98,8 @@ class Hosting:
         """The learner of a bandit; waits while it is being loaded."""
         name = _path(tenant, bandit)
         learner = self._learners.get(name)
-        if learner is None and name in self._loading:
-            learner = await asyncio.shield(self._loading[name])
+        if learner is None and name in self._unloaded:
+            learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
         if name in self._damaged:
             raise BanditDamaged(self._damaged[name])
         if learner is None:
@@ -110,51 +112,66 @@ class Hosting:
         """Remove the bandit and its log, whatever is open; a damaged one can be deleted too."""
         name = _path(tenant, bandit)
         if name in self._loading:
-            with contextlib.suppress(StorageError):
-                await asyncio.shield(self._loading[name])
+            await asyncio.wait([self._loading[name]])
         learner = self._learners.get(name)
         logs = [learner.log] if learner else [log for log in await self.storage.logs() if log.name == name]
         if not logs:
             raise BanditMissing(bandit)
         await self.storage.delete(logs[0])
-        self._learners.pop(name, None)
+        if self._learners.get(name) is learner:  # else it was created anew meanwhile
+            self._learners.pop(name, None)
+        self._unloaded.pop(name, None)
         self._damaged.pop(name, None)
 
     async def names(self, tenant: str) -> list[str]:
         """The bandits of a tenant, in order."""
         prefix = _path(tenant, "")
-        known = {*self._learners, *self._loading, *self._damaged}
+        known = {*self._learners, *self._unloaded, *self._damaged}
         return sorted(name[len(prefix) :] for name in known if name.startswith(prefix) and "/" not in name[len(prefix) :])
 
     def state(self) -> dict[str, list[str]]:
         """What is loading and what is damaged, for `readyz`."""
         damaged = {**self._damaged, **{name: x.damage for name, x in self._learners.items() if x.damage}}
-        return {"loading": sorted(self._loading), "damaged": [f"{name}: {reason}" for name, reason in sorted(damaged.items())]}
+        return {"loading": sorted(self._unloaded), "damaged": [f"{name}: {reason}" for name, reason in sorted(damaged.items())]}
 
     # -- background --------------------------------------------------------------------------------------------------------
 
     def _options(self) -> dict[str, Any]:
         return {"clock": self.clock, "snapshot_every": self._settings.snapshot_every, "max_open": self._settings.max_open}
 
-    def _learner(self, log: Log, created: Created) -> Learner:
-        return Learner(self.storage, log, created, **self._options())
+    def _begin_to_load(self, log: Log) -> asyncio.Task[Learner]:
+        task = self._loading.get(log.name)
+        if task is None:
+            task = self._loading[log.name] = asyncio.create_task(self._load(log))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is told by `get` and `state`
+        return task
 
     async def _load(self, log: Log) -> Learner:
+        """A store that cannot be read now is asked again by the next request or sweep; damage stays until an operator looks."""
         try:
             async with self._few:
                 learner = await Learner.load(self.storage, log, **self._options())
-        except (StorageDamaged, UnreadableEvent, BanditError) as error:
+        except LogMissing:  # deleted meanwhile
+            self._unloaded.pop(log.name, None)
+            raise
+        except StorageUnavailable:
+            raise
+        except Exception as error:
+            self._unloaded.pop(log.name, None)
             self._damaged[log.name] = str(error)
             logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
             raise StorageDamaged(f"bandit {log.name!r}", str(error)) from error
         finally:
             self._loading.pop(log.name, None)
+        self._unloaded.pop(log.name, None)
         self._learners[log.name] = learner
         return learner
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_s)
+            for log in list(self._unloaded.values()):
+                self._begin_to_load(log)
             for learner in list(self._learners.values()):
                 if learner.damage:
                     continue
@@ -162,7 +179,7 @@ class Hosting:
                     await learner.expire()
                 except LogMissing:
                     continue  # deleted meanwhile
-                except StorageError as error:
+                except Exception as error:  # one bandit that cannot be swept must not keep all others from it
                     logger.error(
                         "overdue decisions could not be closed", extra={"bandit": learner.log.name, "reason": str(error)}
                     )

@@ -13,25 +13,28 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-import torch
+from torch import Tensor
 
 from bandits import draw
 from bandits import state as states
-from bandits.errors import BanditError, CorruptState
+from bandits.errors import BanditError
 from bandits.registry import build
-from bandits.types import NoReference, Policy, State, Weights, empty
-from service import events
-from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed, UnreadableEvent
-from service.ledger import Anticipate, Effect, GrowArms, Inconsistent, Learn, Ledger, OpenDecision, Release
-from service.storage.base import Durability, Entry, Log, Receipt, Storage, StorageDamaged
+from bandits.types import Context, NoReference, Policy, State, Weights, empty
+from service import events, snapshots
+from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
+from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Inconsistent, Learn, Ledger, OpenDecision, Release
+from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, Storage, StorageDamaged, StorageUnavailable
 
 logger = logging.getLogger("nextarm.learner")
+
+T = TypeVar("T")
 
 READ_BATCH = 256
 MICRO_BATCH = 32
@@ -104,23 +107,11 @@ class Kept(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What was learnt up to an offset. Replaced as a whole."""
+    """What was learnt up to an offset, and the arms as of then. Replaced as a whole."""
 
     state: State
     offset: int
-
-
-class SnapshotBlob(msgspec.Struct):
-    """A snapshot: sums, ledger, offset, codec version, and the build that wrote it."""
-
-    version: int
-    offset: int
-    build: str
-    ledger: bytes
-    state: bytes
-
-
-BUILD = f"torch {torch.__version__}"
+    arms: tuple[ArmRecord, ...]
 
 
 def policy_of(created: Created) -> Policy:
@@ -141,25 +132,27 @@ class Learner:
         created: Created,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        snapshot_every: int = 10_000,
+        snapshot_every: int = 10_000,  # events between two snapshots; 0 = none
         max_open: int = 100_000,
     ) -> None:
         self.log = log
         self.created = created
         self.policy = policy_of(created)
         self.ledger = Ledger(created)
-        self.damage = ""
+        self.damaged: StorageDamaged | None = None
         self._storage = storage
         self._clock = clock
         self._snapshot_every = snapshot_every
         self._max_open = max_open
-        self._published = Published(states.start(self.policy, arms=len(created.arms)), 1)
-        self._reserved: dict[int, int] = {}  # decisions per arm on their way into the log
+        self._published = Published(states.start(self.policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
+        self._reserved: dict[str, int] = {}  # decisions on their way into the log -> arm, until they are pending in `arms`
         self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
         self._draining: asyncio.Task[None] | None = None
         self._folding = asyncio.Lock()
-        self._snapshot_at = 1
-        self._snapshotting: asyncio.Task[None] | None = None
+        self._recording = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()  # what goes on although its request may be gone
+        self._snapshot_at = 1  # of the last one
+        self._snapshot_tried = 1
         self._weigh_s = 0.0  # running means of what one call costs
         self._fold_s = 0.0
 
@@ -171,12 +164,13 @@ class Learner:
         log: Log,
         *,
         use_snapshots: bool = True,
+        until: int | None = None,
         each: Callable[[int], object] = lambda offset: None,
         **options: Any,
     ) -> Learner:
         """From the newest snapshot that can be read, and the log after it. Damage stops this bandit and no other.
 
-        each: called with the offset after every batch that was folded (progress bars).
+        until: the last offset to fold; None = all.  each: called with the offset after every batch (progress bars).
         """
         first = await storage.read(log, after=0, limit=1)
         if not first:
@@ -188,35 +182,41 @@ class Learner:
         for _, blob in await storage.load_snapshots(log) if use_snapshots else ():
             if await learner._resume(blob):
                 break
-        behind = True
-        while behind:
+        while until is None or learner.offset < until:
             before = learner.offset
-            await learner.catch_up(before + READ_BATCH)
+            await learner.catch_up(before + READ_BATCH, at_most=until)
             each(learner.offset)
-            behind = learner.offset > before
+            if learner.offset == before:
+                break
         return learner
 
     async def _resume(self, blob: bytes) -> bool:
         try:
-            kept = msgspec.msgpack.decode(blob, type=SnapshotBlob)
-            if kept.version != events.VERSION:
-                return False
-            ledger = Ledger.unpack(kept.ledger)
-            state = await asyncio.to_thread(states.unpack, self.policy, kept.state)
-        except (msgspec.MsgspecError, CorruptState) as error:
-            logger.warning("a snapshot cannot be read and is passed over", extra={"bandit": self.log.name, "reason": str(error)})
+            ledger, state = await asyncio.to_thread(snapshots.unpack, self.policy, self.created, blob)
+            if not await self._storage.read(self.log, after=ledger.offset - 1, limit=1):
+                raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
+        except (StorageUnavailable, LogMissing):
+            raise
+        except Exception as error:  # the log is the truth: whatever is wrong with a snapshot costs time and nothing else
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("a snapshot cannot be used and is passed over", extra={"bandit": self.log.name, "reason": reason})
             return False
-        for decision in ledger.open.values():
-            arm = self.policy.anticipate(state.arms[decision.arm], events.vector_tensor(decision.features))
-            state = states.with_arm(state, decision.arm, arm)
-        self.ledger, self._snapshot_at = ledger, kept.offset
-        self._published = Published(self.policy.prepare(state), kept.offset)
+        self.ledger = ledger
+        self._snapshot_at = self._snapshot_tried = ledger.offset
+        self._published = Published(state, ledger.offset, tuple(ledger.arms))
         return True
 
     async def close(self) -> None:
-        """Leave a snapshot behind, so that the next start is quick."""
-        if not self.damage and self.offset > self._snapshot_at:
+        """Finish what was begun and leave a snapshot behind, so that the next start is quick."""
+        while self._running:
+            await asyncio.wait(self._running)
+        if not self.damaged and self.offset > self._snapshot_at:
             await self.snapshot()
+
+    @property
+    def damage(self) -> str:
+        """Why this bandit answers nothing any more; "" while it is well."""
+        return "" if self.damaged is None else str(self.damaged)
 
     @property
     def state(self) -> State:
@@ -227,6 +227,11 @@ class Learner:
     def offset(self) -> int:
         """The offset up to which everything is learnt."""
         return self._published.offset
+
+    @property
+    def arms(self) -> tuple[ArmRecord, ...]:
+        """The arms as of `offset`, as many as `state` has. (The ledger's are ahead of both while a fold is under way.)"""
+        return self._published.arms
 
     @property
     def takes_reference(self) -> bool:
@@ -241,13 +246,14 @@ class Learner:
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state)."""
-        state, offset = self._published
+        state, offset, _ = self._published
         return offset, states.digest(self.policy, state)
 
     # -- deciding ----------------------------------------------------------------------------------------------------------
 
     async def decide(self, ask: Ask) -> Kept:
         """Choose an arm and log it. The same id again is the same decision."""
+        self._check_sound()
         if len(self.ledger.open) >= self._max_open:
             raise TooManyOpen(f"{self._max_open} decisions are open")
         future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
@@ -257,16 +263,9 @@ class Learner:
         try:
             decided = await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._unreserve(future.result().arm)
+            self._reserved.pop(ask.id, None)
             raise
-        try:
-            receipt = await self._storage.append(
-                self.log, events.decided_key(decided.id), events.encode(decided), Durability.PROCESS
-            )
-            await self.catch_up(receipt.offset)
-        finally:
-            self._unreserve(decided.arm)
+        receipt = await self._append(events.decided_key(decided.id), decided, Durability.PROCESS)
         if receipt.first is not None:
             return self._same_decision(receipt, ask.body)
         return Kept(decided, receipt.offset, False)
@@ -286,42 +285,58 @@ class Learner:
 
     async def preview(self, ask: Ask) -> Decided:
         """What would be decided now; nothing is logged."""
-        return self._choose([ask], await self._weigh([ask]))[0]
+        return (await self._choose([ask]))[0]
 
     async def _drain(self) -> None:
         """Score what waits, in the order in which it came, without ever waiting for more."""
-        while self._waiting:
-            batch, self._waiting = self._waiting[:MICRO_BATCH], self._waiting[MICRO_BATCH:]
-            asks = [ask for ask, _ in batch]
-            try:
-                chosen = self._choose(asks, await self._weigh(asks))
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), decided in zip(batch, chosen, strict=True):
-                if future.done():  # the request was cancelled meanwhile
-                    continue
-                self._reserved[decided.arm] = self._reserved.get(decided.arm, 0) + 1
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MICRO_BATCH], self._waiting[MICRO_BATCH:]
+                await self._answer(batch)
+        finally:
+            self._draining = None
+
+    async def _answer(self, batch: list[tuple[Ask, asyncio.Future[Decided]]]) -> None:
+        batch = [(ask, future) for ask, future in batch if not future.done()]  # a request may be cancelled meanwhile
+        try:
+            chosen = await self._choose([ask for ask, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                _fail(batch[0][1], error)
+            else:
+                for one in batch:  # it is the fault of one of them, and harms no other
+                    await self._answer([one])
+            return
+        for (_, future), decided in zip(batch, chosen, strict=True):
+            if not future.done():
+                self._reserved[decided.id] = decided.arm
                 future.set_result(decided)
-        self._draining = None
 
-    def _unreserve(self, arm: int) -> None:
-        self._reserved[arm] -= 1
-
-    async def _weigh(self, asks: list[Ask]) -> Weights:
-        reserved = [self._reserved.get(i, 0) for i in range(len(self.ledger.arms))]
+    async def _choose(self, asks: list[Ask]) -> list[Decided]:
+        if not asks:
+            return []
+        state, _, arms = self._published  # one moment for all of it, whatever is folded meanwhile
+        reserved = Counter(self._reserved.values())
         contexts = [
             self.ledger.context(
                 features=events.vector_tensor(ask.features) if ask.features else empty(),
                 allowed=ask.allowed,
-                reserved=reserved,
+                reserved=[reserved[i] for i in range(len(arms))],
                 episode=ask.episode,
+                arms=arms,
             )
             for ask in asks
         ]
-        state = self.state
+        weights = await self._weigh(state, contexts)
+        tables = {name: table.tolist() for name, table in weights.scores.items()}
+        now = self._clock()
+        chosen = []
+        for i, (ask, context) in enumerate(zip(asks, contexts, strict=True)):
+            scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
+            chosen.append(self._decision(ask, context, weights.values[i], scores, now))
+        return chosen
+
+    async def _weigh(self, state: State, contexts: list[Context]) -> Weights:
         started = time.perf_counter()
         if self._weigh_s > THREAD_ABOVE_S:
             weights = await asyncio.to_thread(self.policy.weights, state, contexts)
@@ -330,33 +345,27 @@ class Learner:
         self._weigh_s += 0.1 * (time.perf_counter() - started - self._weigh_s)
         return weights
 
-    def _choose(self, asks: list[Ask], weights: Weights) -> list[Decided]:
-        rows = weights.values.tolist()
-        scores = {name: table.tolist() for name, table in weights.scores.items()}
-        now = self._clock()
-        chosen = []
-        for i, ask in enumerate(asks):
-            arm, propensity = draw.draw(weights.values[i], f"{self.log.name}/{self.created.seed}/{ask.id}")
-            episode = self.ledger.episodes.get(ask.episode)
-            allowed = [k for k, record in enumerate(self.ledger.arms) if record.active and (not ask.allowed or k in ask.allowed)]
-            price = 0.0 if arm < 0 else ask.allowed.get(arm)
-            chosen.append(
-                Decided(
-                    at=now,
-                    id=ask.id,
-                    arm=arm,
-                    propensity=propensity,
-                    weights=rows[i],
-                    scores={name: [_finite(value) for value in table[i]] for name, table in scores.items()},
-                    allowed=allowed,
-                    price=self.ledger.arms[arm].price if price is None else price,
-                    features=ask.features,
-                    episode=ask.episode or ask.id,
-                    attempt=1 if episode is None else episode.made + 1,
-                    body=ask.body,
-                )
-            )
-        return chosen
+    def _decision(
+        self, ask: Ask, context: Context, weights: Tensor, scores: dict[str, list[float | None]], now: datetime
+    ) -> Decided:
+        row = weights.tolist()
+        _check_distribution(row, context, self.policy)
+        arm, propensity = draw.draw(weights, f"{self.log.name}/{self.created.seed}/{ask.id}")
+        episode = self.ledger.episodes.get(ask.episode)
+        return Decided(
+            at=now,
+            id=ask.id,
+            arm=arm,
+            propensity=propensity,
+            weights=row,
+            scores=scores,
+            allowed=[k for k, is_allowed in enumerate(context.allowed) if is_allowed],
+            price=0.0 if arm < 0 else context.prices[arm],
+            features=ask.features,
+            episode=ask.episode or ask.id,
+            attempt=1 if episode is None else episode.made + 1,
+            body=ask.body,
+        )
 
     # -- learning ----------------------------------------------------------------------------------------------------------
 
@@ -401,8 +410,8 @@ class Learner:
     async def expire(self) -> int:
         """Close every decision whose time is over; how many were."""
         due = self.ledger.overdue(self._clock())
-        for decision in due:
-            await self._expire(decision)
+        for first in range(0, len(due), READ_BATCH):  # together: they share commits
+            await asyncio.gather(*(self._expire(decision) for decision in due[first : first + READ_BATCH]))
         return len(due)
 
     async def look_up(self, decision_id: str) -> tuple[Kept, Kept | None]:
@@ -421,7 +430,7 @@ class Learner:
         if decision is None:
             await self.catch_up()
             decision = self.ledger.open.get(decision_id)
-        if decision is not None and (self._clock() - decision.at).total_seconds() >= self.created.timeout_s:
+        if decision is not None and self.ledger.is_overdue(decision, self._clock()):
             await self._expire(decision)
             decision = self.ledger.open.get(decision_id)
         return decision
@@ -432,9 +441,7 @@ class Learner:
         )
 
     async def _close(self, decision_id: str, event: AnyEvent, durability: Durability) -> Receipt:
-        receipt = await self._storage.append(self.log, events.closed_key(decision_id), events.encode(event), durability)
-        await self.catch_up(receipt.offset)
-        return receipt
+        return await self._append(events.closed_key(decision_id), event, durability)
 
     async def _closing(self, decision_id: str) -> Kept:
         entry = await self._storage.find(self.log, events.closed_key(decision_id))
@@ -461,24 +468,66 @@ class Learner:
             case _:
                 raise Inconsistent(f"{type(first).__name__} closes a decision")
 
-    async def record(self, event: AnyEvent, *, key: str) -> Receipt:
-        """Append any other event (arms, references) and learn it."""
-        receipt = await self._storage.append(self.log, key, events.encode(event), Durability.POWER)
-        await self.catch_up(receipt.offset)
-        return receipt
+    async def record(self, event: AnyEvent, *, key: str, check: Callable[[], object] = lambda: None) -> Receipt:
+        """Append any other event (arms, references) and learn it.
+
+        check: raises where the event cannot follow what was learnt; called when all of it is learnt and nothing else is recorded
+        before this event, so that two requests which are fine one by one cannot spoil the log together.
+        """
+
+        async def run() -> Receipt:
+            async with self._recording:
+                await self._learn()
+                check()
+                return await self._log(key, event, Durability.POWER)
+
+        return await self._to_the_end(run())
+
+    async def _append(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
+        return await self._to_the_end(self._log(key, event, durability))
+
+    async def _log(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
+        try:
+            self._check_sound()
+            receipt = await self._storage.append(self.log, key, events.encode(event), durability)
+            await self._learn(receipt.offset)
+            return receipt
+        finally:
+            if isinstance(event, Decided):
+                self._reserved.pop(event.id, None)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result; where the request is cancelled meanwhile, the work goes on: what is in the log is learnt, and no fold is
+        left half done.
+        """
+        return await asyncio.shield(self._go_on(work))
+
+    def _go_on(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
-    async def catch_up(self, at_least: int = 0) -> None:
-        """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt."""
+    async def catch_up(self, at_least: int = 0, *, at_most: int | None = None) -> None:
+        """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt; with
+        `at_most`, fold nothing behind that offset.
+        """
+        if not at_least or self.offset < at_least:
+            await self._to_the_end(self._learn(at_least, at_most=at_most))
+
+    async def _learn(self, at_least: int = 0, *, at_most: int | None = None) -> None:
         if at_least and self.offset >= at_least:
             return
         async with self._folding:
             while not at_least or self.offset < at_least:
+                self._check_sound()
+                limit = READ_BATCH if at_most is None else min(READ_BATCH, at_most - self.offset)
                 try:
-                    entries = await self._storage.read(self.log, after=self.offset, limit=READ_BATCH)
+                    entries = await self._storage.read(self.log, after=self.offset, limit=limit)
                 except StorageDamaged as error:
-                    self._stop(str(error))
+                    self._stop(error)
                     raise
                 if not entries:
                     break
@@ -486,50 +535,77 @@ class Learner:
         self._maybe_snapshot()
 
     async def _fold(self, entries: list[Entry]) -> None:
-        effects: list[Effect] = []
-        offset = self.offset
+        """All of them, or stop: the ledger may have taken in what the state has not, and nothing may be folded on top of that."""
+        effects: list[tuple[int, Effect]] = []
+        made: list[str] = []
+        fault: StorageDamaged | None = None
+        for entry in entries:
+            try:
+                event = events.decode(entry.payload)
+                effects.extend((entry.offset, effect) for effect in self.ledger.apply(entry.offset, event, self.policy))
+            except Exception as error:
+                fault = self._damage_at(entry.offset, error)
+                break
+            if isinstance(event, Decided):
+                made.append(event.id)
+        started = time.perf_counter()
         try:
-            for entry in entries:
-                offset = entry.offset
-                effects.extend(self.ledger.apply(offset, events.decode(entry.payload), self.policy))
-            started = time.perf_counter()
             if self._fold_s * len(effects) > THREAD_ABOVE_S:
                 state = await asyncio.to_thread(self._after, effects)
             else:
                 state = self._after(effects)
-            self._fold_s += 0.1 * ((time.perf_counter() - started) / max(len(effects), 1) - self._fold_s)
-        except (UnreadableEvent, Inconsistent, BanditError, IndexError, ValueError, RuntimeError) as error:
-            damage = StorageDamaged(f"log {self.log.name!r}, offset {offset}", f"{type(error).__name__}: {error}")
-            self._stop(str(damage))
-            raise damage from error
-        self._published = Published(state, offset)
+        except StorageDamaged as error:  # comes before what the ledger refused
+            fault = error
+        if fault is not None:
+            self._stop(fault)
+            raise fault
+        self._fold_s += 0.1 * ((time.perf_counter() - started) / max(len(effects), 1) - self._fold_s)
+        self._published = Published(state, entries[-1].offset, tuple(self.ledger.arms))
+        for decision in made:  # pending from here on
+            self._reserved.pop(decision, None)
 
-    def _stop(self, damage: str) -> None:
+    def _stop(self, damage: StorageDamaged) -> None:
         """From now on this bandit answers nothing but its damage; no other bandit is touched."""
-        self.damage = damage
-        logger.critical("this bandit stops: its log cannot be folded", extra={"bandit": self.log.name, "damage": damage})
+        self.damaged = damage
+        logger.critical("this bandit stops: its log cannot be folded", extra={"bandit": self.log.name, "damage": str(damage)})
 
-    def _after(self, effects: list[Effect]) -> State:
+    def _damage_at(self, offset: int, error: Exception) -> StorageDamaged:
+        damage = StorageDamaged(f"log {self.log.name!r}, offset {offset}", f"{type(error).__name__}: {error}")
+        damage.__cause__ = error
+        return damage
+
+    def _check_sound(self) -> None:
+        if self.damaged is not None:
+            raise StorageDamaged(self.damaged.place, self.damaged.reason)
+
+    def _after(self, effects: list[tuple[int, Effect]]) -> State:
         """The state after these effects, one by one in log order, whatever the read batches were."""
-        policy, state = self.policy, self.state
-        for effect in effects:
-            match effect:
-                case Learn(seen):
-                    state = states.fold(policy, state, seen)
-                case Anticipate(arm, features):
-                    state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
-                case Release(arm, features):
-                    state = states.with_arm(state, arm, policy.release(state.arms[arm], features))
-                case GrowArms():
-                    state = states.add_arm(policy, state)
-        return policy.prepare(state) if effects else state
+        state, offset = self.state, self.offset
+        try:
+            for offset, effect in effects:  # noqa: B007 (the failure names it)
+                state = self._with(state, effect)
+            return self.policy.prepare(state) if effects else state
+        except Exception as error:
+            raise self._damage_at(offset, error) from error
+
+    def _with(self, state: State, effect: Effect) -> State:
+        policy = self.policy
+        match effect:
+            case Learn(seen):
+                return states.fold(policy, state, seen)
+            case Anticipate(arm, features):
+                return states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
+            case Release(arm, features):
+                return states.with_arm(state, arm, policy.release(state.arms[arm], features))
+            case GrowArms():
+                return states.add_arm(policy, state)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 
     def _maybe_snapshot(self) -> None:
-        due = self.offset - self._snapshot_at >= self._snapshot_every
-        if due and (self._snapshotting is None or self._snapshotting.done()):
-            self._snapshotting = asyncio.create_task(self._try_snapshot())
+        if self._snapshot_every and self.offset - self._snapshot_tried >= self._snapshot_every:
+            self._snapshot_tried = self.offset
+            self._go_on(self._try_snapshot())
 
     async def _try_snapshot(self) -> None:
         try:
@@ -540,10 +616,9 @@ class Learner:
     async def snapshot(self) -> None:
         """Write one at the published offset."""
         async with self._folding:
-            state, offset = self._published
-            ledger = self.ledger.pack()
-        packed = await asyncio.to_thread(states.pack, self.policy, state)
-        blob = msgspec.msgpack.encode(SnapshotBlob(events.VERSION, offset, BUILD, ledger, packed))
+            state, offset, _ = self._published
+            ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
+        blob = await asyncio.to_thread(snapshots.pack, self.policy, state, ledger, offset)
         await self._storage.save_snapshot(self.log, offset, blob)
         self._snapshot_at = offset
 
@@ -551,6 +626,19 @@ class Learner:
 def body_digest(*parts: Any) -> str:
     """A short fingerprint of a request's content, for telling a repeated request from another one."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
+def _fail(future: asyncio.Future[Decided], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _check_distribution(row: list[float], context: Context, policy: Policy) -> None:
+    """Nothing else may reach the log: a NaN there could never be read back."""
+    total = sum(row)
+    sound = abs(total - 1.0) < 1e-9 or total == 0.0
+    if not sound or min(row) < 0.0 or any(weight and not ok for weight, ok in zip(row, context.allowed, strict=True)):
+        raise BanditError(f"{policy.kind} gave weights that are no distribution over the allowed arms")
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bandits.errors import InvalidContext
 from bandits.types import REFERENCE, Context, Moments, Observation, Policy
 from service import events
 from service.events import (
@@ -40,8 +41,11 @@ KEPT_EPISODES = 10_000
 """Episodes remembered; beyond it the least recently used one is forgotten."""
 
 
-class ArmRecord(msgspec.Struct):
-    """What the log says about an arm. pulls counts decisions for it, outcomes what was learnt, pending what is open."""
+class ArmRecord(msgspec.Struct, frozen=True):
+    """What the log says about an arm. pulls counts decisions for it, outcomes what was learnt, pending what is open.
+
+    Replaced, never written to: a tuple of them is a view that stays as it was.
+    """
 
     name: str
     price: float
@@ -52,6 +56,7 @@ class ArmRecord(msgspec.Struct):
     pending: int = 0
     reward_sum: float = 0.0
     cost_sum: float = 0.0
+    rewards: int = 0  # outcomes that carried a reward
 
 
 class OpenDecision(msgspec.Struct, frozen=True):
@@ -68,18 +73,20 @@ class OpenDecision(msgspec.Struct, frozen=True):
 
 
 class Episode(msgspec.Struct):
-    """Decisions on one prompt. attempts: closed without success, per arm index; made: all decisions."""
+    """Decisions on one prompt. attempts: closed without success, per arm index; open: not closed yet, per arm index;
+    made: all decisions; features: of the first one, empty where there are none.
+    """
 
     attempts: dict[int, int] = {}
+    open: dict[int, int] = {}
+    features: bytes = b""
     made: int = 0
     finished: bool = False
-    features: bytes = b""
 
 
 class Snapshot(msgspec.Struct):
-    """The ledger as bytes."""
+    """The ledger as bytes; the log's first event is not repeated."""
 
-    created: Created
     arms: list[ArmRecord]
     open: list[OpenDecision]
     episodes: list[tuple[str, Episode]]
@@ -151,12 +158,15 @@ class Ledger:
         """The index of an arm, retired ones included."""
         return self._index.get(name)
 
+    def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
+        """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
+        return (now - decision.at).total_seconds() >= self.created.timeout_s
+
     def overdue(self, now: datetime) -> list[OpenDecision]:
         """Open decisions whose time is over, oldest first (the dictionary is in log order)."""
-        limit = now - timedelta(seconds=self.created.timeout_s)
         due = []
         for decision in self.open.values():
-            if decision.at > limit:
+            if not self.is_overdue(decision, now):
                 break
             due.append(decision)
         return due
@@ -168,20 +178,24 @@ class Ledger:
         allowed: Mapping[int, float | None],
         reserved: Sequence[int],
         episode: str,
+        arms: Sequence[ArmRecord] = (),
     ) -> Context:
         """What the policy is told. allowed: arm index -> price for this decision alone (None = the arm's own; empty = every
-        active arm). reserved: decisions per arm that are on their way into the log.
+        active arm). reserved: decisions per arm that are on their way into the log. arms: as of which arms; empty = as of now.
         """
-        tried = self.episodes[episode].attempts if episode in self.episodes else {}
-        prices = [arm.price for arm in self.arms]
-        for arm, price in allowed.items():
-            prices[arm] = prices[arm] if price is None else price
+        arms = arms or self.arms
+        known = self.episodes.get(episode, Episode({}))
+        usable = tuple(arm.active and (not allowed or i in allowed) for i, arm in enumerate(arms))
+        if not any(usable):
+            raise InvalidContext("arms", "none of them can be chosen now: an arm was retired meanwhile, or is only being added")
+        own = (allowed.get(i) for i in range(len(arms)))
         return Context(
             features=features,
-            allowed=tuple(arm.active and (not allowed or i in allowed) for i, arm in enumerate(self.arms)),
-            pending=tuple(arm.pending + more for arm, more in zip(self.arms, reserved, strict=True)),
-            attempts=tuple(tried.get(i, 0) for i in range(len(self.arms))),
-            prices=tuple(prices),
+            allowed=usable,
+            pending=tuple(arm.pending + more for arm, more in zip(arms, reserved, strict=True)),
+            # an attempt that is still open counts as one that failed: else an impatient client could make any number of them
+            attempts=tuple(known.attempts.get(i, 0) + known.open.get(i, 0) for i in range(len(arms))),
+            prices=tuple(arm.price if price is None else price for arm, price in zip(arms, own, strict=True)),
         )
 
     # -- folding -----------------------------------------------------------------------------------------------------------
@@ -211,10 +225,9 @@ class Ledger:
                 self.arms.append(ArmRecord(event.name, event.price, event.metadata))
                 return [GrowArms()]
             case ArmChanged():
-                arm = self._arm(event.arm)
-                arm.price, arm.metadata, arm.active = event.price, event.metadata, True
+                self._update(event.arm, price=event.price, metadata=event.metadata, active=True)
             case ArmRetired():
-                self._arm(event.arm).active = False
+                self._update(event.arm, active=False)
             case ReferenceAdded():
                 return self._referenced(event)
             case Created():
@@ -228,13 +241,14 @@ class Ledger:
         if policy.episodic or event.episode != event.id:  # else nobody can come back to this episode
             episode = self._episode(event.episode)
             episode.made += 1
-            episode.features = event.features
-            episode.finished = event.arm < 0
+            episode.features = episode.features or event.features
+            if event.arm >= 0:
+                episode.open[event.arm] = episode.open.get(event.arm, 0) + 1
+            episode.finished = episode.finished or event.arm < 0  # a success may have come while this decision was on its way
         if event.arm < 0:
             return []
         arm = self._arm(event.arm)
-        arm.pulls += 1
-        arm.pending += 1
+        self._update(event.arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
         self.recent.append(event.arm)
         self.open[event.id] = OpenDecision(
             event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
@@ -244,11 +258,13 @@ class Ledger:
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
         reward = 0.0 if event.reward is None else event.reward
+        if event.reward is not None:
+            self._update(event.arm, rewards=self._arm(event.arm).rewards + 1)
         overridden = event.arm != decision.arm
         effects = self._release(decision) if overridden else []
         if overridden:  # the pull was another arm's
-            self.arms[decision.arm].pulls -= 1
-            self._arm(event.arm).pulls += 1
+            self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
+            self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
         learn = self._learn(
             decision,
             event.arm,
@@ -267,6 +283,7 @@ class Ledger:
         if event.reward is None:
             return self._release(decision)
         self._advance(decision.episode, decision.arm, success=False)
+        self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
         return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, anticipated=True)]
 
     def _learn(
@@ -281,9 +298,7 @@ class Ledger:
         anticipated: bool,
     ) -> Learn:
         arm = self._arm(index)
-        arm.outcomes += 1
-        arm.reward_sum += reward
-        arm.cost_sum += cost
+        self._update(index, outcomes=arm.outcomes + 1, reward_sum=arm.reward_sum + reward, cost_sum=arm.cost_sum + cost)
         return Learn(
             Observation(
                 arm=index,
@@ -298,7 +313,7 @@ class Ledger:
 
     def _referenced(self, event: ReferenceAdded) -> list[Effect]:
         moments = None if event.moments is None else moments_of(event.moments)
-        self.referenced += event.outputs.rows if moments is None else moments.count
+        self.referenced = self.referenced + event.outputs.rows if moments is None else moments.count  # moments replace moments
         seen = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
         return [Learn(seen)]
 
@@ -306,7 +321,10 @@ class Ledger:
         decision = self.open.pop(decision_id, None)
         if decision is None:
             raise Inconsistent(f"decision {decision_id} is not open")
-        self.arms[decision.arm].pending -= 1
+        self._update(decision.arm, pending=self._arm(decision.arm).pending - 1)
+        episode = self.episodes.get(decision.episode)
+        if episode is not None and episode.open.get(decision.arm):
+            episode.open[decision.arm] -= 1
         return decision
 
     def _release(self, decision: OpenDecision) -> list[Effect]:
@@ -316,6 +334,9 @@ class Ledger:
         if not 0 <= index < len(self.arms):
             raise Inconsistent(f"there is no arm {index}")
         return self.arms[index]
+
+    def _update(self, index: int, **changes: Any) -> None:
+        self.arms[index] = msgspec.structs.replace(self._arm(index), **changes)
 
     def _episode(self, episode_id: str) -> Episode:
         episode = self.episodes.pop(episode_id, None) or Episode({})
@@ -339,7 +360,6 @@ class Ledger:
         """Everything, as JSON."""
         return msgspec.json.encode(
             Snapshot(
-                self.created,
                 self.arms,
                 list(self.open.values()),
                 list(self.episodes.items()),
@@ -351,10 +371,10 @@ class Ledger:
         )
 
     @staticmethod
-    def unpack(data: bytes) -> Ledger:
-        """What `pack` wrote; raises `msgspec.DecodeError` or `msgspec.ValidationError` for anything else."""
+    def unpack(created: Created, data: bytes) -> Ledger:
+        """What `pack` wrote of this bandit; raises `msgspec.DecodeError` or `msgspec.ValidationError` for anything else."""
         kept = msgspec.json.decode(data, type=Snapshot)
-        ledger = Ledger(kept.created)
+        ledger = Ledger(created)
         ledger.arms = kept.arms
         ledger.open = {decision.id: decision for decision in kept.open}
         ledger.episodes = dict(kept.episodes)

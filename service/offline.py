@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -66,14 +66,14 @@ async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> lis
     found = []
     async with reading(settings) as storage:
         for log in await _chosen(storage, bandit):
+            resumed = await Learner.load(storage, log, snapshot_every=0)
+            end = resumed.offset  # a running server appends meanwhile: both are compared as of one offset
             with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-                task = progress.add_task(f"replaying {log.name}", total=None)
-                replayed = await Learner.load(storage, log, use_snapshots=False, each=_shown(progress, task))
-            resumed = await Learner.load(storage, log)
+                task = progress.add_task(f"replaying {log.name}", total=end)
+                each = _shown(progress, task)
+                replayed = await Learner.load(storage, log, use_snapshots=False, snapshot_every=0, until=end, each=each)
             offset, sha256 = replayed.digest()
-            await resumed.catch_up(offset)
-            agrees = resumed.offset != offset or resumed.digest()[1] == sha256
-            found.append(Digest(log.name, offset, sha256, agrees))
+            found.append(Digest(log.name, offset, sha256, resumed.digest() == (offset, sha256)))
     return found
 
 
@@ -98,15 +98,22 @@ def backup(settings: Settings, destination: Path) -> None:
     source = settings.sqlite_path()
     if not source.is_file():
         raise StorageUnavailable(f"{source}: there is no such store")
+    if destination.resolve() == source.resolve():
+        raise StorageUnavailable(f"{destination}: this is the store itself; name another file")
     partial = destination.with_name(destination.name + ".partial")
     try:
-        with sqlite3.connect(f"file:{source}?mode=ro", uri=True) as reading_from, sqlite3.connect(partial) as writing_to:
+        partial.unlink(missing_ok=True)
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reading_from,
+            closing(sqlite3.connect(partial)) as writing_to,
+        ):
             reading_from.backup(writing_to)
-            found = writing_to.execute("PRAGMA quick_check(1)").fetchone()[0]
-        reading_from.close()
-        writing_to.close()
+            found = writing_to.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise StorageUnavailable(f"{partial}: {found}")
         partial.replace(destination)
     except (sqlite3.Error, OSError) as error:
         raise StorageUnavailable(f"{destination}: {error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -8,25 +8,30 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import json
 import math
 import operator
-import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
+import msgspec
 import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     FiniteFloat,
+    GetJsonSchemaHandler,
     StringConstraints,
     WithJsonSchema,
     create_model,
+    field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from bandits.hyperparameters import Declared, declared
 from bandits.registry import POLICIES
@@ -39,13 +44,26 @@ MAX_ARMS = 1_000
 MAX_SAMPLES = 256
 MAX_BATCH = 1_024
 MAX_METADATA_BYTES = 4_096
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_AMOUNT = 1e12
+"""Of a reward, a cost or a price: one number beyond it would drown every other in the float64 sums, or overflow them."""
+MAX_MOMENTS_DIM = 8_192
+UNKNOWN_SHOWN = 10
+"""Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
 
 
 class Body(BaseModel):
-    """Strict about names, tolerant about nothing."""
+    """Strict about names and types: an unknown field, a number in quotes and a boolean for a number are refused."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="null")
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, ser_json_inf_nan="null")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown_fields(cls, value: object) -> object:
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields) + UNKNOWN_SHOWN:
+            return value
+        known = {name: item for name, item in value.items() if name in cls.model_fields}
+        unknown = (name for name in value if name not in cls.model_fields)
+        return known | dict.fromkeys(islice(unknown, UNKNOWN_SHOWN))
 
 
 # -- vectors -------------------------------------------------------------------------------------------------------------------
@@ -62,6 +80,8 @@ def to_vector(value: object) -> np.ndarray:
             raise ValueError("base64 must hold little-endian float32: a multiple of 4 bytes")
         array = np.frombuffer(raw, dtype="<f4")
     elif isinstance(value, list):
+        if not 1 <= len(value) <= MAX_DIM:
+            raise ValueError(f"must have 1 to {MAX_DIM} numbers")
         if not {float, int}.issuperset(map(type, value)):
             raise ValueError("must hold numbers only")
         try:
@@ -94,7 +114,15 @@ Vector = Annotated[
 ]
 
 
-class Content(Body):
+class OrString(Body):
+    """An object that a plain string can stand for."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"description": cls.__doc__, "anyOf": [{"type": "string", "minLength": 1}, handler(schema)]}
+
+
+class Content(OrString):
     """A prompt or an output: exactly one of its fields. A plain string stands for `text`."""
 
     text: str | None = Field(None, description="Text to embed.", examples=["Translate this to French: good morning"])
@@ -132,7 +160,17 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-Outputs = Annotated[list[Content], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_SAMPLES)]
+class _Outputs:
+    """JSON schema: one output or a list of them."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+
+# The bounds stand before the validator: they belong to the list itself, so that the 257th sample is not even looked at.
+Outputs = Annotated[list[Content], Field(min_length=1, max_length=MAX_SAMPLES), BeforeValidator(_as_list), _Outputs]
 
 
 # -- bandits -------------------------------------------------------------------------------------------------------------------
@@ -150,19 +188,22 @@ def _finite_json(value: object) -> None:
 
 
 def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
+        raise ValueError(f"is larger than {MAX_METADATA_BYTES} bytes of compact JSON in UTF-8")
     _finite_json(value)
-    if len(json.dumps(value).encode()) > MAX_METADATA_BYTES:
-        raise ValueError(f"is larger than {MAX_METADATA_BYTES} bytes")
     return value
 
 
 ArmName = Annotated[str, StringConstraints(pattern=ARM_NAME)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
-Price = Annotated[FiniteFloat, Field(ge=0, le=1e12, description="Per call, in USD or any one unit.", examples=[0.0002])]
+Price = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT, description="Per call, in USD or any one unit.", examples=[0.0002])]
+Reward = Annotated[FiniteFloat, Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
 
 
 class ArmBody(Body):
     """What can be said about an arm whose name is known."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"price": 0.0003, "metadata": {"provider": "local"}}]})
 
     price: Price = 0.0
     metadata: Metadata = Field(default_factory=dict, description="Free JSON object of up to 4 KiB, stored and returned.")
@@ -170,6 +211,8 @@ class ArmBody(Body):
 
 class ArmSpec(ArmBody):
     """An arm: a generative model that can be queried."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "small", "price": 0.0002}]})
 
     name: ArmName = Field(description="Up to 128 characters, no slash.", examples=["small"])
 
@@ -185,7 +228,7 @@ class RewardSpec(Body):
     """Where rewards come from, and what happens when none comes."""
 
     source: Literal["client"] = Field("client", description="`client`: posted with the outcome.")
-    default: FiniteFloat | None = Field(
+    default: Reward | None = Field(
         None, description="Reward that is learnt when no outcome came in `timeout_s`; null = the decision just expires."
     )
     timeout_s: Annotated[FiniteFloat, Field(gt=0, le=1e9)] | None = Field(
@@ -209,6 +252,8 @@ def _hyperparameter_field(item: Declared) -> Any:
         kind = FiniteFloat
     elif kind == float | None:
         kind = FiniteFloat | None
+    elif get_origin(kind) is Literal:  # the policy itself refuses other words: it can say why
+        kind = Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(kind))})]
     return (kind, Field(item.default, description=about, **{name: bound for name, bound in bounds.items() if bound is not None}))
 
 
@@ -266,12 +311,12 @@ class BanditBody(Body):
     reward: RewardSpec = Field(default_factory=RewardSpec, description="Where rewards come from.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Of random frequencies and draws; omitted: the server picks one.")
 
-    @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) != len(names):
+    @field_validator("arms")
+    @classmethod
+    def _arms_differ(cls, arms: list[ArmSpec]) -> list[ArmSpec]:
+        if len({arm.name for arm in arms}) < len(arms):
             raise ValueError("two arms have the same name")
-        return self
+        return arms
 
     def request(self) -> dict[str, Any]:
         """The request with every default filled in: equal for bodies that mean the same."""
@@ -286,11 +331,11 @@ def completed(request: dict[str, Any]) -> dict[str, Any]:
 # -- decisions and outcomes ------------------------------------------------------------------------------------------------------
 
 
-class ArmChoice(Body):
+class ArmChoice(OrString):
     """An arm that this decision may choose, with a price that holds for it alone."""
 
-    name: str
-    price: Price | None = None
+    name: str = Field(description="Name of the arm.", examples=["large"])
+    price: Price | None = Field(None, description="Price of this one call; null = the arm's own.")
 
     @model_validator(mode="before")
     @classmethod
@@ -304,7 +349,7 @@ Id = Annotated[str, StringConstraints(pattern=ID)]
 class DecisionBody(Body):
     """Ask for the next model to query."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": {"vector": [0.1, -0.2, 0.3]}}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "request-1", "prompt": {"vector": [0.1, -0.2, 0.3]}}]})
 
     prompt: Prompt | None = Field(None, description="A string, or an object with text, vector or image.")
     arms: list[ArmChoice] | None = Field(
@@ -316,6 +361,13 @@ class DecisionBody(Body):
     )
     dry_run: bool = Field(False, description="Answer without logging: nothing is ever learnt from it.")
 
+    @field_validator("arms")
+    @classmethod
+    def _arms_differ(cls, arms: list[ArmChoice] | None) -> list[ArmChoice] | None:
+        if arms is not None and len({arm.name for arm in arms}) < len(arms):
+            raise ValueError("an arm is named twice")
+        return arms
+
     def canonical(self) -> list[Any]:
         """What tells two requests apart."""
         arms = None if self.arms is None else [[arm.name, arm.price] for arm in self.arms]
@@ -324,6 +376,19 @@ class DecisionBody(Body):
 
 class DecisionBatch(Body):
     """Up to 1,024 decisions in one request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "decisions": [
+                        {"id": "request-2", "prompt": {"vector": [0.4, 0.1, -0.3]}},
+                        {"id": "request-3", "prompt": {"vector": [-0.2, 0.5, 0.2]}, "arms": ["large"]},
+                    ]
+                }
+            ]
+        }
+    )
 
     decisions: list[Any] = Field(
         min_length=1,
@@ -338,8 +403,8 @@ class OutcomeBody(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reward": 0.83, "cost": 0.0007}]})
 
-    reward: FiniteFloat | None = Field(None, description="How good the answer was; higher is better.")
-    cost: Annotated[FiniteFloat, Field(ge=0, le=1e12)] | None = Field(
+    reward: Reward | None = Field(None, description="How good the answer was; higher is better.")
+    cost: Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT)] | None = Field(
         None, description="What the call really cost; null = the arm's price."
     )
     output: Outputs | None = Field(None, description="What the model returned: one output or up to 256 samples.")
@@ -356,11 +421,19 @@ class OutcomeBody(Body):
 class OutcomeItem(OutcomeBody):
     """An outcome in a batch."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"decision": "request-2", "reward": 0.4}]})
+
     decision: Id = Field(description="The id of the decision.")
 
 
 class OutcomeBatch(Body):
     """Up to 1,024 outcomes in one request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"outcomes": [{"decision": "request-2", "reward": 0.4}, {"decision": "request-3", "reward": 0.9}]}]
+        }
+    )
 
     outcomes: list[Any] = Field(
         min_length=1,
@@ -373,16 +446,23 @@ class OutcomeBatch(Body):
 class Pair(Body):
     """A prompt with its real output."""
 
-    prompt: Prompt
-    output: Content
+    prompt: Prompt = Field(description="A string, or an object with text, vector or image.")
+    output: Content = Field(description="The real output for this prompt.")
 
 
 class MomentsBody(Body):
     """Reference moments, set at once."""
 
-    mean: list[FiniteFloat] = Field(min_length=1, max_length=8192)
-    covariance: list[list[FiniteFloat]] = Field(min_length=1, max_length=8192)
-    count: int = Field(ge=2, le=2**53)
+    mean: Annotated[list[FiniteFloat], FailFast()] = Field(
+        min_length=1, max_length=MAX_MOMENTS_DIM, description="As many numbers as an output has.", examples=[[0.0, 1.0]]
+    )
+    covariance: Annotated[list[Annotated[list[FiniteFloat], FailFast()]], FailFast()] = Field(
+        min_length=1,
+        max_length=MAX_MOMENTS_DIM,
+        description="Rows of the covariance matrix, divided by count - 1.",
+        examples=[[[1.0, 0.2], [0.2, 1.0]]],
+    )
+    count: int = Field(ge=2, le=2**53, description="Samples behind these moments.", examples=[1000])
 
     @model_validator(mode="after")
     def _square(self) -> Self:
@@ -394,6 +474,10 @@ class MomentsBody(Body):
 class ReferenceBody(Body):
     """Reference material: samples, pairs, or moments."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"outputs": [{"vector": [0.1, -0.2, 0.3]}, {"vector": [0.2, 0.1, -0.1]}]}]}
+    )
+
     outputs: list[Content] | None = Field(None, min_length=1, max_length=MAX_BATCH, description="Reference samples.")
     pairs: list[Pair] | None = Field(None, min_length=1, max_length=MAX_BATCH, description="Prompts with their real outputs.")
     moments: MomentsBody | None = Field(None, description="Mean, covariance and count.")
@@ -403,71 +487,3 @@ class ReferenceBody(Body):
         if sum(part is not None for part in (self.outputs, self.pairs, self.moments)) != 1:
             raise ValueError("give exactly one of outputs, pairs, moments")
         return self
-
-
-# -- answers: written by the routes, described here, compared in the tests -------------------------------------------------------
-
-
-class ProblemAnswer(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    code: str = Field(description="Stable machine code.")
-    detail: str
-    errors: list[dict[str, str]] = Field(default_factory=list, description="For 422: path and message of each wrong field.")
-
-
-class DecisionAnswer(BaseModel):
-    """The next model to query."""
-
-    id: str | None = Field(description="Post the outcome under this id; null for a dry run.")
-    bandit: str
-    episode: str | None
-    attempt: int
-    arm: str | None = Field(description="The model to query; null when `stop`.")
-    stop: bool = Field(description="No arm is worth a (further) call.")
-    propensity: float = Field(description="The probability with which this arm was drawn.")
-    weights: dict[str, float]
-    scores: dict[str, dict[str, float | None]] = Field(description="Why: the policy's own terms per arm.")
-    offset: int = Field(description="The decision's place in the log.")
-
-
-class DecisionState(DecisionAnswer):
-    """A decision with what became of it."""
-
-    state: Literal["open", "observed", "expired", "cancelled"]
-    reward: float | None
-    cost: float | None
-    decided_at: str
-    closed_at: str | None
-
-
-class OutcomeAnswer(BaseModel):
-    """The receipt of an outcome."""
-
-    decision: str
-    reward: float | None
-    offset: int
-    duplicate: bool = Field(description="This outcome was learnt before; it was not learnt again.")
-    next: DecisionAnswer | None
-
-
-class ReferenceAnswer(BaseModel):
-    """The receipt of reference material."""
-
-    count: int
-    offset: int
-
-
-class DigestAnswer(BaseModel):
-    """The folded state at an offset."""
-
-    offset: int
-    sha256: str
-
-
-def valid_name(name: str) -> bool:
-    """Whether a bandit may be called so."""
-    return re.fullmatch(NAME, name) is not None

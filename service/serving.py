@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gc
 import ipaddress
 import logging
+import signal
 import socket
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -38,17 +43,73 @@ def check_exposure(settings: Settings) -> None:
     )
 
 
+class CannotListen(Exception):
+    """The address is taken, or is none of this machine's; the message names it."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says where it listens once it does, and which leaves the store to be closed: uvicorn's own would
+    raise the signal again after its last request, and the process would end without a snapshot.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, url: str, store: str) -> None:
+        super().__init__(config)
+        self._serving = {"url": url, "docs": f"{url}/docs", "store": store}
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        gc.freeze()  # libraries and loaded bandits stay: a full collection in the middle of a request need not look at them
+        logger.info("serving", extra=self._serving)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, former in before.items():
+                signal.signal(number, former)
+
+
+def _listen(settings: Settings) -> tuple[socket.socket, str]:
+    """A bound socket and its URL."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise CannotListen(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+    host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+    return listening, f"http://{host}:{listening.getsockname()[1]}"
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM, then close cleanly. Raises `InvalidSettings`, a `StorageError` or `CannotListen` before it
+    answers anything.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(settings))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop
+
+
 async def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises `InvalidSettings` or a `StorageError` before the port is opened."""
+    """See `run`."""
     check_exposure(settings)
     configure_logging(settings.log_level)
     async with running(settings) as app:
-        server = uvicorn.Server(
-            uvicorn.Config(
+        listening, url = _listen(settings)
+        with listening:
+            config = uvicorn.Config(
                 app,
-                host=settings.host,
-                port=settings.port,
-                loop="uvloop",
                 http="httptools",
                 lifespan="off",
                 log_config=None,
@@ -56,9 +117,5 @@ async def serve(settings: Settings) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_S,
             )
-        )
-        listening = server.config.bind_socket() if settings.port == 0 else None
-        address = f"http://{settings.host}:{listening.getsockname()[1] if listening else settings.port}"
-        logger.info("serving", extra={"url": address, "docs": f"{address}/docs", "store": settings.store.split("@")[-1]})
-        sockets: list[socket.socket] | None = [listening] if listening else None
-        await server.serve(sockets=sockets)
+            await _Server(config, url=url, store=settings.store.split("@")[-1]).serve(sockets=[listening])
+    logger.info("stopped")

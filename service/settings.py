@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.storage.base import Durability, Storage
@@ -28,20 +28,24 @@ class Settings(BaseSettings):
     )
     api_keys: str = Field(
         "",
+        repr=False,
         description="Comma-separated keys, each `KEY`, `ROLE:KEY` or `ROLE@TENANT:KEY`; ROLE is `admin`, `router` or `reader`; "
-        "KEY may be `sha256=HEX`. Empty = no authentication.",
+        "KEY has no colon and may be `sha256=HEX`. Empty = no authentication.",
     )
     allow_anonymous: bool = Field(False, description="Allow listening beyond loopback without any API key.")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body; more is a 413.")
     max_prompt_chars: int = Field(100_000, ge=1, description="Longest prompt or output text; more is a 422.")
-    rate_limit: float = Field(0.0, ge=0, description="Requests per second and key (or address); more is a 429. 0 = no limit.")
-    max_open: int = Field(100_000, ge=1, description="Open decisions per bandit; more is a 429 until outcomes come or time out.")
-    default_timeout_s: float = Field(
-        86_400.0, gt=0, description="Seconds after which an open decision expires where the bandit names no `timeout_s`."
+    rate_limit: FiniteFloat = Field(0.0, ge=0, description="Requests per second and key (or address); more is a 429. 0: any.")
+    max_state_bytes: int = Field(
+        4 * 2**30, ge=2**20, description="Largest bandit that can be created, in memory with what is derived; more is a 422."
     )
-    sweep_s: float = Field(0.5, gt=0, description="How often overdue decisions are looked for, seconds.")
+    max_open: int = Field(100_000, ge=1, description="Open decisions per bandit; more is a 429 until outcomes come or time out.")
+    default_timeout_s: FiniteFloat = Field(
+        86_400.0, gt=0, le=1e9, description="Seconds after which an open decision expires where the bandit names no `timeout_s`."
+    )
+    sweep_s: FiniteFloat = Field(0.5, gt=0, description="How often overdue decisions are looked for, seconds.")
     snapshot_every: int = Field(10_000, ge=1, description="Events between two snapshots of a bandit.")
-    embedding_cache: int = Field(50_000, ge=0, description="Embeddings kept, per embedder.")
+    embedding_cache: int = Field(50_000, ge=0, description="Embeddings kept in memory, of all embedders together.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
 
     @staticmethod
@@ -66,5 +70,6 @@ class Settings(BaseSettings):
         """The file of an SQLite store; `InvalidSettings` for any other."""
         prefix = "sqlite:///"
         if not self.store.startswith(prefix) or not self.store[len(prefix) :]:
-            raise InvalidSettings(f"NEXTARM_STORE: {self.store!r} is none of sqlite:///PATH, memory://")
+            scheme = self.store.partition("://")[0]  # what follows may hold a password
+            raise InvalidSettings(f"NEXTARM_STORE: {scheme!r} is none of sqlite:///PATH, memory://")
         return Path(self.store[len(prefix) :])

@@ -25,4 +25,5 @@ def configure_logging(level: str) -> None:
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(logging.WARNING)  # where it listens and that it stops, we say ourselves
     logging.getLogger("uvicorn.access").disabled = True  # one line per request belongs to the proxy; ours tells failures

@@ -1,6 +1,9 @@
-"""What every request passes before a route sees it: size, encoding and type of the body, as pure ASGI; strict JSON.
+"""What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
 
-Bodies are collected here, bounded, because the framework would turn a failure while reading into an error of its own.
+    key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> route
+
+Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
+turn a failure while reading into an error of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -16,16 +19,23 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import Gate
 from service.errors import Problem
+
+PUBLIC = ("/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+"""What needs no key: probes, scrapers and people who read the documentation."""
+
+HEADERS = (b"authorization", b"content-length", b"content-encoding", b"content-type")
 
 logger = logging.getLogger("nextarm.http")
 
 
 class Doorkeeper:
-    """Refuses bodies that are too large, compressed or not declared as JSON; writes one log line per failed request."""
+    """Lets in who may call and what can be read; writes one log line per failed request."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, max_body_bytes: int) -> None:
         self._app = app
+        self._gate = gate
         self._limit = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,11 +51,18 @@ class Doorkeeper:
                 status = message["status"]
             await send(message)
 
+        headers = {name: value for name, value in scope["headers"] if name in HEADERS}
         try:
-            body = await self._collect(scope, receive)
+            if scope["path"] not in PUBLIC:
+                address = scope["client"][0] if scope.get("client") else ""
+                authorization = headers.get(b"authorization", b"").decode("latin-1")
+                scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
+            body = await self._collect(headers, receive)
         except Problem as problem:
             await problem.response()(scope, receive, watch)
         else:
+            if body is None:
+                return
             await self._app(scope, _replay(body, receive), watch)
         if status >= 500 or logger.isEnabledFor(logging.DEBUG):
             logger.log(
@@ -59,33 +76,45 @@ class Doorkeeper:
                 },
             )
 
-    async def _collect(self, scope: Scope, receive: Receive) -> bytes:
-        headers = {name: value for name, value in scope["headers"] if name.startswith(b"content-")}
+    async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """The whole body; None where the client went away in the middle of it: half a request is none."""
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._limit:
+        if length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
-        chunks, size = [], 0
-        while True:
+        chunks, size, more = [], 0, True
+        while more:
             message = await receive()
-            if message["type"] != "http.request":  # the client is gone
-                break
+            if message["type"] != "http.request":
+                return None
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > self._limit:
                 raise self._too_large()
-            if not message.get("more_body"):
-                break
+            more = message.get("more_body", False)
+        body = b"".join(chunks)
         if size:
-            if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-                raise Problem("unsupported_media_type", "compressed bodies are not read; send the JSON as it is")
-            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-            if kind != b"application/json" and not kind.endswith(b"+json"):
-                raise Problem("unsupported_media_type", "send the header `content-type: application/json`")
-        return b"".join(chunks)
+            _check_type(headers, body)
+        return body
 
     def _too_large(self) -> Problem:
         # The rest of the body is not read: the connection cannot be used for another request.
         return Problem("payload_too_large", f"a body may have {self._limit} bytes", headers={"Connection": "close"})
+
+
+def _check_type(headers: Mapping[bytes, bytes], body: bytes) -> None:
+    """JSON that is not declared as JSON is refused, too: a web page can make a browser send any other type to this server
+    without asking.
+    """
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise Problem("unsupported_media_type", "compressed bodies are not read; send the JSON as it is")
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        return
+    try:
+        from_json(body)
+    except ValueError:
+        raise Problem("malformed_json", "the body is not JSON") from None
+    raise Problem("unsupported_media_type", "send the header `content-type: application/json`")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

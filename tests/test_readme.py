@@ -1,35 +1,117 @@
-"""The README says what is so: its commands work as pasted, its tables follow from the code, its links lead somewhere."""
+"""README and docs say what is so: commands work as pasted, answers are real, tables follow from the code, links lead somewhere.
+
+A block after <!-- tested --> is run, in order, against a server of the page's own. A ```json block behind it (words may stand
+between) is a part of what its last commands answered: every field that it shows must be there, and numbers to the digits that
+are shown; "..." is anything.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bandits.registry import POLICIES
 from bench import readme
 from service.replay.server import private_server
 
-ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"<!-- tested -->\n```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+ROOT = readme.ROOT
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in readme.pages()}
+TESTED = re.compile(r"<!-- tested -->\n```bash\n(.*?)```(?:(?:(?!```|<!--).)*?```json\n(.*?)```)?", flags=re.DOTALL)
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
+KINDS_WITH_A_PAGE = ("pak-ucb", "dak-ucb", "promptwise", "fd-ucb", "is-ucb", "mixture-ucb", "mixture-greedy")
 
 
-def test_the_tables_are_what_the_code_says() -> None:
-    assert readme.filled(TEXT) == TEXT, "run: .venv/bin/python -m bench.readme"
+def documents(text: str) -> list[Any]:
+    """The JSON documents that stand one after the other in a text; decimals keep their digits."""
+    decoder, found, at = json.JSONDecoder(parse_float=Decimal), [], 0
+    while text[at:].strip():
+        at += len(text[at:]) - len(text[at:].lstrip())
+        document, at = decoder.raw_decode(text, at)
+        found.append(document)
+    return found
 
 
-def test_the_commands_work_as_pasted() -> None:
-    assert len(BLOCKS) >= 5
+def is_part(shown: Any, answered: Any) -> bool:
+    """Whether an answer holds everything that is shown of it."""
+    if shown == "...":
+        return True
+    if isinstance(shown, dict):
+        return isinstance(answered, dict) and all(key in answered and is_part(shown[key], answered[key]) for key in shown)
+    if isinstance(shown, list):
+        same_length = isinstance(answered, list) and len(shown) == len(answered)
+        return same_length and all(is_part(one, other) for one, other in zip(shown, answered, strict=True))
+    if isinstance(shown, Decimal) and isinstance(answered, Decimal | int) and not isinstance(answered, bool):
+        return abs(shown - answered) <= Decimal(1).scaleb(int(shown.as_tuple().exponent))
+    return type(shown) is type(answered) and bool(shown == answered)
+
+
+def test_the_comparison_of_answers_sees_a_wrong_digit_and_a_missing_field() -> None:
+    (answered,) = documents('{"a": 0.12345, "b": [1, 2], "c": null}')
+    assert is_part(documents('{"a": 0.123, "b": [1, 2]}')[0], answered)
+    assert not is_part(documents('{"a": 0.125}')[0], answered)
+    assert not is_part(documents('{"b": [1]}')[0], answered)
+    assert not is_part(documents('{"c": 0}')[0], answered)
+    assert not is_part(documents('{"d": 1}')[0], answered)
+
+
+@EVERY_PAGE
+def test_the_tables_are_what_the_code_says(page: str) -> None:
+    assert readme.filled(PAGES[page]) == PAGES[page], "run: .venv/bin/python -m bench.readme"
+
+
+def test_the_tables_stand_where_they_belong() -> None:
+    assert sorted(readme.tables_in(PAGES["README.md"])) == ["policies", "settings"]
+    held = [name for page in PAGES.values() for name in readme.tables_in(page)]
+    assert sorted(name for name in held if name.startswith("hyper")) == sorted(f"hyperparameters {kind}" for kind in POLICIES)
+    assert all(f"docs/policies/{kind}.md" in PAGES for kind in KINDS_WITH_A_PAGE)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if TESTED.search(text)])
+def test_the_commands_work_as_pasted_and_answer_what_is_shown(page: str, tmp_path: Path) -> None:
     with private_server() as url:
-        for block in BLOCKS:
+        for block, shown in TESTED.findall(PAGES[page]):
             script = block.replace("localhost:8000", url.removeprefix("http://")).replace("curl -s", "curl -sS --fail-with-body")
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False)
+            bash = ["bash", "-euo", "pipefail", "-c", script]
+            done = subprocess.run(bash, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+            expected = documents(shown)
+            answered = documents(done.stdout)[-len(expected) :] if expected else []
+            assert len(expected) == len(answered), f"{block}\n{done.stdout}"
+            for one, other in zip(expected, answered, strict=True):
+                assert is_part(one, other), f"{block}\n{done.stdout}"
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:bandits|service|bench|tests|docs)/[\w/.-]+)`", TEXT))))
-def test_every_file_that_is_named_exists(path: str) -> None:
-    if path != "bandits/policies/yours.py":
-        assert (ROOT / path).exists()
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/policies/{kind}.md" for kind in KINDS_WITH_A_PAGE)])
+def test_a_page_has_commands_that_are_tested(page: str) -> None:
+    assert len(TESTED.findall(PAGES[page])) >= 3
+
+
+@EVERY_PAGE
+def test_every_file_that_is_named_exists(page: str) -> None:
+    named = set(re.findall(r"`((?:bandits|service|bench|tests|docs)/[\w/.-]+)`", PAGES[page])) - {"bandits/policies/yours.py"}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@EVERY_PAGE
+def test_every_link_and_picture_leads_somewhere(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    targets = {link: (ROOT / page).parent / link.partition("#")[0] if link.partition("#")[0] else ROOT / page for link in links}
+    assert [link for link, path in sorted(targets.items()) if not path.exists()] == []
+    anchors = [(link.partition("#")[2], path) for link, path in targets.items() if "#" in link]
+    assert [anchor for anchor, path in anchors if anchor not in headings(path)] == []
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in lines}
+
+
+def test_no_picture_is_heavy() -> None:
+    assert [path.name for path in (ROOT / "docs").rglob("*.png") if path.stat().st_size >= 150_000] == []

@@ -77,6 +77,7 @@ class IsUcb(Policy):
 
     kind: ClassVar[str] = "is-ucb"
     needs: ClassVar[frozenset[Need]] = frozenset({"output"})
+    outputs: ClassVar[Literal["vectors", "probabilities"]] = "probabilities"
     summary: ClassVar[str] = (
         "The arm whose outputs may have the highest Inception score: sure of their class, and of all classes."
     )
@@ -170,7 +171,7 @@ class IsUcb(Policy):
 
     # -- what it refuses -----------------------------------------------------------------------------------------------
 
-    def check_observation(self, seen: Observation) -> None:
+    def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         output = seen.output.to(torch.float64)
         sums, lowest = output.sum(dim=1), output.amin(dim=1)
         wrong = (lowest < 0.0) | ~((sums - 1.0).abs() <= TOLERANCE)

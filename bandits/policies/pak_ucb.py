@@ -42,7 +42,7 @@ class PakUcb(Policy):
         source="PAK-UCB, sec. 5; released code",
     )
     bandwidth: float = hyper(
-        1.0, "sigma of the rbf kernel.", above=0, unit="length of the (normalised) embedding", source="PAK-UCB A3"
+        1.0, "sigma of the rbf kernel.", above=0, unit="length of the (normalised) embedding", source="PAK-UCB, arXiv 2410.13287"
     )
     scale: float = hyper(1.0, "Factor on x.y in the polynomial and linear kernels.", above=0, source="released code, gamma")
     offset: float = hyper(1.0, "Constant in the polynomial kernel.", at_least=0, source="released code, c")
@@ -56,8 +56,13 @@ class PakUcb(Policy):
         source="RFF-UCB",
     )
     add_linear: bool = hyper(False, "Append [1, x] to the random features.")
-    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, source="PAK-UCB A3")
-    exploration: float = hyper(1.0, "Multiplier eta of the width.", at_least=0, source="PAK-UCB A3")
+    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, source="PAK-UCB, arXiv 2410.13287")
+    exploration: float = hyper(
+        0.1,
+        "Multiplier eta of the width. With an optimistic prior_mean little is needed; measured in docs/defaults.md.",
+        at_least=0,
+        source="PAK-UCB, arXiv 2410.13287 (theirs grows with the logarithm of the rounds)",
+    )
     prior_mean: float = hyper(
         1.0,
         "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",

@@ -24,7 +24,7 @@ def time_text(at: datetime) -> str:
 
 def decision_json(learner: Learner, decided: Decided, *, offset: int, dry_run: bool = False) -> dict[str, Any]:
     """A decision as the contract says."""
-    names = [arm.name for arm in learner.ledger.arms]
+    names = [arm.name for arm in learner.arms]
     stop = decided.arm < 0
     allowed = set(decided.allowed)
     return {
@@ -74,7 +74,7 @@ def receipt_json(kept: Kept, *, following: dict[str, Any] | None) -> dict[str, A
 
 def arm_json(learner: Learner, index: int) -> dict[str, Any]:
     """What is known of an arm."""
-    arm = learner.ledger.arms[index]
+    arm = learner.arms[index]
     recent = learner.ledger.recent
     return {
         "name": arm.name,
@@ -84,7 +84,7 @@ def arm_json(learner: Learner, index: int) -> dict[str, Any]:
         "pulls": arm.pulls,
         "outcomes": arm.outcomes,
         "pending": arm.pending,
-        "mean_reward": arm.reward_sum / arm.outcomes if arm.outcomes else None,
+        "mean_reward": arm.reward_sum / arm.rewards if arm.rewards else None,
         "total_cost": arm.cost_sum,
         "share": recent.count(index) / len(recent) if recent else 0.0,
     }
@@ -99,7 +99,7 @@ def bandit_json(learner: Learner) -> dict[str, Any]:
         "name": created.bandit,
         "created_at": time_text(created.at),
         "policy": {"kind": created.policy, **created.hyperparameters},
-        "arms": [{**arm_json(learner, i), **per_arm[i]} for i in range(len(learner.ledger.arms))],
+        "arms": [{**per_arm[i], **arm_json(learner, i)} for i in range(len(learner.arms))],  # the ledger's words win
         "prompt": {"embedder": created.prompt_embedder, "dim": created.dim, "version": created.prompt_version}
         if created.prompt_embedder
         else None,

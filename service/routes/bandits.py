@@ -11,10 +11,12 @@ from uuid_utils.compat import uuid7
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES
 from service import events
+from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
 from service.creation import created_event
 from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Shared
 from service.errors import Problem, invalid
 from service.events import ArmAdded, ArmChanged, ArmRetired
+from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer, arm_json, bandit_json
 from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, ArmSpec, BanditBody
@@ -23,7 +25,12 @@ from service.transport import StrictRoute
 router = APIRouter(tags=["bandits"], route_class=StrictRoute)
 
 
-@router.get("/v1/policies", summary="Every policy, with the JSON schema of its hyperparameters", responses=problems())
+@router.get(
+    "/v1/policies",
+    summary="Every policy, with the JSON schema of its hyperparameters",
+    response_model=PoliciesAnswer,
+    responses=problems(),
+)
 async def list_policies(caller: Reader) -> Response:
     """kind, what it is for, what an outcome must carry, and its hyperparameters with defaults, ranges and meaning."""
     return answer({"policies": [_policy_json(kind) for kind in POLICIES]})
@@ -47,7 +54,11 @@ def _policy_json(kind: str) -> dict[str, Any]:
     "/v1/bandits/{name}",
     summary="Create a bandit",
     status_code=201,
-    responses={200: {"description": "It exists, with the same configuration."}, **problems("bandit_exists")},
+    responses={
+        201: {"model": BanditAnswer, "description": "Created."},
+        200: {"model": BanditAnswer, "description": "It exists, with the same configuration."},
+        **problems("bandit_exists", body=True),
+    },
 )
 async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, services: Shared) -> Response:
     """201 creates; the same body again is a 200; another body a 409."""
@@ -57,18 +68,19 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
         caller.tenant,
         body,
         default_timeout_s=services.settings.default_timeout_s,
+        max_bytes=services.settings.max_state_bytes,
         clock=services.hosting.clock,
     )
     learner, is_new = await services.hosting.create(created)
     return answer(bandit_json(learner), status=201 if is_new else 200)
 
 
-@router.get("/v1/bandits", summary="List the bandits", responses=problems())
+@router.get("/v1/bandits", summary="List the bandits", response_model=BanditsAnswer, responses=problems())
 async def list_bandits(
     caller: Reader,
     services: Shared,
     after: Annotated[str, Query(max_length=63, description="Continue behind this name.")] = "",
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Names in a page.")] = 100,
 ) -> Response:
     """Names in order, a page at a time; `next` is the `after` of the next page, null on the last."""
     names = [name for name in await services.hosting.names(caller.tenant) if name > after]
@@ -76,7 +88,12 @@ async def list_bandits(
     return answer({"bandits": [{"name": name} for name in page], "next": page[-1] if len(names) > limit else None})
 
 
-@router.get("/v1/bandits/{name}", summary="Configuration and what was learnt", responses=problems("bandit_not_found"))
+@router.get(
+    "/v1/bandits/{name}",
+    summary="Configuration and what was learnt",
+    response_model=BanditAnswer,
+    responses=problems("bandit_not_found"),
+)
 async def show_bandit(learner: ReadLearner) -> Response:
     """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
     return answer(bandit_json(learner))
@@ -98,40 +115,54 @@ async def delete_bandit(name: BanditName, caller: Admin, services: Shared) -> Re
 @router.put(
     "/v1/bandits/{name}/arms/{arm}",
     summary="Add an arm, bring one back, or change price and metadata",
-    responses={201: {"description": "A new arm."}, **problems("bandit_not_found")},
+    responses={
+        200: {"model": ArmReceipt, "description": "The arm was there."},
+        201: {"model": ArmReceipt, "description": "A new arm."},
+        **problems("bandit_not_found", body=True),
+    },
 )
 async def put_arm(
     learner: ManagedLearner, arm: ArmPath, services: Shared, body: Annotated[ArmBody | None, Body()] = None
 ) -> Response:
     """What the body leaves out stays as it is. A new arm is tried first; one that comes back keeps what was learnt of it."""
-    spec = ArmSpec(name=arm, **(body or ArmBody()).model_dump(exclude_unset=True)) if _valid(arm) else None
-    assert spec is not None
-    now = services.hosting.clock()
+    _check_name(arm)
+    wanted, now = body or ArmBody(), services.hosting.clock()
+    if learner.ledger.index(arm) is None:
+        added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
+        receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_room(learner, arm))
+        if receipt.first is None:
+            return answer(_arm_receipt(learner, arm), status=201)
+    await learner.catch_up()
+    index = _index(learner, arm)
+    kept = learner.arms[index]
+    price = wanted.price if "price" in wanted.model_fields_set else kept.price
+    metadata = wanted.metadata if "metadata" in wanted.model_fields_set else kept.metadata
+    if (price, metadata, True) != (kept.price, kept.metadata, kept.active):
+        await learner.record(ArmChanged(at=now, arm=index, price=price, metadata=metadata), key=f"arm/{arm}/{uuid7()}")
+    return answer(_arm_receipt(learner, arm))
+
+
+def _check_room(learner: Learner, arm: str) -> None:
+    if len(learner.ledger.arms) >= MAX_ARMS and learner.ledger.index(arm) is None:
+        raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
+
+
+def _index(learner: Learner, arm: str) -> int:
     index = learner.ledger.index(arm)
     if index is None:
-        if len(learner.ledger.arms) >= MAX_ARMS:
-            raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
-        event = ArmAdded(at=now, name=arm, price=spec.price, metadata=spec.metadata)
-        receipt = await learner.record(event, key=events.added_key(arm))
-        index = learner.ledger.index(arm)
-        assert index is not None
-        if receipt.first is None:
-            return answer({**arm_json(learner, index), "offset": receipt.offset}, status=201)
-    record = learner.ledger.arms[index]
-    price = spec.price if "price" in spec.model_fields_set else record.price
-    metadata = spec.metadata if "metadata" in spec.model_fields_set else record.metadata
-    if (price, metadata, True) != (record.price, record.metadata, record.active):
-        changed = ArmChanged(at=now, arm=index, price=price, metadata=metadata)
-        await learner.record(changed, key=f"arm/{arm}/{uuid7()}")
-    return answer({**arm_json(learner, index), "offset": learner.offset})
+        raise Problem("arm_not_found", "there is no arm of this name")
+    return index
 
 
-def _valid(arm: str) -> bool:
+def _arm_receipt(learner: Learner, arm: str) -> dict[str, Any]:
+    return {**arm_json(learner, _index(learner, arm)), "offset": learner.offset}
+
+
+def _check_name(arm: str) -> None:
     try:
         ArmSpec(name=arm)
     except ValueError as error:
         raise invalid("arm", "a name has 1 to 128 characters, no slash and no control character") from error
-    return True
 
 
 @router.delete(
@@ -143,9 +174,7 @@ def _valid(arm: str) -> bool:
 )
 async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) -> Response:
     """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt."""
-    index = learner.ledger.index(arm)
-    if index is None:
-        raise Problem("arm_not_found", "there is no arm of this name")
+    index = _index(learner, arm)
     if learner.ledger.arms[index].active:
         await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}")
     return Response(status_code=204)

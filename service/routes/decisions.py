@@ -8,13 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import ValidationError
 
+from service.answer_schemas import DecisionAnswer, DecisionsAnswer, DecisionState
 from service.deciding import decide
 from service.dependencies import DecisionId, ReadLearner, RoutedLearner, Services, Shared
 from service.errors import problem_of, validation_problem
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer, closed_json, decision_json, time_text
-from service.schemas import DecisionAnswer, DecisionBatch, DecisionBody, DecisionState
+from service.schemas import DecisionBatch, DecisionBody
 from service.transport import StrictRoute
 
 router = APIRouter(tags=["decisions"], route_class=StrictRoute)
@@ -28,7 +29,13 @@ router = APIRouter(tags=["decisions"], route_class=StrictRoute)
         201: {"model": DecisionAnswer, "description": "Decided and logged."},
         200: {"model": DecisionAnswer, "description": "A repeated request, or a dry run."},
         **problems(
-            "bandit_not_found", "arm_not_found", "decision_conflict", "reference_missing", "episode_finished", "overloaded"
+            "bandit_not_found",
+            "arm_not_found",
+            "decision_conflict",
+            "reference_missing",
+            "episode_finished",
+            "overloaded",
+            body=True,
         ),
     },
 )
@@ -41,10 +48,11 @@ async def make_decision(learner: RoutedLearner, body: DecisionBody, services: Sh
 @router.post(
     "/v1/bandits/{name}/decisions/batch",
     summary="Up to 1,024 decisions in one request",
-    responses=problems("bandit_not_found"),
+    response_model=DecisionsAnswer,
+    responses=problems("bandit_not_found", body=True),
 )
 async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: Shared) -> Response:
-    """`{"decisions": [decision or problem, ...]}` in order. One bad item is its own problem and harms no other."""
+    """Decisions or problems, in order. One bad item is its own problem and harms no other."""
     return answer({"decisions": await asyncio.gather(*(_one(services, learner, item) for item in body.decisions))})
 
 

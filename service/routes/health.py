@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from service.answer_schemas import HealthAnswer, ReadinessAnswer
 from service.dependencies import Shared
 from service.routes.answers import answer
 from service.storage.base import StorageError
@@ -13,13 +14,19 @@ from service.storage.base import StorageError
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/healthz", summary="The process is alive")
+@router.get("/healthz", summary="The process is alive", response_model=HealthAnswer, openapi_extra={"security": []})
 async def healthz() -> Response:
     """Always 200 while the event loop turns."""
     return answer({"status": "ok"})
 
 
-@router.get("/readyz", summary="Storage reachable, bandits loaded", responses={503: {"description": "Not ready; `reasons`."}})
+@router.get(
+    "/readyz",
+    summary="Storage reachable, bandits loaded",
+    response_model=ReadinessAnswer,
+    responses={503: {"model": ReadinessAnswer, "description": "Not ready; see `reasons`."}},
+    openapi_extra={"security": []},
+)
 async def readyz(services: Shared) -> Response:
     """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and does not take the
     others out of service.

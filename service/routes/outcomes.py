@@ -8,13 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import ValidationError
 
+from service.answer_schemas import OutcomeAnswer, OutcomesAnswer
 from service.deciding import observe
 from service.dependencies import DecisionId, RoutedLearner, Services, Shared
 from service.errors import problem_of, validation_problem
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer
-from service.schemas import OutcomeAnswer, OutcomeBatch, OutcomeBody, OutcomeItem
+from service.schemas import OutcomeBatch, OutcomeBody, OutcomeItem
 from service.transport import StrictRoute
 
 router = APIRouter(tags=["outcomes"], route_class=StrictRoute)
@@ -32,6 +33,7 @@ router = APIRouter(tags=["outcomes"], route_class=StrictRoute)
         "decision_expired",
         "decision_cancelled",
         "overloaded",
+        body=True,
     ),
 )
 async def put_outcome(learner: RoutedLearner, decision: DecisionId, body: OutcomeBody, services: Shared) -> Response:
@@ -40,10 +42,13 @@ async def put_outcome(learner: RoutedLearner, decision: DecisionId, body: Outcom
 
 
 @router.post(
-    "/v1/bandits/{name}/outcomes/batch", summary="Up to 1,024 outcomes in one request", responses=problems("bandit_not_found")
+    "/v1/bandits/{name}/outcomes/batch",
+    summary="Up to 1,024 outcomes in one request",
+    response_model=OutcomesAnswer,
+    responses=problems("bandit_not_found", body=True),
 )
 async def post_outcomes(learner: RoutedLearner, body: OutcomeBatch, services: Shared) -> Response:
-    """`{"outcomes": [receipt or problem, ...]}` in order. One bad item is its own problem and harms no other."""
+    """Receipts or problems, in order. One bad item is its own problem and harms no other."""
     return answer({"outcomes": await asyncio.gather(*(_one(services, learner, item) for item in body.outcomes))})
 
 

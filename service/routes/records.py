@@ -10,11 +10,11 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service import events
+from service.answer_schemas import DigestAnswer
 from service.dependencies import ReadLearner
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer
-from service.schemas import DigestAnswer
 from service.transport import StrictRoute
 
 router = APIRouter(tags=["log"], route_class=StrictRoute)
@@ -26,7 +26,10 @@ PAGE = 500
     "/v1/bandits/{name}/log",
     summary="The events, one JSON object per line",
     response_class=StreamingResponse,
-    responses={200: {"content": {"application/x-ndjson": {}}}, **problems("bandit_not_found")},
+    responses={
+        200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}, "description": "One event per line."},
+        **problems("bandit_not_found"),
+    },
 )
 async def stream_log(
     learner: ReadLearner,

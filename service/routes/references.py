@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 from fastapi import APIRouter, Response
 from uuid_utils.compat import uuid7
 
 from bandits.types import REFERENCE, Observation
+from service.answer_schemas import ReferenceAnswer
 from service.contents import output_matrix, prompt_vector
 from service.dependencies import RoutedLearner, Services, Shared
 from service.errors import Problem, invalid
@@ -15,7 +18,7 @@ from service.learner import Learner
 from service.ledger import moments_of
 from service.routes import problems
 from service.routes.answers import answer
-from service.schemas import ReferenceAnswer, ReferenceBody
+from service.schemas import ReferenceBody
 from service.transport import StrictRoute
 
 router = APIRouter(tags=["references"], route_class=StrictRoute)
@@ -25,7 +28,10 @@ router = APIRouter(tags=["references"], route_class=StrictRoute)
     "/v1/bandits/{name}/references",
     summary="Post reference material",
     status_code=201,
-    responses={201: {"model": ReferenceAnswer}, **problems("bandit_not_found", "reference_frozen")},
+    responses={
+        201: {"model": ReferenceAnswer, "description": "Taken."},
+        **problems("bandit_not_found", "reference_frozen", "overloaded", body=True),
+    },
 )
 async def post_references(learner: RoutedLearner, body: ReferenceBody, services: Shared) -> Response:
     """Samples are appended; pairs carry the prompt of each real output; moments are set at once."""
@@ -33,17 +39,19 @@ async def post_references(learner: RoutedLearner, body: ReferenceBody, services:
     if not learner.takes_reference:
         raise invalid("body", f"{policy.kind} takes no reference with this configuration")
     event = await _event(services, learner, body)
-    prompts = event.prompts.tensor()
     seen = Observation(
         arm=REFERENCE,
-        features=prompts,
+        features=event.prompts.tensor(),
         output=event.outputs.tensor(),
         moments=None if event.moments is None else moments_of(event.moments),
     )
-    if policy.reference_frozen and learner.ledger.decided:
-        raise Problem("reference_frozen", "the reference cannot change after the first decision; create another bandit")
-    policy.check_reference(learner.state, seen)
-    receipt = await learner.record(event, key=f"reference/{uuid7()}")
+
+    def check() -> None:
+        if policy.reference_frozen and learner.ledger.decided:
+            raise Problem("reference_frozen", "the reference cannot change after the first decision; create another bandit")
+        policy.check_reference(learner.state, seen)
+
+    receipt = await learner.record(event, key=f"reference/{uuid7()}", check=check)
     return answer({"count": learner.ledger.referenced, "offset": receipt.offset}, status=201)
 
 
@@ -57,8 +65,15 @@ async def _event(services: Services, learner: Learner, body: ReferenceBody) -> R
         moments = MomentsGiven(mean=mean.tobytes(), covariance=covariance.tobytes(), count=given.count)
         return ReferenceAdded(at=now, moments=moments)
     if body.outputs is not None:
-        return ReferenceAdded(at=now, outputs=await output_matrix(services, created, body.outputs, path="outputs"))
+        paths = [f"outputs.{i}" for i in range(len(body.outputs))]
+        return ReferenceAdded(at=now, outputs=await output_matrix(services, created, body.outputs, paths=paths))
     assert body.pairs is not None
-    vectors = [vector_tensor(await prompt_vector(services, created, pair.prompt)).numpy() for pair in body.pairs]
-    outputs = await output_matrix(services, created, [pair.output for pair in body.pairs], path="pairs")
-    return ReferenceAdded(at=now, prompts=Matrix.of(np.stack(vectors)), outputs=outputs)
+    if not created.prompt_embedder:
+        raise invalid("pairs", "this bandit takes no prompts; post outputs alone")
+    several = range(len(body.pairs))
+    prompts, outputs = await asyncio.gather(
+        asyncio.gather(*(prompt_vector(services, created, body.pairs[i].prompt, path=f"pairs.{i}.prompt") for i in several)),
+        output_matrix(services, created, [pair.output for pair in body.pairs], paths=[f"pairs.{i}.output" for i in several]),
+    )
+    rows = np.stack([vector_tensor(vector).numpy() for vector in prompts])
+    return ReferenceAdded(at=now, prompts=Matrix.of(rows), outputs=outputs)

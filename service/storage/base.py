@@ -32,6 +32,7 @@ class StorageDamaged(StorageError):
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(f"{place}: {reason}")
         self.place = place
+        self.reason = reason
 
 
 class StorageLocked(StorageError):

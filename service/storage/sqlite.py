@@ -12,8 +12,10 @@ anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
+import shutil
 import sqlite3
 import threading
 import zlib
@@ -37,26 +39,20 @@ from service.storage.base import (
     StorageLocked,
     StorageUnavailable,
 )
+from service.storage.opening import DAMAGE, SCHEMA_VERSION, failure, open_read_only, open_reader, open_writer, primary
 
 logger = logging.getLogger("nextarm.storage")
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS events (
-    position INTEGER PRIMARY KEY,              -- log number * 2^40 + offset: the order of a log is the order of the table
-    log INTEGER NOT NULL, key TEXT NOT NULL, payload BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS events_by_key ON events (log, key);
-CREATE TABLE IF NOT EXISTS snapshots (
-    log INTEGER NOT NULL, "offset" INTEGER NOT NULL, blob BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (log, "offset"));
-"""
 SHIFT = 40
 TAIL = 256
 """Entries per log kept in memory after their commit, so that folding what was just accepted reads no file."""
-QUICK_CHECK_BYTES = 64 * 2**20
-"""Up to this size the whole file is checked at the start; beyond it, what is read is checked as it is read."""
+UNKNOWN_AFTER = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, *DAMAGE)
+"""After these failures nobody knows what the file holds."""
+
+ROOM_BYTES = 256 * 2**10
+"""A disk that was full has room again from here on."""
 
 
 @dataclass
@@ -73,7 +69,7 @@ class SqliteStorage:
         self._path = path
         self._read_only = read_only
         self._strongest = durability
-        self._lock = FileLock(f"{path}.lock")
+        self._lock = FileLock(f"{path.resolve()}.lock")  # one lock for one file, by whatever name it is reached
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nextarm-reader")
@@ -83,6 +79,7 @@ class SqliteStorage:
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
         self._broken = ""
         self._full = False
+        self._closed = False
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
@@ -100,50 +97,33 @@ class SqliteStorage:
         except OSError as error:
             raise StorageUnavailable(f"{self._path}: {error.strerror}") from error
         try:
-            writing = await asyncio.to_thread(self._open)
-            self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, self._connect)
-            rows = writing.execute("SELECT number, id FROM logs").fetchall()
+            writing = await asyncio.to_thread(open_writer, self._path)
+            try:
+                self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, open_reader, self._path)
+                await self._know_logs()
+            except BaseException:
+                writing.close()
+                raise
         except BaseException:
-            self._lock.release()
+            await self.close()
             raise
-        self._numbers = {log_id: number for number, log_id in rows}
         self._writer = threading.Thread(target=self._write, args=(writing,), name="nextarm-writer", daemon=True)
         self._writer.start()
 
     async def _start_reading(self) -> None:
-        def connect() -> sqlite3.Connection:
-            return sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, open_read_only, self._path)
+            await self._know_logs()
+        except BaseException:
+            await self.close()
+            raise
 
-        self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, connect)
+    async def _know_logs(self) -> None:
         rows = await self._read(lambda connection: connection.execute("SELECT number, id FROM logs").fetchall())
         self._numbers = {log_id: number for number, log_id in rows}
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA cache_size=-16384")
-        return connection
-
-    def _open(self) -> sqlite3.Connection:
-        """The writer's connection, after every check that a damaged file can fail."""
-        try:
-            connection = self._connect()
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise StorageDamaged(str(self._path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
-            connection.executescript(SCHEMA)
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            if self._path.stat().st_size <= QUICK_CHECK_BYTES:
-                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if found != "ok":
-                    raise StorageDamaged(str(self._path), f"{found}; restore a backup")
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
-                raise StorageUnavailable(f"{self._path}: {error}") from error
-            raise StorageDamaged(str(self._path), f"{error}; restore a backup") from error
-        return connection
-
     async def close(self) -> None:
+        self._closed = True  # before the last job of the writer: nothing may queue up behind it and wait for ever
         if self._writer is not None:
             self._jobs.put(None)
             await asyncio.to_thread(self._writer.join)
@@ -154,9 +134,12 @@ class SqliteStorage:
         self._lock.release()
 
     async def ping(self) -> None:
-        if self._broken:
-            raise StorageUnavailable(self._broken)
-        if self._full:  # a real, empty commit tells whether there is room again
+        if self._broken or self._closed:
+            raise StorageUnavailable(self._broken or "the store is closed")
+        if self._full:
+            # An empty commit may fit into what the failed one left behind, so that real room is asked for first.
+            if shutil.disk_usage(self._path.parent).free < ROOM_BYTES:
+                raise StorageUnavailable("the disk is full")
             await self._submit(_touch, Durability.POWER)
 
     # -- writing -----------------------------------------------------------------------------------------------------------
@@ -165,18 +148,18 @@ class SqliteStorage:
         def run(connection: sqlite3.Connection) -> tuple[Log, int, Receipt]:
             row = connection.execute("SELECT number, id FROM logs WHERE name = ?", (log.name,)).fetchone()
             if row is not None:
-                first = connection.execute("SELECT payload FROM events WHERE position = ?", ((row[0] << SHIFT) + 1,)).fetchone()
-                return Log(row[1], log.name), row[0], Receipt(1, first[0])
+                kept = Log(row[1], log.name)
+                return kept, row[0], _first(connection, kept, row[0], "position = ?", (row[0] << SHIFT) + 1)
             number = connection.execute("INSERT INTO logs (id, name) VALUES (?, ?)", (log.id, log.name)).lastrowid
             assert number is not None
-            return log, number, self._insert(connection, number, "created", payload)
+            return log, number, self._insert(connection, log, number, "created", payload)
 
         kept, number, receipt = await self._submit(run, Durability.POWER)
         self._numbers[kept.id] = number
         return kept, receipt
 
     async def delete(self, log: Log) -> None:
-        number = self._numbers.pop(log.id, None)
+        number = self._numbers.get(log.id)
         if number is None:
             return
 
@@ -187,11 +170,12 @@ class SqliteStorage:
             self._ends.pop(number, None)
 
         await self._submit(run, Durability.POWER)
+        self._numbers.pop(log.id, None)
         self._tails.pop(number, None)
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
         number = self._number(log)
-        receipt: Receipt = await self._submit(lambda connection: self._insert(connection, number, key, payload), durability)
+        receipt: Receipt = await self._submit(lambda connection: self._insert(connection, log, number, key, payload), durability)
         if receipt.first is None:
             tail = self._tails.setdefault(number, {})
             tail[receipt.offset] = payload
@@ -212,12 +196,12 @@ class SqliteStorage:
 
         await self._submit(run, Durability.PROCESS)
 
-    def _insert(self, connection: sqlite3.Connection, number: int, key: str, payload: bytes) -> Receipt:
+    def _insert(self, connection: sqlite3.Connection, log: Log, number: int, key: str, payload: bytes) -> Receipt:
         """In the writer thread: one row, unless the key is taken."""
         end = self._ends.get(number)
         if end is None:
             if connection.execute("SELECT 1 FROM logs WHERE number = ?", (number,)).fetchone() is None:
-                raise LogMissing(f"log {number}")
+                raise LogMissing(log.name)
             row = connection.execute(
                 "SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1)
             ).fetchone()
@@ -228,16 +212,15 @@ class SqliteStorage:
             (position, number, key, payload, zlib.crc32(payload)),
         )
         if cursor.rowcount == 0:
-            taken = connection.execute("SELECT position, payload FROM events WHERE log = ? AND key = ?", (number, key)).fetchone()
             self._ends[number] = end
-            return Receipt(taken[0] - (number << SHIFT), taken[1])
+            return _first(connection, log, number, "log = ? AND key = ?", number, key)
         self._ends[number] = end + 1
         return Receipt(end + 1)
 
     async def _submit(self, run: Callable[[sqlite3.Connection], Any], durability: Durability) -> Any:
         if self._broken:
             raise StorageUnavailable(self._broken)
-        if self._writer is None:
+        if self._writer is None or self._closed:
             raise StorageUnavailable("the store is opened for reading only" if self._read_only else "the store is closed")
         job = _Job(run, durability, asyncio.get_running_loop().create_future())
         self._jobs.put(job)
@@ -265,39 +248,58 @@ class SqliteStorage:
         if not jobs:
             return
         results: list[Any] = []
+        running = False
         try:
             if self._broken:
                 raise StorageUnavailable(self._broken)
             connection.execute(f"PRAGMA synchronous={'FULL' if durability is Durability.POWER else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
+            running = True
             for job in jobs:
                 try:
                     results.append(job.run(connection))
                 except StorageError as error:  # a refusal that wrote nothing; the others go on
                     results.append(error)
+            running = False
             connection.execute("COMMIT")
             self._full = False
-        except (sqlite3.Error, StorageUnavailable) as error:
-            results = [self._failed(connection, error)] * len(jobs)
+        except Exception as error:  # whatever it is: this thread must go on, or every later write waits for ever
+            self._undo(connection)
+            if running and len(jobs) > 1 and primary(error) not in (sqlite3.SQLITE_FULL, *UNKNOWN_AFTER):
+                for job in jobs:  # it is the fault of one of them, and harms no other
+                    self._commit(connection, [job], durability)
+                return
+            results = [self._failed(error)] * len(jobs)
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         for job, result in zip(jobs, results, strict=True):
             by_loop.setdefault(job.future.get_loop(), []).append((job.future, result))
         for loop, pairs in by_loop.items():
-            loop.call_soon_threadsafe(_resolve, pairs)
+            with contextlib.suppress(RuntimeError):  # the loop was closed; nobody waits there any more
+                loop.call_soon_threadsafe(_resolve, pairs)
 
-    def _failed(self, connection: sqlite3.Connection, error: Exception) -> StorageUnavailable:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+    def _undo(self, connection: sqlite3.Connection) -> None:
         self._ends.clear()  # offsets that were handed out and rolled back
-        if isinstance(error, StorageUnavailable):
-            return error
-        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._break(error)
+
+    def _failed(self, error: Exception) -> Exception:
+        """What the requests behind a failed commit are told."""
+        if primary(error) == sqlite3.SQLITE_FULL:
             self._full = True
             logger.error("the disk is full: nothing is accepted until there is room again")
             return StorageUnavailable("the disk is full")
+        if primary(error) in UNKNOWN_AFTER:
+            self._break(error)
+        if self._broken:
+            return StorageUnavailable(self._broken)
+        return StorageUnavailable(f"{self._path}: {error}") if isinstance(error, sqlite3.Error) else error
+
+    def _break(self, error: Exception) -> None:
         self._broken = f"the store failed to write ({error}) and is read-only until the service is started anew"
         logger.critical(self._broken)
-        return StorageUnavailable(self._broken)
 
     # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -323,6 +325,8 @@ class SqliteStorage:
     def _recent(self, number: int, *, after: int, limit: int) -> list[Entry]:
         """The unbroken run of entries behind `after` that is still in memory."""
         tail = self._tails.get(number, {})
+        for offset in [offset for offset in tail if offset <= after]:
+            del tail[offset]  # who folds has come past it: a tail holds what is not learnt yet, not the last few megabytes
         run: list[Entry] = []
         while len(run) < limit and (payload := tail.get(after + 1)) is not None:
             after += 1
@@ -351,10 +355,8 @@ class SqliteStorage:
         assert self._reading is not None
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reader, run, self._reading)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StorageDamaged(str(self._path), str(error)) from error
-            raise StorageUnavailable(str(error)) from error
+        except sqlite3.Error as error:
+            raise failure(self._path, error) from error
         except RuntimeError as error:  # the reader was shut down
             raise StorageUnavailable("the store is closed") from error
 
@@ -372,6 +374,14 @@ def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_exception(result)
         else:
             future.set_result(result)
+
+
+def _first(connection: sqlite3.Connection, log: Log, number: int, where: str, *values: object) -> Receipt:
+    """The receipt of a repeated entry: where the first one stands."""
+    rows = connection.execute(f"SELECT position, payload, crc FROM events WHERE {where}", values).fetchall()  # noqa: S608 (no input)
+    for entry in _checked(log, number, rows, after=None):
+        return Receipt(entry.offset, entry.payload)
+    raise StorageDamaged(f"log {log.name!r}", "an entry that was accepted is missing")
 
 
 def _touch(connection: sqlite3.Connection) -> None:

@@ -1,0 +1,361 @@
+"""PromptWise (arXiv 2505.18901): call models on one prompt until one succeeds, the most promising per cost first, or give up.
+
+    q = sigmoid(z'theta + exploration * width) * retry_discount^(failed calls of this arm in this episode)
+    width = sqrt(z'(sum z z' + ridge I)^-1 z)             theta: ridge logistic regression of success on z, one per arm
+
+    ratio     call argmin c / q; stop when l c > q for every arm             (1 - l c / q is worth calling without limit)
+    horizon   V_0 = 0, V_k = max(0, max_arm q - l c + (1 - q) V_(k-1)) with k calls left; call the maximiser, stop at 0
+
+(c cost of a call, l cost_weight.) What is kept: theta has no finite sufficient statistic. An arm keeps its last `max_samples`
+observations and refits theta exactly, from where it was, off the request path (`prepare`); of the oldest quarter, once it must
+go, it keeps the Taylor polynomial of its likelihood to second order, at the theta of that moment: two sums. Memory and time
+per call are bounded; up to `max_samples` the fit *is* the refit of everything, beyond it stays near (bench/promptwise_memory.py).
+
+What a call costs: with `costs: realised` the price stands until the arm's first outcome, from then on the mean of what its calls
+really cost, and a new price of the arm, or a price for one decision alone, moves nothing. With `costs: price` it is the price of
+this very decision, so both are obeyed at once, and what calls really cost is only reported. An observation does not tell which
+price was quoted for it, so an outdated price cannot be told from a realised cost: who changes prices and posts no costs
+wants `price`.
+
+Departures from the released code, each on purpose: the width is a square root and starts at I / ridge (theirs: no root, 1e-6 I,
+which explores nothing); a bias; exploration is applied once; forced exploration goes by index, not at random; any reward from
+`success_threshold` on is a success; free arms (cost 0), which a ratio cannot tell apart, are compared by q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bandits import draw
+from bandits.arms import RidgeArm
+from bandits.errors import InvalidContext, InvalidObservation
+from bandits.functional import kernels, logistic
+from bandits.functional.linalg import Rows
+from bandits.functional.logistic import Fit, Quadratic
+from bandits.hyperparameters import hyper
+from bandits.regression import check_direction, lift, stacked
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, derived
+
+SMALLEST = 1e-12
+"""Success probabilities are kept above this, so that cost / q stays finite."""
+LONGEST_SQUARED = 1e10
+"""Squared length of a vector, in units of the ridge, beyond which the Gram leaves the ridge no digits."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What an arm derives. features, labels: its window, growing in place.  width: the ridge Gram of everything seen."""
+
+    features: Rows
+    labels: Rows
+    width: RidgeArm
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class LogisticArm:
+    """Sums over everything seen, the last observations themselves, and the quadratic that stands for the older ones."""
+
+    pulls: int
+    successes: int
+    cost_sum: float
+    gram: Tensor  # (p, p) sum z z'
+    features: Tensor  # (n, p) z of the last n <= max_samples observations
+    labels: Tensor  # (n,) 1 = success
+    hessian: Tensor  # (p, p) sum of the curvatures of the forgotten ones, each at the theta of when it was forgotten
+    moment: Tensor  # (p,) their linear part
+    cache: Derived | None = derived()
+
+    @staticmethod
+    def blank(p: int) -> LogisticArm:
+        """Nothing seen."""
+        square, none = torch.zeros((p, p), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        return LogisticArm(0, 0, 0.0, square, none.reshape(0, p), none, square.clone(), torch.zeros(p, dtype=torch.float64))
+
+    def learn(self, z: Tensor, *, success: bool, cost: float, ridge: float, max_samples: int, anticipated: bool) -> LogisticArm:
+        """One more observation: O(p^2), and a fit whenever the window is full."""
+        if len(self.labels) >= max_samples:
+            shorter = self.forget(max_samples, ridge=ridge)
+            return shorter.learn(z, success=success, cost=cost, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
+        old, label = self.derive(ridge), float(success)
+        now = Derived(
+            old.features.append(z),
+            old.labels.append(torch.tensor(label, dtype=torch.float64)),
+            old.width.learn(z, 0.0, ridge=ridge, anticipated=anticipated),
+            logistic.step(old.fit, z, label),
+        )
+        return replace(
+            self,
+            pulls=self.pulls + 1,
+            successes=self.successes + success,
+            cost_sum=self.cost_sum + cost,
+            gram=now.width.gram,
+            features=now.features.tensor,
+            labels=now.labels.tensor,
+            cache=now,
+        )
+
+    def forget(self, max_samples: int, *, ridge: float) -> LogisticArm:
+        """The oldest quarter of the window becomes its Taylor polynomial at the theta that fits window and forgotten ones.
+
+        That theta enters the statistic, so it is fitted afresh from stored values alone, never from a warm start; clones, because
+        the last bit of a product can depend on how its operands lie in memory. The minimiser and its Hessian stay what they were.
+        """
+        keep = max_samples - max(1, max_samples // 4)
+        features, labels = self.features.clone(), self.labels.clone()
+        fit = logistic.minimise(features, labels, prior=self.prior(ridge))
+        past = logistic.expand(fit.theta, features[:-keep], labels[:-keep])
+        window = Rows(features[-keep:]), Rows(labels[-keep:])
+        return replace(
+            self,
+            features=window[0].tensor,
+            labels=window[1].tensor,
+            hessian=self.hessian + past.precision,
+            moment=self.moment + past.moment,
+            cache=Derived(*window, self.derive(ridge).width, fit),
+        )
+
+    def anticipate(self, z: Tensor, *, ridge: float) -> LogisticArm:
+        """Shrink the width for one pending call."""
+        now = self.derive(ridge)
+        return replace(self, cache=replace(now, width=now.width.anticipate(z, ridge=ridge)))
+
+    def release(self, z: Tensor, *, ridge: float) -> LogisticArm:
+        """Widen again: the outcome never came."""
+        now = self.derive(ridge)
+        return replace(self, cache=replace(now, width=now.width.release(z, ridge=ridge)))
+
+    def prior(self, ridge: float) -> Quadratic:
+        """What regularises the window: the ridge and the forgotten observations."""
+        return Quadratic(self.hessian + ridge * torch.eye(len(self.moment), dtype=torch.float64), self.moment.clone())
+
+    def derive(self, ridge: float) -> Derived:
+        """The derived values, made afresh where nothing was carried along (after a restart)."""
+        if self.cache is None:
+            fit = logistic.minimise(self.features, self.labels, prior=self.prior(ridge))
+            width = RidgeArm(self.pulls, self.gram, torch.zeros_like(self.moment))
+            object.__setattr__(self, "cache", Derived(Rows(self.features), Rows(self.labels), width, fit))  # a memo, not a change
+        assert self.cache is not None
+        return self.cache
+
+    def settle(self, ridge: float) -> Derived:
+        """The derived values with theta at the exact minimiser."""
+        now = self.derive(ridge)
+        if not now.fit.settled:
+            now = replace(now, fit=logistic.settle(now.fit, self.features, self.labels, prior=self.prior(ridge)))
+            object.__setattr__(self, "cache", now)  # a memo, not a change
+        return now
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptWise(Policy):
+    """Cost-aware calls in episodes."""
+
+    kind: ClassVar[str] = "promptwise"
+    needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward", "cost"})
+    summary: ClassVar[str] = (
+        "Per prompt, calls until one succeeds, by optimistic success probability per cost; stops when none pays."
+    )
+    episodic: ClassVar[bool] = True
+
+    cost_weight: float = hyper(
+        0.05,
+        "lambda: what one unit of cost is worth in successes. A call is worth it while lambda * cost <= its success probability.",
+        at_least=0,
+        unit="successes per unit of price",
+        source="PromptWise, arXiv 2505.18901; released test.py 0.05, README 0.001",
+    )
+    max_attempts: int = hyper(5, "Calls per episode at most.", at_least=1, at_most=1000, source="released code, rd_budget")
+    forced_pulls: int = hyper(
+        1,
+        "Calls per arm before the rule applies, least-called first; until then an episode has one call.",
+        at_least=0,
+        source="PromptWise, arXiv 2505.18901, tau_exp; released class 5, test.py 1",
+    )
+    rule: Literal["ratio", "horizon"] = hyper(
+        "ratio",
+        "ratio: lowest cost per success, as if calls were unlimited. horizon: optimal for the calls that are left, if retries "
+        "were independent and the optimistic probabilities true.",
+        source="ratio: PromptWise, arXiv 2505.18901; horizon: ours",
+    )
+    retry_discount: float = hyper(
+        1.0,
+        "kappa: factor on an arm's success probability per failed call of it in this episode. 1 = retries are independent; they "
+        "rarely are: 0.3 to 0.6 moves on to other arms after a failure.",
+        at_least=0,
+        at_most=1,
+        source="ours, measured on real retries",
+    )
+    success_threshold: float = hyper(1.0, "A reward from here on is a success and ends the episode.", unit="reward")
+    costs: Literal["realised", "price"] = hyper(
+        "realised",
+        "What a call is believed to cost. realised: the mean of the costs of the arm's outcomes, the price before the first. "
+        "price: the price of this decision; choose it when prices change and no costs are posted.",
+    )
+    features: Literal["linear", "rff"] = hyper(
+        "linear", "What the logistic model sees of the prompt: linear: the vector itself; rff: random features of an rbf kernel."
+    )
+    bias: bool = hyper(True, "Append a constant 1 to the features; false where the vectors bring their own.")
+    bandwidth: float = hyper(1.0, "rff only: sigma of the rbf kernel.", above=0, unit="length of the (normalised) embedding")
+    random_features: int = hyper(
+        128, "rff only: number D of random frequencies (2D features).", at_least=1, at_most=2048, source="RFF-UCB"
+    )
+    normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
+    ridge: float = hyper(1.0, "Regulariser of the logistic fit and of the width.", above=0, source="released code, 1/2 |theta|^2")
+    exploration: float = hyper(1.0, "Multiplier eta of the width, in logits.", at_least=0, source="PromptWise, arXiv 2505.18901")
+    exploration_floor: float = hyper(
+        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
+    )
+    max_samples: int = hyper(
+        1000,
+        "Observations kept per arm for the exact fit; beyond it the oldest quarter is summarised to second order.",
+        at_least=4,
+        at_most=20_000,
+    )
+
+    # -- features ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def frequencies(self) -> Tensor:
+        """(D, d) random frequencies; (0, d) with linear features."""
+        count = self.random_features if self.features == "rff" else 0
+        return kernels.frequencies(seed=self.seed, count=count, dim=self.dim, bandwidth=self.bandwidth)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return kernels.fingerprint(self.frequencies) if self.features == "rff" else ""
+
+    def lift(self, x: Tensor) -> Tensor:
+        """(..., p) what the regression sees of (..., d)."""
+        z = lift(x, normalize=self.normalize, frequencies=self.frequencies)
+        return torch.cat([z, torch.ones((*z.shape[:-1], 1), dtype=z.dtype)], dim=-1) if self.bias else z
+
+    def check_context(self, context: Context) -> None:
+        check_direction(context.features, normalize=self.normalize)
+        if not self.normalize and self.features == "linear":
+            length = float(torch.linalg.vector_norm(context.features.to(torch.float64)))
+            if not length**2 <= LONGEST_SQUARED * self.ridge:
+                raise InvalidContext(
+                    "prompt", f"a vector of length {length:.3g} drowns the ridge; scale it, or set normalize: true"
+                )
+
+    def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
+        if seen.cost < 0.0:
+            raise InvalidObservation("cost", "must be at least 0")
+
+    # -- protocol ------------------------------------------------------------------------------------------------------
+
+    def succeeded(self, reward: float) -> bool:
+        return reward >= self.success_threshold
+
+    def blank(self) -> LogisticArm:
+        return LogisticArm.blank((2 * self.random_features if self.features == "rff" else self.dim) + self.bias)
+
+    def learn(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].learn(
+            self.lift(seen.features),
+            success=self.succeeded(seen.reward),
+            cost=seen.cost,
+            ridge=self.ridge,
+            max_samples=self.max_samples,
+            anticipated=seen.anticipated,
+        )
+
+    def prepare(self, state: State) -> State:
+        for arm in state.arms:
+            arm.settle(self.ridge)
+        return state
+
+    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.anticipate(self.lift(features), ridge=self.ridge)
+
+    def release(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.release(self.lift(features), ridge=self.ridge)
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        z = self.lift(stacked(contexts))
+        now = [arm.settle(self.ridge) for arm in state.arms]
+        logits = torch.stack([z @ arm.fit.theta for arm in now], dim=1)
+        width = torch.stack([arm.width.score(z, ridge=self.ridge)[1] for arm in now], dim=1)
+        estimate, optimistic = torch.sigmoid(logits), torch.sigmoid(logits + self.exploration * width)
+        attempts = torch.tensor([context.attempts for context in contexts], dtype=torch.float64)
+        q = (optimistic * self.retry_discount**attempts).clamp_min(SMALLEST)
+        cost = self._cost(state, contexts)
+        allowed = draw.allowed_mask(contexts)
+        if self.rule == "ratio":
+            utility, values = by_ratio(q, cost, allowed, cost_weight=self.cost_weight)
+        else:
+            utility, values = by_horizon(q, self.cost_weight * cost, allowed, left=self.max_attempts - attempts.sum(1))
+        first, over = self._forced(state, contexts)
+        values = draw.finish(torch.where(over[:, None], 0.0, values), first, allowed, floor=self.exploration_floor)
+        return Weights(values, {"estimate": estimate, "bonus": optimistic - estimate, "cost": cost, "utility": utility})
+
+    def _cost(self, state: State, contexts: Sequence[Context]) -> Tensor:
+        """(B, K) what a call is believed to cost."""
+        prices = torch.tensor([context.prices for context in contexts], dtype=torch.float64)
+        if self.costs == "realised":
+            for index, arm in enumerate(state.arms):
+                if arm.pulls:
+                    prices[:, index] = arm.cost_sum / arm.pulls
+        return prices
+
+    def _forced(self, state: State, contexts: Sequence[Context]) -> tuple[list[int], Tensor]:
+        """Per context the arm that still lacks forced calls, or -1; and (B,) whether its episode is over whatever the rule says:
+        no calls left, or one made while some allowed arm still lacks forced calls (PromptWise C1). As in `draw.burn_in`, rows
+        are decided in order, and each forced call counts as pending for the rows after it.
+        """
+        pulls = [arm.pulls for arm in state.arms]
+        first, over = [], []
+        for context in contexts:
+            made = sum(context.attempts)
+            [lacking] = draw.burn_in(pulls, [context], self.forced_pulls)
+            over.append(made >= self.max_attempts or (made > 0 and lacking >= 0))
+            first.append(-1 if made > 0 else lacking)
+            if first[-1] >= 0:
+                pulls[lacking] += 1
+        return first, torch.tensor(over)
+
+    def report(self, state: State) -> dict[str, Any]:
+        return {
+            "arms": [
+                {
+                    "pulls": arm.pulls,
+                    "success_rate": arm.successes / arm.pulls if arm.pulls else None,
+                    "mean_cost": arm.cost_sum / arm.pulls if arm.pulls else None,
+                    "theta_norm": float(torch.linalg.vector_norm(arm.settle(self.ridge).fit.theta)),
+                }
+                for arm in state.arms
+            ]
+        }
+
+
+def by_ratio(q: Tensor, cost: Tensor, allowed: Tensor, *, cost_weight: float) -> tuple[Tensor, Tensor]:
+    """(B, K) utility 1 - l c / q of calling an arm until it succeeds, and (B, K) all weight on the best, zeros if none is >= 0.
+
+    argmax utility = argmin c / q, whatever l, so it is taken in that form: at l = 0 it still prefers cheap arms, where the
+    utilities are all 1. Equal ratios, such as those of free arms, are decided by q.
+    """
+    ratio = torch.where(allowed, cost / q, torch.inf)
+    utility = 1.0 - cost_weight * cost / q
+    cheapest = allowed & (ratio == ratio.amin(dim=1, keepdim=True))
+    values = draw.best(q, cheapest)
+    return utility, values * (allowed & (utility >= 0.0)).any(dim=1, keepdim=True)
+
+
+def by_horizon(q: Tensor, price: Tensor, allowed: Tensor, *, left: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, K) utility q - price + (1 - q) V_(left - 1) of calling an arm now and going on optimally, and (B, K) all weight on the
+    best, zeros where none is positive. price: (B, K) l c.  left: (B,) calls left, this one included.
+    """
+    utility = torch.full_like(q, torch.nan)  # no calls left, nothing to score
+    value = torch.zeros(len(q), 1, dtype=q.dtype)
+    for k in range(1, int(left.max()) + 1):
+        stage = q - price + (1.0 - q) * value
+        utility = torch.where(left[:, None] == k, stage, utility)
+        value = torch.where(allowed, stage, -torch.inf).amax(dim=1, keepdim=True).clamp_min(0.0)
+    return utility, draw.best(utility, allowed) * (allowed & (utility > 0.0)).any(dim=1, keepdim=True)

@@ -1,0 +1,238 @@
+"""Thompson sampling without contexts (Thompson 1933): an arm is drawn with the probability that it is the best one.
+
+    beta      0/1 rewards (or in between)   mean of the arm ~ Beta(prior_successes + sum r, prior_failures + n - sum r)
+    gaussian  any rewards, known noise      mean of the arm ~ N(m, v),  1/v = 1/prior_deviation^2 + n/noise^2,
+                                                                        m/v = prior_mean/prior_deviation^2 + sum r/noise^2
+
+A policy answers a distribution, so nothing is sampled here; the weights are the exact probabilities
+
+    P(arm k is best) = int f_k(t) prod_(j != k) F_j(t) dt
+
+by Gauss-Legendre quadrature on panels laid where the posteriors change (f density, F = int f), off by less than 1e-11.
+`draw` then draws once, keyed and with the true propensity, where sampling one value per arm would leave it unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.polynomial import legendre
+from torch import Tensor
+
+from bandits import draw
+from bandits.arms import MeanArm
+from bandits.errors import InvalidObservation
+from bandits.hyperparameters import hyper
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+
+Fall = Callable[[Tensor], Tensor]
+"""(K, N) distances from the mode -> (K, N) by how much the log density of each posterior is lower there than at its mode."""
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """Log-concave densities of K arms on the line. mode, deviation: (K,), the latter of the Gaussian that fits the mode."""
+
+    mode: Tensor
+    deviation: Tensor
+    fall: Fall
+
+
+@dataclass(frozen=True)
+class Known:
+    """The probabilities already worked out for these very arms: allowed arms -> (K,)."""
+
+    arms: tuple[ArmState, ...]
+    probabilities: dict[tuple[bool, ...], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thompson(Policy):
+    """Thompson sampling over the average reward."""
+
+    kind: ClassVar[str] = "thompson"
+    needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+    summary: ClassVar[str] = "Baseline: each arm with the probability that its mean reward is the highest (Thompson sampling)."
+
+    posterior: Literal["beta", "gaussian"] = hyper(
+        "beta", "beta: rewards are 0 or 1, or a share in between. gaussian: rewards of any size with noise of known deviation."
+    )
+    prior_successes: float = hyper(
+        1.0, "beta only: successes believed in beforehand.", at_least=0.1, at_most=1e6, source="Agrawal & Goyal 2012"
+    )
+    prior_failures: float = hyper(
+        1.0, "beta only: failures believed in beforehand.", at_least=0.1, at_most=1e6, source="Agrawal & Goyal 2012"
+    )
+    prior_mean: float = hyper(0.5, "gaussian only: what an arm is believed to be worth before any outcome.", unit="reward")
+    prior_deviation: float = hyper(1.0, "gaussian only: how far off that may be, one sigma.", above=0, unit="reward")
+    noise: float = hyper(
+        0.5,
+        "gaussian only: sigma of one reward of an arm; 0.5 is the most that rewards in [0, 1] can have.",
+        above=0,
+        unit="reward",
+    )
+    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    exploration_floor: float = hyper(
+        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
+    )
+
+    def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
+        if self.posterior == "beta" and not 0.0 <= seen.reward <= 1.0:
+            raise InvalidObservation("reward", "must be in [0, 1] for a beta posterior; set posterior: gaussian for others")
+
+    def blank(self) -> MeanArm:
+        return MeanArm()
+
+    def learn(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].learn(seen.reward)
+
+    def prepare(self, state: State) -> State:
+        """Works out the probabilities for the sets of arms that were asked for last (at first: all)."""
+        asked = list(state.cache.probabilities) if state.cache is not None else []
+        masks = [mask for mask in asked if len(mask) == len(state.arms)] or [(True,) * len(state.arms)]
+        return replace(state, cache=Known(state.arms, {mask: self._best(state, mask) for mask in masks[-2:] if any(mask)}))
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        fresh = state.cache is not None and state.cache.arms is state.arms
+        known: dict[tuple[bool, ...], Tensor] = state.cache.probabilities if fresh else {}
+        for context in contexts:
+            if context.allowed not in known:
+                known[context.allowed] = self._best(state, context.allowed)  # a memo, not a change
+        values = torch.stack([known[context.allowed] for context in contexts])
+        allowed = draw.allowed_mask(contexts)
+        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        estimate = torch.tensor([self._mean(arm) for arm in state.arms], dtype=torch.float64).expand(len(contexts), -1)
+        return Weights(draw.finish(values, first, allowed, floor=self.exploration_floor), {"estimate": estimate.clone()})
+
+    def _best(self, state: State, mask: tuple[bool, ...]) -> Tensor:
+        """(K,) the probability that each arm is the best of the masked ones."""
+        chosen = [index for index, is_allowed in enumerate(mask) if is_allowed]
+        values = torch.zeros(len(mask), dtype=torch.float64)
+        values[chosen] = probability_best(self._posteriors([state.arms[index] for index in chosen]))
+        return values
+
+    def _posteriors(self, arms: Sequence[MeanArm]) -> Posteriors:
+        pulls = torch.tensor([arm.pulls for arm in arms], dtype=torch.float64)
+        sums = torch.tensor([arm.reward_sum for arm in arms], dtype=torch.float64)
+        if self.posterior == "beta":
+            return beta(self.prior_successes + sums, self.prior_failures + (pulls - sums).clamp_min(0.0))
+        precision = self.prior_deviation**-2 + pulls * self.noise**-2
+        mean = (self.prior_mean * self.prior_deviation**-2 + sums * self.noise**-2) / precision
+        return gaussian(mean, precision.rsqrt())
+
+    def _mean(self, arm: MeanArm) -> float:
+        """The posterior mean."""
+        if self.posterior == "beta":
+            return (self.prior_successes + arm.reward_sum) / (self.prior_successes + self.prior_failures + arm.pulls)
+        return float(self._posteriors([arm]).mode)
+
+    def report(self, state: State) -> dict[str, Any]:
+        return {"arms": [{"pulls": arm.pulls, "estimate": self._mean(arm)} for arm in state.arms]}
+
+
+def beta(successes: Tensor, failures: Tensor) -> Posteriors:
+    """Beta(successes, failures) on the logit t = log(x / (1 - x)), where it is log-concave and smooth for any parameters > 0.
+
+    log f = a t - n log(1 + e^t), n = a + b, has its mode at log(a / b), from where it falls by n log(1 + (a/n)(e^u - 1)) - a u.
+    The smaller of a and b is taken for a (turn u around), so that no digits are lost in 1 + ..., however lopsided the counts.
+    """
+    total = successes + failures
+    a, sign = torch.minimum(successes, failures)[:, None], torch.where(successes <= failures, 1.0, -1.0).to(total.dtype)[:, None]
+
+    def fall(u: Tensor) -> Tensor:
+        v = sign * u
+        return total[:, None] * torch.log1p(a / total[:, None] * torch.expm1(v)) - a * v
+
+    return Posteriors(successes.log() - failures.log(), (total / (successes * failures)).sqrt(), fall)
+
+
+def gaussian(mean: Tensor, deviation: Tensor) -> Posteriors:
+    """N(mean, deviation^2). A deviation below ten digits of the means is taken for that: closer than that nobody can compare."""
+    deviation = torch.maximum(deviation, 1e-10 * mean.abs().max())
+    return Posteriors(mean, deviation, lambda u: (u / deviation[:, None]).square() / 2.0)
+
+
+# -- the quadrature ------------------------------------------------------------------------------------------------------
+
+DEPTHS = torch.arange(1, 10, dtype=torch.float64).square() / 2.0
+"""Where panels end: a fall of k^2 / 2, which is k sigma for a Gaussian. The last, e^-40.5, is below the rounding of 1."""
+
+
+def _rule(order: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes and weights (Q,) of Gauss-Legendre on [-1, 1], and (Q, Q) the integral from -1 to node i of the polynomial through
+    given values at the nodes: int P_n = (P_(n+1) - P_(n-1)) / (2n + 1).
+    """
+    nodes, weights = legendre.leggauss(order)
+    p = legendre.legvander(nodes, order)  # (Q, Q + 1)
+    n = np.arange(order)
+    integrals = np.c_[nodes + 1.0, (p[:, 2:] - p[:, :-2]) / (2 * n[1:] + 1)]
+    coefficients = (n[:, None] + 0.5) * (p[:, :order] * weights[:, None]).T
+    return torch.from_numpy(nodes), torch.from_numpy(weights), torch.from_numpy(integrals @ coefficients)
+
+
+NODES, WEIGHTS, INTEGRAL = _rule(12)
+
+
+def probability_best(posteriors: Posteriors) -> Tensor:
+    """(K,) the probability that each of K independent values is the largest; they sum to 1.
+
+    >>> probability_best(gaussian(torch.tensor([0.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 3.0], dtype=torch.float64)))
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    if len(posteriors.mode) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    edges = _panels(posteriors)
+    half = (edges[1:] - edges[:-1]) / 2.0  # (P,)
+    t = (edges[1:] + edges[:-1])[:, None] / 2.0 + half[:, None] * NODES  # (P, Q)
+    f = torch.exp(-posteriors.fall(t.reshape(1, -1) - posteriors.mode[:, None])).reshape(-1, *t.shape)  # (K, P, Q)
+    mass = (f @ WEIGHTS) * half  # (K, P)
+    total = mass.sum(1)
+    below = (mass.cumsum(1) - mass)[:, :, None] + half[:, None] * (f @ INTEGRAL.T)
+    cdf = (below / total[:, None, None]).clamp(0.0, 1.0)
+    ones = torch.ones_like(cdf[:1])
+    before = torch.cat([ones, cdf[:-1].cumprod(0)])
+    after = torch.cat([cdf[1:].flip(0).cumprod(0).flip(0), ones])
+    best = (((f * before * after) @ WEIGHTS) * half).sum(1) / total
+    return best / best.sum()
+
+
+def _panels(posteriors: Posteriors) -> Tensor:
+    """(P + 1,) ascending edges such that every posterior changes by a bounded factor within a panel.
+
+    Each posterior asks for edges where it has fallen by DEPTHS. An edge is dropped where the panel around it is then still no
+    wider than both panels that this posterior asked for, so that K similar posteriors share the panels of one.
+    """
+    offsets = torch.cat(
+        [-_depth(posteriors, -1.0).flip(1), torch.zeros_like(posteriors.mode)[:, None], _depth(posteriors, 1.0)], 1
+    )
+    wanted = posteriors.mode[:, None] + offsets  # (K, E)
+    gaps = torch.nn.functional.pad(wanted.diff(dim=1), (1, 1), value=torch.inf)
+    ordered, order = wanted.reshape(-1).sort()
+    points, widths = ordered.tolist(), torch.minimum(gaps[:, 1:], gaps[:, :-1]).reshape(-1)[order].tolist()
+    edges, limit = [points[0]], float("inf")
+    for point, width, following in zip(points[1:-1], widths[1:-1], points[2:], strict=True):
+        limit = min(limit, width)
+        if following - edges[-1] > limit:
+            if point > edges[-1]:
+                edges.append(point)
+            limit = float("inf")
+    return torch.tensor([*edges, points[-1]], dtype=torch.float64)
+
+
+def _depth(posteriors: Posteriors, sign: float) -> Tensor:
+    """(K, DEPTHS) how far from the mode, upwards or downwards, each posterior has fallen by each depth: bisection of the bracket
+    that doubling finds. They only lay out panels, so 25 halvings are plenty.
+    """
+    high = posteriors.deviation[:, None] * (2.0 * DEPTHS).sqrt()
+    while bool((short := posteriors.fall(sign * high) < DEPTHS).any()):
+        high = torch.where(short, 2.0 * high, high)
+    low = torch.zeros_like(high)
+    for _ in range(25):
+        middle = (low + high) / 2.0
+        short = posteriors.fall(sign * middle) < DEPTHS
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return high

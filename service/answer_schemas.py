@@ -1,0 +1,199 @@
+"""What the service answers, described for the OpenAPI document. The routes write these shapes; the tests compare."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    """Nothing but what is described here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class FieldProblem(Answer):
+    """One wrong field."""
+
+    path: str = Field(description="Where in the request, e.g. `arms.0.price`.", examples=["prompt.vector"])
+    message: str = Field(description="What is wrong, and how to mend it.", examples=["has 2 numbers, this bandit takes 3"])
+
+
+class ProblemAnswer(Answer):
+    """RFC 9457, sent as `application/problem+json`."""
+
+    type: str = Field(description="Always `about:blank`: the code says it.", examples=["about:blank"])
+    title: str = Field(description="The status in words.", examples=["Unprocessable Entity"])
+    status: int = Field(description="The HTTP status.", examples=[422])
+    code: str = Field(description="Stable machine code.", examples=["invalid_request"])
+    detail: str = Field(description="For people.", examples=["prompt.vector: has 2 numbers, this bandit takes 3"])
+    errors: list[FieldProblem] = Field(default_factory=list, description="For 422: every wrong field.")
+
+
+class DecisionAnswer(Answer):
+    """The next model to query."""
+
+    id: str | None = Field(description="Post the outcome under this id; null for a dry run.", examples=["request-1"])
+    bandit: str = Field(description="Name of the bandit.", examples=["demo"])
+    episode: str | None = Field(description="Attempts on one prompt share it; null for a dry run.", examples=["request-1"])
+    attempt: int = Field(description="1 for the first decision of the episode.", examples=[1])
+    arm: str | None = Field(description="The model to query; null when `stop`.", examples=["small"])
+    stop: bool = Field(description="No arm is worth a (further) call.")
+    propensity: float = Field(description="The probability with which this arm was drawn.", examples=[1.0])
+    weights: dict[str, float] = Field(description="The distribution over the arms.", examples=[{"small": 1.0, "large": 0.0}])
+    scores: dict[str, dict[str, float | None]] = Field(
+        description="Why: the policy's own terms per arm that could be chosen.",
+        examples=[{"small": {"estimate": 0.61, "bonus": 0.2}}],
+    )
+    offset: int = Field(description="The decision's place in the log.", examples=[2])
+
+
+class DecisionState(DecisionAnswer):
+    """A decision with what became of it."""
+
+    state: Literal["open", "observed", "expired", "cancelled"] = Field(description="A stop counts as observed.")
+    reward: float | None = Field(description="What was learnt; null while open, and where nothing was learnt.")
+    cost: float | None = Field(description="What the call cost; null without an outcome.")
+    decided_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
+    closed_at: str | None = Field(description="RFC 3339, UTC; null while open.")
+
+
+class DecisionsAnswer(Answer):
+    """A batch of decisions."""
+
+    decisions: list[DecisionAnswer | ProblemAnswer] = Field(description="In the order of the request.")
+
+
+class OutcomeAnswer(Answer):
+    """The receipt of an outcome."""
+
+    decision: str = Field(description="Id of the decision.", examples=["request-1"])
+    reward: float | None = Field(description="The reward that was learnt.", examples=[0.83])
+    offset: int = Field(description="The outcome's place in the log.", examples=[3])
+    duplicate: bool = Field(description="This outcome was learnt before; it was not learnt again.")
+    next: DecisionAnswer | None = Field(
+        description="With `next`: the following decision; null where the episode is over, or no arm is active."
+    )
+
+
+class OutcomesAnswer(Answer):
+    """A batch of receipts."""
+
+    outcomes: list[OutcomeAnswer | ProblemAnswer] = Field(description="In the order of the request.")
+
+
+class ReferenceAnswer(Answer):
+    """The receipt of reference material."""
+
+    count: int = Field(description="Reference samples so far.", examples=[100])
+    offset: int = Field(description="Its place in the log.", examples=[2])
+
+
+class DigestAnswer(Answer):
+    """The folded state at an offset."""
+
+    offset: int = Field(description="What is learnt up to here.", examples=[4711])
+    sha256: str = Field(description="Of the packed state.", pattern="^[0-9a-f]{64}$")
+
+
+class ArmAnswer(BaseModel):
+    """What is known of an arm, followed by the policy's own terms."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Its name.", examples=["small"])
+    price: float = Field(description="Per call.", examples=[0.0002])
+    metadata: dict[str, Any] = Field(description="As it was posted.")
+    active: bool = Field(description="False: retired, it is no longer chosen.")
+    pulls: int = Field(description="Decisions for it.")
+    outcomes: int = Field(description="Outcomes learnt.")
+    pending: int = Field(description="Decisions without an outcome yet.")
+    mean_reward: float | None = Field(description="Of all outcomes; null before the first.")
+    total_cost: float = Field(description="Of all outcomes.")
+    share: float = Field(description="Of the last 1,000 decisions.", ge=0, le=1)
+
+
+class ArmReceipt(ArmAnswer):
+    """An arm after a change."""
+
+    offset: int = Field(description="What is learnt up to here.")
+
+
+class EmbedderAnswer(Answer):
+    """How vectors come to be."""
+
+    embedder: str = Field(description="`vector`: the client embeds.", examples=["vector"])
+    dim: int = Field(description="Length of a vector.", examples=[384])
+    version: str = Field(description="Of the weights; empty where there are none.")
+
+
+class RewardAnswer(Answer):
+    """Where rewards come from."""
+
+    source: str = Field(description="`client`: posted with the outcome.", examples=["client"])
+    default: float | None = Field(description="Learnt when no outcome came in time; null = nothing is.")
+    timeout_s: float = Field(description="Seconds after which an open decision expires.", examples=[86400.0])
+
+
+class BanditAnswer(Answer):
+    """Configuration and what was learnt."""
+
+    name: str = Field(description="Its name.", examples=["demo"])
+    created_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
+    policy: dict[str, Any] = Field(description="`kind` and every hyperparameter, defaults filled in.")
+    arms: list[ArmAnswer] = Field(description="In the order in which they came, retired ones included.")
+    prompt: EmbedderAnswer | None = Field(description="Null: the bandit takes no prompts.")
+    output: EmbedderAnswer | None = Field(description="Null: the bandit takes no outputs.")
+    reward: RewardAnswer = Field(description="Where rewards come from.")
+    seed: int = Field(description="Of random frequencies and draws.")
+    offset: int = Field(description="What is learnt up to here.")
+    decisions: int = Field(description="Decisions ever.")
+    open: int = Field(description="Decisions without an outcome yet.")
+    references: int = Field(description="Reference samples ever.")
+    report: dict[str, Any] = Field(description="What was learnt, in the policy's own terms.")
+
+
+class BanditName(Answer):
+    """One of the list."""
+
+    name: str = Field(description="Its name.", examples=["demo"])
+
+
+class BanditsAnswer(Answer):
+    """A page of names."""
+
+    bandits: list[BanditName] = Field(description="In the order of their names.")
+    next: str | None = Field(description="The `after` of the next page; null on the last.")
+
+
+class PolicyAnswer(Answer):
+    """A policy that bandits can have."""
+
+    kind: str = Field(description="Its name.", examples=["pak-ucb"])
+    summary: str = Field(description="What it is for.")
+    needs: list[str] = Field(description="What it learns from: features (a prompt), reward, output, reference, cost.")
+    contextual: bool = Field(description="A decision needs a prompt.")
+    episodic: bool = Field(description="Several attempts on one prompt.")
+    hyperparameters: list[str] = Field(description="Their names.")
+    json_schema: dict[str, Any] = Field(alias="schema", description="JSON schema of the `policy` of a bandit.")
+
+
+class PoliciesAnswer(Answer):
+    """Every policy."""
+
+    policies: list[PolicyAnswer] = Field(description="Every policy.")
+
+
+class HealthAnswer(Answer):
+    """The process is alive."""
+
+    status: Literal["ok"] = Field(description="Always ok.")
+
+
+class ReadinessAnswer(Answer):
+    """Whether the service can do its work."""
+
+    status: Literal["ready", "not ready"] = Field(description="`not ready` comes with 503.")
+    reasons: list[str] = Field(description="Why it is not ready.")
+    damaged: list[str] = Field(description="Bandits whose log cannot be folded; the others are served.")

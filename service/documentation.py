@@ -1,0 +1,44 @@
+"""The OpenAPI document: what FastAPI derives from the routes, the errors as problem documents, and how keys are sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from service.answer_schemas import ProblemAnswer
+from service.schemas import OutcomeItem
+
+REFERENCE = "#/components/schemas/{model}"
+
+TAGS = [
+    {"name": "bandits", "description": "Create them, look at them, change their arms."},
+    {"name": "decisions", "description": "Ask for the next model to query."},
+    {"name": "outcomes", "description": "Tell what came of it."},
+    {"name": "references", "description": "What outputs are compared with."},
+    {"name": "log", "description": "Everything that was decided and learnt."},
+    {"name": "operations", "description": "Is it alive, can it work?"},
+]
+
+
+def document(app: FastAPI) -> None:
+    """Complete the app's OpenAPI document; made at the first request for it."""
+    derive = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = derive()
+            # Named in error responses and in batches by reference alone, so that FastAPI does not see them.
+            _, extra = models_json_schema([(ProblemAnswer, "serialization"), (OutcomeItem, "validation")], ref_template=REFERENCE)
+            parts = described.setdefault("components", {})
+            for name, schema in extra["$defs"].items():
+                parts["schemas"].setdefault(name, schema)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                parts["schemas"].pop(unused, None)
+            parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
+            described["security"] = [{}, {"key": []}]
+            app.openapi_schema = described
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

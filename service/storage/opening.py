@@ -1,0 +1,113 @@
+"""Connections to an SQLite store with every check that a damaged file can fail, and what SQLite's failures mean to us."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from service.storage import wal
+from service.storage.base import StorageDamaged, StorageError, StorageUnavailable
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS events (
+    position INTEGER PRIMARY KEY,              -- log number * 2^40 + offset: the order of a log is the order of the table
+    log INTEGER NOT NULL, key TEXT NOT NULL, payload BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS events_by_key ON events (log, key);
+CREATE TABLE IF NOT EXISTS snapshots (
+    log INTEGER NOT NULL, "offset" INTEGER NOT NULL, blob BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (log, "offset"));
+"""
+"""Compared, text for text, with what a store holds: a table that is missing is damage. A change of it is a new version."""
+CHECKED_BYTES = 64 * 2**20
+"""Up to this size the whole file is checked at the start; beyond it, what is read is checked as it is read."""
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def primary(error: BaseException) -> int:
+    """SQLite's code of a failure without its extension (an index that is corrupt is corrupt); 0 where it is not SQLite's."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def failure(path: Path, error: sqlite3.Error) -> StorageError:
+    """What a failure to open or to read means."""
+    if primary(error) in DAMAGE:
+        return StorageDamaged(str(path), f"{error}; restore a backup")
+    return StorageUnavailable(f"{path}: {error}")
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """The one connection that writes; the file is created, or checked."""
+    if damaged := wal.damage(path):
+        place, reason = damaged.split(": ", 1)
+        raise StorageDamaged(place, f"{reason}; restore a backup")
+    connection = open_reader(path)
+    try:
+        _check_version(path, connection)
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            connection.executescript(SCHEMA)
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        if _schema(connection) != _fresh_schema():
+            raise StorageDamaged(str(path), "its tables are not those of this service; restore a backup")
+        if path.stat().st_size <= CHECKED_BYTES:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != "ok":
+                raise StorageDamaged(str(path), f"{found}; restore a backup")
+    except sqlite3.Error as error:
+        connection.close()
+        raise failure(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A connection of the process that also writes."""
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    except sqlite3.Error as error:
+        raise failure(path, error) from error
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA cache_size=-16384")
+    except sqlite3.Error as error:
+        connection.close()
+        raise failure(path, error) from error
+    return connection
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A connection beside the process that serves the store, which is not disturbed."""
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        raise failure(path, error) from error
+    try:
+        _check_version(path, connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise failure(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_version(path: Path, connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StorageDamaged(str(path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
+
+
+def _schema(connection: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")]
+
+
+def _fresh_schema() -> list[str]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        return _schema(connection)

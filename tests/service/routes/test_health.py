@@ -1,0 +1,107 @@
+"""Is the process alive, can it work; and what is no resource at all."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from service.storage.base import Log, StorageUnavailable
+from service.storage.memory import MemoryStorage
+from tests.service.calls import GREEDY, Service, answered, failed, opened
+
+
+async def test_a_process_that_answers_is_alive_and_ready(service: Service) -> None:
+    assert answered(await service.get("/healthz")) == {"status": "ok"}
+    ready = await service.get("/readyz")
+    assert (ready.status_code, answered(ready)) == (200, {"status": "ready", "reasons": [], "damaged": []})
+
+
+async def test_probes_need_no_key(tmp_path: Path) -> None:
+    async with opened(api_keys="secret-key") as service:
+        for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
+            assert (await service.get(path)).status_code == 200
+
+
+async def test_a_store_that_cannot_be_written_makes_it_unready(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: object, **named: object) -> None:
+        raise StorageUnavailable("the disk is full")
+
+    await service.create()
+    with monkeypatch.context() as patch:
+        for method in ("ping", "append", "create", "find"):
+            patch.setattr(MemoryStorage, method, fail)
+        unready = await service.get("/readyz")
+        assert (unready.status_code, answered(unready)["reasons"]) == (503, ["storage: the disk is full"])
+        for response in (
+            await service.post("/v1/bandits/b/decisions", {}),
+            await service.post("/v1/bandits/b/decisions", {"id": "mine"}),
+            await service.put("/v1/bandits/b/decisions/mine/outcome", {"reward": 0.5}),
+            await service.put("/v1/bandits/c", GREEDY),
+            await service.put("/v1/bandits/b/arms/new", {}),
+        ):
+            assert failed(response) == (503, "storage_unavailable")
+        assert (await service.get("/healthz")).status_code == 200
+    assert (await service.get("/readyz")).status_code == 200
+    assert await service.offset() == 1
+    await service.decide()
+
+
+async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.learner import Learner
+
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    async with opened(store=store) as service:
+        await service.create()
+    go_on = asyncio.Event()
+    load = Learner.load
+
+    async def slowly(storage: MemoryStorage, log: Log, **options: object) -> Learner:
+        await go_on.wait()
+        return await load(storage, log, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Learner, "load", staticmethod(slowly))
+    async with opened(store=store) as service:
+        unready = await service.get("/readyz")
+        assert (unready.status_code, answered(unready)["reasons"]) == (503, ["loading: b"])
+        waiting = asyncio.create_task(service.decide())
+        assert answered(await service.get("/v1/bandits"))["bandits"] == [{"name": "b"}]
+        assert not waiting.done()
+        go_on.set()
+        assert (await waiting)["arm"] == "small"
+        assert (await service.get("/readyz")).status_code == 200
+
+
+# -- what is no resource -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/", "/v1/bandits/", "/v1/bandits/b/", "/v2/bandits", "/v1/bandits/b/nothing", "/..%2f"]
+)
+async def test_what_is_not_there_is_a_problem_document(service: Service, path: str) -> None:
+    await service.create()
+    assert failed(await service.get(path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/bandits", "GET"),
+        ("/v1/bandits/b", "DELETE, GET, PUT"),
+        ("/v1/bandits/b/arms/small", "DELETE, PUT"),
+        ("/v1/bandits/b/decisions", "POST"),
+        ("/v1/bandits/b/decisions/x", "DELETE, GET"),
+        ("/v1/bandits/b/decisions/x/outcome", "PUT"),
+        ("/healthz", "GET"),
+    ],
+)
+async def test_a_method_that_is_not_there_is_answered_with_those_that_are(service: Service, path: str, methods: str) -> None:
+    await service.create()
+    for method in ("PATCH", "OPTIONS", "HEAD", "TRACE"):
+        response = await service.ask(method, path)
+        assert response.status_code == 405
+        assert response.headers["allow"] == methods
+        if method != "HEAD":
+            assert response.json()["code"] == "method_not_allowed"
+    assert await service.offset() == 1

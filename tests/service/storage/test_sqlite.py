@@ -1,0 +1,551 @@
+"""The embedded storage under damage, a full disk and failing writes; what it flushes, and what it commits together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.storage.base import (
+    Durability,
+    Entry,
+    Log,
+    LogMissing,
+    Receipt,
+    StorageDamaged,
+    StorageError,
+    StorageLocked,
+    StorageUnavailable,
+)
+from service.storage.sqlite import SqliteStorage
+
+POWER, PROCESS = Durability.POWER, Durability.PROCESS
+PATIENCE_S = 20
+"""A test that would wait for ever fails after this."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, *, durability: Durability = POWER, read_only: bool = False) -> AsyncIterator[SqliteStorage]:
+    storage = SqliteStorage(path, durability=durability, read_only=read_only)
+    await storage.start()
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+@pytest.fixture
+async def storage(path: Path) -> AsyncIterator[SqliteStorage]:
+    async with opened(path) as storage:
+        yield storage
+
+
+async def filled(storage: SqliteStorage, *, name: str = "greeter", entries: int = 12, size: int = 40) -> Log:
+    log, _ = await storage.create(Log(f"id of {name}", name), b"created")
+    for number in range(2, entries + 1):
+        await storage.append(log, f"key {number}", b"%d " % number + b"." * size, PROCESS)
+    return log
+
+
+async def everything(storage: SqliteStorage, log: Log) -> list[Entry]:
+    return await storage.read(log, after=0, limit=1_000_000)
+
+
+def change(path: Path, statement: str, *values: object) -> None:
+    """As an accident would, behind the back of the service."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        assert connection.execute(statement, values).rowcount == 1
+
+
+# -- one process ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_second_store_on_the_same_file_is_refused_with_the_reason(path: Path, storage: SqliteStorage) -> None:
+    (path.parent / "link.db").symlink_to(path)
+    for name in (path, path.parent / "link.db", path.parent / "." / ".." / path.parent.name / path.name):
+        with pytest.raises(StorageLocked, match="served by another process"):
+            await SqliteStorage(name).start()
+    log = await filled(storage)
+    assert len(await everything(storage, log)) == 12, "the first one is not disturbed"
+
+
+async def test_a_store_can_be_opened_again_after_a_clean_end_and_after_a_failed_start(path: Path) -> None:
+    path.write_bytes(b"this is no database " * 100)
+    with pytest.raises(StorageDamaged):
+        await SqliteStorage(path).start()
+    path.unlink()
+    for _ in range(2):
+        async with opened(path):
+            pass
+
+
+async def test_a_store_that_cannot_be_created_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.db").mkdir()
+    for name, reason in (("file/store.db", "File exists"), ("folder.db", "unable to open")):
+        with pytest.raises(StorageUnavailable, match=reason):
+            await SqliteStorage(tmp_path / name).start()
+
+
+async def test_reading_beside_the_writer_sees_what_is_committed_and_writes_nothing(path: Path, storage: SqliteStorage) -> None:
+    log = await filled(storage)
+    async with opened(path, read_only=True) as reading:
+        assert await reading.logs() == [log]
+        assert await everything(reading, log) == await everything(storage, log)
+        await storage.append(log, "later", b"x", POWER)
+        assert (await everything(reading, log))[-1] == Entry(13, b"x")
+        assert await reading.find(log, "later") == Entry(13, b"x")
+        with pytest.raises(StorageUnavailable, match="reading only"):
+            await reading.append(log, "key", b"x", POWER)
+    assert await storage.append(log, "after", b"x", POWER) == Receipt(14)
+
+
+async def test_a_store_left_by_a_killed_process_can_be_read_without_serving_it(path: Path, storage: SqliteStorage) -> None:
+    log = await filled(storage)
+    image = crash_image(path, path.parent / "image")
+    async with opened(image, read_only=True) as reading:
+        assert len(await everything(reading, log)) == 12
+
+
+async def test_reading_a_file_that_is_no_store_says_so(path: Path) -> None:
+    path.write_bytes(b"this is no database " * 100)
+    with pytest.raises(StorageDamaged, match="not a database"):
+        await SqliteStorage(path, read_only=True).start()
+    with pytest.raises(StorageUnavailable, match="unable to open"):
+        await SqliteStorage(path.with_name("none.db"), read_only=True).start()
+
+
+async def test_nothing_waits_for_ever_while_the_store_closes(path: Path) -> None:
+    storage = SqliteStorage(path)
+    await storage.start()
+    log = await filled(storage)
+
+    async def late(number: int) -> Receipt:
+        for _ in range(number):
+            await asyncio.sleep(0)
+        return await storage.append(log, f"late {number}", b"x", POWER)
+
+    tasks = [asyncio.create_task(late(number)) for number in range(60)]
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.sleep(0)
+        await storage.close()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(answer, Receipt | StorageUnavailable) for answer in answers)
+    accepted = [answer for answer in answers if isinstance(answer, Receipt)]
+    assert any(isinstance(answer, StorageUnavailable) for answer in answers)
+    with pytest.raises(StorageUnavailable, match="closed"):
+        await storage.ping()
+    async with opened(path) as again:
+        assert len(await everything(again, log)) == 12 + len(accepted)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"this is no database " * 300, b"SQLite format 3\x00" + b"\xff" * 8000, b"\x00" * 4096],
+    ids=["text", "header", "0"],
+)
+async def test_a_file_that_is_no_database_is_refused_with_its_name(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StorageDamaged, match="store"):
+        await SqliteStorage(path).start()
+    assert path.read_bytes() == content, "a file that is refused is left as it is"
+
+
+async def test_a_store_of_a_newer_build_is_refused(path: Path) -> None:
+    async with opened(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=2")
+    for read_only in (False, True):
+        with pytest.raises(StorageDamaged, match="version 2, this build reads up to 1"):
+            await SqliteStorage(path, read_only=read_only).start()
+
+
+@pytest.mark.parametrize("table", ["events", "logs", "snapshots"])
+async def test_a_table_that_is_missing_is_damage_and_not_a_new_store(path: Path, table: str) -> None:
+    async with opened(path) as storage:
+        await filled(storage)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"ALTER TABLE {table} RENAME TO other")
+    with pytest.raises(StorageDamaged, match="tables"):
+        await SqliteStorage(path).start()
+
+
+async def test_a_payload_that_changed_is_named_and_nothing_behind_it_is_read(path: Path) -> None:
+    async with opened(path) as storage:
+        log, other = await filled(storage), await filled(storage, name="other")
+    change(path, "UPDATE events SET payload = CAST('5 ,' AS BLOB) WHERE key = 'key 5' AND log = 1")
+    async with opened(path) as storage:
+        with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 5: the checksum"):
+            await everything(storage, log)
+        assert len(await storage.read(log, after=0, limit=4)) == 4
+        assert len(await storage.read(log, after=5, limit=100)) == 7
+        assert len(await everything(storage, other)) == 12, "another log is not harmed"
+        for asked in (storage.find(log, "key 5"), storage.append(log, "key 5", b"x", POWER)):
+            with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 5"):
+                await asked
+        assert (await storage.append(log, "key 4", b"x", POWER)).offset == 4
+
+
+async def test_an_entry_that_is_missing_is_named(path: Path) -> None:
+    async with opened(path) as storage:
+        log = await filled(storage)
+    change(path, "DELETE FROM events WHERE key = 'key 5'")
+    async with opened(path) as storage:
+        with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 5: the entry is missing"):
+            await everything(storage, log)
+    change(path, "DELETE FROM events WHERE key = 'created'")
+    async with opened(path) as storage:
+        with pytest.raises(StorageDamaged, match="greeter"):
+            await storage.create(Log("new", "greeter"), b"created")
+
+
+async def test_a_snapshot_that_changed_is_left_out(path: Path) -> None:
+    async with opened(path) as storage:
+        log = await filled(storage)
+        await storage.save_snapshot(log, 4, b"as of 4")
+        await storage.save_snapshot(log, 8, b"as of 8")
+    change(path, "UPDATE snapshots SET blob = CAST('as of 9' AS BLOB) WHERE \"offset\" = 8")
+    async with opened(path) as storage:
+        assert await storage.load_snapshots(log) == [(4, b"as of 4")]
+
+
+async def test_no_flipped_byte_of_the_file_is_read_as_something_else(path: Path) -> None:
+    async with opened(path) as storage:
+        logs = [await filled(storage, name=name, entries=25, size=150) for name in ("greeter", "other")]
+        await storage.save_snapshot(logs[0], 20, b"snapshot " * 600)
+        kept = {log.name: await everything(storage, log) for log in logs}
+    whole = path.read_bytes()
+    refused = named = unharmed = 0
+    for position in range(0, len(whole), 211):
+        garbled = bytearray(whole)
+        garbled[position] ^= 0x35
+        path.write_bytes(garbled)
+        try:
+            async with opened(path) as storage:
+                assert await storage.logs() == logs
+                assert await storage.load_snapshots(logs[0]) in ([], [(20, b"snapshot " * 600)])
+                for log in logs:
+                    try:
+                        assert await everything(storage, log) == kept[log.name], f"byte {position}"
+                        unharmed += 1
+                    except StorageDamaged as error:
+                        assert f"log {log.name!r}, offset" in str(error)  # noqa: PT017 (the other ending is fine, too)
+                        named += 1
+        except (StorageDamaged, StorageUnavailable) as error:
+            assert "store.db" in str(error)  # noqa: PT017
+            refused += 1
+        for leftover in ("-wal", "-shm"):
+            path.with_name(path.name + leftover).unlink(missing_ok=True)
+    assert min(refused, named, unharmed) > 5, "this test must see all three endings"
+
+
+async def test_no_truncated_file_is_taken_for_a_whole_one(path: Path) -> None:
+    async with opened(path) as storage:
+        log = await filled(storage, entries=60, size=300)
+        kept = await everything(storage, log)
+    whole = path.read_bytes()
+    for size in [*range(1, 4096, 500), *range(4096, len(whole), 1024)]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(StorageError) as refused:
+            async with opened(path) as storage:
+                assert await everything(storage, log) == kept
+        assert "store.db" in str(refused.value) or "greeter" in str(refused.value)
+
+
+# -- a crash ----------------------------------------------------------------------------------------------------------------
+
+
+def crash_image(path: Path, folder: Path) -> Path:
+    """The files as a process that is killed right now leaves them."""
+    folder.mkdir(exist_ok=True)
+    for name in (path.name, f"{path.name}-wal"):
+        shutil.copy(path.with_name(name), folder / name)
+    (folder / f"{path.name}-shm").unlink(missing_ok=True)
+    return folder / path.name
+
+
+class Crashed:
+    """A store that was killed: its files, its acknowledged entries, and how far each reaches into the write-ahead log."""
+
+    def __init__(self, image: Path, log: Log, entries: list[Entry], ends: list[int]) -> None:
+        self.image, self.log, self.entries, self.ends = image, log, entries, ends
+        self.wal = image.with_name(image.name + "-wal")
+        self._database, self.tail = image.read_bytes(), self.wal.read_bytes()
+
+    def restore(self, tail: bytes) -> None:
+        self.image.write_bytes(self._database)
+        self.wal.write_bytes(tail)
+        self.image.with_name(self.image.name + "-shm").unlink(missing_ok=True)
+
+    def acknowledged_before(self, position: int) -> int:
+        return sum(end <= position for end in self.ends)
+
+
+@pytest.fixture
+async def crashed(path: Path, storage: SqliteStorage) -> Crashed:
+    log = await filled(storage, entries=1)
+    wal = path.with_name(path.name + "-wal")
+    ends = [wal.stat().st_size]
+    for number in range(2, 21):
+        await storage.append(log, f"key {number}", b"%d " % number + b"." * (137 * number), (POWER, PROCESS)[number % 2])
+        ends.append(wal.stat().st_size)
+    return Crashed(crash_image(path, path.parent / "image"), log, await everything(storage, log), ends)
+
+
+async def test_a_killed_process_loses_nothing(crashed: Crashed) -> None:
+    async with opened(crashed.image) as storage:
+        assert await everything(storage, crashed.log) == crashed.entries
+
+
+async def test_a_torn_tail_is_dropped_and_every_entry_before_it_survives(crashed: Crashed) -> None:
+    for cut in [*range(0, crashed.ends[0], 2111), *range(crashed.ends[-3], len(crashed.tail), 311)]:
+        crashed.restore(crashed.tail[:cut])
+        survive = crashed.acknowledged_before(cut)
+        if survive == 0:  # not even the log's first entry
+            async with opened(crashed.image) as storage:
+                assert await storage.logs() == []
+            continue
+        async with opened(crashed.image) as storage:
+            assert await everything(storage, crashed.log) == crashed.entries[:survive], f"cut at {cut}"
+            assert await storage.append(crashed.log, "next", b"x", POWER) == Receipt(survive + 1)
+        async with opened(crashed.image) as storage:
+            assert len(await everything(storage, crashed.log)) == survive + 1
+
+
+async def test_damage_inside_the_tail_never_drops_what_stands_behind_it(crashed: Crashed) -> None:
+    last = crashed.ends[-2]
+    refused = dropped = 0
+    for position in [*range(0, 32, 5), *range(33, last, 3001), *range(last, len(crashed.tail), 311), len(crashed.tail) - 4100]:
+        tail = bytearray(crashed.tail)
+        tail[position] ^= 0x35
+        crashed.restore(bytes(tail))
+        try:
+            async with opened(crashed.image) as storage:
+                read = await everything(storage, crashed.log)
+        except StorageDamaged as error:
+            assert f"{crashed.wal}, byte" in str(error)  # noqa: PT017 (the other ending is fine at the very end)
+            assert crashed.wal.read_bytes() == bytes(tail), "what is refused is left as it is"
+            refused += 1
+            continue
+        assert position >= last, f"byte {position} was damaged, {len(crashed.entries) - len(read)} later entries are gone"
+        assert read == crashed.entries[: crashed.acknowledged_before(position)]
+        dropped += 1
+    assert min(refused, dropped) > 3, "this test must see both endings"
+
+
+async def test_frames_of_an_earlier_round_of_the_tail_are_no_damage(path: Path, storage: SqliteStorage) -> None:
+    log = await filled(storage, entries=40, size=2000)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(RESTART)")
+    for number in range(3):
+        await storage.append(log, f"new {number}", b"x" * 3000, POWER)
+    image = crash_image(path, path.parent / "image")
+    async with opened(image) as again:
+        assert await everything(again, log) == await everything(storage, log)
+
+
+async def test_a_database_that_became_empty_beside_its_tail_is_not_a_new_store(crashed: Crashed) -> None:
+    crashed.restore(crashed.tail)
+    crashed.image.write_bytes(b"")
+    with pytest.raises(StorageDamaged, match="empty"):
+        await SqliteStorage(crashed.image).start()
+
+
+# -- failing writes ---------------------------------------------------------------------------------------------------------
+
+
+async def on_the_writer(storage: SqliteStorage, statement: str) -> int:
+    """Run a statement on the writer's own connection."""
+    found: list[tuple[int]] = await storage._submit(lambda connection: connection.execute(statement).fetchall(), PROCESS)
+    return found[0][0] if found else 0
+
+
+async def test_a_full_disk_refuses_everything_it_cannot_keep_and_recovers(path: Path, storage: SqliteStorage) -> None:
+    log = await filled(storage)
+    pages = await on_the_writer(storage, "PRAGMA page_count")
+    await on_the_writer(storage, f"PRAGMA max_page_count={pages + 12}")
+
+    async def one_by_one(client: int) -> list[Receipt | StorageError]:
+        answers: list[Receipt | StorageError] = []
+        for number in range(8):
+            try:
+                answers.append(await storage.append(log, f"{client}/{number}", b"." * 1700, (POWER, PROCESS)[client % 2]))
+            except StorageError as error:
+                answers.append(error)
+        return answers
+
+    answers = await asyncio.gather(*(one_by_one(client) for client in range(5)))
+    refused = [error for given in answers for error in given if isinstance(error, StorageError)]
+    accepted = [answer.offset for given in answers for answer in given if isinstance(answer, Receipt)]
+    assert refused
+    assert all(isinstance(error, StorageUnavailable) and "full" in str(error) for error in refused)
+    assert sorted(accepted) == list(range(13, 13 + len(accepted))), "a refused entry leaves no gap"
+    for client, given in enumerate(answers):
+        for number, answer in enumerate(given):
+            entry = await storage.find(log, f"{client}/{number}")
+            assert (entry is None) == isinstance(answer, StorageError)
+    await on_the_writer(storage, f"PRAGMA max_page_count={pages + 1000}")
+    await storage.ping()
+    assert (await storage.append(log, "room again", b"." * 1700, POWER)).offset == 13 + len(accepted)
+    async with opened(crash_image(path, path.parent / "image")) as again:
+        assert len(await everything(again, log)) == 13 + len(accepted)
+
+
+@contextlib.contextmanager
+def no_file_grows_beyond(size: int) -> Iterator[None]:
+    """A write behind `size` fails with EFBIG, an input/output error to SQLite."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_after_any_other_failed_write_the_store_is_read_only_until_it_is_started_anew(
+    path: Path, storage: SqliteStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = await filled(storage)
+    kept = await everything(storage, log)
+    with no_file_grows_beyond(path.with_name(path.name + "-wal").stat().st_size):
+        answers = await asyncio.gather(
+            *(storage.append(log, f"lost {i}", b"." * 500, (POWER, PROCESS)[i % 2]) for i in range(6)), return_exceptions=True
+        )
+    assert all(isinstance(answer, StorageUnavailable) for answer in answers)
+    assert [record.levelname for record in caplog.records].count("CRITICAL") == 1, "loudly, and once"
+    for asked in (storage.append(log, "later", b"x", POWER), storage.delete(log), storage.ping()):
+        with pytest.raises(StorageUnavailable, match="read-only until"):
+            await asked
+    assert await everything(storage, log) == kept, "it can still be read"
+    await storage.close()
+    async with opened(path) as again:
+        assert await everything(again, log) == kept
+        assert await again.append(log, "later", b"x", POWER) == Receipt(13)
+
+
+async def test_a_store_that_another_program_locks_for_a_while_is_not_given_up(path: Path, storage: SqliteStorage) -> None:
+    log = await filled(storage)
+    await on_the_writer(storage, "PRAGMA busy_timeout=1")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for asked in (storage.append(log, "now", b"x", POWER), storage.delete(log)):
+            with pytest.raises(StorageUnavailable, match="locked"):
+                await asked
+    assert len(await everything(storage, log)) == 12, "a delete that was refused has deleted nothing"
+    assert await storage.append(log, "now", b"x", POWER) == Receipt(13)
+    await storage.delete(log)
+    with pytest.raises(LogMissing):
+        await everything(storage, log)
+
+
+async def test_an_entry_that_cannot_be_written_harms_no_other(storage: SqliteStorage) -> None:
+    log = await filled(storage)
+    limit = 50_000
+    await storage._submit(lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit), PROCESS)
+    async with asyncio.timeout(PATIENCE_S):
+        answers = await asyncio.gather(
+            storage.append(log, "first", b"x", POWER),
+            storage.append(log, "\ud800", b"x", POWER),
+            storage.save_snapshot(log, 12, b"." * 2 * limit),
+            storage.append(log, "too long", b"." * 2 * limit, POWER),
+            storage.append(log, "second", b"x", POWER),
+            return_exceptions=True,
+        )
+    assert isinstance(answers[1], UnicodeEncodeError)
+    assert isinstance(answers[2], StorageUnavailable)
+    assert isinstance(answers[3], StorageUnavailable)
+    assert {answers[0], answers[4]} == {Receipt(13), Receipt(14)}
+    await storage.ping()
+    assert await storage.append(log, "third", b"x", POWER) == Receipt(15)
+
+
+# -- flushes and commits ----------------------------------------------------------------------------------------------------
+
+
+class Trace:
+    """The statements of the writer. Its thread can be held, so that what arrives meanwhile waits together."""
+
+    def __init__(self, storage: SqliteStorage) -> None:
+        self._storage = storage
+        self.statements: list[str] = []
+
+    async def start(self) -> None:
+        await self._storage._submit(lambda connection: connection.set_trace_callback(self.statements.append), PROCESS)
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def wait(connection: sqlite3.Connection) -> None:
+            entered.set()
+            go_on.wait(PATIENCE_S)
+
+        waiting = asyncio.create_task(self._storage._submit(wait, PROCESS))
+        await asyncio.to_thread(entered.wait, PATIENCE_S)
+        yield
+        self.statements.clear()
+        go_on.set()
+        await waiting
+
+    def commits(self) -> list[str]:
+        """Per commit how it was flushed."""
+        found, level = [], ""
+        for statement in self.statements:
+            if statement.startswith("PRAGMA synchronous="):
+                level = statement.removeprefix("PRAGMA synchronous=")
+            elif statement == "COMMIT":
+                found.append(level)
+        return found
+
+
+async def test_what_waits_together_is_committed_together(storage: SqliteStorage) -> None:
+    log, trace = await filled(storage), Trace(storage)
+    await trace.start()
+    async with trace.held():
+        tasks = [asyncio.create_task(storage.append(log, f"k{i}", b"x", POWER)) for i in range(64)]
+        await asyncio.sleep(0)
+    receipts = await asyncio.gather(*tasks)
+    assert [receipt.offset for receipt in receipts] == list(range(13, 77))
+    assert trace.commits() == ["", "FULL"], "the commit of what held it, and one for all 64"
+
+
+async def test_what_needs_no_flush_does_not_wait_for_one(storage: SqliteStorage) -> None:
+    log, trace = await filled(storage), Trace(storage)
+    await trace.start()
+    async with trace.held():
+        tasks = [asyncio.create_task(storage.append(log, f"k{i}", b"x", (POWER, PROCESS)[i % 2])) for i in range(10)]
+        await asyncio.sleep(0)
+    offsets = [receipt.offset for receipt in await asyncio.gather(*tasks)]
+    assert trace.commits() == ["", "NORMAL", "FULL"]
+    assert sorted(offsets[1::2]) == list(range(13, 18))
+    assert sorted(offsets[::2]) == list(range(18, 23))
+
+
+@pytest.mark.parametrize(("setting", "asked", "level"), [(POWER, POWER, 2), (POWER, PROCESS, 1), (PROCESS, POWER, 1)])
+async def test_an_entry_is_flushed_as_asked_but_never_more_than_set(
+    path: Path, setting: Durability, asked: Durability, level: int
+) -> None:
+    async with opened(path, durability=setting) as storage:
+        log, trace = await filled(storage), Trace(storage)
+        await trace.start()
+        trace.statements.clear()
+        await storage.append(log, "key", b"x", asked)
+        assert trace.commits() == [{1: "NORMAL", 2: "FULL"}[level]]
+        in_force = await storage._submit(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0], asked)
+        assert in_force == level
