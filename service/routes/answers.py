@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,10 +73,10 @@ def receipt_json(kept: Kept, *, following: dict[str, Any] | None) -> dict[str, A
     }
 
 
-def arm_json(learner: Learner, index: int) -> dict[str, Any]:
-    """What is known of an arm."""
+def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None) -> dict[str, Any]:
+    """What is known of an arm. chosen: how often each was, of late (counted here where it is not given)."""
     arm = learner.arms[index]
-    recent = learner.ledger.recent
+    chosen = Counter(learner.ledger.recent) if chosen is None else chosen
     return {
         "name": arm.name,
         "price": arm.price,
@@ -84,9 +85,9 @@ def arm_json(learner: Learner, index: int) -> dict[str, Any]:
         "pulls": arm.pulls,
         "outcomes": arm.outcomes,
         "pending": arm.pending,
-        "mean_reward": arm.reward_sum / arm.rewards if arm.rewards else None,
+        "mean_reward": arm.reward_sum / arm.outcomes if arm.outcomes else None,
         "total_cost": arm.cost_sum,
-        "share": recent.count(index) / len(recent) if recent else 0.0,
+        "share": chosen[index] / chosen.total() if chosen else 0.0,
     }
 
 
@@ -95,11 +96,13 @@ def bandit_json(learner: Learner) -> dict[str, Any]:
     created = learner.created
     report = learner.policy.report(learner.state)
     per_arm = report.pop("arms")
+    chosen = Counter(learner.ledger.recent)
+    arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # the ledger's words win
     return {
         "name": created.bandit,
         "created_at": time_text(created.at),
         "policy": {"kind": created.policy, **created.hyperparameters},
-        "arms": [{**per_arm[i], **arm_json(learner, i)} for i in range(len(learner.arms))],  # the ledger's words win
+        "arms": arms,
         "prompt": {"embedder": created.prompt_embedder, "dim": created.dim, "version": created.prompt_version}
         if created.prompt_embedder
         else None,

@@ -22,7 +22,7 @@ JSON = {"content-type": "application/json"}
 ARMS = [{"name": "small", "price": 0.25}, {"name": "large", "price": 4.0}]
 GREEDY: Json = {"policy": {"kind": "greedy"}, "arms": ARMS, "seed": 7}
 VECTOR: Json = {
-    "policy": {"kind": "pak-ucb", "random_features": 16},
+    "policy": {"kind": "pak-ucb", "random_features": 16, "exploration": 0.5},
     "arms": ARMS,
     "prompt": {"embedder": "vector", "dim": 3},
     "seed": 7,
@@ -141,9 +141,9 @@ def float32(numbers: Sequence[float]) -> str:
 @asynccontextmanager
 async def opened(*, clock: Callable[[], datetime] | None = None, **settings: Any) -> AsyncIterator[Service]:
     """A service in this process; in memory unless told otherwise. The sweeper sleeps, so that only requests expire decisions."""
-    given = {"store": "memory://", "sweep_s": 3600.0} | settings
-    clocked = {} if clock is None else {"clock": clock}
-    async with running(Settings(**given), **clocked) as app, connected(app) as service:
+    given: Json = {"store": "memory://", "sweep_s": 3600.0} | settings
+    clocked: Json = {} if clock is None else {"clock": clock}
+    async with running(Settings.load(**given), **clocked) as app, connected(app) as service:
         yield service
 
 

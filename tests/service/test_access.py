@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ async def caller() -> AsyncIterator[Caller]:
         yield lambda name: clients[KEYS.get(name, name)]
 
 
-ROUTES = [
+ROUTES: list[tuple[str, str, Any, str]] = [
     ("GET", "/v1/policies", None, "reader"),
     ("GET", "/v1/bandits", None, "reader"),
     ("GET", "/v1/bandits/b", None, "reader"),

@@ -86,7 +86,8 @@ async def test_what_is_not_json_is_malformed(prepared: Service, body: bytes) -> 
 @pytest.mark.parametrize(("method", "path"), WRITES)
 async def test_every_route_knows_what_is_no_json_and_what_is_no_object(prepared: Service, method: str, path: str) -> None:
     await refused(prepared, method, path, b"{", 400, "malformed_json")
-    for body in ([], 7, True, "text", [{}]):
+    wrong: list[Any] = [[], 7, True, "text", [{}]]
+    for body in wrong:
         await refused(prepared, method, path, body, 422, "invalid_request", "body")
 
 
@@ -208,7 +209,8 @@ async def test_odd_numbers_that_are_fine_are_fine(prepared: Service, number: str
 
 
 async def test_a_switch_is_true_or_false(prepared: Service) -> None:
-    for value in ("yes", 1, 0, None, []):
+    values: list[Any] = ["yes", 1, 0, None, []]
+    for value in values:
         await refused(prepared, "POST", DECISIONS, {**PROMPT, "dry_run": value}, 422, "invalid_request", "dry_run")
         await refused(prepared, "PUT", OUTCOME, {"reward": 1, "next": value}, 422, "invalid_request", "next")
 

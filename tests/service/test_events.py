@@ -271,9 +271,9 @@ async def test_the_released_log_folds_to_the_same_state_for_ever() -> None:
     learner = await folded("log-v1.ndjson")
     assert learner.digest() == (21, "361bcb20c5a9dea87d525fbb25354786cdc72d21dbccfc7a3c6e2006c22ae288")
     assert learner.arms == (
-        ArmRecord("small", 0.25, {"tier": ["a", 1, None]}, True, 6, 3, 2, 0.25, 0.75),
-        ArmRecord("größer", 0.75, {"note": "dearer"}, True, 3, 2, 0, 1.0, 0.5),
-        ArmRecord("new/€", 2.5, {}, False, 0, 0, 0, 0.0, 0.0),
+        ArmRecord("small", 0.25, {"tier": ["a", 1, None]}, True, 6, 3, 2, 0.25, 0.75, 2),
+        ArmRecord("größer", 0.75, {"note": "dearer"}, True, 3, 2, 0, 1.0, 0.5, 2),
+        ArmRecord("new/€", 2.5, {}, False, 0, 0, 0, 0.0, 0.0, 0),
     )
     ledger = learner.ledger
     assert (sorted(ledger.open), ledger.decided, ledger.referenced) == (["d7", "d8"], 9, 4)

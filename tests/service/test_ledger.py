@@ -93,7 +93,7 @@ def test_a_decision_is_open_and_its_arm_has_one_more_pending() -> None:
 def test_an_outcome_closes_its_decision_and_is_learnt() -> None:
     book, effects = told(decided("d1", 1), observed("d1", 1, output=Matrix.of(np.array([[1.5, 2.5]]))))
     assert not book.open
-    assert book.arms[1] == ArmRecord("arm 1", 0.5, {}, True, 1, 1, 0, 0.4, 0.3)
+    assert book.arms[1] == ArmRecord("arm 1", 0.5, {}, True, 1, 1, 0, 0.4, 0.3, 1)
     seen = Observation(
         arm=1,
         features=X,

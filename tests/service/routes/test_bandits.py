@@ -29,7 +29,7 @@ async def test_bodies_that_mean_the_same_are_the_same(service: Service) -> None:
     await service.create(body=VECTOR)
     spelt_out = {
         **VECTOR,
-        "policy": {"kind": "pak-ucb", "random_features": 16, "exploration": 1.0, "ridge": 1},
+        "policy": {"kind": "pak-ucb", "exploration": 0.5, "ridge": 1, "random_features": 16},
         "arms": [{"name": "small", "price": 0.25, "metadata": {}}, {"name": "large", "price": 4}],
         "prompt": {"dim": 3},
         "reward": {"source": "client", "default": None, "timeout_s": None},
@@ -73,7 +73,8 @@ async def test_the_configuration_is_told_with_every_default(service: Service) ->
     told = await service.bandit()
     assert told["policy"]["kind"] == "pak-ucb"
     assert told["policy"]["random_features"] == 16
-    assert told["policy"]["exploration"] == 1.0
+    assert told["policy"]["exploration"] == 0.5
+    assert told["policy"]["ridge"] == 1.0
     assert told["prompt"] == {"embedder": "vector", "dim": 3, "version": ""}
     assert told["output"] is None
     assert told["reward"] == {"source": "client", "default": None, "timeout_s": 86_400.0}

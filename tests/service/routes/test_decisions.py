@@ -41,8 +41,8 @@ async def test_a_decision_is_answered_as_it_stands_in_the_log(service: Service) 
     assert (decision["bandit"], decision["episode"], decision["attempt"]) == ("b", decision["id"], 1)
     assert (decision["arm"], decision["stop"], decision["propensity"]) == ("small", False, 1.0)
     assert decision["weights"] == {"small": 1.0, "large": 0.0}
-    # nothing seen: the prior mean 1, and a width of |z| / sqrt(ridge) = 1
-    assert decision["scores"]["large"] == {"estimate": 1.0, "bonus": pytest.approx(1.0)}
+    # nothing seen: the prior mean 1, and exploration 0.5 times a width of |z| / sqrt(ridge) = 1
+    assert decision["scores"]["large"] == {"estimate": 1.0, "bonus": pytest.approx(0.5)}
     logged = (await service.log())[decision["offset"] - 1]
     assert (logged["event"], logged["id"], logged["arm"], logged["price"]) == ("decided", decision["id"], 0, 0.25)
     assert logged["features"] == float32([0.25, -0.5, 2.0])
