@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 from torch import Tensor
@@ -34,13 +34,14 @@ from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, St
 
 logger = logging.getLogger("nextarm.learner")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 READ_BATCH = 256
 MICRO_BATCH = 32
 """Requests that wait together are scored together, up to this many: between two batches their pending widths are applied."""
 THREAD_ABOVE_S = 1e-3
-"""Mathematics that takes longer (running mean) leaves the event loop for a worker thread; a hand-over costs about 0.1 ms."""
+"""Mathematics that takes more CPU time (running mean) leaves the event loop for a worker thread; a hand-over costs 0.1 ms."""
 
 
 class DecisionMissing(Exception):
@@ -337,12 +338,11 @@ class Learner:
         return chosen
 
     async def _weigh(self, state: State, contexts: list[Context]) -> Weights:
-        started = time.perf_counter()
         if self._weigh_s > THREAD_ABOVE_S:
-            weights = await asyncio.to_thread(self.policy.weights, state, contexts)
+            weights, seconds = await asyncio.to_thread(_timed, self.policy.weights, state, contexts)
         else:
-            weights = self.policy.weights(state, contexts)
-        self._weigh_s += 0.1 * (time.perf_counter() - started - self._weigh_s)
+            weights, seconds = _timed(self.policy.weights, state, contexts)
+        self._weigh_s += 0.1 * (seconds - self._weigh_s)
         return weights
 
     def _decision(
@@ -548,18 +548,17 @@ class Learner:
                 break
             if isinstance(event, Decided):
                 made.append(event.id)
-        started = time.perf_counter()
         try:
             if self._fold_s * len(effects) > THREAD_ABOVE_S:
-                state = await asyncio.to_thread(self._after, effects)
+                state, seconds = await asyncio.to_thread(_timed, self._after, effects)
             else:
-                state = self._after(effects)
+                state, seconds = _timed(self._after, effects)
         except StorageDamaged as error:  # comes before what the ledger refused
             fault = error
         if fault is not None:
             self._stop(fault)
             raise fault
-        self._fold_s += 0.1 * ((time.perf_counter() - started) / max(len(effects), 1) - self._fold_s)
+        self._fold_s += 0.1 * (seconds / max(len(effects), 1) - self._fold_s)
         self._published = Published(state, entries[-1].offset, tuple(self.ledger.arms))
         for decision in made:  # pending from here on
             self._reserved.pop(decision, None)
@@ -626,6 +625,14 @@ class Learner:
 def body_digest(*parts: Any) -> str:
     """A short fingerprint of a request's content, for telling a repeated request from another one."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
+def _timed(work: Callable[P, T], *values: P.args, **options: P.kwargs) -> tuple[T, float]:
+    """The result, and what it cost: time of this very thread, so that neither a busy machine nor the hand-over to a worker thread
+    is taken for mathematics (which would keep it in the worker thread for ever).
+    """
+    started = time.thread_time()
+    return work(*values, **options), time.thread_time() - started
 
 
 def _fail(future: asyncio.Future[Decided], error: Exception) -> None:

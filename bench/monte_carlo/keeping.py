@@ -24,7 +24,9 @@ def seeds_of(study: Study, contender: Contender, *, quick: bool, at_most: int) -
 def play_all(
     studies: Sequence[Study], *, quick: bool, at_most: int, folder: Path, reuse: bool, quiet: bool = False
 ) -> dict[str, Runs]:
-    """Study -> its runs. Each study is kept as soon as it is done; `reuse` takes what an earlier call kept instead of playing."""
+    """Study -> its runs. Each contender's runs are kept as soon as they are done; `reuse` takes what an earlier call kept
+    instead of playing it again.
+    """
     columns = TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     everything: dict[str, Runs] = {}
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
@@ -44,7 +46,7 @@ def play_all(
                     runs[label].append(contender.play(seed, partial(_tick, progress, task)))
                 done += contender.rounds * seeds
                 progress.update(task, completed=done)  # some contenders have no rounds to tell of
-            save(folder, study, runs)
+                save(folder, study, {**kept, **runs})
             everything[study.name] = runs
     return everything
 

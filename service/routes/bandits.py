@@ -13,13 +13,14 @@ from bandits.registry import POLICIES
 from service import events
 from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
 from service.creation import created_event
-from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Shared
+from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.errors import Problem, invalid
 from service.events import ArmAdded, ArmChanged, ArmRetired
+from service.hosting import BanditConflict, BanditMissing
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer, arm_json, bandit_json
-from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, ArmSpec, BanditBody
+from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, ArmSpec, BanditBody, completed
 from service.transport import StrictRoute
 
 router = APIRouter(tags=["bandits"], route_class=StrictRoute)
@@ -62,16 +63,26 @@ def _policy_json(kind: str) -> dict[str, Any]:
 )
 async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, services: Shared) -> Response:
     """201 creates; the same body again is a 200; another body a 409."""
+    try:
+        learner = await services.hosting.get(caller.tenant, name)
+    except BanditMissing:
+        return await _create(name, body, caller.tenant, services)
+    if completed(learner.created.request) != body.request():
+        raise BanditConflict(name)
+    return answer(bandit_json(learner))
+
+
+async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> Response:
     created = await asyncio.to_thread(
         created_event,
         name,
-        caller.tenant,
+        tenant,
         body,
         default_timeout_s=services.settings.default_timeout_s,
         max_bytes=services.settings.max_state_bytes,
         clock=services.hosting.clock,
     )
-    learner, is_new = await services.hosting.create(created)
+    learner, is_new = await services.hosting.create(created)  # somebody may have come first
     return answer(bandit_json(learner), status=201 if is_new else 200)
 
 

@@ -373,6 +373,29 @@ async def test_a_bandit_lives_on_where_its_embedder_was_uninstalled(tmp_path: Pa
             assert (await service.post("/v1/bandits/b/decisions", vector)).status_code == 201
 
 
+async def test_a_repeated_creation_needs_nothing_but_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither tried again nor refused for what was uninstalled since."""
+    body = {**VECTOR, "prompt": {"embedder": "static"}}
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    async with opened(store=store) as service:
+        created = await service.create(body=body)
+    with _without("wordllama", monkeypatch):
+        async with opened(store=store) as service:
+            again = await service.put("/v1/bandits/b", body)
+            assert (again.status_code, answered(again)) == (200, created)
+
+
+@pytest.mark.parametrize("other", [False, True])
+async def test_of_many_who_create_one_bandit_one_does(tmp_path: Path, other: bool) -> None:
+    async with opened(store=f"sqlite:///{tmp_path}/bandits.db") as service:
+        bodies = [{**VECTOR, "seed": 7 + (other and i % 2)} for i in range(12)]
+        answers = await asyncio.gather(*(service.put("/v1/bandits/b", body) for body in bodies))
+        codes = [response.status_code for response in answers]
+        assert codes.count(201) == 1
+        assert codes.count(200) == (5 if other else 11)
+        assert await service.offset() == 1
+
+
 @contextmanager
 def _without(module: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if a module was not installed."""
