@@ -114,6 +114,16 @@ async def test_a_repeated_request_is_known_after_the_outcome_and_after_a_restart
         assert (repeated.status_code, answered(repeated)) == (200, first)
 
 
+async def test_a_repeated_request_is_answered_even_where_a_new_one_is_not() -> None:
+    async with opened(max_open=1) as service:
+        await service.create(body=VECTOR)
+        first = await service.decide(body={"id": "mine", "arms": ["small"], **PROMPT})
+        assert failed(await service.post("/v1/bandits/b/decisions", PROMPT)) == (429, "rate_limited")
+        for arm in ("small", "large"):
+            await service.delete(f"/v1/bandits/b/arms/{arm}")
+        assert await service.decide(body={"id": "mine", "arms": ["small"], **PROMPT}) == first
+
+
 @pytest.mark.parametrize("store", ["memory://", "sqlite"])
 async def test_one_id_is_one_decision_however_many_ask_at_once(store: str, tmp_path: Path) -> None:
     async with opened(store=f"sqlite:///{tmp_path}/bandits.db" if store == "sqlite" else store) as service:

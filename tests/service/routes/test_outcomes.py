@@ -247,6 +247,19 @@ async def test_an_episode_goes_on_until_it_succeeds(service: Service) -> None:
     assert failed(response) == (409, "episode_finished")
 
 
+async def test_an_episode_is_about_one_prompt(service: Service) -> None:
+    await service.create(body=EPISODES)
+    first = await service.decide(body={**PROMPT, "episode": "mine"})
+    await service.observe(first["id"], {"reward": 0.0})
+    second = await service.decide(body={"episode": "mine"})
+    assert (second["episode"], second["attempt"]) == ("mine", 2)
+    assert await service.decide(body={**PROMPT, "episode": "mine", "dry_run": True})
+    changed = await service.post("/v1/bandits/b/decisions", {"prompt": {"vector": [3.0, 2.0, 1.0]}, "episode": "mine"})
+    assert (failed(changed), paths(changed)) == ((422, "invalid_request"), ["prompt"])
+    features = {event["features"] for event in await service.log() if event["event"] == "decided"}
+    assert features == {float32([0.25, -0.5, 2.0])}
+
+
 async def test_an_episode_that_is_not_worth_another_call_ends_in_a_stop(service: Service) -> None:
     dear = {**EPISODES, "arms": [{"name": "dear", "price": 5.0}]}
     await service.create(body=dear)
