@@ -5,13 +5,14 @@ PUT bandit --> for each round: POST decision --> table[prompt, arm] --> PUT outc
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 import click
 import httpx
@@ -122,6 +123,16 @@ def order_of(prompts: int, *, rounds: int, seed: int, shuffle: bool) -> np.ndarr
     return np.concatenate(rows)[:rounds]
 
 
+def bandit_name(prefix: str, label: str, seed: int) -> str:
+    """The bandit of one run. Draws are keyed by it, so it depends on nothing else: who takes part beside changes nobody's draws.
+
+    >>> bandit_name("replay", "pak-ucb exploration=0.1", 4)
+    'replay-pak-ucb-explorat-2a3dc4-4'
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", label.lower())[:16].strip("-") or "x"
+    return f"{prefix}-{words}-{hashlib.sha256(label.encode()).hexdigest()[:6]}-{seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a table is played.
@@ -153,9 +164,8 @@ def play_all(
     runs = []
     for seed in plan.seeds:
         order = order_of(len(table.prompts), rounds=plan.rounds, seed=seed, shuffle=plan.shuffle)
-        for number, contender in enumerate(contenders):
-            bandit = f"{plan.prefix}-{number}-{contender.policy['kind']}-{seed}"  # the same words again repeat every draw
-            path = f"/v1/bandits/{quote(bandit, safe='')}"
+        for contender in contenders:
+            path = f"/v1/bandits/{bandit_name(plan.prefix, contender.label, seed)}"
             api.call("PUT", path, _configuration(table, contender, plan, seed=seed))
             start = time.perf_counter()
             try:

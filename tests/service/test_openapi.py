@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service.errors import CODES
-from tests.service.calls import Json, Service, answered, blocking, opened
+from tests.service.calls import Clock, Json, Service, answered, blocking, opened
 
 FRECHET: Json = {"policy": {"kind": "fd-ucb"}, "arms": [{"name": "small"}, {"name": "large"}], "output": {"dim": 3}}
 
@@ -162,10 +162,10 @@ def test_examples_of_schemas_are_valid(document: Json) -> None:
 
 
 @pytest.fixture
-async def checked(document: Json) -> AsyncIterator[Service]:
+async def checked(document: Json, clock: Clock) -> AsyncIterator[Service]:
     """A service whose answers are compared with the document, one by one."""
     async with AsyncExitStack() as stack:
-        service = await stack.enter_async_context(opened())
+        service = await stack.enter_async_context(opened(clock=clock))
 
         async def compare(response: httpx.Response) -> None:
             await response.aread()
@@ -177,6 +177,8 @@ async def checked(document: Json) -> AsyncIterator[Service]:
                 return
             kind = response.headers["content-type"]
             assert kind in answer["content"], (template, kind)
+            if response.status_code >= 400:
+                assert response.json()["code"] in answer["content"][kind]["examples"], (template, response.text)
             if kind.endswith("json") and "ndjson" not in kind:
                 schema = answer["content"][kind]["schema"]
                 errors = [str(error) for error in validator(document, schema).iter_errors(response.json())]
@@ -196,7 +198,7 @@ def _operation(document: Json, request: httpx.Request) -> tuple[str, Json]:
     raise AssertionError(f"{request.method} {request.url.path} is not in the document")
 
 
-async def test_real_answers_are_what_the_document_says(checked: Service, document: Json) -> None:
+async def test_real_answers_are_what_the_document_says(checked: Service, document: Json, clock: Clock) -> None:
     bandit = document["components"]["schemas"]["BanditBody"]["examples"][0]
     prompt = {"prompt": {"vector": [0.1, -0.2, 0.3]}}
     for path in ("/healthz", "/readyz", "/v1/policies", "/v1/bandits"):
@@ -218,7 +220,9 @@ async def test_real_answers_are_what_the_document_says(checked: Service, documen
     await checked.get("/v1/bandits/demo/decisions/mine")
     await checked.observe("mine", {"reward": 0.5}, name="demo")
     await checked.observe("mine", {"reward": 0.5}, name="demo")
-    for decision in ("mine", "gone", "nobody"):
+    await checked.decide("demo", {**prompt, "id": "late"})
+    clock.forward(100_000)
+    for decision in ("mine", "gone", "late", "nobody"):
         await checked.get(f"/v1/bandits/demo/decisions/{decision}")
         await checked.put(f"/v1/bandits/demo/decisions/{decision}/outcome", {"reward": 0.25})
         await checked.delete(f"/v1/bandits/demo/decisions/{decision}")

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from service.replay.contenders import contenders, offered
 from service.replay.errors import BadInput, ServerError
-from service.replay.player import STOP, Api, Contender, Plan, connect, order_of, play_all
+from service.replay.player import STOP, Api, Contender, Plan, bandit_name, connect, order_of, play_all
 from service.replay.server import private_server
 from service.replay.tables import Table, read_table
 
@@ -73,7 +74,7 @@ def test_a_run_creates_asks_answers_and_cleans_up() -> None:
     assert run.picks.tolist() == [1, 0, 1]
     assert (run.label, run.seed, run.order.tolist()) == ("scripted", 4, [0, 1, 2])
     assert rewards == [0.75, 1.0, 0.125]
-    bandit = "/v1/bandits/x-0-pak-ucb-4"
+    bandit = "/v1/bandits/x-scripted-f4e1a2-4"
     assert service.requests[0] == (
         "PUT",
         bandit,
@@ -95,8 +96,8 @@ def test_a_stop_earns_nothing_and_has_no_outcome() -> None:
     (run,) = play(service)
     assert run.picks.tolist() == [1, STOP, 0]
     assert [path for method, path, _ in service.requests if path.endswith("outcome")] == [
-        "/v1/bandits/x-0-pak-ucb-4/decisions/r0/outcome",
-        "/v1/bandits/x-0-pak-ucb-4/decisions/r2/outcome",
+        "/v1/bandits/x-scripted-f4e1a2-4/decisions/r0/outcome",
+        "/v1/bandits/x-scripted-f4e1a2-4/decisions/r2/outcome",
     ]
 
 
@@ -123,7 +124,7 @@ def test_a_refusal_is_one_line_and_the_bandit_is_removed() -> None:
     with pytest.raises(ServerError) as failure:
         play(service)
     assert failure.value.message == (
-        "POST /v1/bandits/x-0-pak-ucb-4/decisions answered 422: invalid_request two lines (prompt.vector: is too long)"
+        "POST /v1/bandits/x-scripted-f4e1a2-4/decisions answered 422: invalid_request two lines (prompt.vector: is too long)"
     )
     assert failure.value.exit_code == 1
     assert service.requests[-1][0] == "DELETE"
@@ -134,7 +135,7 @@ def test_a_bandit_that_cannot_be_removed_is_told_and_spoils_nothing(capsys: pyte
     service.removal = httpx.Response(503, json={"code": "storage_unavailable", "title": "disk full"})
     (run,) = play(service)
     assert run.picks.tolist() == [1, 0, 1]
-    assert "a bandit was left behind: DELETE /v1/bandits/x-0-pak-ucb-4 answered 503" in capsys.readouterr().err
+    assert "a bandit was left behind: DELETE /v1/bandits/x-scripted-f4e1a2-4 answered 503" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,15 @@ def test_orders_are_whole_passes_that_differ_by_seed() -> None:
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, order_of(5, rounds=12, seed=1, shuffle=True))
     assert order_of(3, rounds=7, seed=1, shuffle=False).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_draw_depends_on_the_label_and_the_seed_and_not_on_who_takes_part_beside() -> None:
+    assert bandit_name("replay", "random", 1) == bandit_name("replay", "random", 1)
+    names = [bandit_name("p", label, seed) for label in ("random", "Random!", "a" * 90, "a" * 91, "☃") for seed in (0, 1)]
+    assert len(set(names)) == 10
+    assert all(
+        re.fullmatch("[a-z0-9][a-z0-9_-]{0,62}", name) for name in [*names, bandit_name("replay-12345678", "x" * 99, 2**63 - 1)]
+    )
 
 
 # -- against the real service ----------------------------------------------------------------------------------------------
