@@ -32,6 +32,9 @@ from bandits.types import ArmState, Context, State, Weights
 Mask = tuple[bool, ...]
 """(K,) a set of arms."""
 
+REMEMBERED = 16
+"""A set of arms that no decision asked for during so many plans is not solved ahead any more."""
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -47,7 +50,7 @@ class Plan:
     """What follows from the statistics of all arms together, for the policy, arms and reference that it was made for.
 
     known:  (K,) arms with samples; no other has a place in a mixture yet.
-    solved: per set of arms, the best weights (K,) over them.  asked: the sets that decisions asked for since the plan was made.
+    solved: per set of arms, the best weights (K,) over them.  asked: sets that decisions asked for, and how many plans ago.
     curvatures: per set of arms, what an iterative solver learnt last about the loss (m, m).
     """
 
@@ -58,7 +61,7 @@ class Plan:
     known: Mask
     sums: PairSums | None = None
     solved: dict[Mask, Solved] = field(default_factory=dict)
-    asked: set[Mask] = field(default_factory=set)
+    asked: dict[Mask, int] = field(default_factory=dict)
     curvatures: dict[tuple[int, ...], Vector] = field(default_factory=dict)
 
     def at(self, weights: Vector) -> tuple[float, Vector]:
@@ -96,8 +99,10 @@ class Mixture(MixtureSamples):
         loss, sums = self._loss(state, old)
         plan = Plan(self, state.arms, state.reference, loss, tuple(arm.count > 0 for arm in state.arms), sums)
         plan.curvatures.update(old.curvatures if old else {})
-        for mask in self._expected(plan, old):
-            self.solution(plan, mask, old)
+        plan.asked.update(_remembered(plan, old))
+        if self.mixes:
+            for mask in plan.asked or [plan.known]:  # also amid the burn-in: a decision never waits for a first solution
+                self.solution(plan, mask, old)
         object.__setattr__(state, "cache", plan)  # a memo, not a change
         return plan
 
@@ -108,15 +113,6 @@ class Mixture(MixtureSamples):
             and len(plan.arms) == len(state.arms)
             and all(a is b for a, b in zip(plan.arms, state.arms, strict=True))
         )
-
-    def _expected(self, plan: Plan, old: Plan | None) -> list[Mask]:
-        """The sets of arms that the next decisions will ask for: those that the last ones did, or else all arms."""
-        if not self.mixes:
-            return []
-        if old is not None and old.asked:
-            masks = [mask + (False,) * (len(plan.known) - len(mask)) for mask in tuple(old.asked)]
-            return [mask for mask in masks if all(known or not asked for known, asked in zip(plan.known, mask, strict=True))]
-        return [plan.known] if all(arm.pulls >= self.burn_in_pulls for arm in plan.arms) else []
 
     def _loss(self, state: State, old: Plan | None) -> tuple[Loss, PairSums | None]:
         if self.objective == "fid":
@@ -144,6 +140,13 @@ class Mixture(MixtureSamples):
             weights[arms] = found.weights
             plan.solved[mask] = Solved(weights, plan.slopes(weights), found)
         return plan.solved[mask]
+
+    def is_prepared(self, state: State, contexts: Sequence[Context]) -> bool:
+        plan = state.cache if isinstance(state.cache, Plan) and state.cache.policy == self else None
+        if plan is None or not self.holds(plan, state):
+            return all(arm >= 0 for arm in self._first(state, contexts))
+        lacking = [context for context in contexts if self.mixes and _mixed_by(context, plan) not in plan.solved]
+        return not lacking or all(arm >= 0 for arm in self._first(state, lacking))
 
     @property
     def mixes(self) -> bool:
@@ -197,8 +200,8 @@ class Mixture(MixtureSamples):
         """`decide` for rules that answer the best weights over the arms that a context allows."""
         for row, context in enumerate(contexts):
             if first[row] < 0:
-                mask = tuple(a and k for a, k in zip(context.allowed, plan.known, strict=True))
-                plan.asked.add(mask)
+                mask = _mixed_by(context, plan)
+                plan.asked[mask] = 0
                 solved = self.solution(plan, mask)
                 values[row], scores["weight"][row], scores["gradient"][row] = solved.weights, solved.weights, solved.gradient
 
@@ -209,3 +212,17 @@ class Mixture(MixtureSamples):
         if not any(arm.count for arm in state.arms) or self._lacking(state):
             return mixture_report.unknown(self, state.arms)
         return mixture_report.report(self, self.plan(state), state.arms)
+
+
+def _mixed_by(context: Context, plan: Plan) -> Mask:
+    """The arms that can have a place in the mixture of this decision."""
+    return tuple(a and k for a, k in zip(context.allowed, plan.known, strict=True))
+
+
+def _remembered(plan: Plan, old: Plan | None) -> dict[Mask, int]:
+    """The sets of arms that the next decisions may ask for: those of late. Who asked for every known arm goes on to do so."""
+    if old is None:
+        return {}
+    more = (False,) * (len(plan.known) - len(old.known))
+    late = [(mask, age + 1) for mask, age in list(old.asked.items()) if age < REMEMBERED]
+    return {plan.known if mask == old.known else mask + more: age for mask, age in late}

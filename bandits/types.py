@@ -196,6 +196,10 @@ class Policy(ABC):
         """
         return state
 
+    def is_prepared(self, state: State, contexts: Sequence[Context]) -> bool:
+        """Whether `weights` finds what it needs among what `prepare` left; False = it would have to solve something first."""
+        return True
+
     def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
         """The statistic with its *derived* width shrunk as if the outcome of this pending decision had come back.
 

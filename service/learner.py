@@ -1,23 +1,21 @@
-"""One bandit at work: the only class with mathematics and I/O in reach.
+"""One bandit at work: requests become decisions and outcomes in the log; what the log says is learnt in folding.py.
 
-    decide   validate ──> wait together ──> Ledger.context ──> policy.weights ──> draw ──> append Decided ──> catch_up ──> answer
-    observe  validate ──> append Observed (first come closes the decision) ──> catch_up ──> receipt
-    catch_up read the log ──> Ledger.apply ──> fold ──> publish (state, offset) by one assignment
+    decide   wait together ──> Ledger.context ──> policy.weights ──> draw ──> append Decided ──> fold ──> answer
+    observe  append Observed (first come closes the decision) ──> fold ──> receipt
 
-`catch_up` is the only code that changes what is known: at the start, live, and in a replay. Readers take no lock.
+A decision is made on the newest state that is ready and waits for no mathematics but its own; where folding is slow its answer
+does not wait for that either.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import logging
-import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 from torch import Tensor
@@ -25,23 +23,16 @@ from torch import Tensor
 from bandits import draw
 from bandits import state as states
 from bandits.errors import BanditError
-from bandits.registry import build
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
-from service import events, snapshots
+from service import events
 from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
-from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Inconsistent, Learn, Ledger, OpenDecision, Release
-from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, Storage, StorageDamaged, StorageUnavailable
+from service.folding import READ_BATCH, Folding, policy_of
+from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision
+from service.pace import Background, Pace
+from service.storage.base import Durability, Log, Receipt, Storage, StorageDamaged, StorageError
 
-logger = logging.getLogger("nextarm.learner")
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-READ_BATCH = 256
 MICRO_BATCH = 32
 """Requests that wait together are scored together, up to this many: between two batches their pending widths are applied."""
-THREAD_ABOVE_S = 1e-3
-"""Mathematics that takes more CPU time (running mean) leaves the event loop for a worker thread; a hand-over costs 0.1 ms."""
 
 
 class DecisionMissing(Exception):
@@ -107,22 +98,6 @@ class Kept(NamedTuple):
     repeated: bool
 
 
-class Published(NamedTuple):
-    """What was learnt up to an offset, and the arms as of then. Replaced as a whole."""
-
-    state: State
-    offset: int
-    arms: tuple[ArmRecord, ...]
-
-
-def policy_of(created: Created) -> Policy:
-    """The policy that a log's first event names; refuses to run on other random numbers than it was started with."""
-    policy = build(created.policy, created.hyperparameters, dim=created.dim, output_dim=created.output_dim, seed=created.seed)
-    if policy.fingerprint != created.fingerprint:
-        raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
-    return policy
-
-
 class Learner:
     """See the module."""
 
@@ -139,23 +114,15 @@ class Learner:
         self.log = log
         self.created = created
         self.policy = policy_of(created)
-        self.ledger = Ledger(created)
-        self.damaged: StorageDamaged | None = None
         self._storage = storage
         self._clock = clock
-        self._snapshot_every = snapshot_every
         self._max_open = max_open
-        self._published = Published(states.start(self.policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
-        self._reserved: dict[str, int] = {}  # decisions on their way into the log -> arm, until they are pending in `arms`
+        self._background = Background()
+        self._folding = Folding(storage, log, created, self._background, policy=self.policy, snapshot_every=snapshot_every)
         self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
         self._draining: asyncio.Task[None] | None = None
-        self._folding = asyncio.Lock()
         self._recording = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()  # what goes on although its request may be gone
-        self._snapshot_at = 1  # of the last one
-        self._snapshot_tried = 1
-        self._weigh_s = 0.0  # running means of what one call costs
-        self._fold_s = 0.0
+        self._weigh_pace, self._report_pace = Pace(), Pace()
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
@@ -180,59 +147,52 @@ class Learner:
         if not isinstance(created, Created):
             raise StorageDamaged(f"log {log.name!r}, offset 1", "the first entry does not create a bandit")
         learner = Learner(storage, log, created, **options)
-        for _, blob in await storage.load_snapshots(log) if use_snapshots else ():
-            if await learner._resume(blob):
-                break
-        while until is None or learner.offset < until:
-            before = learner.offset
-            await learner.catch_up(before + READ_BATCH, at_most=until)
-            each(learner.offset)
-            if learner.offset == before:
-                break
+        await learner._folding.load(use_snapshots=use_snapshots, until=until, each=each)
         return learner
-
-    async def _resume(self, blob: bytes) -> bool:
-        try:
-            ledger, state = await asyncio.to_thread(snapshots.unpack, self.policy, self.created, blob)
-            if not await self._storage.read(self.log, after=ledger.offset - 1, limit=1):
-                raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
-        except (StorageUnavailable, LogMissing):
-            raise
-        except Exception as error:  # the log is the truth: whatever is wrong with a snapshot costs time and nothing else
-            reason = f"{type(error).__name__}: {error}"
-            logger.warning("a snapshot cannot be used and is passed over", extra={"bandit": self.log.name, "reason": reason})
-            return False
-        self.ledger = ledger
-        self._snapshot_at = self._snapshot_tried = ledger.offset
-        self._published = Published(state, ledger.offset, tuple(ledger.arms))
-        return True
 
     async def close(self) -> None:
         """Finish what was begun and leave a snapshot behind, so that the next start is quick."""
-        while self._running:
-            await asyncio.wait(self._running)
-        if not self.damaged and self.offset > self._snapshot_at:
-            await self.snapshot()
+        await self._folding.close()
+
+    async def catch_up(self) -> None:
+        """Learn whatever the log holds by now."""
+        await self._background.to_the_end(self._folding.catch_up())
+        await self._folding.settled()
+
+    async def snapshot(self) -> None:
+        """Write a snapshot of what is learnt by now."""
+        await self._folding.snapshot()
+
+    # -- what is known -------------------------------------------------------------------------------------------------------
 
     @property
     def damage(self) -> str:
         """Why this bandit answers nothing any more; "" while it is well."""
-        return "" if self.damaged is None else str(self.damaged)
+        return "" if self._folding.damaged is None else str(self._folding.damaged)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Arms, open decisions and episodes; ahead of `offset` while a fold is under way."""
+        return self._folding.ledger
 
     @property
     def state(self) -> State:
-        """The last published state."""
-        return self._published.state
+        """What was learnt up to `offset`."""
+        return self._folding.published.state
 
     @property
     def offset(self) -> int:
         """The offset up to which everything is learnt."""
-        return self._published.offset
+        return self._folding.published.offset
 
     @property
     def arms(self) -> tuple[ArmRecord, ...]:
-        """The arms as of `offset`, as many as `state` has. (The ledger's are ahead of both while a fold is under way.)"""
-        return self._published.arms
+        """The arms as of `offset`, as many as `state` has."""
+        return self._folding.published.arms
+
+    async def report(self) -> dict[str, Any]:
+        """What the policy tells of the newest state that decisions use."""
+        return await self._report_pace.run(self.policy.report, self._folding.ready.state)
 
     @property
     def takes_reference(self) -> bool:
@@ -247,14 +207,14 @@ class Learner:
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state)."""
-        state, offset, _ = self._published
+        state, offset, _ = self._folding.published
         return offset, states.digest(self.policy, state)
 
     # -- deciding ----------------------------------------------------------------------------------------------------------
 
     async def decide(self, ask: Ask) -> Kept:
         """Choose an arm and log it. The same id again is the same decision."""
-        self._check_sound()
+        self._folding.check_sound()
         if len(self.ledger.open) >= self._max_open:
             raise TooManyOpen(f"{self._max_open} decisions are open")
         future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
@@ -264,7 +224,7 @@ class Learner:
         try:
             decided = await future
         except asyncio.CancelledError:
-            self._reserved.pop(ask.id, None)
+            self._folding.withdraw(ask.id)
             raise
         receipt = await self._append(events.decided_key(decided.id), decided, Durability.PROCESS)
         if receipt.first is not None:
@@ -310,14 +270,16 @@ class Learner:
             return
         for (_, future), decided in zip(batch, chosen, strict=True):
             if not future.done():
-                self._reserved[decided.id] = decided.arm
+                self._folding.reserve(decided.id, decided.arm)
                 future.set_result(decided)
 
     async def _choose(self, asks: list[Ask]) -> list[Decided]:
         if not asks:
             return []
-        state, _, arms = self._published  # one moment for all of it, whatever is folded meanwhile
-        reserved = Counter(self._reserved.values())
+        if any(arm >= len(self._folding.ready.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
+            await self._folding.prepared()
+        state, _, arms = self._folding.ready  # one moment for all of it, whatever is folded meanwhile
+        reserved = self._folding.reserved()
         contexts = [
             self.ledger.context(
                 features=events.vector_tensor(ask.features) if ask.features else empty(),
@@ -338,12 +300,9 @@ class Learner:
         return chosen
 
     async def _weigh(self, state: State, contexts: list[Context]) -> Weights:
-        if self._weigh_s > THREAD_ABOVE_S:
-            weights, seconds = await asyncio.to_thread(_timed, self.policy.weights, state, contexts)
-        else:
-            weights, seconds = _timed(self.policy.weights, state, contexts)
-        self._weigh_s += 0.1 * (seconds - self._weigh_s)
-        return weights
+        if not self.policy.is_prepared(state, contexts):
+            return await asyncio.to_thread(self.policy.weights, state, contexts)
+        return await self._weigh_pace.run(self.policy.weights, state, contexts)
 
     def _decision(
         self, ask: Ask, context: Context, weights: Tensor, scores: dict[str, list[float | None]], now: datetime
@@ -477,162 +436,46 @@ class Learner:
 
         async def run() -> Receipt:
             async with self._recording:
-                await self._learn()
+                await self._folding.catch_up()
                 check()
-                return await self._log(key, event, Durability.POWER)
+                receipt = await self._store(key, event, Durability.POWER)
+                await self._folding.catch_up(receipt.offset)
+                await self._folding.prepared()
+                return receipt
 
-        return await self._to_the_end(run())
+        return await self._background.to_the_end(run())
 
     async def _append(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
-        return await self._to_the_end(self._log(key, event, durability))
+        return await self._background.to_the_end(self._log(key, event, durability))
 
     async def _log(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
+        receipt = await self._store(key, event, durability)
+        if isinstance(event, Decided) and self._folding.slow:
+            self._background.go_on(self._fold_later(receipt.offset))
+        else:
+            await self._folding.catch_up(receipt.offset)
+            await self._folding.settled()
+        return receipt
+
+    async def _store(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
+        accepted = False
         try:
-            self._check_sound()
+            self._folding.check_sound()
             receipt = await self._storage.append(self.log, key, events.encode(event), durability)
-            await self._learn(receipt.offset)
+            accepted = receipt.first is None
             return receipt
         finally:
-            if isinstance(event, Decided):
-                self._reserved.pop(event.id, None)
+            if isinstance(event, Decided) and not accepted:
+                self._folding.withdraw(event.id)
 
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result; where the request is cancelled meanwhile, the work goes on: what is in the log is learnt, and no fold is
-        left half done.
-        """
-        return await asyncio.shield(self._go_on(work))
-
-    def _go_on(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
-    # -- folding -----------------------------------------------------------------------------------------------------------
-
-    async def catch_up(self, at_least: int = 0, *, at_most: int | None = None) -> None:
-        """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt; with
-        `at_most`, fold nothing behind that offset.
-        """
-        if not at_least or self.offset < at_least:
-            await self._to_the_end(self._learn(at_least, at_most=at_most))
-
-    async def _learn(self, at_least: int = 0, *, at_most: int | None = None) -> None:
-        if at_least and self.offset >= at_least:
-            return
-        async with self._folding:
-            while not at_least or self.offset < at_least:
-                self._check_sound()
-                limit = READ_BATCH if at_most is None else min(READ_BATCH, at_most - self.offset)
-                try:
-                    entries = await self._storage.read(self.log, after=self.offset, limit=limit)
-                except StorageDamaged as error:
-                    self._stop(error)
-                    raise
-                if not entries:
-                    break
-                await self._fold(entries)
-        self._maybe_snapshot()
-
-    async def _fold(self, entries: list[Entry]) -> None:
-        """All of them, or stop: the ledger may have taken in what the state has not, and nothing may be folded on top of that."""
-        effects: list[tuple[int, Effect]] = []
-        made: list[str] = []
-        fault: StorageDamaged | None = None
-        for entry in entries:
-            try:
-                event = events.decode(entry.payload)
-                effects.extend((entry.offset, effect) for effect in self.ledger.apply(entry.offset, event, self.policy))
-            except Exception as error:
-                fault = self._damage_at(entry.offset, error)
-                break
-            if isinstance(event, Decided):
-                made.append(event.id)
-        try:
-            if self._fold_s * len(effects) > THREAD_ABOVE_S:
-                state, seconds = await asyncio.to_thread(_timed, self._after, effects)
-            else:
-                state, seconds = _timed(self._after, effects)
-        except StorageDamaged as error:  # comes before what the ledger refused
-            fault = error
-        if fault is not None:
-            self._stop(fault)
-            raise fault
-        self._fold_s += 0.1 * (seconds / max(len(effects), 1) - self._fold_s)
-        self._published = Published(state, entries[-1].offset, tuple(self.ledger.arms))
-        for decision in made:  # pending from here on
-            self._reserved.pop(decision, None)
-
-    def _stop(self, damage: StorageDamaged) -> None:
-        """From now on this bandit answers nothing but its damage; no other bandit is touched."""
-        self.damaged = damage
-        logger.critical("this bandit stops: its log cannot be folded", extra={"bandit": self.log.name, "damage": str(damage)})
-
-    def _damage_at(self, offset: int, error: Exception) -> StorageDamaged:
-        damage = StorageDamaged(f"log {self.log.name!r}, offset {offset}", f"{type(error).__name__}: {error}")
-        damage.__cause__ = error
-        return damage
-
-    def _check_sound(self) -> None:
-        if self.damaged is not None:
-            raise StorageDamaged(self.damaged.place, self.damaged.reason)
-
-    def _after(self, effects: list[tuple[int, Effect]]) -> State:
-        """The state after these effects, one by one in log order, whatever the read batches were."""
-        state, offset = self.state, self.offset
-        try:
-            for offset, effect in effects:  # noqa: B007 (the failure names it)
-                state = self._with(state, effect)
-            return self.policy.prepare(state) if effects else state
-        except Exception as error:
-            raise self._damage_at(offset, error) from error
-
-    def _with(self, state: State, effect: Effect) -> State:
-        policy = self.policy
-        match effect:
-            case Learn(seen):
-                return states.fold(policy, state, seen)
-            case Anticipate(arm, features):
-                return states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
-            case Release(arm, features):
-                return states.with_arm(state, arm, policy.release(state.arms[arm], features))
-            case GrowArms():
-                return states.add_arm(policy, state)
-
-    # -- snapshots ---------------------------------------------------------------------------------------------------------
-
-    def _maybe_snapshot(self) -> None:
-        if self._snapshot_every and self.offset - self._snapshot_tried >= self._snapshot_every:
-            self._snapshot_tried = self.offset
-            self._go_on(self._try_snapshot())
-
-    async def _try_snapshot(self) -> None:
-        try:
-            await self.snapshot()
-        except Exception as error:  # the log is the truth: a snapshot that fails costs time at the next start, nothing else
-            logger.warning("no snapshot was written", extra={"bandit": self.log.name, "reason": str(error)})
-
-    async def snapshot(self) -> None:
-        """Write one at the published offset."""
-        async with self._folding:
-            state, offset, _ = self._published
-            ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
-        blob = await asyncio.to_thread(snapshots.pack, self.policy, state, ledger, offset)
-        await self._storage.save_snapshot(self.log, offset, blob)
-        self._snapshot_at = offset
+    async def _fold_later(self, offset: int) -> None:
+        with contextlib.suppress(StorageError):  # whoever needs it tries again, and is told
+            await self._folding.catch_up(offset)
 
 
 def body_digest(*parts: Any) -> str:
     """A short fingerprint of a request's content, for telling a repeated request from another one."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
-
-
-def _timed(work: Callable[P, T], *values: P.args, **options: P.kwargs) -> tuple[T, float]:
-    """The result, and what it cost: time of this very thread, so that neither a busy machine nor the hand-over to a worker thread
-    is taken for mathematics (which would keep it in the worker thread for ever).
-    """
-    started = time.thread_time()
-    return work(*values, **options), time.thread_time() - started
 
 
 def _fail(future: asyncio.Future[Decided], error: Exception) -> None:

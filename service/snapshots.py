@@ -47,7 +47,7 @@ def pack(policy: Policy, state: State, ledger: bytes, offset: int) -> bytes:
 
 
 def unpack(policy: Policy, created: Created, blob: bytes) -> tuple[Ledger, State]:
-    """The ledger and the state, pending decisions anticipated; raises whatever is wrong with the bytes."""
+    """The ledger and the state, pending decisions anticipated, not prepared; raises whatever is wrong with the bytes."""
     sealed = msgspec.msgpack.decode(blob, type=Sealed)
     if hashlib.sha256(sealed.content).digest() != sealed.sha256:
         raise SnapshotRefused("the checksum does not match")
@@ -61,4 +61,4 @@ def unpack(policy: Policy, created: Created, blob: bytes) -> tuple[Ledger, State
     for decision in ledger.open.values():
         arm = policy.anticipate(state.arms[decision.arm], events.vector_tensor(decision.features))
         state = states.with_arm(state, decision.arm, arm)
-    return ledger, policy.prepare(state)
+    return ledger, state

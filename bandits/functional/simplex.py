@@ -218,7 +218,7 @@ def quasi_newton(loss: Loss, start: Vector, *, tolerance: float, steps: int, cur
         moved, change = trial - weights, slopes - gradient
         if guessed:  # learn the scale from the first step
             guessed, curvature = False, np.eye(len(weights)) * max(float(moved @ change) / float(moved @ moved), 1e-12)
-        curvature = _bent(curvature, moved, change)
+        curvature = nearest_psd(_bent(curvature, moved, change))  # at gradients of 1e18 rounding alone can turn it indefinite
         weights, value, gradient = trial, best, slopes
     return Solution(weights, value, frank_wolfe_gap(weights, gradient), used, curvature)
 

@@ -153,8 +153,9 @@ class FdUcb(Policy):
     # -- the decision --------------------------------------------------------------------------------------------------
 
     def prepare(self, state: State) -> State:
-        """Score the arms that changed: the O(e^3) spectra, remembered on the arm."""
+        """Score the arms that changed: the O(e^3) spectra, remembered on the arm; the reference's before any arm needs it."""
         if state.reference.count >= 2:
+            state.reference.target()
             for arm in state.arms:
                 self._score(arm, state.reference)
         return state

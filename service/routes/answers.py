@@ -91,11 +91,11 @@ def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None
     }
 
 
-def bandit_json(learner: Learner) -> dict[str, Any]:
+async def bandit_json(learner: Learner) -> dict[str, Any]:
     """Configuration and what was learnt."""
     created = learner.created
-    report = learner.policy.report(learner.state)
-    per_arm = report.pop("arms")
+    report = await learner.report()
+    per_arm = [*report.pop("arms"), *({} for _ in learner.arms)]  # an arm that came just now has no report yet
     chosen = Counter(learner.ledger.recent)
     arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # the ledger's words win
     return {

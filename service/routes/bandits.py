@@ -69,7 +69,7 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
         return await _create(name, body, caller.tenant, services)
     if completed(learner.created.request) != body.request():
         raise BanditConflict(name)
-    return answer(bandit_json(learner))
+    return answer(await bandit_json(learner))
 
 
 async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> Response:
@@ -83,7 +83,7 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
         clock=services.hosting.clock,
     )
     learner, is_new = await services.hosting.create(created)  # somebody may have come first
-    return answer(bandit_json(learner), status=201 if is_new else 200)
+    return answer(await bandit_json(learner), status=201 if is_new else 200)
 
 
 @router.get("/v1/bandits", summary="List the bandits", response_model=BanditsAnswer, responses=problems())
@@ -107,7 +107,7 @@ async def list_bandits(
 )
 async def show_bandit(learner: ReadLearner) -> Response:
     """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
-    return answer(bandit_json(learner))
+    return answer(await bandit_json(learner))
 
 
 @router.delete(

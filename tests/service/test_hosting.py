@@ -360,7 +360,7 @@ async def test_closing_leaves_snapshots_and_closes_the_store_whatever_fails(
         async def fails() -> None:
             raise OverflowError("a snapshot too large")
 
-        bandits[0].snapshot = fails  # type: ignore[method-assign]
+        bandits[0]._folding.snapshot = fails  # type: ignore[method-assign]
     storage = opener()
     await storage.start()
     assert [len(await storage.load_snapshots(bandit.log)) for bandit in bandits] == [0, 1]

@@ -20,13 +20,14 @@ from bandits.errors import BanditError, InvalidContext, InvalidObservation
 from bandits.policies.baselines import Greedy
 from bandits.registry import POLICIES
 from bandits.types import State, Weights
-from service import events, learner, snapshots
+from service import events, folding, pace, snapshots
 from service.events import ArmAdded, ArmRetired, Cancelled, Decided, Observed
 from service.learner import (
     DecisionCancelled,
     DecisionConflict,
     DecisionExpired,
     DecisionMissing,
+    Kept,
     Learner,
     NothingToObserve,
     Outcome,
@@ -103,12 +104,12 @@ async def test_live_replay_and_snapshot_with_tail_end_at_the_same_bytes(
         clients = Clients(example, bandit, clock, seed=5)
         await clients.work(6)
         for threads in (0.0, math.inf):  # all mathematics in a worker thread, then all in the event loop
-            monkeypatch.setattr(learner, "THREAD_ABOVE_S", threads)
+            monkeypatch.setattr(pace, "THREAD_ABOVE_S", threads)
             await clients.work(4)
         await bandit.catch_up()
         live = facts(bandit)
         for batch in (1, 7, 256):
-            monkeypatch.setattr(learner, "READ_BATCH", batch)
+            monkeypatch.setattr(folding, "READ_BATCH", batch)
             assert facts(await replayed(bandit, storage, use_snapshots=False)) == live, f"replayed in batches of {batch}"
             assert facts(await replayed(bandit, storage)) == live, f"from a snapshot, in batches of {batch}"
         assert await storage.load_snapshots(bandit.log)
@@ -478,7 +479,7 @@ async def test_an_outcome_and_an_expiry_at_once_are_one_of_the_two(opener: Opene
         clock.advance(1.0)
         await bandit.expire()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(answer, learner.Kept | DecisionExpired) for answer in answers)
+        assert all(isinstance(answer, Kept | DecisionExpired) for answer in answers)
         assert sum(arm.outcomes for arm in bandit.arms) == 20
         assert bandit.offset == 41
 
@@ -490,7 +491,7 @@ async def test_an_arm_that_comes_while_outcomes_are_folded_elsewhere_breaks_no_d
     storage: MemoryStorage, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger runs ahead of the state while a thread folds; a decision must see both as of one moment."""
-    monkeypatch.setattr(learner, "THREAD_ABOVE_S", 0.0)
+    monkeypatch.setattr(pace, "THREAD_ABOVE_S", 0.0)
     bandit = await learner_of(storage, PAK, options={"clock": clock})
     g = default_rng(20)
     asked = 0
@@ -511,7 +512,7 @@ async def test_an_arm_that_comes_while_outcomes_are_folded_elsewhere_breaks_no_d
 
     await asyncio.gather(deciding(), deciding(), growing())
     assert len(bandit.arms) == 11
-    monkeypatch.setattr(learner, "THREAD_ABOVE_S", math.inf)
+    monkeypatch.setattr(pace, "THREAD_ABOVE_S", math.inf)
     assert facts(await replayed(bandit, storage)) == facts(bandit)
 
 
@@ -734,7 +735,7 @@ async def test_snapshots_are_written_as_often_as_set_and_at_the_end(opener: Open
 async def test_a_snapshot_taken_amid_the_traffic_is_of_one_moment(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, threads: float
 ) -> None:
-    monkeypatch.setattr(learner, "THREAD_ABOVE_S", threads)
+    monkeypatch.setattr(pace, "THREAD_ABOVE_S", threads)
     storage, g = Slow(), default_rng(25)
     bandit = await learner_of(storage, PAK, options={"clock": clock})
 
@@ -790,9 +791,10 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     )
     assert all(isinstance(answer, StorageUnavailable) for answer in answers)
     assert facts(bandit) == before
-    assert bandit._reserved == {}, "nobody is on its way any more"
+    assert (bandit._folding.reserved() == {}) == (fails != "reading"), "who is in the log is pending, although nobody could read it"
     storage.fails = ""
     await bandit.catch_up()
+    assert bandit._folding.reserved() == {}, "nobody is on its way any more"
     retried = await asyncio.gather(*(bandit.decide(each) for each in asked))
     observed = await bandit.observe("d0", result)
     await bandit.cancel("d1")
@@ -856,7 +858,7 @@ REQUESTS: dict[str, Request] = {
 async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_done(
     what: str, threads: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner, "THREAD_ABOVE_S", threads)
+    monkeypatch.setattr(pace, "THREAD_ABOVE_S", threads)
     cancelled = 0
     for turns in range(40):
         storage, g = Slow(), default_rng(28)
@@ -875,7 +877,7 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_don
             await bandit.close()  # waits for what goes on
             end = len(await storage.read(bandit.log, after=0, limit=99))
             await bandit.catch_up()
-            assert (bandit.offset, bandit._reserved, bandit.damage) == (end, {}, "")
+            assert (bandit.offset, bandit._folding.reserved(), bandit.damage) == (end, {}, "")
             assert facts(await replayed(bandit, storage)) == facts(bandit)
             assert facts(await replayed(bandit, storage, use_snapshots=False)) == facts(bandit)
             clock.now = bandit.created.at
@@ -916,4 +918,4 @@ async def test_requests_to_a_deleted_bandit_say_so(opener: Opener, clock: Clock)
         ):
             with pytest.raises(LogMissing):
                 await asked
-        assert bandit._reserved == {}
+        assert bandit._folding.reserved() == {}

@@ -1,0 +1,318 @@
+"""What one bandit knows: ledger and state, folded from its log and from nothing else.
+
+    log ──read──> Ledger.apply ──effects──> fold ──> published   (state, offset, arms): for receipts, digests, snapshots
+                                                         └─ prepare ──> ready   the same with its derived caches: for decisions
+
+`catch_up` is the only code that changes what is known: at the start, live, and in a replay. Each of `published` and `ready` is
+replaced by one assignment; readers take no lock. Where preparing is quick, `ready` is `published`. Where it is not (the spectra
+of a Frechet distance take seconds), decisions go on with the newest `ready` there is: what they miss counts as pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from bandits import state as states
+from bandits.errors import BanditError
+from bandits.registry import build
+from bandits.types import Policy, State
+from service import events, snapshots
+from service.events import Created, Decided
+from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Learn, Ledger, Release
+from service.pace import PATIENT, Background, Pace
+from service.storage.base import Entry, Log, LogMissing, Storage, StorageDamaged, StorageUnavailable
+
+logger = logging.getLogger("nextarm.folding")
+
+READ_BATCH = 256
+WAIT_BELOW_S = 0.25
+"""A receipt waits until decisions know of it, where that is known to take less than this; `PATIENCE_S` where it was misjudged."""
+PATIENCE_S = 5.0
+
+
+class Published(NamedTuple):
+    """What was learnt up to an offset, and the arms as of then. Replaced as a whole."""
+
+    state: State
+    offset: int
+    arms: tuple[ArmRecord, ...]
+
+
+def policy_of(created: Created) -> Policy:
+    """The policy that a log's first event names; refuses to run on other random numbers than it was started with."""
+    policy = build(created.policy, created.hyperparameters, dim=created.dim, output_dim=created.output_dim, seed=created.seed)
+    if policy.fingerprint != created.fingerprint:
+        raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
+    return policy
+
+
+class Folding:
+    """See the module.
+
+    published: everything that was learnt.  ready: the newest of it that decisions can use at once.
+    ledger: ahead of both while a fold is under way.  damaged: why nothing is folded any more.
+    """
+
+    def __init__(
+        self, storage: Storage, log: Log, created: Created, background: Background, *, policy: Policy, snapshot_every: int
+    ) -> None:
+        self.ledger = Ledger(created)
+        self.published = Published(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
+        self.ready = self.published
+        self.damaged: StorageDamaged | None = None
+        self._storage = storage
+        self._log = log
+        self._created = created
+        self._policy = policy
+        self._background = background
+        self._lock = asyncio.Lock()
+        self._live = True  # while a log is being replayed nobody asks, and nothing is prepared
+        self._closing = False
+        self._fold_pace, self._prepare_pace = Pace(), Pace(PATIENT)
+        self._preparing: asyncio.Task[None] | None = None
+        self._reserved: dict[str, int] = {}  # decisions that `ready` does not know yet -> arm
+        self._landed: deque[tuple[int, str]] = deque()  # those of them that are folded, with their offsets
+        self._snapshot_every = snapshot_every
+        self._snapshot_at = 1  # of the last one
+        self._snapshot_tried = 1
+
+    # -- life --------------------------------------------------------------------------------------------------------------
+
+    async def load(self, *, use_snapshots: bool, until: int | None, each: Callable[[int], object]) -> None:
+        """From the newest snapshot that can be read, and the log after it."""
+        for _, blob in await self._storage.load_snapshots(self._log) if use_snapshots else ():
+            if await self._resume(blob):
+                break
+        self._live = False
+        while until is None or self.published.offset < until:
+            before = self.published.offset
+            await self.catch_up(before + READ_BATCH, at_most=until)
+            each(self.published.offset)
+            if self.published.offset == before:
+                break
+        await self._prepare()
+        self._live = True
+
+    async def _resume(self, blob: bytes) -> bool:
+        try:
+            ledger, state = await asyncio.to_thread(snapshots.unpack, self._policy, self._created, blob)
+            if not await self._storage.read(self._log, after=ledger.offset - 1, limit=1):
+                raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
+        except (StorageUnavailable, LogMissing):
+            raise
+        except Exception as error:  # the log is the truth: whatever is wrong with a snapshot costs time and nothing else
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("a snapshot cannot be used and is passed over", extra={"bandit": self._log.name, "reason": reason})
+            return False
+        self.ledger = ledger
+        self._snapshot_at = self._snapshot_tried = ledger.offset
+        self.published = self.ready = Published(state, ledger.offset, tuple(ledger.arms))
+        return True
+
+    async def close(self) -> None:
+        """Finish what was begun and leave a snapshot behind, so that the next start is quick."""
+        self._closing = True
+        await self._background.finish()
+        if not self.damaged and self.published.offset > self._snapshot_at:
+            await self.snapshot()
+
+    def check_sound(self) -> None:
+        """Raise what stopped this bandit, if anything did."""
+        if self.damaged is not None:
+            raise StorageDamaged(self.damaged.place, self.damaged.reason)
+
+    def stop(self, damage: StorageDamaged) -> None:
+        """From now on this bandit answers nothing but its damage; no other bandit is touched."""
+        self.damaged = damage
+        logger.critical("this bandit stops: its log cannot be folded", extra={"bandit": self._log.name, "damage": str(damage)})
+
+    # -- decisions on their way -----------------------------------------------------------------------------------------------
+
+    def reserve(self, decision_id: str, arm: int) -> None:
+        """Count a decision as pending from now on: it is on its way into the log."""
+        self._reserved[decision_id] = arm
+
+    def withdraw(self, decision_id: str) -> None:
+        """It will not be in the log."""
+        self._reserved.pop(decision_id, None)
+
+    def reserved(self) -> Counter[int]:
+        """Per arm, the decisions that `ready` does not know yet."""
+        return Counter(self._reserved.values())
+
+    # -- folding -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def slow(self) -> bool:
+        """Whether folding one event takes longer than a decision should wait."""
+        return self._fold_pace.peak_s > WAIT_BELOW_S / 50
+
+    async def catch_up(self, at_least: int = 0, *, at_most: int | None = None) -> None:
+        """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt; with
+        `at_most`, fold nothing behind that offset. Must not be cancelled amid a fold (`Background.to_the_end`).
+        """
+        if at_least and self.published.offset >= at_least:
+            return
+        async with self._lock:
+            while not at_least or self.published.offset < at_least:
+                self.check_sound()
+                limit = READ_BATCH if at_most is None else min(READ_BATCH, at_most - self.published.offset)
+                try:
+                    entries = await self._storage.read(self._log, after=self.published.offset, limit=limit)
+                except StorageDamaged as error:
+                    self.stop(error)
+                    raise
+                if not entries:
+                    break
+                await self._fold(entries)
+        self._maybe_snapshot()
+
+    async def _fold(self, entries: list[Entry]) -> None:
+        """All of them, or stop: the ledger may have taken in what the state has not, and nothing may be folded on top of that."""
+        effects: list[tuple[int, Effect]] = []
+        landed: list[tuple[int, str]] = []
+        fault: StorageDamaged | None = None
+        for entry in entries:
+            try:
+                event = events.decode(entry.payload)
+                effects.extend((entry.offset, effect) for effect in self.ledger.apply(entry.offset, event, self._policy))
+            except Exception as error:
+                fault = self._damage_at(entry.offset, error)
+                break
+            if isinstance(event, Decided):
+                landed.append((entry.offset, event.id))
+        try:
+            state = await self._fold_pace.run(self._after, self.published.state, effects, units=len(effects))
+        except StorageDamaged as error:  # comes before what the ledger refused
+            fault = error
+        if fault is not None:
+            self.stop(fault)
+            raise fault
+        if state is not self.published.state:
+            state = replace(state, cache=self.ready.state.cache)  # it may have been prepared anew meanwhile
+        self.published = Published(state, entries[-1].offset, tuple(self.ledger.arms))
+        if self._live:
+            self._landed.extend(landed)
+            await self._make_ready()
+
+    def _after(self, state: State, effects: list[tuple[int, Effect]]) -> State:
+        """The state after these effects, one by one in log order, whatever the read batches were."""
+        offset = self.published.offset
+        try:
+            for offset, effect in effects:  # noqa: B007 (the failure names it)
+                state = self._with(state, effect)
+        except Exception as error:
+            raise self._damage_at(offset, error) from error
+        return state
+
+    def _with(self, state: State, effect: Effect) -> State:
+        policy = self._policy
+        match effect:
+            case Learn(seen):
+                return states.fold(policy, state, seen)
+            case Anticipate(arm, features):
+                return states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
+            case Release(arm, features):
+                return states.with_arm(state, arm, policy.release(state.arms[arm], features))
+            case GrowArms():
+                return states.add_arm(policy, state)
+
+    def _damage_at(self, offset: int, error: Exception) -> StorageDamaged:
+        damage = StorageDamaged(f"log {self._log.name!r}, offset {offset}", f"{type(error).__name__}: {error}")
+        damage.__cause__ = error
+        return damage
+
+    # -- preparing ---------------------------------------------------------------------------------------------------------
+
+    async def settled(self) -> None:
+        """Wait until decisions know what was published when this was called, where that is known to be quick: then a client that
+        got its receipt finds its outcome in the next decision.
+        """
+        offset = self.published.offset
+        while self._preparing is not None and self.ready.offset < offset and self._prepare_pace.peak_s < WAIT_BELOW_S:
+            done, _ = await asyncio.wait([self._preparing], timeout=PATIENCE_S)
+            if not done:
+                return
+
+    async def prepared(self) -> None:
+        """Wait until decisions know what was published when this was called, however long that takes."""
+        offset = self.published.offset
+        while self.ready.offset < offset and not self._closing:
+            self.check_sound()
+            await self._make_ready()
+            if self._preparing is not None:
+                await asyncio.wait([self._preparing])
+
+    async def _make_ready(self) -> None:
+        """At once where that is quick; else in the background, always the newest, and never two at a time."""
+        if self._preparing is not None:
+            return
+        if _same(self.published.state, self.ready.state):  # nothing to derive anew
+            self._set_ready(self.published, replace(self.published.state, cache=self.ready.state.cache))
+        elif self._prepare_pace.is_slow():
+            self._preparing = self._background.go_on(self._prepare_in_background())
+        else:
+            await self._prepare()
+
+    async def _prepare_in_background(self) -> None:
+        try:
+            await self._prepare()
+        except StorageDamaged:
+            return  # the next request is told
+        finally:
+            self._preparing = None
+        if self.ready.offset < self.published.offset and not self._closing:
+            await self._make_ready()
+
+    async def _prepare(self) -> None:
+        published = self.published
+        try:
+            state = await self._prepare_pace.run(self._policy.prepare, published.state)
+        except Exception as error:
+            damage = self._damage_at(published.offset, error)
+            self.stop(damage)
+            raise damage from error
+        self._set_ready(published, state)
+
+    def _set_ready(self, published: Published, state: State) -> None:
+        self.ready = published._replace(state=state)
+        newest = self.published
+        self.published = self.ready if newest is published else newest._replace(state=replace(newest.state, cache=state.cache))
+        while self._landed and self._landed[0][0] <= self.ready.offset:  # pending in `ready.arms` from here on
+            self._reserved.pop(self._landed.popleft()[1], None)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------------
+
+    def _maybe_snapshot(self) -> None:
+        if self._snapshot_every and self.published.offset - self._snapshot_tried >= self._snapshot_every:
+            self._snapshot_tried = self.published.offset
+            self._background.go_on(self._try_snapshot())
+
+    async def _try_snapshot(self) -> None:
+        try:
+            await self.snapshot()
+        except Exception as error:  # the log is the truth: a snapshot that fails costs time at the next start, nothing else
+            logger.warning("no snapshot was written", extra={"bandit": self._log.name, "reason": str(error)})
+
+    async def snapshot(self) -> None:
+        """Write one at the published offset."""
+        async with self._lock:
+            state, offset, _ = self.published
+            ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
+        blob = await asyncio.to_thread(snapshots.pack, self._policy, state, ledger, offset)
+        await self._storage.save_snapshot(self._log, offset, blob)
+        self._snapshot_at = offset
+
+
+def _same(one: State, other: State) -> bool:
+    """Whether two states hold the same statistics, so that what was derived from one holds for the other."""
+    return (
+        one.reference is other.reference
+        and len(one.arms) == len(other.arms)
+        and all(a is b for a, b in zip(one.arms, other.arms, strict=True))
+    )

@@ -1,0 +1,85 @@
+"""Where work runs: in the event loop while it is quick, else in a worker thread; and what goes on with nobody waiting for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREAD_ABOVE_S = 1e-3
+"""Mathematics that takes more CPU time leaves the event loop for a worker thread; a hand-over costs 0.1 ms."""
+FORGET = 0.98
+"""What is left of a peak after one quicker call: one call of 0.1 s in 200 keeps all of them out of the event loop."""
+
+
+class Pace:
+    """Runs one kind of work and remembers how long it takes, so that the event loop never waits for what is known to be slow.
+
+    peak_s: CPU seconds of the slowest recent call, per unit of work. Work that was never seen is taken for slow.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
+        self.peak_s = 2 * THREAD_ABOVE_S
+        self._pool = pool
+
+    def is_slow(self, units: int = 1) -> bool:
+        """Whether so much of it belongs into a thread."""
+        return self.peak_s * units > THREAD_ABOVE_S
+
+    async def run(self, work: Callable[P, T], *values: P.args, units: int = 1) -> T:  # type: ignore[valid-type]
+        """The result. units: how much work this call is, for an estimate of the next."""
+        if self.is_slow(units):
+            result, seconds = await asyncio.get_running_loop().run_in_executor(self._pool, _timed, work, *values)
+        else:
+            result, seconds = _timed(work, *values)
+        self.peak_s = max(seconds / max(units, 1), FORGET * self.peak_s)
+        return result
+
+
+def _timed(work: Callable[..., T], *values: Any) -> tuple[T, float]:
+    """The result, and what it cost: time of this very thread, so that neither a busy machine nor the hand-over to a worker thread
+    is taken for mathematics (which would keep it in the worker thread for ever).
+    """
+    started = time.thread_time()
+    return work(*values), time.thread_time() - started
+
+
+def _give_way() -> None:
+    """Let requests go before this thread, where the system has priorities per thread."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, 0, 10)  # on Linux 0 is the calling thread
+
+
+PATIENT = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="nextarm-prepare", initializer=_give_way)
+"""For seconds of mathematics that no request waits for: few threads of low priority, so that other bandits are not slowed."""
+
+
+class Background:
+    """Work that goes on although the request that began it may be gone."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def go_on(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin it. Whoever wants its result awaits it through `asyncio.shield`."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result; where the request is cancelled meanwhile, the work goes on: what is in the log is learnt, and no fold is
+        left half done.
+        """
+        return await asyncio.shield(self.go_on(work))
+
+    async def finish(self) -> None:
+        """Wait for all of it."""
+        while self._running:
+            await asyncio.wait(self._running)
