@@ -30,6 +30,8 @@ from service.storage.base import Entry, Log, LogMissing, Storage, StorageDamaged
 logger = logging.getLogger("nextarm.folding")
 
 READ_BATCH = 256
+WIDE = 256
+"""Outputs of so many numbers are summed in blocks (functional/moments.py), one fold in many taking tenths of a second."""
 WAIT_BELOW_S = 0.25
 """A receipt waits until decisions know of it, where that is known to take less than this; `PATIENCE_S` where it was misjudged."""
 PATIENCE_S = 5.0
@@ -73,7 +75,8 @@ class Folding:
         self._lock = asyncio.Lock()
         self._live = True  # while a log is being replayed nobody asks, and nothing is prepared
         self._closing = False
-        self._fold_pace, self._prepare_pace = Pace(), Pace(PATIENT)
+        self._fold_pace = Pace(spiky="output" in policy.needs and policy.output_dim >= WIDE)
+        self._prepare_pace = Pace(PATIENT)
         self._preparing: asyncio.Task[None] | None = None
         self._reserved: dict[str, int] = {}  # decisions that `ready` does not know yet -> arm
         self._landed: deque[tuple[int, str]] = deque()  # those of them that are folded, with their offsets
@@ -149,8 +152,8 @@ class Folding:
 
     @property
     def slow(self) -> bool:
-        """Whether folding one event takes longer than a decision should wait."""
-        return self._fold_pace.peak_s > WAIT_BELOW_S / 50
+        """Whether folding one event may take longer than a decision should wait."""
+        return self._fold_pace.spiky or self._fold_pace.peak_s > WAIT_BELOW_S / 50
 
     async def catch_up(self, at_least: int = 0, *, at_most: int | None = None) -> None:
         """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt; with

@@ -22,15 +22,17 @@ class Pace:
     """Runs one kind of work and remembers how long it takes, so that the event loop never waits for what is known to be slow.
 
     peak_s: CPU seconds of the slowest recent call, per unit of work. Work that was never seen is taken for slow.
+    spiky:  now and then a call takes a thousand times as long as most: all of them belong into a thread.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
+    def __init__(self, pool: ThreadPoolExecutor | None = None, *, spiky: bool = False) -> None:
         self.peak_s = 2 * THREAD_ABOVE_S
+        self.spiky = spiky
         self._pool = pool
 
     def is_slow(self, units: int = 1) -> bool:
         """Whether so much of it belongs into a thread."""
-        return self.peak_s * units > THREAD_ABOVE_S
+        return self.spiky or self.peak_s * units > THREAD_ABOVE_S
 
     async def run(self, work: Callable[P, T], *values: P.args, units: int = 1) -> T:  # type: ignore[valid-type]
         """The result. units: how much work this call is, for an estimate of the next."""

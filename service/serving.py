@@ -47,6 +47,10 @@ class CannotListen(Exception):
     """The address is taken, or is none of this machine's; the message names it."""
 
 
+KEEP_ALIVE_S = 75
+"""Longer than load balancers keep an idle connection (60 s): who closes first must not be the side that may be sent a request."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which says where it listens once it does, and which leaves the store to be closed: uvicorn's own would
     raise the signal again after its last request, and the process would end without a snapshot.
@@ -116,6 +120,7 @@ async def serve(settings: Settings) -> None:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
             await _Server(config, url=url, store=settings.store.split("@")[-1]).serve(sockets=[listening])
     logger.info("stopped")

@@ -14,6 +14,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from bandits import state as states
+from bandits.functional.moments import BLOCK
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES
 from bandits.types import Context, Observation, Policy, State, Weights
@@ -230,6 +231,55 @@ def test_a_pending_decision_that_is_learnt_counts_once(example: Example) -> None
     contexts = [a_context(example, g) for _ in range(5)]
     one, other = policy.weights(policy.prepare(state), contexts), policy.weights(policy.prepare(plain), contexts)
     assert same(one, other, within=1e-8)
+
+
+@every_form
+def test_the_memory_of_an_arm_does_not_grow_with_the_rounds(example: Example) -> None:
+    """Exact forms keep samples up to `max_samples`; sums of outer products keep the rows of one unfinished block."""
+    g, policy = default_rng(14), example.policy()
+    if getattr(policy, "max_samples", 0) > 64:
+        policy = dataclasses.replace(policy, max_samples=64)
+    state, early_rounds = started(example, policy, g), 2 * BLOCK
+    sizes = []
+    for _ in range(early_rounds + BLOCK):
+        state = states.fold(policy, state, example.seen(g, 1, example.features(g)))
+        sizes.append(held(state.arms[1]))
+    early, late = sizes[:early_rounds], sizes[early_rounds:]
+    assert max(late) <= max(early), "more bytes than ever before"
+    derived = held(policy.prepare(state))
+    assert derived <= 60 * (max(early) + 100_000), "and what is derived from it is of the same order"
+
+
+def held(value: Any) -> int:
+    """Bytes of all tensors in reach."""
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes()
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(held(item) for pair in value.items() for item in pair)
+    if isinstance(value, tuple | list):
+        return sum(map(held, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, Policy):
+        return sum(held(getattr(value, item.name)) for item in dataclasses.fields(value))
+    return 0
+
+
+@every_form
+def test_a_prepared_state_answers_without_solving_anything(example: Example) -> None:
+    """Also amid the burn-in, when what is pending ends it; and for sets of arms that decisions asked for before."""
+    g, policy = default_rng(15), example.policy()
+    some = tuple(arm != 1 for arm in range(ARMS))
+    state = started(example, policy, g)
+    for t in range(3 * ARMS):
+        state = policy.prepare(states.fold(policy, state, example.seen(g, t % ARMS, example.features(g))))
+        contexts = [a_context(example, g, pending=(pending,) * ARMS) for pending in (0, 9)]
+        assert policy.is_prepared(state, contexts), f"after {t + 1} outcomes"
+        policy.weights(state, contexts)
+        if t > ARMS:
+            restricted = [a_context(example, g, allowed=some, pending=(9,) * ARMS)]
+            assert policy.is_prepared(state, restricted) or t == ARMS + 1, "only the first decision for a set of arms may solve"
+            policy.weights(state, restricted)
 
 
 @every_form

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -258,6 +260,52 @@ async def test_decisions_that_come_a_few_ticks_apart_are_counted_once_each(apart
 
     arms = await asyncio.gather(*(late(number) for number in range(24)))
     assert list(arms) == [0, 1, 2] * 8
+
+
+async def test_decisions_go_on_with_what_is_ready_while_more_is_prepared(
+    storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not ready yet counts as pending; receipts, digests and reports do not wait for it either."""
+    gate, preparing = threading.Event(), threading.Event()
+
+    def prepare(policy: Greedy, state: State) -> State:
+        preparing.set()
+        gate.wait(PATIENCE_S)
+        return state
+
+    g, form = default_rng(40), replace(GREEDY, settings={"initial_pulls": 2})
+    bandit = await learner_of(storage, form)
+    monkeypatch.setattr(Greedy, "prepare", prepare)
+    monkeypatch.setattr(folding, "PATIENCE_S", 0.0)
+    first = [(await bandit.decide(ask(form, g, f"d{i}"))).event.arm for i in range(3)]
+    kept = await bandit.observe("d1", Outcome(reward=3.0))
+    await asyncio.to_thread(preparing.wait, PATIENCE_S)
+    assert (kept.offset, bandit.offset) == (5, 5)
+    more = [(await bandit.decide(ask(form, g, f"e{i}"))).event.arm for i in range(3)]
+    assert (first, more) == ([0, 1, 2], [0, 1, 2]), "the burn-in counts what it cannot see yet"
+    assert (await bandit.report())["arms"]
+    gate.set()
+    await bandit._folding.prepared()
+    assert bandit._folding.reserved() == {}
+    assert (await bandit.decide(ask(form, g, "f0"))).event.arm == 1, "what was learnt is known now"
+
+
+async def test_mathematics_that_fails_in_the_background_stops_its_bandit_loudly(
+    storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = default_rng(41)
+    bandit = await learner_of(storage, GREEDY)
+
+    def fails(policy: Greedy, state: State) -> State:
+        raise ArithmeticError("no spectrum")
+
+    monkeypatch.setattr(Greedy, "prepare", fails)
+    await bandit.decide(ask(GREEDY, g, "d0"))
+    with contextlib.suppress(StorageDamaged):
+        await bandit.observe("d0", Outcome(reward=1.0))
+    with pytest.raises(StorageDamaged, match="no spectrum"):
+        await bandit.decide(ask(GREEDY, g, "d1"))
+    assert "offset 3" in bandit.damage
 
 
 async def test_a_dry_run_logs_nothing(storage: MemoryStorage) -> None:
@@ -762,10 +810,10 @@ class Failing(MemoryStorage):
         super().__init__()
         self.fails = ""
 
-    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         if self.fails == "before":
             raise StorageUnavailable("the disk is full")
-        receipt = await super().append(log, key, payload, durability)
+        receipt = await super().append(log, key, payload, durability, expected=expected)
         if self.fails == "after":
             raise StorageUnavailable("the answer was lost")
         return receipt
@@ -791,7 +839,7 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     )
     assert all(isinstance(answer, StorageUnavailable) for answer in answers)
     assert facts(bandit) == before
-    assert (bandit._folding.reserved() == {}) == (fails != "reading"), "who is in the log is pending, although nobody could read it"
+    assert (bandit._folding.reserved() == {}) == (fails != "reading"), "who is in the log is pending"
     storage.fails = ""
     await bandit.catch_up()
     assert bandit._folding.reserved() == {}, "nobody is on its way any more"
@@ -820,9 +868,9 @@ async def test_what_was_logged_by_a_failed_request_is_learnt_before_the_next_is_
 class Slow(MemoryStorage):
     """A storage that lets the event loop turn a few times before and after every step."""
 
-    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         await _turns(3)
-        receipt = await super().append(log, key, payload, durability)
+        receipt = await super().append(log, key, payload, durability, expected=expected)
         await _turns(3)
         return receipt
 
