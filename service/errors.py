@@ -22,16 +22,18 @@ from bandits.registry import POLICIES
 from service.embedders.base import EmbedderError, QueueFull
 from service.hosting import BanditConflict, BanditDamaged, BanditMissing
 from service.learner import (
+    Behind,
     DecisionCancelled,
     DecisionConflict,
     DecisionExpired,
     DecisionMissing,
     EpisodeFinished,
+    NoSuchOffset,
     NothingToObserve,
     OutcomeConflict,
     TooManyOpen,
 )
-from service.storage.base import LogMissing, StorageError
+from service.storage.base import LogMissing, LogTrimmed, StorageError
 
 logger = logging.getLogger("nextarm.errors")
 
@@ -58,12 +60,14 @@ CODES: dict[str, int] = {
     "episode_finished": 409,
     "decision_expired": 410,
     "decision_cancelled": 410,
+    "log_trimmed": 410,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "invalid_request": 422,
     "rate_limited": 429,
     "internal_error": 500,
     "storage_unavailable": 503,
+    "replica_behind": 503,
     "overloaded": 503,
 }
 """Every code with its status."""
@@ -159,6 +163,12 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case EmbedderError():
             logger.error("an embedder failed", extra={"reason": str(error)})
             return Problem("overloaded", f"the prompt cannot be embedded now: {error}")
+        case LogTrimmed():
+            return Problem("log_trimmed", f"events before offset {error.first} are kept in snapshots only; read from there on")
+        case NoSuchOffset():
+            return invalid("min_offset", str(error))
+        case Behind():
+            return Problem("replica_behind", str(error))
         case StorageError():
             logger.error("the store refused", extra={"reason": str(error)})
             return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted")
@@ -208,25 +218,29 @@ def _path(location: Sequence[int | str]) -> str:
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Answer every failure of a route with its problem document."""
 
+    def answered(request: Request, problem: Problem) -> Response:
+        request.scope["nextarm.problem"] = problem.code  # for whoever counts
+        return problem.response()
+
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return validation_problem(error).response()
+        return answered(request, validation_problem(error))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         if code is None:
-            return Problem("invalid_request", str(error.detail)).response()
+            return answered(request, Problem("invalid_request", str(error.detail)))
         if code == "not_found":
-            return Problem(code, "there is nothing here; see /docs").response()
+            return answered(request, Problem(code, "there is nothing here; see /docs"))
         # every method that the path takes: the framework knows those of the first route that matches it
         takes = [route for route in routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
         methods = sorted({method for route in takes for method in route.methods or ()})
         allowed = ", ".join(methods) or (error.headers or {}).get("Allow", "")
-        return Problem(code, f"this takes {allowed}; see /docs", headers={"Allow": allowed}).response()
+        return answered(request, Problem(code, f"this takes {allowed}; see /docs", headers={"Allow": allowed}))
 
     async def on_failure(request: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+        return answered(request, problem_of(error))
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
@@ -243,6 +257,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         DecisionExpired,
         DecisionCancelled,
         TooManyOpen,
+        Behind,
+        NoSuchOffset,
         ReferenceMissing,
         FieldError,
         EmbedderError,

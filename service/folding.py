@@ -25,7 +25,7 @@ from service import events, snapshots
 from service.events import Created, Decided
 from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Learn, Ledger, Release
 from service.pace import PATIENT, Background, Pace
-from service.storage.base import Entry, Log, LogMissing, Storage, StorageDamaged, StorageUnavailable
+from service.storage.base import Entry, Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
 
 logger = logging.getLogger("nextarm.folding")
 
@@ -57,7 +57,8 @@ class Folding:
     """See the module.
 
     published: everything that was learnt.  ready: the newest of it that decisions can use at once.
-    ledger: ahead of both while a fold is under way.  damaged: why nothing is folded any more.
+    ledger: ahead of both while a fold is under way.  damaged: why nothing is folded any more.  astray: why what was learnt is
+    not what the log holds; then this object is thrown away, and another one learns the log anew.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Folding:
         self.published = Published(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
         self.ready = self.published
         self.damaged: StorageDamaged | None = None
+        self.astray: LogRewound | LogTrimmed | None = None
         self._storage = storage
         self._log = log
         self._created = created
@@ -106,7 +108,7 @@ class Folding:
             ledger, state = await asyncio.to_thread(snapshots.unpack, self._policy, self._created, blob)
             if not await self._storage.read(self._log, after=ledger.offset - 1, limit=1):
                 raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
-        except (StorageUnavailable, LogMissing):
+        except (StorageUnavailable, LogMissing, LogRewound):
             raise
         except Exception as error:  # the log is the truth: whatever is wrong with a snapshot costs time and nothing else
             reason = f"{type(error).__name__}: {error}"
@@ -128,6 +130,8 @@ class Folding:
         """Raise what stopped this bandit, if anything did."""
         if self.damaged is not None:
             raise StorageDamaged(self.damaged.place, self.damaged.reason)
+        if self.astray is not None:
+            raise self.astray
 
     def stop(self, damage: StorageDamaged) -> None:
         """From now on this bandit answers nothing but its damage; no other bandit is touched."""
@@ -169,6 +173,9 @@ class Folding:
                     entries = await self._storage.read(self._log, after=self.published.offset, limit=limit)
                 except StorageDamaged as error:
                     self.stop(error)
+                    raise
+                except (LogRewound, LogTrimmed) as error:
+                    self.astray = error
                     raise
                 if not entries:
                     break

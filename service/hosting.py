@@ -1,7 +1,8 @@
 """Which bandits exist: name -> Learner. Create, load, close; nothing about any one of them.
 
-start ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
-sweep ──> overdue decisions expire
+start  ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
+sweep  ──> overdue decisions expire
+follow ──> what other processes wrote to a shared store is learnt; bandits that they created or deleted come and go
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from service.events import Created
 from service.learner import Learner
 from service.schemas import completed
 from service.settings import Settings
-from service.storage.base import Log, LogMissing, Storage, StorageDamaged, StorageUnavailable
+from service.storage.base import Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
 
 logger = logging.getLogger("nextarm.hosting")
 
 LOADING_AT_ONCE = 4
+NEWS_S = 5.0
+"""How long to wait for news before asking again; nothing depends on it."""
+RETRY_S = 0.2
+"""Pause after a store could not be reached."""
 
 
 class BanditMissing(Exception):
@@ -53,6 +58,8 @@ class Hosting:
         self._loading: dict[str, asyncio.Task[Learner]] = {}
         self._damaged: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._ends: dict[str, int] = {}  # last known ends of the logs of a shared store
+        self._following: dict[str, asyncio.Task[None]] = {}
         self._few = asyncio.Semaphore(LOADING_AT_ONCE)
 
     async def start(self) -> None:
@@ -62,10 +69,12 @@ class Hosting:
         for log in self._unloaded.values():
             self._begin_to_load(log)
         self._tasks.append(asyncio.create_task(self._sweep()))
+        if self.storage.shared:
+            self._tasks.append(asyncio.create_task(self._follow()))
 
     async def close(self) -> None:
         """Stop sweeping, leave snapshots behind, close the storage."""
-        for task in [*self._tasks, *self._loading.values()]:
+        for task in [*self._tasks, *self._following.values(), *self._loading.values()]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
@@ -98,6 +107,11 @@ class Hosting:
         """The learner of a bandit; waits while it is being loaded."""
         name = _path(tenant, bandit)
         learner = self._learners.get(name)
+        if learner is not None and learner.astray:
+            self._load_anew(name, learner)
+            learner = None
+        if learner is None and self.storage.shared and not {name} & (self._unloaded.keys() | self._damaged.keys()):
+            await self._look_for(name)
         if learner is None and name in self._unloaded:
             learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
         if name in self._damaged:
@@ -129,6 +143,16 @@ class Hosting:
         known = {*self._learners, *self._unloaded, *self._damaged}
         return sorted(name[len(prefix) :] for name in known if name.startswith(prefix) and "/" not in name[len(prefix) :])
 
+    def loaded(self, tenant: str | None) -> list[tuple[str, Learner]]:
+        """Names and learners of a tenant, with the tenant left out; None = of all, tenant/bandit."""
+        prefix = "" if tenant is None else _path(tenant, "")
+        within = [(name[len(prefix) :], learner) for name, learner in self._learners.items() if name.startswith(prefix)]
+        return sorted((name, learner) for name, learner in within if tenant is None or "/" not in name)
+
+    def lag(self, learner: Learner) -> int:
+        """Events of its log that it has not learnt yet, as far as known."""
+        return max(0, self._ends.get(learner.log.name, 0) - learner.offset)
+
     def state(self) -> dict[str, list[str]]:
         """What is loading and what is damaged, for `readyz`."""
         damaged = {**self._damaged, **{name: x.damage for name, x in self._learners.items() if x.damage}}
@@ -150,11 +174,11 @@ class Hosting:
         """A store that cannot be read now is asked again by the next request or sweep; damage stays until an operator looks."""
         try:
             async with self._few:
-                learner = await Learner.load(self.storage, log, **self._options())
+                learner = await self._learn(log)
         except LogMissing:  # deleted meanwhile
             self._unloaded.pop(log.name, None)
             raise
-        except StorageUnavailable:
+        except (StorageUnavailable, LogRewound):
             raise
         except Exception as error:
             self._unloaded.pop(log.name, None)
@@ -167,13 +191,84 @@ class Hosting:
         self._learners[log.name] = learner
         return learner
 
+    async def _learn(self, log: Log) -> Learner:
+        await self.storage.begin_anew(log)
+        try:
+            return await Learner.load(self.storage, log, **self._options())
+        except LogTrimmed:  # behind snapshots that another process wrote since these were read
+            return await Learner.load(self.storage, log, **self._options())
+
+    # -- other processes -----------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                news = await self.storage.news(timeout_s=NEWS_S)
+            except StorageUnavailable:  # what is missed meanwhile comes afterwards
+                await asyncio.sleep(RETRY_S)
+                continue
+            for name, end in news.items():
+                self._ends[name] = max(end, self._ends.get(name, 0)) if end else 0
+                if name not in self._following:
+                    self._following[name] = asyncio.create_task(self._keep_up(name))
+
+    async def _keep_up(self, name: str) -> None:
+        """Learn what is new in a log; there may be more of it when that is done."""
+        try:
+            while True:
+                end = self._ends.get(name, 0)
+                learner = self._learners.get(name)
+                if learner is None or end == 0:
+                    await self._look_for(name)
+                elif learner.offset < end:
+                    await learner.catch_up(end)
+                if self._ends.get(name, 0) == end:
+                    return
+        except (LogMissing, LogRewound, LogTrimmed):
+            await self._look_for(name)
+        except StorageUnavailable:
+            pass  # whoever asks next is told, and there will be news
+        except StorageDamaged as error:
+            logger.error("what others wrote cannot be learnt", extra={"bandit": name, "reason": str(error)})
+        finally:
+            del self._following[name]
+
+    async def _look_for(self, name: str) -> None:
+        """Bring what is known of a name up to what the store holds under it now."""
+        log = await self.storage.find_log(name)
+        learner = self._learners.get(name)
+        if log is None:
+            self._learners.pop(name, None)
+            self._unloaded.pop(name, None)
+            self._damaged.pop(name, None)
+            self._ends.pop(name, None)
+        elif learner is None or learner.log != log:
+            self._learners.pop(name, None)
+            self._damaged.pop(name, None)
+            self._unloaded[name] = log
+            self._begin_to_load(log)
+        elif learner.astray:
+            self._load_anew(name, learner)
+        else:
+            await learner.catch_up()
+
+    def _load_anew(self, name: str, learner: Learner) -> None:
+        """Forget what was learnt from a log that lost entries, or whose entries are behind its snapshots by now."""
+        if self._learners.get(name) is not learner:
+            return  # somebody was quicker
+        logger.warning("a bandit is learnt anew", extra={"bandit": name, "reason": learner.astray})
+        del self._learners[name]
+        self._ends.pop(name, None)
+        self._unloaded[name] = learner.log
+        self._begin_to_load(learner.log)
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             for log in list(self._unloaded.values()):
                 self._begin_to_load(log)
             for learner in list(self._learners.values()):
-                if learner.damage:
+                if learner.damage or learner.astray:
                     continue
                 try:
                     await learner.expire()

@@ -21,9 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import Gate
 from service.errors import Problem
+from service.metrics import Meter
 
-PUBLIC = ("/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
-"""What needs no key: probes, scrapers and people who read the documentation."""
+PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+"""What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
 
 HEADERS = (b"authorization", b"content-length", b"content-encoding", b"content-type")
 
@@ -31,11 +32,12 @@ logger = logging.getLogger("nextarm.http")
 
 
 class Doorkeeper:
-    """Lets in who may call and what can be read; writes one log line per failed request."""
+    """Lets in who may call and what can be read; counts every request, and writes one log line per failed one."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, max_body_bytes: int) -> None:
         self._app = app
         self._gate = gate
+        self._meter = meter
         self._limit = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,21 +61,24 @@ class Doorkeeper:
                 scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
             body = await self._collect(headers, receive)
         except Problem as problem:
+            scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, watch)
         else:
             if body is None:
                 return
             await self._app(scope, _replay(body, receive), watch)
+        self._tell(scope, status, time.perf_counter() - started)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "")
+        self._meter.count(route=route, method=scope["method"], status=status, seconds=seconds)
+        if "nextarm.problem" in scope:
+            self._meter.count_problem(scope["nextarm.problem"])
         if status >= 500 or logger.isEnabledFor(logging.DEBUG):
             logger.log(
                 logging.ERROR if status >= 500 else logging.DEBUG,
                 "request",
-                extra={
-                    "method": scope["method"],
-                    "route": getattr(scope.get("route"), "path", ""),
-                    "status": status,
-                    "ms": round(1e3 * (time.perf_counter() - started), 2),
-                },
+                extra={"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)},
             )
 
     async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
@@ -14,6 +15,7 @@ from service import events
 from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
 from service.creation import created_event
 from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
+from service.embedding import warm_for
 from service.errors import Problem, invalid
 from service.events import ArmAdded, ArmChanged, ArmRetired
 from service.hosting import BanditConflict, BanditMissing
@@ -81,8 +83,10 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
         default_timeout_s=services.settings.default_timeout_s,
         max_bytes=services.settings.max_state_bytes,
         clock=services.hosting.clock,
+        sources=services.settings.sources(),
     )
     learner, is_new = await services.hosting.create(created)  # somebody may have come first
+    warm_for(services.embeddings, (created.prompt_embedder, created.output_embedder))
     return answer(await bandit_json(learner), status=201 if is_new else 200)
 
 
@@ -140,9 +144,10 @@ async def put_arm(
     wanted, now = body or ArmBody(), services.hosting.clock()
     if learner.ledger.index(arm) is None:
         added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
-        receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_room(learner, arm))
-        if receipt.first is None:
-            return answer(_arm_receipt(learner, arm), status=201)
+        with contextlib.suppress(_Known):
+            receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_new(learner, arm))
+            if receipt.first is None:
+                return answer(_arm_receipt(learner, arm), status=201)
     await learner.catch_up()
     index = _index(learner, arm)
     kept = learner.arms[index]
@@ -153,8 +158,14 @@ async def put_arm(
     return answer(_arm_receipt(learner, arm))
 
 
-def _check_room(learner: Learner, arm: str) -> None:
-    if len(learner.ledger.arms) >= MAX_ARMS and learner.ledger.index(arm) is None:
+class _Known(Exception):
+    """Somebody else added the arm meanwhile."""
+
+
+def _check_new(learner: Learner, arm: str) -> None:
+    if learner.ledger.index(arm) is not None:
+        raise _Known
+    if len(learner.ledger.arms) >= MAX_ARMS:
         raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
 
 

@@ -37,5 +37,12 @@ async def readyz(services: Shared) -> Response:
         await services.hosting.storage.ping()
     except StorageError as error:
         reasons.append(f"storage: {error}")
-    body: dict[str, Any] = {"status": "not ready" if reasons else "ready", "reasons": reasons, "damaged": state["damaged"]}
+    lag = {name: services.hosting.lag(learner) for name, learner in services.hosting.loaded(None)}
+    body: dict[str, Any] = {
+        "status": "not ready" if reasons else "ready",
+        "reasons": reasons,
+        "damaged": state["damaged"],
+        "notices": services.hosting.storage.notices(),
+        "lag": max(lag.values(), default=0),
+    }
     return answer(body, status=503 if reasons else 200)

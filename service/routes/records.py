@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from service import events
 from service.answer_schemas import DigestAnswer
-from service.dependencies import ReadLearner
+from service.dependencies import ReadLearner, Shared
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer
@@ -28,7 +28,7 @@ PAGE = 500
     response_class=StreamingResponse,
     responses={
         200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}, "description": "One event per line."},
-        **problems("bandit_not_found"),
+        **problems("bandit_not_found", "log_trimmed"),
     },
 )
 async def stream_log(
@@ -53,9 +53,14 @@ async def _lines(learner: Learner, entries: list[tuple[int, bytes]], *, after: i
     "/v1/bandits/{name}/digest",
     summary="sha256 of the folded state",
     response_model=DigestAnswer,
-    responses=problems("bandit_not_found"),
+    responses=problems("bandit_not_found", "replica_behind"),
 )
-async def show_digest(learner: ReadLearner) -> Response:
+async def show_digest(
+    learner: ReadLearner,
+    services: Shared,
+    min_offset: Annotated[int, Query(ge=0, description="Answer from at least this offset, or 503 `replica_behind`.")] = 0,
+) -> Response:
     """Equal on every replica at the same offset, after a restart, and after a replay from the first event."""
+    await learner.reach(min_offset, timeout_s=services.settings.min_offset_wait_s)
     offset, sha256 = await asyncio.to_thread(learner.digest)
     return answer({"offset": offset, "sha256": sha256})

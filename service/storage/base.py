@@ -1,14 +1,39 @@
 """The promises of a storage: named logs of events with unique keys, and snapshots beside them.
 
     create(name) ──> Log ──> append(key, payload) ──> Receipt(offset)            durable before it returns
-                         └─> read(after) ──> entries in offset order, 1, 2, 3, ...   every accepted entry, exactly once
+                         ├─> read(after) ──> entries in offset order, 1, 2, 3, ...   every accepted entry, exactly once
+                         └─> wait(after) ──> the end, as soon as it is behind `after`
+    news() ──> {name: end} of the logs that grew, came or went, by whichever process
 
 Failures:
 Storage errors
-├── StorageUnavailable   cannot write or read now; nothing was accepted. `retry` says whether trying again can help
+├── StorageUnavailable   cannot write or read now; nothing of it was acknowledged
+├── StorageConflict      the log does not end where a conditional append expects it to; nothing was accepted
 ├── StorageDamaged       what was stored cannot be read back; names the place
 ├── StorageLocked        another process serves this store
-└── LogMissing           the log was deleted
+├── LogMissing           the log was deleted
+├── LogTrimmed           the entries asked for are behind the kept snapshots and gone; names the first that is kept
+└── LogRewound           the log is not the one that this process has read: entries that it has seen were lost
+
+One process or many. Memory and SQLite are served by one process, so that a log grows by this process alone. Redis is served by
+many: who learns from a log takes part in it like this.
+* Somebody in the process calls `news` again and again, and folds every log that it names up to its end. An unknown name is a
+  log that another process created (`find_log`), a name whose log is missing was deleted.
+* An event that depends on what was learnt is appended with `expected`, the offset up to which everything was learnt when it was
+  checked; on `StorageConflict` fold, check again, try again.
+* `StorageUnavailable` from an append that was on its way leaves open whether it was accepted. It was not acknowledged; the same
+  key again is accepted then, or answered with the first entry.
+
+After `LogRewound` (a replica that lagged was promoted, or the store came back without its last entries) a state that was folded
+from the log holds what the log does not, and may lack what the log holds. The log is the truth, so the learner must
+1. drop its state, its ledger and everything else that it took from this log, and answer nothing of it meanwhile;
+2. call `begin_anew(log)`; until then every call about this log raises `LogRewound`, so that nothing slips through;
+3. load it as at a start: entry 1, the newest snapshot, the entries behind it. `LogMissing` then says that all of it was lost.
+
+After `LogTrimmed(first=n)` the entries before n can only be had as part of a snapshot: load it as at a start. Entry 1 is kept for
+ever, and so is every entry from the older of the two snapshots on. Where none of the snapshots can be used, the state cannot be
+derived any more, and the bandit is damaged. A key that was trimmed with its entry is forgotten: `find` answers None, and an
+append of it would be accepted anew.
 """
 
 from __future__ import annotations
@@ -23,7 +48,16 @@ class StorageError(Exception):
 
 
 class StorageUnavailable(StorageError):
-    """The store cannot be written or read. Nothing of the call was accepted."""
+    """The store cannot be written or read now. Nothing of the call was acknowledged; over a network it may have been accepted."""
+
+
+class StorageConflict(StorageError):
+    """A conditional append found more in the log than was expected. `end` is its last offset; nothing was accepted."""
+
+    def __init__(self, name: str, *, expected: int, end: int) -> None:
+        super().__init__(f"log {name!r} ends at offset {end}, not at {expected}")
+        self.expected = expected
+        self.end = end
 
 
 class StorageDamaged(StorageError):
@@ -41,6 +75,30 @@ class StorageLocked(StorageError):
 
 class LogMissing(StorageError):
     """The log does not exist (any more)."""
+
+
+class LogTrimmed(StorageError):
+    """Entries that were asked for are gone, because a snapshot stands for them. `first` is the first kept offset behind them."""
+
+    def __init__(self, name: str, *, first: int) -> None:
+        super().__init__(f"log {name!r} was trimmed behind its snapshots: its first kept offset is {first}")
+        self.name = name
+        self.first = first
+
+
+class LogRewound(StorageError):
+    """Entries that this process has read or accepted are not in the log any more; see the module for what to do.
+
+    seen: the last offset that this process knows.  end: the last offset of the log now; where it is not smaller than `seen`,
+    another entry stands there.
+    """
+
+    def __init__(self, name: str, *, seen: int, end: int) -> None:
+        found = f"it ends at offset {end}" if end < seen else "another entry stands there"
+        super().__init__(f"log {name!r} was seen up to offset {seen}, and now {found}: acknowledged entries were lost")
+        self.name = name
+        self.seen = seen
+        self.end = end
 
 
 class Durability(Enum):
@@ -75,7 +133,11 @@ class Receipt:
 
 
 class Storage(Protocol):
-    """Implemented by memory and SQLite; one contract suite for all."""
+    """Implemented by memory, SQLite and Redis; one contract suite for all."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may serve the same store."""
 
     async def start(self) -> None:
         """Open and check; raises `StorageDamaged`, `StorageLocked` or `StorageUnavailable` with a message for the operator."""
@@ -86,6 +148,9 @@ class Storage(Protocol):
     async def ping(self) -> None:
         """Raise `StorageUnavailable` where an append would fail now."""
 
+    def notices(self) -> list[str]:
+        """What an operator should know about how this store is set up, for `readyz` and the metrics; empty where all is well."""
+
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
         """A new log with `payload` as entry 1; or the log that has the name already, with its entry 1 as `first`."""
 
@@ -95,14 +160,41 @@ class Storage(Protocol):
     async def logs(self) -> list[Log]:
         """Every log, by name."""
 
-    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
-        """Accept the entry unless the key is taken; durable to the asked degree on return. `LogMissing` if it was deleted."""
+    async def find_log(self, name: str) -> Log | None:
+        """The log that has the name now."""
+
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
+        """Accept the entry unless the key is taken; durable to the asked degree on return. `LogMissing` if it was deleted.
+
+        expected: accept a new key only while the log's last offset is this one, else `StorageConflict`. A key that is taken is
+        answered with its first entry, whatever is expected.
+        """
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
-        """Up to `limit` entries with offset > after, in order; empty at the end. `StorageDamaged` names a bad entry."""
+        """Up to `limit` entries with offset > after, in order; empty at the end. `StorageDamaged` names a bad entry,
+        `LogTrimmed` the first one that is kept. Entry 1 can always be had: `after=0, limit=1`.
+        """
 
     async def find(self, log: Log, key: str) -> Entry | None:
-        """The entry under a key."""
+        """The entry under a key; None also where it was trimmed."""
+
+    async def end(self, log: Log) -> int:
+        """The last offset of the log, as it is now."""
+
+    async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
+        """The log's last offset, as soon as it is greater than `after`; at the latest after `timeout_s`, whatever it is then."""
+
+    async def news(self, *, timeout_s: float) -> dict[str, int]:
+        """Names of logs in which something happened since the last call, each with the last offset known of it (0 = unknown: it
+        grew, was created or deleted). Returns as soon as there is one, at the latest after `timeout_s`, then empty.
+
+        For one caller per process. A name may come without need; none is left out. What this process appends comes too, with its
+        offset. Milliseconds after the event as a rule; where the process that appended was cut off before it could tell, within
+        seconds (`redis_news.SWEEP_S`). While the store is out of reach there is no news, and afterwards all that was missed.
+        """
+
+    async def begin_anew(self, log: Log) -> None:
+        """The caller has dropped everything that it took from this log; what follows is compared with nothing seen before."""
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
         """Keep `blob` as the snapshot at `offset`; the one before it is kept too, older ones go."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogMissing, Receipt
+from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogMissing, Receipt, StorageConflict
+from service.storage.bell import Bell
 
 
 @dataclass
@@ -18,9 +19,12 @@ class _Kept:
 class MemoryStorage:
     """Dictionaries. Durability is a word here: nothing survives the process."""
 
+    shared = False
+
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
+        self._bell = Bell()
 
     async def start(self) -> None: ...
 
@@ -28,28 +32,39 @@ class MemoryStorage:
 
     async def ping(self) -> None: ...
 
+    def notices(self) -> list[str]:
+        return []
+
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
         if log.name in self._names:
             kept = self._kept[self._names[log.name]]
             return kept.log, Receipt(1, kept.payloads[0])
         self._kept[log.id] = _Kept(log, [payload], {"created": 1})
         self._names[log.name] = log.id
+        self._bell.ring(log.name, 1)
         return log, Receipt(1)
 
     async def delete(self, log: Log) -> None:
         if self._kept.pop(log.id, None) is not None:
             del self._names[log.name]
+            self._bell.ring(log.name)
 
     async def logs(self) -> list[Log]:
         return sorted((kept.log for kept in self._kept.values()), key=lambda log: log.name)
 
-    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
+    async def find_log(self, name: str) -> Log | None:
+        return self._kept[self._names[name]].log if name in self._names else None
+
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         kept = self._of(log)
         if key in kept.offsets:
             offset = kept.offsets[key]
             return Receipt(offset, kept.payloads[offset - 1])
+        if expected not in (None, len(kept.payloads)):
+            raise StorageConflict(log.name, expected=expected, end=len(kept.payloads))
         kept.payloads.append(payload)
         kept.offsets[key] = len(kept.payloads)
+        self._bell.ring(log.name, len(kept.payloads))
         return Receipt(len(kept.payloads))
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
@@ -60,6 +75,17 @@ class MemoryStorage:
         kept = self._of(log)
         offset = kept.offsets.get(key)
         return None if offset is None else Entry(offset, kept.payloads[offset - 1])
+
+    async def end(self, log: Log) -> int:
+        return len(self._of(log).payloads)
+
+    async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
+        return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
+
+    async def news(self, *, timeout_s: float) -> dict[str, int]:
+        return await self._bell.news(timeout_s=timeout_s)
+
+    async def begin_anew(self, log: Log) -> None: ...
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
         kept = self._of(log)

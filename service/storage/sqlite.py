@@ -34,11 +34,13 @@ from service.storage.base import (
     Log,
     LogMissing,
     Receipt,
+    StorageConflict,
     StorageDamaged,
     StorageError,
     StorageLocked,
     StorageUnavailable,
 )
+from service.storage.bell import Bell
 from service.storage.opening import DAMAGE, SCHEMA_VERSION, failure, open_read_only, open_reader, open_writer, primary
 
 logger = logging.getLogger("nextarm.storage")
@@ -65,6 +67,8 @@ class _Job:
 class SqliteStorage:
     """See the module. `path` is the database file; its folder is created."""
 
+    shared = False
+
     def __init__(self, path: Path, *, durability: Durability = Durability.POWER, read_only: bool = False) -> None:
         self._path = path
         self._read_only = read_only
@@ -77,6 +81,7 @@ class SqliteStorage:
         self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
         self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
+        self._bell = Bell()
         self._broken = ""
         self._full = False
         self._closed = False
@@ -142,6 +147,9 @@ class SqliteStorage:
                 raise StorageUnavailable("the disk is full")
             await self._submit(_touch, Durability.POWER)
 
+    def notices(self) -> list[str]:
+        return []
+
     # -- writing -----------------------------------------------------------------------------------------------------------
 
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
@@ -156,6 +164,7 @@ class SqliteStorage:
 
         kept, number, receipt = await self._submit(run, Durability.POWER)
         self._numbers[kept.id] = number
+        self._bell.ring(kept.name, receipt.offset)
         return kept, receipt
 
     async def delete(self, log: Log) -> None:
@@ -172,15 +181,19 @@ class SqliteStorage:
         await self._submit(run, Durability.POWER)
         self._numbers.pop(log.id, None)
         self._tails.pop(number, None)
+        self._bell.ring(log.name)
 
-    async def append(self, log: Log, key: str, payload: bytes, durability: Durability) -> Receipt:
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         number = self._number(log)
-        receipt: Receipt = await self._submit(lambda connection: self._insert(connection, log, number, key, payload), durability)
+        receipt: Receipt = await self._submit(
+            lambda connection: self._insert(connection, log, number, key, payload, expected=expected), durability
+        )
         if receipt.first is None:
             tail = self._tails.setdefault(number, {})
             tail[receipt.offset] = payload
             while len(tail) > TAIL:
                 del tail[next(iter(tail))]
+            self._bell.ring(log.name, receipt.offset)
         return receipt
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
@@ -196,16 +209,15 @@ class SqliteStorage:
 
         await self._submit(run, Durability.PROCESS)
 
-    def _insert(self, connection: sqlite3.Connection, log: Log, number: int, key: str, payload: bytes) -> Receipt:
-        """In the writer thread: one row, unless the key is taken."""
-        end = self._ends.get(number)
-        if end is None:
-            if connection.execute("SELECT 1 FROM logs WHERE number = ?", (number,)).fetchone() is None:
-                raise LogMissing(log.name)
-            row = connection.execute(
-                "SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1)
-            ).fetchone()
-            end = 0 if row[0] is None else row[0] - (number << SHIFT)
+    def _insert(
+        self, connection: sqlite3.Connection, log: Log, number: int, key: str, payload: bytes, *, expected: int | None = None
+    ) -> Receipt:
+        """In the writer thread: one row, unless the key is taken or the log ends elsewhere than expected."""
+        end = self._end(connection, log, number)
+        if expected not in (None, end):
+            rows = connection.execute("SELECT 1 FROM events WHERE log = ? AND key = ?", (number, key)).fetchall()
+            if not rows:
+                raise StorageConflict(log.name, expected=expected, end=end)
         position = (number << SHIFT) + end + 1
         cursor = connection.execute(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (log, key) DO NOTHING",
@@ -216,6 +228,18 @@ class SqliteStorage:
             return _first(connection, log, number, "log = ? AND key = ?", number, key)
         self._ends[number] = end + 1
         return Receipt(end + 1)
+
+    def _end(self, connection: sqlite3.Connection, log: Log, number: int) -> int:
+        """In the writer thread: the last offset, 0 for a log that is being created."""
+        end = self._ends.get(number)
+        if end is None:
+            if connection.execute("SELECT 1 FROM logs WHERE number = ?", (number,)).fetchone() is None:
+                raise LogMissing(log.name)
+            row = connection.execute(
+                "SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1)
+            ).fetchone()
+            end = 0 if row[0] is None else row[0] - (number << SHIFT)
+        return end
 
     async def _submit(self, run: Callable[[sqlite3.Connection], Any], durability: Durability) -> Any:
         if self._broken:
@@ -306,6 +330,28 @@ class SqliteStorage:
     async def logs(self) -> list[Log]:
         rows = await self._read(lambda connection: connection.execute("SELECT id, name FROM logs ORDER BY name").fetchall())
         return [Log(log_id, name) for log_id, name in rows]
+
+    async def find_log(self, name: str) -> Log | None:
+        rows = await self._read(lambda connection: connection.execute("SELECT id FROM logs WHERE name = ?", (name,)).fetchall())
+        return Log(rows[0][0], name) if rows else None
+
+    async def end(self, log: Log) -> int:
+        number = self._number(log)
+        found = await self._read(
+            lambda connection: connection.execute(
+                "SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1)
+            ).fetchone()
+        )
+        return 0 if found[0] is None else int(found[0]) - (number << SHIFT)
+
+    async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
+        return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
+
+    async def news(self, *, timeout_s: float) -> dict[str, int]:
+        return await self._bell.news(timeout_s=timeout_s)
+
+    async def begin_anew(self, log: Log) -> None:
+        """A file that one process serves does not lose its end behind this process's back."""
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
         number = self._number(log)

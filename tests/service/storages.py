@@ -5,13 +5,19 @@ Opening twice, with `close` between, is a restart of the service: what was accep
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from service.storage.base import Storage
 from service.storage.memory import MemoryStorage
+from service.storage.redis import RedisStorage
+from service.storage.redis_address import parse
 from service.storage.sqlite import SqliteStorage
+from tests.service import redis_server
 
 Opener = Callable[[], Storage]
 
@@ -27,7 +33,15 @@ def sqlite(folder: Path) -> Opener:
     return lambda: SqliteStorage(folder / "store.db")
 
 
-STORAGES: dict[str, Callable[[Path], Opener]] = {"memory": memory, "sqlite": sqlite}
+def redis(folder: Path) -> Opener:
+    """A key prefix in the server that tests share."""
+    if redis_server.BINARY is None:
+        pytest.skip("there is no redis-server on this machine (apt-get install redis-server)")
+    prefix, address = f"t{uuid.uuid4().hex[:12]}", parse(redis_server.shared().url)
+    return lambda: RedisStorage(address, prefix=prefix)
+
+
+STORAGES: dict[str, Callable[[Path], Opener]] = {"memory": memory, "redis": redis, "sqlite": sqlite}
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, Storage
+from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, Storage, StorageConflict
 from tests.service.storages import STORAGES, Opener, started
 
 POWER, PROCESS = Durability.POWER, Durability.PROCESS
@@ -126,6 +126,8 @@ async def test_a_deleted_log_is_missing(storage: Storage) -> None:
         storage.append(log, "key", b"x", POWER),
         storage.read(log, after=0, limit=1),
         storage.find(log, "key 2"),
+        storage.end(log),
+        storage.wait(log, after=0, timeout_s=20),
         storage.save_snapshot(log, 3, b"x"),
         storage.load_snapshots(log),
     ):
@@ -208,6 +210,90 @@ async def test_an_append_that_is_cancelled_is_in_the_log_once_or_not_at_all(stor
     first = {i: answer.offset for i, answer in enumerate(answers) if isinstance(answer, Receipt)}
     assert all(again[i].offset == offset for i, offset in first.items()), "what was acknowledged stays where it was"
     assert [entry.offset for entry in await everything(storage, log)] == list(range(1, 42))
+
+
+async def test_a_log_is_found_by_its_name(storage: Storage) -> None:
+    log, _ = await a_log(storage, "t/a"), await a_log(storage, "a")
+    assert await storage.find_log("t/a") == log
+    assert await storage.find_log("t") is None
+    await storage.delete(log)
+    assert await storage.find_log("t/a") is None
+    new, _ = await storage.create(Log("another", "t/a"), b"created anew")
+    assert await storage.find_log("t/a") == new
+
+
+async def test_the_end_is_the_last_offset(storage: Storage) -> None:
+    log = await a_log(storage)
+    assert await storage.end(log) == 1
+    await a_log(storage, "other", entries=7)
+    await storage.append(log, "key 2", b"x", PROCESS)
+    await storage.append(log, "key 2", b"x", PROCESS)
+    assert await storage.end(log) == 2
+
+
+async def test_an_append_that_expects_another_end_is_refused(storage: Storage) -> None:
+    log = await a_log(storage, entries=4)
+    for wrong in (0, 3, 5):
+        with pytest.raises(StorageConflict) as refused:
+            await storage.append(log, "new", b"x", POWER, expected=wrong)
+        assert (refused.value.expected, refused.value.end) == (wrong, 4)
+    assert await storage.find(log, "new") is None
+    assert await storage.append(log, "new", b"x", POWER, expected=4) == Receipt(5)
+    assert await storage.append(log, "new", b"y", POWER, expected=4) == Receipt(5, b"x"), "a retry finds its own first entry"
+    assert await storage.append(log, "key 3", b"y", POWER, expected=4) == Receipt(3, b"payload 3")
+
+
+async def test_of_many_that_expect_the_same_end_one_is_accepted(storage: Storage) -> None:
+    log = await a_log(storage, entries=3)
+    answers = await asyncio.gather(
+        *(storage.append(log, f"k{i}", b"x", (POWER, PROCESS)[i % 2], expected=3) for i in range(20)), return_exceptions=True
+    )
+    assert sorted(type(answer).__name__ for answer in answers) == ["Receipt", *["StorageConflict"] * 19]
+    assert await storage.end(log) == 4
+
+
+async def test_who_waits_for_a_log_is_told_of_its_next_entry(storage: Storage) -> None:
+    log, other = await a_log(storage, entries=3), await a_log(storage, "other")
+    assert await storage.wait(log, after=2, timeout_s=20) == 3, "what is there already is not waited for"
+    waiting = [asyncio.create_task(storage.wait(log, after=after, timeout_s=20)) for after in (3, 3, 5)]
+    await storage.append(other, "key", b"x", PROCESS)
+    assert await storage.wait(log, after=3, timeout_s=0.01) == 3, "in vain"
+    await storage.append(log, "key 4", b"x", PROCESS)
+    assert await asyncio.gather(*waiting[:2]) == [4, 4]
+    assert not waiting[2].done()
+    await asyncio.gather(*(storage.append(log, f"k{i}", b"x", PROCESS) for i in range(2)))
+    assert await waiting[2] == 6
+
+
+async def heard(storage: Storage, expected: dict[str, int]) -> None:
+    """Listen until the last word on each name is what is expected; a name may come more often than needed."""
+    told: dict[str, int] = {}
+    async with asyncio.timeout(20):
+        while not expected.items() <= told.items():
+            told |= await storage.news(timeout_s=20)
+
+
+async def test_news_name_every_log_that_grew_came_or_went(storage: Storage) -> None:
+    one, two = await a_log(storage, "one"), await a_log(storage, "two")
+    assert set(await storage.news(timeout_s=20)) == {"one", "two"}
+    async with asyncio.timeout(20):
+        while await storage.news(timeout_s=0.01):
+            pass  # silence comes
+    waiting = asyncio.create_task(heard(storage, {"two": 2}))
+    await asyncio.sleep(0)
+    await storage.append(two, "key", b"x", PROCESS)
+    await waiting
+    await storage.append(two, "key", b"x", PROCESS)
+    await storage.append(two, "next", b"x", PROCESS)
+    await storage.delete(one)
+    await heard(storage, {"one": 0, "two": 3})
+
+
+async def test_beginning_anew_forgets_nothing_of_the_log(storage: Storage) -> None:
+    log = await a_log(storage, entries=3)
+    await storage.begin_anew(log)
+    assert len(await everything(storage, log)) == 3
+    assert await storage.append(log, "key 4", b"x", PROCESS) == Receipt(4)
 
 
 async def test_what_was_accepted_is_there_after_a_restart(opener: Opener) -> None:

@@ -1,0 +1,145 @@
+"""What Prometheus scrapes: requests as they are counted here, and what the ledgers know, read at the moment of the scrape.
+
+    Meter.count(...)         one request: route, method, status, seconds
+    exposition(tenant)       the text: process, requests, embedders, and every bandit that this tenant may see
+
+What is read off a ledger (decisions, outcomes, rewards, costs) is a function of the log, so with several replicas every one of
+them reports the same sum: take `max by (bandit, arm)`, not the sum. Requests, repetitions and refusals are each replica's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from service.embedders.queue import EmbeddingQueue
+from service.hosting import Hosting
+from service.learner import Learner
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Meter:
+    """Counts the requests of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._requests = Counter("nextarm_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry)
+        self._problems = Counter(
+            "nextarm_problems", "Requests answered with a problem, by its code.", ["code"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "nextarm_request_seconds", "Seconds per request.", ["route", "method"], buckets=BUCKETS, registry=self.registry
+        )
+
+    def count(self, *, route: str, method: str, status: int, seconds: float) -> None:
+        """One request. route: the template, so that names of bandits do not become labels; "" where there is none."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route, method).observe(seconds)
+
+    def count_problem(self, code: str) -> None:
+        """One request that was refused, or failed; `storage_unavailable` are the errors of the store."""
+        self._problems.labels(code).inc()
+
+
+def exposition(meter: Meter, hosting: Hosting, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:
+    """The text format of Prometheus. tenant: whose bandits; None = everybody's."""
+    known = CollectorRegistry(auto_describe=False)
+    known.register(_Bandits(hosting, tenant))
+    if tenant is None:
+        known.register(_Embedders(embeddings))
+    return (generate_latest(meter.registry) if tenant is None else b"") + generate_latest(known)
+
+
+class _Bandits(Collector):
+    """What the ledgers of the loaded bandits know."""
+
+    def __init__(self, hosting: Hosting, tenant: str | None) -> None:
+        self._hosting = hosting
+        self._tenant = tenant
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        learners = list(self._hosting.loaded(self._tenant))
+        yield from _per_arm(learners)
+        yield from _per_bandit(learners, self._hosting)
+        if self._tenant is None:
+            state = self._hosting.state()
+            yield GaugeMetricFamily("nextarm_bandits_loading", "Bandits that are being loaded.", value=len(state["loading"]))
+            yield GaugeMetricFamily("nextarm_bandits_damaged", "Bandits whose log is damaged.", value=len(state["damaged"]))
+            notices = self._hosting.storage.notices()
+            yield GaugeMetricFamily("nextarm_store_notices", "Faults in the store's setup; see readyz.", value=len(notices))
+
+
+def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
+    labels = ["bandit", "arm"]
+    decisions = CounterMetricFamily(
+        "nextarm_decisions", "Decisions for the arm; overridden ones for the arm called.", labels=labels
+    )
+    outcomes = CounterMetricFamily("nextarm_outcomes", "Outcomes learnt.", labels=labels)
+    rewards = GaugeMetricFamily("nextarm_reward_sum", "Sum of the rewards learnt; divide by the outcomes.", labels=labels)
+    costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
+    pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
+    for bandit, learner in learners:
+        for arm in learner.arms:
+            for family, value in (
+                (decisions, arm.pulls),
+                (outcomes, arm.outcomes),
+                (rewards, arm.reward_sum),
+                (costs, arm.cost_sum),
+                (pending, arm.pending),
+            ):
+                family.add_metric([bandit, arm.name], value)
+    yield from (decisions, outcomes, rewards, costs, pending)
+
+
+def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: Hosting) -> Iterator[Metric]:
+    offset = GaugeMetricFamily("nextarm_offset", "Offset up to which the log is learnt.", labels=["bandit"])
+    lag = GaugeMetricFamily("nextarm_fold_lag", "Events in the log that are not learnt yet, as far as known.", labels=["bandit"])
+    unready = GaugeMetricFamily("nextarm_unready", "Events learnt that decisions do not know yet.", labels=["bandit"])
+    repeated = CounterMetricFamily("nextarm_duplicates", "Repeated requests, learnt once.", labels=["bandit"])
+    for bandit, learner in learners:
+        offset.add_metric([bandit], learner.offset)
+        lag.add_metric([bandit], hosting.lag(learner))
+        unready.add_metric([bandit], learner.unready)
+        repeated.add_metric([bandit], learner.repeated)
+    yield from (offset, lag, unready, repeated)
+
+
+class _Embedders(Collector):
+    """What the lines in front of the embedders counted."""
+
+    def __init__(self, embeddings: EmbeddingQueue) -> None:
+        self._embeddings = embeddings
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["embedder"]
+        embedded = CounterMetricFamily("nextarm_embedded", "Contents embedded in forward passes.", labels=labels)
+        passes = CounterMetricFamily("nextarm_embedding_passes", "Forward passes.", labels=labels)
+        cached = CounterMetricFamily("nextarm_embedding_cached", "Contents answered from the cache.", labels=labels)
+        refused = CounterMetricFamily("nextarm_embedding_refused", "Requests that met a full line.", labels=labels)
+        waiting = GaugeMetricFamily("nextarm_embedding_waiting", "Contents that wait now.", labels=labels)
+        for name, counts in self._embeddings.counts().items():
+            for family, value in (
+                (embedded, counts.embedded),
+                (passes, counts.passes),
+                (cached, counts.cached),
+                (refused, counts.refused),
+                (waiting, counts.waiting),
+            ):
+                family.add_metric([name], value)
+        yield from (embedded, passes, cached, refused, waiting)

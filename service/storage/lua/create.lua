@@ -1,0 +1,14 @@
+-- A new log with its first entry, or the first entry of the log that has the name.
+-- KEYS head log keys snapshots   ARGV id key payload crc
+local id, first, crc = unpack(redis.call('HMGET', KEYS[1], 'id', 'first', 'crc'))
+if id then
+  if first then return {'taken', id, ARGV[2], first, crc} end
+  local entry = redis.call('XRANGE', KEYS[2], '1-0', '1-0')[1]
+  if not entry then return {'damaged', id} end
+  return {'taken', id, entry[2][2], entry[2][4], entry[2][6]}
+end
+redis.call('HSET', KEYS[1], 'id', ARGV[1], 'end', 1, 'floor', 1)
+redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
+redis.call('XADD', KEYS[2], '1-0', 'k', ARGV[2], 'p', ARGV[3], 'c', ARGV[4])
+redis.call('HSET', KEYS[3], ARGV[2], 1)
+return {'created'}

@@ -1,0 +1,135 @@
+"""Who tells other processes that a log grew, and who listens.
+
+append ──> pipeline: events, XADD news ──> XREAD BLOCK in every other process ──> its bell
+                                       └─> each SWEEP_S, and after every reconnection: a look at every log's end
+
+There is one stream of news, whatever the number of logs. (Blocking on the streams of all logs themselves sends every name and
+registers every wait anew for each wake-up: with 1,000 logs 1.2 ms of this process' CPU time and 1.3 ms of Redis', with one stream
+0.3 ms each.) Its messages are names, a hint to look; the position of whoever listens is kept in his process. Where the news were
+cut off between the event and its message, the look at all ends finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from typing import Protocol
+
+from service.storage.base import StorageError, StorageUnavailable
+from service.storage.bell import Bell
+from service.storage.redis_asking import Asking
+from service.storage.redis_link import Command, Reconnected, Redirected, parsed
+
+logger = logging.getLogger("nextarm.storage")
+
+SWEEP_S = 5.0
+"""How often every log's end is looked at, seconds: who was told of it by nobody learns of it then."""
+BLOCK_S = 1.0
+NEWS_KEPT = 1000
+RETRY_S = 0.2
+
+
+class _Opened(Protocol):
+    """What is there once the store is open."""
+
+    def __call__(self) -> Asking: ...
+
+
+class News:
+    """See the module. asking: how the store is asked, once it is open."""
+
+    def __init__(self, bell: Bell, asking: _Opened, *, key: bytes) -> None:
+        self._bell, self._asking, self._key = bell, asking, key
+        self._origin = os.urandom(8).hex().encode()  # tells this process' own news from others'
+        self._tasks: list[asyncio.Task[None]] = []
+        self._telling: asyncio.Task[None] | None = None
+        self._untold: set[str] = set()
+        self._known: dict[str, tuple[str, int]] = {}  # name -> (id, end) at the last look
+        self._identities: dict[str, str] = {}  # place of a node -> identity then
+
+    async def start(self) -> None:
+        """From now on whatever changes rings."""
+        self._known = await self._asking().heads()
+        self._tasks.append(asyncio.create_task(self._follow()))
+
+    async def close(self) -> None:
+        """Stop listening."""
+        for task in (*self._tasks, self._telling):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    # -- telling -----------------------------------------------------------------------------------------------------------
+
+    def rider(self, topics: set[str]) -> list[Command]:
+        """What goes along with a pipeline, behind its events: whose logs have (perhaps) grown."""
+        return [self._message(topics)] if topics and not self._asking().nodes.is_cluster else []
+
+    def tell(self, topic: str) -> None:
+        """On a cluster the news live on another node than the log: they are told once it has grown."""
+        self._untold.add(topic)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while self._untold:
+            topics, self._untold = self._untold, set()
+            with contextlib.suppress(StorageError):  # the look at all ends finds it later
+                await self._asking().ask(self._key, self._message(topics), writing=True, confirmed=False)
+
+    def _message(self, topics: set[str]) -> Command:
+        names = [part for name in topics for part in (b"n", name.encode())]
+        return (b"XADD", self._key, b"MAXLEN", b"~", NEWS_KEPT, b"*", b"o", self._origin, *names)
+
+    # -- listening ---------------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """For as long as the store is open; whatever goes wrong, look at everything and listen again."""
+        while True:
+            try:
+                await self._listen()
+            except (Reconnected, Redirected, StorageError) as error:
+                self._asking().nodes.doubt()
+                logger.debug("news are interrupted", extra={"reason": str(error)})
+            except Exception:
+                logger.exception("news are interrupted in an unforeseen way")
+            await asyncio.sleep(RETRY_S)
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        node = await self._asking().nodes.node(self._key)
+        newest, identity = await node.tail.call((b"XREVRANGE", self._key, b"+", b"-", b"COUNT", 1))
+        last = newest[0][0][0] if newest[0] else b"0-0"
+        while True:
+            await self._sweep()
+            until = loop.time() + SWEEP_S
+            while (left := until - loop.time()) > 0:
+                block_s = min(BLOCK_S, left)
+                command = (b"XREAD", b"COUNT", NEWS_KEPT, b"BLOCK", int(block_s * 1000) + 1, b"STREAMS", self._key, last)
+                told = (await node.tail.call(command, identity=identity, patience_s=block_s)).values[0]
+                for number, fields in told[0][1] if told else ():
+                    last = number
+                    if fields[1] != self._origin:
+                        for name in fields[3::2]:
+                            self._bell.ring(bytes(name).decode())
+
+    async def _sweep(self) -> None:
+        """Ring for every log whose end is another one than at the last look; for all where a server is not the one of then."""
+        identities = {}
+        for node in await self._asking().nodes.all():
+            answer = await node.reader.call((b"INFO", b"replication"))
+            told = parsed(answer.values[0])
+            if told.get("master_replid", "") not in answer.identity or told.get("role", "master") != "master":
+                await node.drop()  # it changed under the connection; the next one looks at what it is now
+                raise StorageUnavailable(f"{node.place} has changed its history or its role")
+            identities[node.place] = answer.identity
+        before = self._known if self._identities in ({}, identities) else {}
+        self._known = await self._asking().heads()
+        self._identities = identities
+        for name in {*before, *self._known}:
+            was, now = before.get(name, ("", 0)), self._known.get(name, ("", 0))
+            if was != now:
+                self._bell.ring(name, now[1] if was[0] == now[0] and now[1] > was[1] else 0)

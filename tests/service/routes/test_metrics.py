@@ -1,0 +1,108 @@
+"""What Prometheus finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.storage.base import Log
+from service.storage.memory import MemoryStorage
+from tests.service.calls import GREEDY, Service, failed, opened, paths
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+async def scraped(service: Service, **headers: str) -> Samples:
+    response = await service.ask("GET", "/metrics", headers=headers)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(response.text)
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+
+
+def of(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, tuple(sorted(labels.items()))))
+
+
+async def test_decisions_outcomes_and_rewards_are_counted_per_arm(service: Service) -> None:
+    await service.create()
+    for number, reward in enumerate((0.5, 0.25)):
+        decision = await service.decide(body={"id": f"d{number}"})
+        await service.observe(decision["id"], {"reward": reward, "cost": 2.0})
+        await service.observe(decision["id"], {"reward": reward, "cost": 2.0})
+    await service.decide(body={"id": "open"})
+    found = await scraped(service)
+    per_arm = {arm["name"]: arm for arm in (await service.bandit())["arms"]}
+    for name, arm in per_arm.items():
+        labels = {"bandit": "b", "arm": name}
+        assert of(found, "nextarm_decisions_total", **labels) == arm["pulls"]
+        assert of(found, "nextarm_outcomes_total", **labels) == arm["outcomes"] == 1
+        assert of(found, "nextarm_cost_total", **labels) == 2.0
+        assert of(found, "nextarm_pending", **labels) == arm["pending"]
+    assert sum(of(found, "nextarm_reward_sum", bandit="b", arm=name) or 0.0 for name in per_arm) == 0.75
+    assert of(found, "nextarm_duplicates_total", bandit="b") == 2
+    assert of(found, "nextarm_offset", bandit="b") == await service.offset()
+    assert of(found, "nextarm_fold_lag", bandit="b") == 0
+
+
+async def test_requests_are_counted_by_route_and_problems_by_code(service: Service) -> None:
+    await service.create()
+    await service.decide()
+    await service.get("/v1/bandits/nobody")
+    await service.get("/v1/bandits/somebody")
+    await service.post("/v1/bandits/b/decisions", {"nonsense": 1})
+    await service.get("/nothing")
+    found = await scraped(service)
+    route = "/v1/bandits/{name}"
+    assert of(found, "nextarm_requests_total", route=route, method="GET", status="404") == 2
+    assert of(found, "nextarm_requests_total", route=f"{route}/decisions", method="POST", status="201") == 1
+    assert of(found, "nextarm_requests_total", route="", method="GET", status="404") == 1
+    assert of(found, "nextarm_problems_total", code="bandit_not_found") == 2
+    assert of(found, "nextarm_problems_total", code="invalid_request") == 1
+    assert of(found, "nextarm_request_seconds_count", route=f"{route}/decisions", method="POST") == 2
+    assert (of(found, "process_resident_memory_bytes") or 0) > 1e6
+
+
+async def test_a_tenant_sees_its_own_bandits_only_and_a_stranger_nothing(tmp_path: Path) -> None:
+    async with opened(api_keys="admin:root,admin@blue:sky,reader@red:rose") as service:
+        for key, name in (("root", "plain"), ("sky", "cloud")):
+            response = await service.ask("PUT", f"/v1/bandits/{name}", json=GREEDY, headers={"authorization": f"Bearer {key}"})
+            assert response.status_code == 201
+        assert failed(await service.get("/metrics")) == (401, "unauthenticated")
+        everything = await scraped(service, authorization="Bearer root")
+        blue = await scraped(service, authorization="Bearer sky")
+        red = await scraped(service, authorization="Bearer rose")
+    offsets = {key[1] for key in everything if key[0] == "nextarm_offset"}
+    assert offsets == {(("bandit", "plain"),), (("bandit", "blue/cloud"),)}
+    assert {key[1] for key in blue if key[0] == "nextarm_offset"} == {(("bandit", "cloud"),)}
+    assert not [key for key in red if dict(key[1]).get("bandit")]
+    assert not [key for key in blue if key[0].startswith(("process_", "nextarm_requests"))]
+
+
+@pytest.mark.parametrize("header", [False, True])
+async def test_an_offset_that_is_in_no_receipt_is_refused(service: Service, header: bool) -> None:
+    await service.create()
+    decision = await service.decide()
+    await service.observe(decision["id"])
+    if header:
+        asked = [await service.ask("GET", "/v1/bandits/b", headers={"x-nextarm-min-offset": n}) for n in ("3", "4")]
+    else:
+        asked = [await service.get(f"/v1/bandits/b/digest?min_offset={n}") for n in (3, 4)]
+    assert asked[0].status_code == 200
+    assert failed(asked[1]) == (422, "invalid_request")
+    assert paths(asked[1]) == ["min_offset"]
+
+
+async def test_an_offset_that_is_not_learnt_in_time_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(min_offset_wait_s=0.05) as service:
+        await service.create()
+
+        async def three(storage: MemoryStorage, log: Log) -> int:
+            return 3
+
+        monkeypatch.setattr(MemoryStorage, "end", three)
+        behind = await service.get("/v1/bandits/b/digest?min_offset=3")
+        assert failed(behind) == (503, "replica_behind")
+        assert behind.headers["retry-after"] == "1"

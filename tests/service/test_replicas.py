@@ -1,0 +1,312 @@
+"""Several processes over one Redis: what one of them does, all of them learn, once, and in the same order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+from numpy.random import default_rng
+
+from bandits.registry import POLICIES
+from service import folding
+from service.errors import Problem
+from service.events import ArmAdded, ReferenceAdded, added_key
+from service.hosting import BanditConflict, BanditMissing, Hosting
+from service.learner import Learner, NoSuchOffset, Outcome, OutcomeConflict
+from service.settings import Settings
+from service.storage.base import LogRewound, StorageError
+from service.storage.redis import RedisStorage
+from service.storage.redis_address import parse
+from tests.bandits.examples import EXAMPLES
+from tests.service.driving import GREEDY, Clients, Clock, ask, learner_of
+from tests.service.redis_server import RedisServer, needs_redis, shared
+from tests.service.test_hosting import wanted
+
+pytestmark = needs_redis
+PATIENCE_S = 20
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@contextlib.asynccontextmanager
+async def stores(prefix: str, number: int, url: str = "") -> AsyncIterator[list[RedisStorage]]:
+    """As many processes see it."""
+    async with contextlib.AsyncExitStack() as stack:
+        opened = []
+        for _ in range(number):
+            storage = RedisStorage(parse(url or shared().url), prefix=prefix)
+            await storage.start()
+            stack.push_async_callback(storage.close)
+            opened.append(storage)
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def replicas(prefix: str, number: int = 2, *, url: str = "", clock: Clock | None = None) -> AsyncIterator[list[Hosting]]:
+    """Hosts over one store, as many processes would run them."""
+    async with contextlib.AsyncExitStack() as stack:
+        hosts = []
+        for _ in range(number):
+            storage = RedisStorage(parse(url or shared().url), prefix=prefix)
+            hosting = Hosting(storage, Settings(sweep_s=1000.0), clock=clock or Clock())
+            await hosting.start()
+            stack.push_async_callback(hosting.close)
+            hosts.append(hosting)
+        yield hosts
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Balanced:
+    """Whichever replica a load balancer picks."""
+
+    def __init__(self, learners: list[Learner], seed: int) -> None:
+        self.learners = learners
+        self.g = default_rng(seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learners[int(self.g.integers(len(self.learners)))], name)
+
+
+def facts(bandit: Learner) -> tuple[Any, ...]:
+    return bandit.digest(), bandit.ledger.pack(), bandit.arms
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+async def test_replicas_end_at_the_same_bytes_whoever_was_asked(
+    kind: str, prefix: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = EXAMPLES[kind][0]
+    options: dict[str, Any] = {"clock": clock, "snapshot_every": 13}
+    async with stores(prefix, 3) as (first, second, third):
+        one = await learner_of(first, example, options=options)
+        two = await Learner.load(second, one.log, **options)
+        clients = Clients(example, cast(Learner, Balanced([one, two], seed=8)), clock, seed=9)
+        await clients.work(10)
+        for bandit in (one, two):
+            await bandit.catch_up()
+        assert facts(one) == facts(two)
+        for batch in (1, 256):
+            monkeypatch.setattr(folding, "READ_BATCH", batch)
+            assert facts(await Learner.load(third, one.log, use_snapshots=False)) == facts(one)
+        assert facts(await Learner.load(third, one.log)) == facts(one), "from a snapshot"
+
+
+async def test_a_bandit_of_one_replica_is_a_bandit_of_all(prefix: str) -> None:
+    async with replicas(prefix, 3) as (one, two, three):
+        await one.create(wanted("ours"))
+        bandit = await two.get("", "ours")
+        assert bandit.log == (await one.get("", "ours")).log
+        await until(lambda: three.loaded(""))
+        _, is_new = await three.create(wanted("ours"))
+        assert not is_new
+        with pytest.raises(BanditConflict):
+            await three.create(wanted("ours", price=9.0))
+        await two.delete("", "ours")
+        await until(lambda: not one.loaded(None) and not three.loaded(None))
+        for host in (one, three):
+            with pytest.raises(BanditMissing):
+                await host.get("", "ours")
+        again, is_new = await three.create(wanted("ours", price=9.0))
+        assert is_new
+        assert (await one.get("", "ours")).log == again.log
+
+
+async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(prefix: str) -> None:
+    g = default_rng(1)
+    async with replicas(prefix) as hosts:
+        one, _ = await hosts[0].create(wanted())
+        two = await hosts[1].get("", "greeter")
+        made = await asyncio.gather(*(one.decide(ask(GREEDY, g, f"d{i}")) for i in range(40)))
+        receipts = await asyncio.gather(
+            *(bandit.observe(kept.event.id, Outcome(reward=0.5, body="same")) for kept in made for bandit in (two, one, two))
+        )
+        offsets = {kept.event.id: {r.offset for r in receipts if r.event.id == kept.event.id} for kept in made}
+        assert all(len(found) == 1 for found in offsets.values())
+        assert sum(not receipt.repeated for receipt in receipts) == 40
+        with pytest.raises(OutcomeConflict):
+            await one.observe("d7", Outcome(reward=0.75, body="other"))
+        for bandit in (one, two):
+            await bandit.reach(81, timeout_s=PATIENCE_S)
+            assert sum(arm.outcomes for arm in bandit.arms) == 40
+        assert one.digest() == two.digest()
+
+
+async def test_what_one_replica_acknowledged_the_other_has_learnt_when_it_is_asked_for_it(prefix: str) -> None:
+    g = default_rng(2)
+    async with replicas(prefix) as hosts:
+        one, _ = await hosts[0].create(wanted())
+        two = await hosts[1].get("", "greeter")
+        for number in range(10):
+            await one.decide(ask(GREEDY, g, f"d{number}"))
+            receipt = await one.observe(f"d{number}", Outcome(reward=number / 10))
+            await two.reach(receipt.offset, timeout_s=PATIENCE_S)
+            assert two.digest() == one.digest()
+        with pytest.raises(NoSuchOffset):
+            await two.reach(receipt.offset + 1, timeout_s=PATIENCE_S)
+
+
+async def test_a_replica_follows_without_being_asked(prefix: str) -> None:
+    g = default_rng(3)
+    async with replicas(prefix) as hosts:
+        one, _ = await hosts[0].create(wanted())
+        two = await hosts[1].get("", "greeter")
+        await asyncio.gather(*(one.decide(ask(GREEDY, g, f"d{i}")) for i in range(100)))
+        await until(lambda: two.offset == 101)
+        assert hosts[1].lag(two) == 0
+        assert sum(arm.pending for arm in two.arms) == 100, "decisions of others are pending here, too"
+
+
+async def test_arms_that_two_replicas_add_at_once_are_all_there_in_one_order(prefix: str) -> None:
+    async with replicas(prefix) as hosts:
+        one, _ = await hosts[0].create(wanted())
+        two = await hosts[1].get("", "greeter")
+
+        def added(name: str) -> ArmAdded:
+            return ArmAdded(at=hosts[0].clock(), name=name, price=0.1, metadata={})
+
+        names = [f"arm {i}" for i in range(5, 13)]
+        both = [(bandit, name) for name in names for bandit in (one, two)]
+        receipts = await asyncio.gather(*(bandit.record(added(name), key=added_key(name)) for bandit, name in both))
+        assert sum(receipt.first is None for receipt in receipts) == 8
+        await one.catch_up()
+        await two.catch_up()
+        assert one.arms == two.arms
+        assert len({arm.name for arm in one.arms}) == len(one.arms) == len(wanted().arms) + 8
+
+
+async def test_what_is_checked_against_the_log_holds_although_another_replica_wrote_meanwhile(prefix: str) -> None:
+    """No arm beyond the limit, however many replicas add one at once."""
+    async with replicas(prefix, 3) as hosts:
+        bandits = [(await hosts[0].create(wanted()))[0], *[await host.get("", "greeter") for host in hosts[1:]]]
+        limit = len(wanted().arms) + 2
+
+        async def add(bandit: Learner, name: str) -> bool:
+            def check() -> None:
+                if len(bandit.ledger.arms) >= limit:
+                    raise Problem("invalid_request", "too many arms")
+
+            event = ArmAdded(at=hosts[0].clock(), name=name, price=0.1, metadata={})
+            try:
+                return (await bandit.record(event, key=added_key(name), check=check)).first is None
+            except Problem:
+                return False
+
+        done = await asyncio.gather(*(add(bandit, f"{i} of {n}") for n, bandit in enumerate(bandits) for i in range(4)))
+        assert sum(done) == 2
+        for bandit in bandits:
+            await bandit.catch_up()
+            assert len(bandit.arms) == limit
+
+
+async def test_a_reference_is_frozen_by_a_decision_of_another_replica(prefix: str, clock: Clock) -> None:
+    example = EXAMPLES["fd-ucb"][0]
+    async with stores(prefix, 2) as (first, second):
+        one = await learner_of(first, example)
+        two = await Learner.load(second, one.log)
+        await one.decide(ask(example, default_rng(4), "d1"))
+
+        def check() -> None:
+            if two.ledger.decided:
+                raise Problem("reference_frozen", "too late")
+
+        rows = ReferenceAdded(at=clock())
+        with pytest.raises(Problem, match="too late"):
+            await two.record(rows, key="reference/late", check=check)
+
+
+async def test_overdue_decisions_expire_once_whoever_looks(prefix: str, clock: Clock) -> None:
+    g = default_rng(5)
+    async with replicas(prefix, 2, clock=clock) as hosts:
+        one, _ = await hosts[0].create(wanted(timeout_s=60.0))
+        two = await hosts[1].get("", "greeter")
+        for number in range(6):
+            await one.decide(ask(GREEDY, g, f"d{number}"))
+        await two.catch_up()
+        clock.advance(61.0)
+        await asyncio.gather(one.expire(), two.expire())
+        await one.catch_up()
+        assert one.offset == 1 + 12
+        assert not one.ledger.open
+
+
+# -- a store that lost what it had acknowledged -----------------------------------------------------------------------------
+
+
+async def test_a_log_that_lost_its_end_is_learnt_anew_by_everybody(prefix: str) -> None:
+    """Redis without an append-only file comes back with its last dump: what came after it is gone, and nobody goes on with it."""
+    g = default_rng(6)
+    with RedisServer() as server:
+        async with replicas(prefix, 2, url=server.url) as hosts:
+            one, _ = await hosts[0].create(wanted())
+            two = await hosts[1].get("", "greeter")
+            for number in range(5):
+                await one.decide(ask(GREEDY, g, f"d{number}"))
+                await one.observe(f"d{number}", Outcome(reward=1.0))
+            await two.reach(11, timeout_s=PATIENCE_S)
+            server.command("SAVE")
+            for number in range(5, 9):
+                await one.decide(ask(GREEDY, g, f"d{number}"))
+                await one.observe(f"d{number}", Outcome(reward=0.0))
+            await two.reach(19, timeout_s=PATIENCE_S)
+            server.kill()
+            server.start()
+            renewed = [await again(host) for host in hosts]
+            assert [bandit.offset for bandit in renewed] == [11, 11]
+            assert one not in renewed
+            assert two not in renewed
+            with pytest.raises((LogRewound, StorageError)):
+                await one.decide(ask(GREEDY, g, "late"))
+            await renewed[0].decide(ask(GREEDY, g, "new"))
+            receipt = await renewed[1].observe("new", Outcome(reward=0.25))
+            await renewed[0].reach(receipt.offset, timeout_s=PATIENCE_S)
+            assert renewed[0].digest() == renewed[1].digest()
+
+
+async def again(host: Hosting) -> Learner:
+    """The bandit, once the host has noticed and rebuilt; what it raises meanwhile is a 503."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                bandit = await host.get("", "greeter")
+                await bandit.catch_up()
+            except StorageError:
+                await asyncio.sleep(0.01)
+            else:
+                if bandit.offset <= 11:
+                    return bandit
+                await asyncio.sleep(0.01)
+
+
+async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_anew(prefix: str) -> None:
+    g = default_rng(7)
+    with RedisServer() as server:
+        async with replicas(prefix, 1, url=server.url) as (host,):
+            bandit, _ = await host.create(wanted())
+            await bandit.decide(ask(GREEDY, g, "d1"))
+            server.kill()
+            server.start()
+            with pytest.raises(StorageError):
+                await bandit.decide(ask(GREEDY, g, "d2"))
+            await until(lambda: not host.loaded(None))
+            with pytest.raises(BanditMissing):
+                await host.get("", "greeter")
+            anew, is_new = await host.create(wanted())
+            assert is_new
+            assert (await anew.decide(ask(GREEDY, g, "d1"))).offset == 2
