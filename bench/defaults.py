@@ -1,6 +1,7 @@
 """Which defaults should PAK-UCB have? One setting at a time, over a synthetic world and three recorded tables, several seeds.
 
-    python -m bench.defaults --out out/defaults        (about twenty minutes on two cores; results are kept as they come)
+    python -m bench.defaults            about twenty minutes on two cores; results are kept as they come
+    python -m bench.defaults --write    then writes the tables of docs/defaults.md and docs/choosing.md
 
 Every setting plays the same orders of the same prompts by `bandits.simulate`, without HTTP. A cell is the mean reward over the
 seeds; `won` is the share of what knowing each prompt's group would win over the best fixed arm, averaged over the worlds.
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from bandits.registry import build
 from bandits.simulate import World, simulate
+from bench.defaults_pages import choosing, ranked, write
 from bench.tables import CHAT_MODELS, DATA, hash_features
 
 BASE: dict[str, Any] = {"prior_mean": 1.0, "exploration": 1.0, "ridge": 1.0, "random_features": 128, "bandwidth": 1.0}
@@ -191,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("out/defaults"))
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the recorded tables")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/ as well")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -208,6 +211,23 @@ def main() -> None:
                     kept.write_text(json.dumps(results, indent=1))
                 progress.advance(task)
     show(results, benches)
+    if chosen.write:
+        write(tables(results, benches))
+
+
+def tables(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[str, Bench]) -> dict[str, str]:
+    """The tables for docs/, by the names of their markers."""
+    known: dict[str, dict[str, float]] = {
+        "fixed": {name: bench.fixed for name, bench in benches.items()},
+        "grouped": {name: bench.grouped for name, bench in benches.items()},
+    }
+    full = ("clusters", "humaneval", "coderouterbench, score - 5 USD", "mmlu_pro, 5,000 rounds")
+    plain = ("three kinds, made up", "HumanEval, 2 models", "coding tasks, 8 models", "MMLU-Pro, 10 models")
+    rounds = {name: bench.rounds for name, bench in benches.items()}
+    return {
+        "pak-ucb": ranked(results, heads=dict(zip(benches, full, strict=True)), **known),
+        "choosing": choosing(results, heads=dict(zip(benches, plain, strict=True)), rounds=rounds, **known),
+    }
 
 
 def show(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[str, Bench]) -> None:

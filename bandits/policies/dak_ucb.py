@@ -63,9 +63,14 @@ class DakUcb(Policy):
         at_least=0,
         source="DAK-UCB",
     )
-    exploration: float = hyper(1.0, "Multiplier eta of the width, for the reward.", at_least=0, source="DAK-UCB, beta_s")
+    exploration: float = hyper(
+        0.3, "Multiplier eta of the width, for the reward.", at_least=0, source="DAK-UCB, beta_s; the default: docs/defaults.md"
+    )
     diversity_exploration: float = hyper(
-        1.0, "Multiplier of the width, for diversity. The mixture has none.", at_least=0, source="DAK-UCB, beta_D"
+        0.3,
+        "Multiplier of the width, for diversity. The mixture has none.",
+        at_least=0,
+        source="DAK-UCB, beta_D; the default: docs/defaults.md",
     )
     mixture: bool = hyper(
         False, "Draw from the best mixture of arms (an exact quadratic programme) instead of playing the best arm."

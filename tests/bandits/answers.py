@@ -69,7 +69,7 @@ WORLD = collapsed_and_diverse()
 
 
 def dak(**hyperparameters: Any) -> DakUcb:
-    """The policy of the golden runs, unless said otherwise: exact, bandwidths sqrt(1/2), r0 = 0."""
+    """The policy of the golden runs, unless said otherwise: exact, bandwidths sqrt(1/2), r0 = 0, both widths as they are."""
     golden: dict[str, Any] = {
         "dim": 4,
         "output_dim": 4,
@@ -78,6 +78,8 @@ def dak(**hyperparameters: Any) -> DakUcb:
         "output_bandwidth": SIGMA,
         "prior_mean": 0.0,
         "normalize": False,
+        "exploration": 1.0,
+        "diversity_exploration": 1.0,
         "random_features": None,
         "label_features": None,
     }

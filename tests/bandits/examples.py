@@ -274,11 +274,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "is-ucb": (
         Example(
             kind="is-ucb",
+            settings={"bonus": "released"},
             output_dim=OUTPUT_DIM,
             output=probabilities,
             differences=BURN_IN | _pairs(delta=(0.05, 0.4), bonus=("released", "kl"), union=(False, True)),
         ),
-        Example(kind="is-ucb", settings={"bonus": "kl"}, output_dim=OUTPUT_DIM, output=probabilities),
+        Example(kind="is-ucb", output_dim=OUTPUT_DIM, output=probabilities),
     ),
     "mixture-ucb": (
         _but(

@@ -76,7 +76,7 @@ def told(policy: FdUcb, state: State) -> list[dict[str, Any]]:
 
 
 def test_golden_f1_estimate_bonus_and_index() -> None:
-    policy = FdUcb(output_dim=2)
+    policy = FdUcb(output_dim=2, bonus_scale=1.0)
     state = started(policy, [ROWS_F], REFERENCE_F)
     (arm,) = told(policy, state)
     assert arm["n"] == 8
@@ -91,7 +91,7 @@ def test_golden_f1_estimate_bonus_and_index() -> None:
 @pytest.mark.parametrize("threshold", [1.5, 3.0])
 def test_golden_f2_thresholded_covariances_but_never_variances(threshold: float) -> None:
     """Golden F2 at M = 1.5; the release loses the variances too at M = 3, and with them the radius. Ours stay."""
-    policy = FdUcb(output_dim=2, threshold=threshold)
+    policy = FdUcb(output_dim=2, threshold=threshold, bonus_scale=1.0)
     (arm,) = told(policy, started(policy, [ROWS_F], REFERENCE_F))
     assert arm["bonus"] == pytest.approx(8.197346585717659, abs=1e-9)
     assert arm["estimate"] == pytest.approx(1.130907510720374, abs=1e-9)  # the estimate is never thresholded
@@ -112,8 +112,8 @@ def test_identical_moments_give_a_distance_of_zero() -> None:
 
 
 def test_bonus_scale_multiplies_the_radius_and_rigorous_is_wider() -> None:
-    one, half = FdUcb(output_dim=2), FdUcb(output_dim=2, bonus_scale=0.25)
-    rigorous = FdUcb(output_dim=2, bonus="rigorous")
+    one, half = FdUcb(output_dim=2, bonus_scale=1.2), FdUcb(output_dim=2, bonus_scale=0.3)
+    rigorous = FdUcb(output_dim=2, bonus="rigorous", bonus_scale=1.2)
     state = started(one, [ROWS_F], REFERENCE_F)
     bonus = told(one, state)[0]["bonus"]
     assert told(half, state)[0]["bonus"] == pytest.approx(bonus / 4.0, rel=1e-14)
@@ -144,7 +144,7 @@ def released_index(rows: np.ndarray, reference: np.ndarray, *, delta: float, kap
 def test_a_whole_run_picks_what_a_plain_rewrite_picks(samples_first: bool) -> None:
     """Outcomes of 3 samples in R^5: the thin form at first, then the full one, then sums over a full block."""
     rng = np.random.default_rng(12)
-    policy = FdUcb(output_dim=5, delta=0.2, kappa=0.6)
+    policy = FdUcb(output_dim=5, delta=0.2, kappa=0.6, bonus_scale=1.0)
     reference = rng.standard_normal((400, 5)) @ np.diag([1, 2, 0.5, 1.5, 1]) + 4.0
     given_moments = Moments(torch.from_numpy(reference.mean(0)), torch.from_numpy(np.cov(reference.T)), 400)
     state = started(policy, [torch.zeros(0, 5)] * 3, torch.from_numpy(reference) if samples_first else given_moments)
@@ -312,7 +312,7 @@ def test_scores_made_for_another_reference_are_not_used() -> None:
 
 
 def test_float32_samples_are_learnt_in_float64() -> None:
-    policy = FdUcb(output_dim=2)
+    policy = FdUcb(output_dim=2, bonus_scale=1.0)
     state = started(policy, [ROWS_F.to(torch.float32)], REFERENCE_F)
     assert told(policy, state)[0]["index"] == pytest.approx(-8.403298200937726, abs=1e-9)
 
@@ -374,7 +374,7 @@ def test_a_reference_of_less_than_two_samples_is_missing() -> None:
 
 
 def test_outcomes_before_the_reference_wait_for_it() -> None:
-    policy = FdUcb(output_dim=2)
+    policy = FdUcb(output_dim=2, bonus_scale=1.0)
     state = policy.prepare(states.fold(policy, states.start(policy, arms=1), Observation(arm=0, output=ROWS_F)))
     assert told(policy, state) == [{"n": 8, "estimate": None, "bonus": None, "index": None}]
     with pytest.raises(ReferenceMissing):
@@ -453,7 +453,7 @@ def test_hyperparameters_out_of_range_are_refused(name: str, value: object) -> N
 def test_world_i1_is_played_as_well_as_the_golden_run() -> None:
     """Golden I1: .9115 +- .0017 over 20 seeds, so one seed has a deviation of .008; 5 seeds, 4 standard errors."""
     world = i1()
-    ratio = np.mean([world.optimal_pick_ratio(play(FdUcb(output_dim=8), world, seed=seed)) for seed in range(5)])
+    ratio = np.mean([world.optimal_pick_ratio(play(FdUcb(output_dim=8, bonus_scale=1.0), world, seed=seed)) for seed in range(5)])
     assert ratio == pytest.approx(0.9115, abs=4 * 0.011 / math.sqrt(5))
 
 
@@ -461,5 +461,5 @@ def test_world_i2_needs_optimism() -> None:
     """Golden I2: fd-ucb .582, greedy .0025, stuck on the collapsed arm."""
     world = i2()
     for seed in range(3):
-        assert world.optimal_pick_ratio(play(FdUcb(output_dim=32), world, seed=seed)) > 0.5
+        assert world.optimal_pick_ratio(play(FdUcb(output_dim=32, bonus_scale=1.0), world, seed=seed)) > 0.5
         assert world.optimal_pick_ratio(play(FdUcb(output_dim=32, bonus_scale=0.0), world, seed=seed)) < 0.05

@@ -55,7 +55,7 @@ def told(policy: IsUcb, state: State) -> list[dict[str, Any]]:
 
 
 def test_golden_g2_four_outputs() -> None:
-    policy = IsUcb(output_dim=3)
+    policy = IsUcb(output_dim=3, bonus="released")
     state = started(policy, [ROWS_G2])
     assert (state.arms[0].p / 4).tolist() == pytest.approx([0.4, 0.375, 0.225], abs=1e-9)
     assert state.arms[0].h / 4 == pytest.approx(0.8222666690708822, abs=1e-9)
@@ -68,7 +68,7 @@ def test_golden_g2_four_outputs() -> None:
 
 
 def test_golden_g3_two_thousand_outputs() -> None:
-    policy = IsUcb(output_dim=3)
+    policy = IsUcb(output_dim=3, bonus="released")
     (arm,) = told(policy, started(policy, [ROWS_G2.repeat(500, 1)]))
     assert arm["n"] == 2000
     assert arm["index"] == pytest.approx(0.27117959762733723, abs=1e-9)
@@ -118,7 +118,7 @@ def kl_index(p: np.ndarray, *, delta: float) -> float:
 @pytest.mark.parametrize("n", [2, 30, 900])
 @pytest.mark.parametrize("union", [False, True])
 def test_the_released_index_matches_a_plain_rewrite(n: int, union: bool) -> None:
-    policy = IsUcb(output_dim=6, delta=0.2, union=union)
+    policy = IsUcb(output_dim=6, delta=0.2, union=union, bonus="released")
     rows = probabilities(n, 6, seed=n)
     index = told(policy, started(policy, [rows]))[0]["index"]
     assert index == pytest.approx(released_index(rows.numpy(), delta=0.2, union=union), abs=1e-9)
@@ -237,7 +237,7 @@ def test_splitting_outcomes_changes_nothing_but_the_number_of_pulls(sizes: list[
 
 def test_the_order_of_outputs_matters_to_kl_and_to_nothing_else() -> None:
     rows = probabilities(50, 4, seed=3)
-    for policy, differs in ((IsUcb(output_dim=4), False), (IsUcb(output_dim=4, bonus="kl"), True)):
+    for policy, differs in ((IsUcb(output_dim=4, bonus="released"), False), (IsUcb(output_dim=4, bonus="kl"), True)):
         there, back = (told(policy, started(policy, [r]))[0] for r in (rows, rows.flip(0)))
         assert there["estimate"] == pytest.approx(back["estimate"], abs=1e-13)
         assert (abs(there["index"] - back["index"]) > 1e-6) is differs
@@ -268,7 +268,7 @@ def test_preparing_changes_no_byte_and_scores_only_the_arm_that_changed() -> Non
 
 
 def test_outputs_are_scaled_to_sum_one() -> None:
-    policy = IsUcb(output_dim=3)
+    policy = IsUcb(output_dim=3, bonus="released")
     scaled = ROWS_G2 * torch.tensor([[1.0009], [0.9991], [1.0], [1.0004]], dtype=torch.float64)
     policy.check_observation(Observation(arm=0, output=scaled))
     assert told(policy, started(policy, [scaled]))[0]["index"] == pytest.approx(4.201014496122614, abs=1e-9)
@@ -355,11 +355,11 @@ def share(policy: IsUcb, world: SampleWorld, seeds: int) -> float:
 
 def test_world_i3_is_played_as_well_as_the_golden_run() -> None:
     """Golden I3: .8303 +- .0002 over 20 seeds, so one seed has a deviation of .001 (kl: .967); 3 seeds, 4 standard errors."""
-    assert share(IsUcb(output_dim=10), i3(), 3) == pytest.approx(0.8303, abs=4 * 0.001 / math.sqrt(3))
+    assert share(IsUcb(output_dim=10, bonus="released"), i3(), 3) == pytest.approx(0.8303, abs=4 * 0.001 / math.sqrt(3))
     assert share(IsUcb(output_dim=10, bonus="kl"), i3(), 2) == pytest.approx(0.967, abs=4 * 0.0015 / math.sqrt(2))
 
 
 def test_world_i8_with_a_thousand_classes_needs_kl() -> None:
     """Golden I8: is-ucb .338, as good as random; is-ucb-kl .957."""
-    assert share(IsUcb(output_dim=1000), i8(), 1) < 0.36
+    assert share(IsUcb(output_dim=1000, bonus="released"), i8(), 1) < 0.36
     assert share(IsUcb(output_dim=1000, bonus="kl"), i8(), 2) > 0.9

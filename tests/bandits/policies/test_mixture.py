@@ -179,7 +179,7 @@ def test_golden_h_widths() -> None:
     np.testing.assert_allclose(
         released.at(COUNTS, 40.0), [0.33266557324649343, 0.2576816450080425, 0.40743045472218586], atol=1e-9
     )
-    assert ucb().radius == Radius(0.6, 1.0, 0.0)
+    assert ucb().radius == Radius(0.6, 1.0, 0.0)  # the published figures
 
 
 @pytest.mark.parametrize(
@@ -655,7 +655,7 @@ def test_requests_in_flight_get_the_arms_that_the_algorithm_would_pull_in_turn(c
 
 
 def test_a_pending_decision_stands_for_as_many_samples_as_the_arm_brings() -> None:
-    policy = ucb(initial_pulls=2)
+    policy = ucb(initial_pulls=2, delta_l=0.6)
     state = golden_h(policy)
     batches = replace(state, arms=tuple(replace(arm, pulls=arm.count // 4) for arm in state.arms))
     scores = policy.weights(batches, [free(3, pending=(2, 0, 1))]).scores

@@ -26,8 +26,9 @@ from tests.tables import shared_table
 
 
 def golden(**others: Any) -> PromptWise:
-    """As in the golden runs: the features bring their own constant and are not scaled."""
-    return PromptWise(**{"dim": 4, "normalize": False, "bias": False, **others})
+    """As in the golden runs: the features bring their own constant and are not scaled; the paper's rule, without a discount."""
+    chosen = {"dim": 4, "normalize": False, "bias": False, "rule": "ratio", "retry_discount": 1.0}
+    return PromptWise(**{**chosen, **others})
 
 
 def sha(trace: EpisodeTrace) -> str:
@@ -332,7 +333,7 @@ def test_success_is_a_reward_from_the_threshold_on() -> None:
 
 def test_a_discount_on_retries_escalates() -> None:
     """Cheap arm with q about .6 at price 1, dear one with about the same q at price 3: after two failures 1/.36 > 3."""
-    patient = PromptWise(dim=2, exploration=0.0, costs="price", cost_weight=0.01)
+    patient = PromptWise(dim=2, rule="ratio", retry_discount=1.0, exploration=0.0, costs="price", cost_weight=0.01)
     state = folded(patient, seen(0, 1.0), seen(1, 1.0), arms=2)
     asked = [context(2, prices=(1.0, 3.0), attempts=(n, 0)) for n in range(4)]
     assert picked(patient, state, *asked) == [0, 0, 0, 0]
@@ -341,7 +342,7 @@ def test_a_discount_on_retries_escalates() -> None:
 
 
 def test_a_discount_is_a_power_of_the_failed_calls_of_that_arm() -> None:
-    policy = PromptWise(dim=2, retry_discount=0.3, cost_weight=0.2, costs="price")
+    policy = PromptWise(dim=2, rule="ratio", retry_discount=0.3, cost_weight=0.2, costs="price")
     state = folded(policy, seen(0, 1.0), seen(1, 0.0), arms=2)
     fresh, tried = policy.weights(state, [context(2), context(2, attempts=(2, 1))]).scores["utility"]
     torch.testing.assert_close(1.0 - tried, (1.0 - fresh) / torch.tensor([0.09, 0.3], dtype=torch.float64), rtol=1e-13, atol=0)
