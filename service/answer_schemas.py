@@ -123,7 +123,9 @@ class ArmReceipt(ArmAnswer):
 class EmbedderAnswer(Answer):
     """How vectors come to be."""
 
-    embedder: str = Field(description="`vector`: the client embeds.", examples=["vector"])
+    embedder: str = Field(
+        description="`vector`: the client embeds. With its model, e.g. `open-clip/shapes`.", examples=["vector"]
+    )
     dim: int = Field(description="Length of a vector.", examples=[384])
     version: str = Field(description="Of the weights; empty where there are none.")
 
@@ -131,7 +133,12 @@ class EmbedderAnswer(Answer):
 class RewardAnswer(Answer):
     """Where rewards come from."""
 
-    source: str = Field(description="`client`: posted with the outcome.", examples=["client"])
+    source: str = Field(description="`client`: posted with the outcome; else a scorer.", examples=["client"])
+    override: bool = Field(False, description="With a scorer: a posted reward wins; left out where false.")
+    pattern: str = Field("", description="Of the scorer; left out where it has none, as the next three.")
+    expected: str = Field("", description="Of the scorer.")
+    target: int = Field(0, description="Of the scorer.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the scorer.")
     default: float | None = Field(description="Learnt when no outcome came in time; null = nothing is.")
     timeout_s: float = Field(description="Seconds after which an open decision expires.", examples=[86400.0])
 
@@ -185,6 +192,49 @@ class PoliciesAnswer(Answer):
     policies: list[PolicyAnswer] = Field(description="Every policy.")
 
 
+class EmbedderListed(Answer):
+    """An embedder that bandits can name."""
+
+    name: str = Field(description="Its name.", examples=["open-clip"])
+    summary: str = Field(description="What it is.")
+    takes: list[Literal["text", "image", "vector"]] = Field(description="What it can embed.")
+    dim: int | None = Field(description="Length of a vector; null = the client says.", examples=[384])
+    unit_norm: bool = Field(description="Every vector has length one.")
+    licence: str = Field(description="Of the weights (SPDX); empty where there are none.", examples=["Apache-2.0"])
+    available: bool = Field(description="It can be used on this server.")
+    reason: str = Field(description="Why it cannot, and what to install or set.")
+    version: str = Field(description="Package and start of the sha256 of the weights; empty where there are none.")
+
+
+class ScorerListed(Answer):
+    """A scorer that bandits can name as the source of their rewards."""
+
+    name: str = Field(description="Its name.", examples=["clip-score"])
+    summary: str = Field(description="What it rewards.")
+    reads: list[Literal["text", "image", "vector"]] = Field(description="What an output may be.")
+    parameters: list[str] = Field(description="Its fields of `reward`.")
+    gives: str = Field(description="Range of the reward.", examples=["0 to 1"])
+    licence: str = Field(description="SPDX; empty where another package brings it.")
+    available: bool = Field(description="It can be used on this server.")
+    reason: str = Field(description="Why it cannot, and what to install.")
+    origin: str = Field(description="The package that brings it.", examples=["nextarm"])
+
+
+class EmbeddersAnswer(Answer):
+    """What turns contents into vectors, and outputs into rewards."""
+
+    embedders: list[EmbedderListed] = Field(description="Every embedder.")
+    scorers: list[ScorerListed] = Field(description="Every scorer.")
+
+
+class WarmAnswer(Answer):
+    """A loaded embedder."""
+
+    embedder: str = Field(description="With its model.", examples=["open-clip/shapes"])
+    dim: int = Field(description="Length of a vector.", examples=[64])
+    version: str = Field(description="Package and start of the sha256 of the weights.")
+
+
 class HealthAnswer(Answer):
     """The process is alive."""
 
@@ -197,3 +247,5 @@ class ReadinessAnswer(Answer):
     status: Literal["ready", "not ready"] = Field(description="`not ready` comes with 503.")
     reasons: list[str] = Field(description="Why it is not ready.")
     damaged: list[str] = Field(description="Bandits whose log cannot be folded; the others are served.")
+    notices: list[str] = Field(description="What an operator should know about how the store is set up.")
+    lag: int = Field(description="Events of the bandit that is furthest behind its log, as far as known.")

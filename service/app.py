@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 
 import torch
 from fastapi import FastAPI
 
-from service import errors
+from service import embedding, errors
 from service.access import Gate
 from service.dependencies import Services
 from service.documentation import TAGS, document
+from service.embedders import registry
 from service.embedders.queue import EmbeddingQueue
 from service.hosting import Hosting
-from service.routes import bandits, decisions, health, outcomes, records, references
+from service.metrics import Meter
+from service.routes import bandits, decisions, embedders, health, metrics, outcomes, records, references
+from service.scorers.scoring import Scoring
 from service.settings import Settings
 from service.transport import Doorkeeper
 
@@ -37,12 +41,12 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
     )
     app.state.services = services
-    routers = [module.router for module in (bandits, decisions, outcomes, references, records, health)]
+    routers = [module.router for module in (bandits, decisions, outcomes, references, embedders, records, metrics, health)]
     for router in routers:
         app.include_router(router)
     errors.install(app, [route for router in routers for route in router.routes])
     document(app)
-    app.add_middleware(Doorkeeper, gate=services.gate, max_body_bytes=services.settings.max_body_bytes)
+    app.add_middleware(Doorkeeper, gate=services.gate, meter=services.meter, max_body_bytes=services.settings.max_body_bytes)
     return app
 
 
@@ -56,9 +60,16 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda:
     gate = Gate(keys=settings.api_keys, rate_limit=settings.rate_limit)
     hosting = Hosting(settings.open_storage(), settings, clock=clock)
     await hosting.start()
-    embeddings = EmbeddingQueue(cache_entries=settings.embedding_cache)
+    embeddings = EmbeddingQueue(
+        find=partial(registry.spec, sources=settings.sources()),
+        cache_entries=settings.embedding_cache,
+        waiting_limit=settings.embedding_waiting,
+    )
+    scoring = Scoring(timeout_s=settings.scorer_timeout_s)
+    embedding.warm(embeddings, settings)
     try:
-        yield create_app(Services(settings, hosting, embeddings, gate))
+        yield create_app(Services(settings, hosting, embeddings, scoring, gate, Meter()))
     finally:
         embeddings.close()
+        scoring.close()
         await hosting.close()

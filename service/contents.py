@@ -1,4 +1,9 @@
-"""From posted content to the vectors that the log keeps: given vectors are checked, texts are embedded."""
+"""From posted content to the vectors that the log keeps: given vectors are checked, texts and images are embedded.
+
+    Content --read--> a text, an image file (its header checked), or a vector --embedded--> (n, e) rows
+
+All contents of a request go to the embedder together: either every one is let into its line, or none is.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,20 @@ import numpy as np
 
 from service import events
 from service.dependencies import Services
-from service.embedders.base import InvalidText
+from service.embedders import base, images
+from service.embedders.base import InvalidContent, Vector
+from service.embedding import PROBABILITIES
 from service.errors import invalid
 from service.events import Created, Matrix
 from service.schemas import Content
+
+Given = str | bytes | Vector
+"""A text, an image file, or what the client computed."""
+
+LARGE = 2**18
+"""Characters of base64 beyond which an image is decoded and looked at in another thread."""
+SHARPNESS = 100.0
+"""Cosines are multiplied by it before the softmax: CLIP's own scale, where its training caps it (arXiv 2103.00020, sec. 2.5)."""
 
 
 async def prompt_vector(
@@ -25,39 +40,100 @@ async def prompt_vector(
         return b""
     if prompt is None:
         raise invalid(path, "is missing; this bandit decides by the prompt")
-    vector = await _embed(services, created.prompt_embedder, created.dim, prompt, path=path)
-    return events.vector_bytes(vector)
+    return events.vector_bytes((await prompt_rows(services, created, [prompt], paths=[path]))[0])
+
+
+async def prompt_rows(services: Services, created: Created, prompts: Sequence[Content], *, paths: Sequence[str]) -> Vector:
+    """(n, d) one row per prompt."""
+    given = await read(services, created.prompt_embedder, prompts, paths=paths)
+    return await _rows(services, created.prompt_embedder, created.dim, given, paths=paths)
 
 
 async def output_matrix(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> Matrix:
     """(n, e) samples. paths: where each of them stands in the request."""
     if not created.output_embedder:
         raise invalid(paths[0].partition(".")[0], "this bandit takes no outputs; create it with `output`, or post a reward alone")
-    embedder, dim = created.output_embedder, created.output_dim
-    rows = await asyncio.gather(
-        *(_embed(services, embedder, dim, content, path=path) for content, path in zip(outputs, paths, strict=True))
-    )
-    return Matrix.of(np.stack(rows))
+    return await embedded(services, created, await read(services, created.output_embedder, outputs, paths=paths), paths=paths)
 
 
-async def _embed(services: Services, embedder: str, dim: int, content: Content, *, path: str) -> np.ndarray:
-    if content.image is not None:
-        raise invalid(f"{path}.image", f"the embedder {embedder!r} takes no images")
+async def embedded(services: Services, created: Created, given: Sequence[Given], *, paths: Sequence[str]) -> Matrix:
+    """(n, e) what was read of outputs, as the log keeps it."""
+    classes = (created.request.get("output") or {}).get("classes")
+    if not classes:
+        rows = await _rows(services, created.output_embedder, created.output_dim, given, paths=paths)
+        return Matrix.of(rows)
+    return Matrix.of(await _zero_shot(services, created, given, classes, paths=paths))
+
+
+async def read(services: Services, embedder: str, contents: Sequence[Content], *, paths: Sequence[str]) -> list[Given]:
+    """What was posted, checked for what its size and its first bytes tell. embedder: "" where outputs are only scored."""
+    return [await _read(services, embedder, content, path=path) for content, path in zip(contents, paths, strict=True)]
+
+
+async def _read(services: Services, embedder: str, content: Content, *, path: str) -> Given:
+    settings = services.settings
     if content.text is not None:
-        if embedder in ("vector", "probabilities"):
+        if embedder in ("vector", PROBABILITIES):
             kind = "a vector" if embedder == "vector" else "probabilities"
             raise invalid(path, f"this bandit takes {kind}, not text; post it, or create the bandit with a text embedder")
-        if len(content.text) > services.settings.max_prompt_chars:
-            raise invalid(f"{path}.text", f"is longer than {services.settings.max_prompt_chars} characters")
+        if len(content.text) > settings.max_prompt_chars:
+            raise invalid(f"{path}.text", f"is longer than {settings.max_prompt_chars} characters")
+        return content.text
+    if content.image is not None:
+        if embedder in ("vector", PROBABILITIES):
+            raise invalid(f"{path}.image", f"the embedder {embedder!r} takes no images; see GET /v1/embedders for those that do")
         try:
-            return await services.embeddings.embed(embedder, content.text)
-        except InvalidText as error:
-            raise invalid(f"{path}.text", str(error)) from None
+            if len(content.image) > LARGE:
+                return await asyncio.to_thread(images.from_base64, content.image, settings.image_limits())
+            return images.from_base64(content.image, settings.image_limits())
+        except InvalidContent as error:
+            raise invalid(f"{path}.image", str(error)) from None
     field = "probabilities" if content.probabilities is not None else "vector"
-    if (embedder == "probabilities") != (field == "probabilities"):
+    if embedder and (embedder == PROBABILITIES) != (field == "probabilities"):
         raise invalid(f"{path}.{field}", f"this bandit takes {embedder!r} here")
     given = content.probabilities if content.probabilities is not None else content.vector
     assert given is not None
-    if len(given) != dim:
-        raise invalid(f"{path}.{field}", f"has {len(given)} numbers, this bandit takes {dim}")
     return given
+
+
+async def _rows(services: Services, embedder: str, dim: int, given: Sequence[Given], *, paths: Sequence[str]) -> Vector:
+    """(n, dim) one row each; what is no vector yet is embedded, together."""
+    rows = np.empty((len(given), dim), dtype=np.float32)
+    to_embed: list[int] = []
+    for i, content in enumerate(given):
+        if isinstance(content, str | bytes):
+            to_embed.append(i)
+        elif len(content) != dim:
+            field = PROBABILITIES if embedder == PROBABILITIES else "vector"
+            raise invalid(f"{paths[i]}.{field}", f"has {len(content)} numbers, this bandit takes {dim}")
+        else:
+            rows[i] = content
+    if to_embed:
+        contents = [content for content in given if isinstance(content, str | bytes)]
+        rows[to_embed] = await _embed(services, embedder, contents, paths=[paths[i] for i in to_embed])
+    return rows
+
+
+async def _embed(services: Services, embedder: str, contents: Sequence[base.Content], *, paths: Sequence[str]) -> Vector:
+    try:
+        return await services.embeddings.embed_many(embedder, contents)
+    except InvalidContent as error:
+        field = "image" if isinstance(contents[error.position], bytes) else "text"
+        raise invalid(f"{paths[error.position]}.{field}", str(error)) from None
+
+
+async def _zero_shot(
+    services: Services, created: Created, given: Sequence[Given], classes: Sequence[str], *, paths: Sequence[str]
+) -> Vector:
+    """(n, classes) softmax of 100 cosines with the texts of the classes; these are embedded once, as any text is."""
+    contents: list[base.Content] = []
+    for content, path in zip(given, paths, strict=True):
+        if not isinstance(content, str | bytes):
+            raise invalid(f"{path}.vector", "this bandit compares outputs with its classes: post a text or an image")
+        contents.append(content)
+    texts = await _embed(services, created.output_embedder, list(classes), paths=["output.classes"] * len(classes))
+    rows = await _embed(services, created.output_embedder, contents, paths=paths)
+    logits = SHARPNESS * rows.astype(np.float64) @ texts.astype(np.float64).T
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Vector = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities

@@ -18,39 +18,56 @@ from bandits.errors import BanditError, InvalidHyperparameter
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES, build
 from bandits.types import Context, Observation, Policy, empty
-from service.embedders import registry
-from service.embedders.base import EmbedderUnavailable, UnknownEmbedder
+from service.embedders import checkpoints
+from service.embedders.base import Kind, Sources
+from service.embedding import PROBABILITIES, Chosen, chosen
 from service.errors import invalid
 from service.events import Created, NewArm
-from service.schemas import BanditBody, EmbedderSpec
+from service.schemas import BanditBody, RewardSpec
+from service.scorers import registry as scorers
+from service.scorers import scoring
+from service.scorers.base import CLIENT, InvalidParameter, ScorerError, UnknownScorer
 
-PROBABILITIES = "probabilities"
 COPIES = 3
 """What is derived from the sums takes about twice their memory again: an inverse, and one that counts pending decisions."""
+_FOR: dict[Kind, str] = {
+    "probabilities": "set 'probabilities' and their number as `dim`, 'imagenet' for images, or 'open-clip' with `classes`",
+    "vector": "set 'vector' and the length as `dim`, or an embedder of GET /v1/embedders",
+}
 
 
 def created_event(
-    name: str, tenant: str, body: BanditBody, *, default_timeout_s: float, max_bytes: int, clock: Callable[[], datetime]
+    name: str,
+    tenant: str,
+    body: BanditBody,
+    *,
+    default_timeout_s: float,
+    max_bytes: int,
+    clock: Callable[[], datetime],
+    sources: Sources = Sources(),  # noqa: B008 (frozen)
 ) -> Created:
-    """The event, or a 422 that names the field. Blocks: random frequencies are drawn, and the policy is tried once."""
-    prompt, prompt_dim, prompt_version = _embedder(body.prompt, "prompt")
-    output, output_dim, output_version = _embedder(body.output, "output")
+    """The event, or a 422 that names the field. Blocks: weights are hashed, random frequencies are drawn, and the policy is tried
+    once.
+    """
     kind = body.policy.kind
+    gives: Kind = "probabilities" if POLICIES[kind].outputs == "probabilities" else "vector"
+    prompt = chosen(body.prompt, sources, path="prompt")
+    output = chosen(body.output, sources, path="output", gives=gives)
     hyperparameters = {item.name: getattr(body.policy, item.name) for item in declared(POLICIES[kind])}
     seed = secrets.randbits(32) if body.seed is None else body.seed
     try:
-        policy = build(kind, hyperparameters, dim=prompt_dim, output_dim=output_dim, seed=seed)
+        policy = build(kind, hyperparameters, dim=prompt.dim, output_dim=output.dim, seed=seed)
     except InvalidHyperparameter as error:
         raise invalid(f"policy.{error.field}", error.message) from error
-    if policy.contextual and not prompt:
+    if policy.contextual and not prompt.identity:
         raise invalid("prompt", f'{kind} decides by the prompt; say how prompts are embedded, e.g. {{"dim": 384}}')
-    if "output" in policy.needs and not output:
+    if "output" in policy.needs and not output.identity:
         raise invalid("output", f'{kind} learns from outputs; say how they are embedded, e.g. {{"dim": 512}}')
-    if "output" in policy.needs and (output == PROBABILITIES) != (policy.outputs == "probabilities"):
-        expected = PROBABILITIES if policy.outputs == "probabilities" else "vector"
-        raise invalid("output.embedder", f"{kind} learns from {policy.outputs}; set {expected!r} and the length as `dim`")
+    if "output" in policy.needs and output.gives != gives:
+        raise invalid("output.embedder", f"{kind} learns from {policy.outputs}; {_FOR[gives]}")
     if "output" in policy.needs and body.reward.default is not None:
         raise invalid("reward.default", f"{kind} learns from outputs; a reward cannot stand for a missing one")
+    _check_scorer(body.reward, prompt, output)
     _check_size(policy, hyperparameters, arms=len(body.arms), max_bytes=max_bytes)
     _rehearse(policy)
     return Created(
@@ -63,16 +80,43 @@ def created_event(
         arms=[NewArm(name=arm.name, price=arm.price, metadata=arm.metadata) for arm in body.arms],
         seed=seed,
         fingerprint=policy.fingerprint,
-        dim=prompt_dim,
-        prompt_embedder=prompt,
-        prompt_version=prompt_version,
-        output_dim=output_dim,
-        output_embedder=output,
-        output_version=output_version,
+        dim=prompt.dim,
+        prompt_embedder=prompt.identity,
+        prompt_version=prompt.version,
+        output_dim=output.dim,
+        output_embedder=output.identity,
+        output_version=output.version,
         reward_source=body.reward.source,
         default_reward=body.reward.default,
         timeout_s=default_timeout_s if body.reward.timeout_s is None else body.reward.timeout_s,
     )
+
+
+def _check_scorer(reward: RewardSpec, prompt: Chosen, output: Chosen) -> None:
+    """The scorer exists, can be built with its parameters, and finds what it compares; a posted reward takes none."""
+    given = reward.parameters()
+    if reward.source == CLIENT:
+        for name in (*given, *(("override",) if reward.override else ())):
+            raise invalid(f"reward.{name}", "is for scorers; with the source 'client' every reward is posted")
+        return
+    try:
+        spec = scorers.spec(reward.source)
+        scoring.build(spec, given)
+    except InvalidParameter as error:
+        raise invalid(f"reward.{error.field}", str(error)) from error
+    except (UnknownScorer, ScorerError) as error:
+        raise invalid("reward.source", str(error)) from error
+    same = prompt.identity == output.identity and prompt.identity.startswith(f"{checkpoints.NAME}/") and not output.classes
+    if spec.in_space and not same:
+        raise invalid(
+            "reward.source",
+            f"{spec.name!r} compares prompt and output in one space: give both `prompt` and `output` "
+            '{"embedder": "open-clip"} with the same model',
+        )
+    if not spec.in_space and output.identity in ("vector", PROBABILITIES) and "vector" not in spec.reads:
+        raise invalid(
+            "reward.source", f"{spec.name!r} reads texts, and this bandit takes {output.identity!r}; leave `output` out"
+        )
 
 
 def _check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, max_bytes: int) -> None:
@@ -120,27 +164,3 @@ def _rehearse(policy: Policy) -> None:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
         raise invalid("policy", "with these hyperparameters the numbers overflow; choose less extreme ones")
-
-
-def _embedder(spec: EmbedderSpec | None, path: str) -> tuple[str, int, str]:
-    """(name, dim, version); ("", 0, "") where the bandit has none."""
-    if spec is None:
-        return "", 0, ""
-    if path == "output" and spec.embedder == PROBABILITIES:
-        known_dim, version = None, ""
-    else:
-        try:
-            known = registry.spec(spec.embedder)
-            known.check_available()
-            known_dim, version = known.dim, known.version()
-        except UnknownEmbedder as error:
-            raise invalid(f"{path}.embedder", f"must be one of {', '.join(registry.EMBEDDERS)}") from error
-        except EmbedderUnavailable as error:
-            raise invalid(f"{path}.embedder", str(error)) from error
-    if known_dim is None:
-        if spec.dim is None:
-            raise invalid(f"{path}.dim", f"is needed with {spec.embedder!r}: how many numbers does one of your vectors have?")
-        return spec.embedder, spec.dim, version
-    if spec.dim not in (None, known_dim):
-        raise invalid(f"{path}.dim", f"{spec.embedder!r} gives {known_dim} numbers; leave dim out, or set {known_dim}")
-    return spec.embedder, known_dim, version

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 from uuid_utils.compat import uuid7
 
 from bandits.errors import FieldError
 from bandits.types import Observation
 from service import events
-from service.contents import output_matrix, prompt_vector
+from service.contents import Given, embedded, output_matrix, prompt_vector, read
 from service.dependencies import Services
 from service.errors import Problem, invalid
-from service.events import Observed
+from service.events import Created, Matrix, Observed
 from service.learner import Ask, EpisodeFinished, Kept, Learner, Outcome, TooManyOpen, body_digest
 from service.ledger import Ledger
 from service.routes.answers import decision_json, receipt_json
-from service.schemas import ArmChoice, DecisionBody, OutcomeBody
+from service.schemas import ArmChoice, Content, DecisionBody, OutcomeBody, RewardSpec
+from service.scorers import registry as scorers
+from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
 
 
 async def decide(services: Services, learner: Learner, body: DecisionBody) -> tuple[dict[str, Any], int]:
@@ -47,7 +51,8 @@ async def _features(services: Services, learner: Learner, body: DecisionBody) ->
     if known is not None and known.finished:
         raise EpisodeFinished
     if not learner.policy.episodic or known is None:
-        return await prompt_vector(services, learner.created, body.prompt, required=learner.policy.contextual)
+        required = learner.policy.contextual or _compares_prompts(learner)
+        return await prompt_vector(services, learner.created, body.prompt, required=required)
     if body.prompt is not None:
         given = await prompt_vector(services, learner.created, body.prompt)
         if given != known.features:
@@ -89,17 +94,36 @@ def _check(learner: Learner, ask: Ask) -> None:
 
 async def observe(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> dict[str, Any]:
     """The receipt; with `next`, the decision that follows."""
-    if body.next and learner.policy.contextual and not learner.policy.episodic:
+    if body.next and not learner.policy.episodic and (learner.policy.contextual or _compares_prompts(learner)):
         raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
-    outcome = await _outcome(services, learner, body)
+    features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
+    if features is None:  # nothing is embedded or scored twice
+        outcome = Outcome(reward=body.reward, body=body_digest(*body.canonical()))
+    else:
+        outcome = await _outcome(services, learner, body, features=features)
     kept = await learner.observe(decision_id, outcome)
     following = await _following(learner, kept) if body.next else None
     return receipt_json(kept, following=following)
 
 
-async def _outcome(services: Services, learner: Learner, body: OutcomeBody) -> Outcome:
+def _compares_prompts(learner: Learner) -> bool:
+    """Whether rewards come from a scorer that needs the prompt of each decision, whatever the policy does with it."""
+    source = learner.created.reward_source
+    return source != CLIENT and source in scorers.SCORERS and scorers.SCORERS[source].in_space
+
+
+async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
+    """The features of an open decision; None where it is closed already."""
+    decided, closing = await learner.look_up(decision_id)
+    features: bytes = decided.event.features
+    return features if closing is None and decided.event.arm >= 0 else None
+
+
+async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, features: bytes) -> Outcome:
+    """features: of the decision, where a scorer may compare them with the output."""
     policy, created = learner.policy, learner.created
-    if "reward" in policy.needs and body.reward is None:
+    scored = _is_scored(learner, body)
+    if "reward" in policy.needs and body.reward is None and not scored:
         raise invalid("reward", f"is missing; {policy.kind} learns from it")
     if "output" in policy.needs and body.output is None:
         raise invalid("output", f"is missing; {policy.kind} learns from it")
@@ -109,22 +133,91 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody) -> O
         if index is None:
             raise Problem("arm_not_found", "arm: there is no arm of this name")
     output = reference = events.EMPTY
+    given: list[Given] = []
+    paths = _paths(body.output or [])
     if body.output is not None:
-        several = len(body.output) > 1
-        paths = [f"output.{i}" if several else "output" for i in range(len(body.output))]
-        output = await output_matrix(services, created, body.output, paths=paths)
-    if body.reference is not None:
+        if created.output_embedder or not scored:
+            _check_takes_outputs(created)
+        given = await read(services, created.output_embedder, body.output, paths=paths)
+        if created.output_embedder:
+            output = await embedded(services, created, given, paths=paths)
+    if body.reference is not None and (learner.takes_reference or not scored):
         reference = await output_matrix(services, created, [body.reference], paths=["reference"])
     seen = Observation(arm=0, reward=body.reward or 0.0, output=output.tensor(), reference=reference.tensor())
     policy.check_observation(seen, state=learner.state)
+    reward = body.reward
+    if scored:
+        reward = await _score(services, created, given, output, reference=body.reference, features=features, paths=paths)
+        seen = Observation(arm=0, reward=reward, output=seen.output, reference=seen.reference)
+        policy.check_observation(seen, state=learner.state)
     return Outcome(
-        reward=body.reward,
+        reward=reward,
+        source="" if created.reward_source == CLIENT else created.reward_source if scored else CLIENT,
         cost=body.cost,
         arm=index,
         output=output,
         reference=reference,
         body=body_digest(*body.canonical()),
     )
+
+
+def _paths(outputs: Sequence[Content]) -> list[str]:
+    return [f"output.{i}" if len(outputs) > 1 else "output" for i in range(len(outputs))]
+
+
+def _check_takes_outputs(created: Created) -> None:
+    if not created.output_embedder:
+        raise invalid("output", "this bandit takes no outputs; create it with `output`, or post a reward alone")
+
+
+def _is_scored(learner: Learner, body: OutcomeBody) -> bool:
+    """Whether the bandit's scorer gives the reward of this outcome: a posted one wins where the bandit allows it."""
+    source = learner.created.reward_source
+    if source == CLIENT:
+        return False
+    if body.reward is not None:
+        if not learner.created.request["reward"].get("override"):
+            raise invalid("reward", f"comes from {source!r} here; leave it out, or create the bandit with reward.override")
+        return False
+    if body.output is None:
+        raise invalid("output", f"is missing; {source!r} makes the reward from it")
+    return True
+
+
+async def _score(
+    services: Services,
+    created: Created,
+    given: Sequence[Given],
+    output: Matrix,
+    *,
+    reference: Content | None,
+    features: bytes,
+    paths: Sequence[str],
+) -> float:
+    """The reward of an outcome's samples: their mean."""
+    try:
+        spec = scorers.spec(created.reward_source)
+        for content, path in zip(given, paths, strict=True):
+            kind = "text" if isinstance(content, str) else "image" if isinstance(content, bytes) else "vector"
+            if kind not in spec.reads:
+                raise invalid(path, f"is {'an image' if kind == 'image' else 'a vector'}; the scorer {spec.name!r} reads text")
+        prompt = np.frombuffer(features, dtype="<f4")
+        vectors = np.frombuffer(output.data, dtype="<f4").reshape(output.rows, output.columns)
+        samples = [
+            Sample(
+                output=content if isinstance(content, str | bytes) else "",
+                vector=vectors[i] if output.rows else vectors.ravel(),
+                prompt=prompt,
+                reference=(reference.text or "") if reference is not None else "",
+            )
+            for i, content in enumerate(given)
+        ]
+        parameters = RewardSpec.model_validate(created.request["reward"]).parameters()
+        return await services.scoring.reward(spec.name, parameters, samples)
+    except CannotScore as error:
+        raise invalid(error.field, str(error)) from None
+    except ScorerError as error:
+        raise Problem("overloaded", f"the outcome cannot be scored now: {error}") from error
 
 
 async def _following(learner: Learner, kept: Kept) -> dict[str, Any] | None:

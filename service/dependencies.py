@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Header, Path, Request
 
 from service.access import Caller, Gate, check_role
 from service.embedders.queue import EmbeddingQueue
 from service.hosting import Hosting
 from service.learner import Learner
+from service.metrics import Meter
 from service.schemas import ID, NAME
+from service.scorers.scoring import Scoring
 from service.settings import Settings
 
 
@@ -22,7 +24,9 @@ class Services:
     settings: Settings
     hosting: Hosting
     embeddings: EmbeddingQueue
+    scoring: Scoring
     gate: Gate
+    meter: Meter
 
 
 def services_of(request: Request) -> Services:
@@ -62,16 +66,34 @@ ArmPath = Annotated[str, Path(max_length=128, description="Name of the arm.", ex
 DecisionId = Annotated[str, Path(pattern=ID, description="Id of the decision.", examples=["request-1"])]
 
 
-async def _read_learner(request: Request, caller: Reader, name: BanditName) -> Learner:
-    return await services_of(request).hosting.get(caller.tenant, name)
+MinOffset = Annotated[
+    int | None,
+    Header(
+        alias="X-Nextarm-Min-Offset",
+        ge=0,
+        description="Answer from at least this offset (of a receipt), or 503 `replica_behind`: for a client of several replicas.",
+    ),
+]
 
 
-async def _routed_learner(request: Request, caller: Router, name: BanditName) -> Learner:
-    return await services_of(request).hosting.get(caller.tenant, name)
+async def _learner(request: Request, caller: Caller, name: str, min_offset: int | None) -> Learner:
+    services = services_of(request)
+    learner = await services.hosting.get(caller.tenant, name)
+    if min_offset is not None:
+        await learner.reach(min_offset, timeout_s=services.settings.min_offset_wait_s)
+    return learner
 
 
-async def _managed_learner(request: Request, caller: Admin, name: BanditName) -> Learner:
-    return await services_of(request).hosting.get(caller.tenant, name)
+async def _read_learner(request: Request, caller: Reader, name: BanditName, min_offset: MinOffset = None) -> Learner:
+    return await _learner(request, caller, name, min_offset)
+
+
+async def _routed_learner(request: Request, caller: Router, name: BanditName, min_offset: MinOffset = None) -> Learner:
+    return await _learner(request, caller, name, min_offset)
+
+
+async def _managed_learner(request: Request, caller: Admin, name: BanditName, min_offset: MinOffset = None) -> Learner:
+    return await _learner(request, caller, name, min_offset)
 
 
 ReadLearner = Annotated[Learner, Depends(_read_learner)]

@@ -162,7 +162,7 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             return Problem("overloaded", str(error), headers={"Retry-After": str(error.retry_after_s)})
         case EmbedderError():
             logger.error("an embedder failed", extra={"reason": str(error)})
-            return Problem("overloaded", f"the prompt cannot be embedded now: {error}")
+            return Problem("overloaded", f"the content cannot be embedded now: {error}")
         case LogTrimmed():
             return Problem("log_trimmed", f"events before offset {error.first} are kept in snapshots only; read from there on")
         case NoSuchOffset():

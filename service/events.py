@@ -160,13 +160,16 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
 
 
 class Observed(Event, frozen=True, kw_only=True, tag="observed"):
-    """The outcome of a decision. propensity is null where the client played another arm than the suggested one."""
+    """The outcome of a decision. propensity is null where the client played another arm than the suggested one. source: who gave
+    the reward where the bandit has a scorer: its name, or `client`; unset where every reward is posted.
+    """
 
     id: str
     arm: int
     reward: float | None
     cost: float
     propensity: float | None
+    source: str | msgspec.UnsetType = msgspec.UNSET
     output: Matrix = EMPTY
     reference: Matrix = EMPTY
     body: str

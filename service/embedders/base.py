@@ -1,17 +1,21 @@
 """The promise of an embedder, what is known of it before it is loaded, and how it fails.
 
-    registry.spec(name) --> Spec --load()--> Embedder --embed(texts)--> (n, dim) float32
-       nothing is imported         torch, tokenizers, weights     blocking: runs in the worker thread of queue.py
+    registry.spec(identity) --> Spec --load()--> Embedder --embed(texts) ---------------> (n, dim) float32
+       nothing is imported        torch, weights      |     read(file) -> embed_images --> (n, dim) float32
+                                                      blocking: all of it runs in the worker thread of queue.py
+
+A content is a text (str) or an image file (bytes of PNG, JPEG or WebP). Whatever knows one embedder from another goes by its
+*identity*: `minilm`, `imagenet`, `imagenet/classes`, `open-clip/shapes`, `open-clip/ViT-B-32/laion2b_s34b_b79k`.
 
 EmbedderError
 ├── UnknownEmbedder        no embedder has that name
 ├── EmbedderUnavailable    its package is not installed, or its files cannot be read
 ├── EmbeddingFailed        it was loaded, and failed on a batch
-├── InvalidText            a text that no embedder can read, or an embedder that takes none
-├── QueueFull              too many texts wait; try again after `retry_after_s`
+├── InvalidContent         a text or an image that cannot be read, or an embedder that takes none
+├── QueueFull              too much waits; try again after `retry_after_s`
 └── QueueClosed            the server is shutting down
 
-No failure ever holds a prompt: neither in its message nor in its chain of causes.
+No failure ever holds a prompt or an output: neither in its message nor in its chain of causes.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +35,14 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float32]
 """(dim,) one embedding, or (n, dim) one per row."""
 
-Modality = Literal["vector", "text"]
+Pixels = npt.NDArray[np.float32]
+"""(3, side, side) a picture as one embedder takes it: resized, cropped, normalised."""
+
+Content = str | bytes
+"""A text, or an image file."""
+
+Modality = Literal["vector", "text", "image", "both"]
+Kind = Literal["vector", "probabilities"]
 
 
 class EmbedderError(Exception):
@@ -55,7 +66,7 @@ class EmbedderUnavailable(EmbedderError):
 
 
 class EmbeddingFailed(EmbedderError):
-    """The embedder failed on a batch of texts. `reason` says where, never on what."""
+    """The embedder failed on a batch. `reason` says where, never on what."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"the embedder {name!r} failed: {reason}")
@@ -63,21 +74,25 @@ class EmbeddingFailed(EmbedderError):
         self.reason = reason
 
 
-class InvalidText(EmbedderError, ValueError):
-    """A text that cannot be embedded."""
+class InvalidContent(EmbedderError, ValueError):
+    """A text or an image that cannot be embedded. position: which of the request's contents it is."""
+
+    def __init__(self, message: str, *, position: int = 0) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class QueueFull(EmbedderError):
-    """Too many texts wait for this embedder. retry_after_s: whole seconds, >= 1, until the line should have been worked off."""
+    """Too much waits for this embedder. retry_after_s: whole seconds, >= 1, until the line should have been worked off."""
 
     def __init__(self, name: str, *, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} texts wait for the embedder {name!r}; try again in {retry_after_s} s, or send vectors")
+        super().__init__(f"{waiting} contents wait for the embedder {name!r}; try again in {retry_after_s} s, or send vectors")
         self.name = name
         self.retry_after_s = retry_after_s
 
 
 class QueueClosed(EmbedderError):
-    """The queue was closed before the text was embedded."""
+    """The queue was closed before the content was embedded."""
 
     def __init__(self) -> None:
         super().__init__("the embedders are shut down")
@@ -86,13 +101,13 @@ class QueueClosed(EmbedderError):
 class Embedder(Protocol):
     """A loaded embedder.
 
-    The vector of a text does not depend on the texts beside it (beyond 1e-6, the rounding of float32), and the same text gives
-    the same vector for ever under the same `version`.
+    The vector of a content does not depend on the contents beside it (beyond 1e-6, the rounding of float32; 1e-5 on a GPU), and
+    the same content gives the same vector for ever under the same `version`.
     """
 
     @property
     def name(self) -> str:
-        """The name in the registry."""
+        """The identity."""
 
     @property
     def dim(self) -> int:
@@ -106,8 +121,39 @@ class Embedder(Protocol):
     def unit_norm(self) -> bool:
         """Whether every vector has length one. A text in which the embedder finds no word at all is a vector of zeros."""
 
+
+@runtime_checkable
+class TextEmbedder(Embedder, Protocol):
+    """One that takes texts."""
+
     def embed(self, texts: Sequence[str]) -> Vector:
         """(n, dim) float32, row i for texts[i]. Blocks; called from one thread at a time."""
+
+
+@runtime_checkable
+class ImageEmbedder(Embedder, Protocol):
+    """One that takes images."""
+
+    def read(self, file: bytes) -> Pixels:
+        """The picture as `embed_images` takes it, or `InvalidContent`. One at a time: sixteen million pixels are 48 MB."""
+
+    def embed_images(self, pictures: Sequence[Pixels]) -> Vector:
+        """(n, dim) float32, row i for pictures[i]. Blocks; called from one thread at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What the operator decides about embedders; see the settings of the same names.
+
+    models:    folder of checkpoints that requests may name; None = there is none.
+    open_clip: `MODEL` or `MODEL:CHECKPOINT` for requests that name none.
+    device:    cpu, cuda or auto.
+    """
+
+    models: Path | None = None
+    open_clip: str = "shapes"
+    allow_downloads: bool = False
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +161,14 @@ class Spec:
     """What is known of an embedder without importing anything.
 
     modality:     what it takes; `vector` passes through what the client embedded.
+    gives:        vectors, or probabilities of classes.
     dim:          length of a vector; None = the client says.
     licence:      of the weights (SPDX).
     requires:     modules that must be importable.   install: the command that brings them.
     distribution: the package that ships the weights, as pip names it.   package: the same as Python imports it.
     weights:      path of the weights inside that package.
+    device:       where it is loaded to: cpu, cuda or auto.
+    summary:      one line for people.
     """
 
     name: str
@@ -128,16 +177,29 @@ class Spec:
     unit_norm: bool
     licence: str
     loader: Callable[[Spec], Embedder]
+    gives: Kind = "vector"
     requires: tuple[str, ...] = ()
     install: str = 'pip install "nextarm[text]"'
     distribution: str = ""
     package: str = ""
     weights: str = ""
+    device: str = "cpu"
+    summary: str = ""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a text can be embedded."""
+        return self.modality in ("text", "both")
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether an image can be embedded."""
+        return self.modality in ("image", "both")
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Modules that cannot be found here."""
-        return tuple(module for module in self.requires if not _importable(module))
+        return tuple(module for module in self.requires if not importable(module))
 
     def check_available(self) -> None:
         """Raise `EmbedderUnavailable`, naming the modules that are missing and the command that installs them."""
@@ -146,18 +208,20 @@ class Spec:
 
     def file(self, path: str) -> Path:
         """A file inside the package that ships the weights, found without importing that package."""
-        found = importlib.util.find_spec(self.package)
-        for folder in (found.submodule_search_locations or ()) if found else ():
-            if (Path(folder) / path).is_file():
-                return Path(folder) / path
-        raise EmbedderUnavailable(self.name, f"{path} is not in the package {self.package}", install=self.install)
+        found = package_file(self.package, path)
+        if found is None:
+            raise EmbedderUnavailable(self.name, f"{path} is not in the package {self.package}", install=self.install)
+        return found
+
+    def fetch(self) -> None:
+        """Bring what is missing, where the operator allows downloads; called at creation and to warm, never in between."""
 
     def version(self) -> str:
         """See `Embedder.version`; "" where there are no weights. Blocks for the first call: it reads the weights once."""
         if not self.weights:
             return ""
         self.check_available()
-        return f"{self.distribution} {metadata.version(self.distribution)} sha256:{_sha256(self.file(self.weights))[:12]}"
+        return f"{self.distribution} {metadata.version(self.distribution)} sha256:{sha256(self.file(self.weights))[:12]}"
 
     def load(self) -> Embedder:
         """The embedder, ready to use. Blocks (seconds). Raises `EmbedderUnavailable` for whatever stands in its way."""
@@ -170,14 +234,30 @@ class Spec:
             raise EmbedderUnavailable(self.name, f"{type(error).__name__}: {error}", install=self.install) from error
 
 
-def _importable(module: str) -> bool:
+def importable(module: str) -> bool:
+    """Whether a module can be found; it is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # a missing parent package; a module that something half imported
         return False
 
 
+def package_file(package: str, path: str) -> Path | None:
+    """A file inside a package, found without importing it."""
+    found = importlib.util.find_spec(package) if importable(package) else None
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        if (Path(folder) / path).is_file():
+            return Path(folder) / path
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Of a file. Blocks for the first call: it is read once, and again where it was changed."""
+    known = path.stat()
+    return _sha256(path, known.st_mtime_ns, known.st_size)
+
+
 @cache
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

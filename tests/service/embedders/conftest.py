@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from service.embedders import registry
-from service.embedders.base import Embedder
+from service.embedders.base import TextEmbedder
 
 
 @pytest.fixture(scope="session")
-def loaded() -> Callable[[str], Embedder]:
+def loaded() -> Callable[[str], TextEmbedder]:
     """Name -> loaded embedder; skips where the extra `text` is not installed."""
     torch.set_num_threads(1)  # two threads on two busy cores take ten times as long
-    load = cache(lambda name: registry.spec(name).load())
 
-    def get(name: str) -> Embedder:
+    @cache
+    def load(name: str) -> TextEmbedder:
+        embedder = registry.spec(name).load()
+        assert isinstance(embedder, TextEmbedder)
+        return embedder
+
+    def get(name: str) -> TextEmbedder:
         if not registry.available(name):
             pytest.skip(f"{', '.join(registry.spec(name).missing)} not installed")
         return load(name)

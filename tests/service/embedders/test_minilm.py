@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from service.embedders import minilm
-from service.embedders.base import Embedder
+from service.embedders.base import TextEmbedder
 
-Loaded = Callable[[str], Embedder]
+Loaded = Callable[[str], TextEmbedder]
 
 # SentenceTransformer(...).encode(text)[:5]
 GOLDEN = {

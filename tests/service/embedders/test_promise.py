@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.embedders import registry
-from service.embedders.base import Embedder
+from service.embedders.base import TextEmbedder
 
-Loaded = Callable[[str], Embedder]
+Loaded = Callable[[str], TextEmbedder]
 NAMES = [name for name, spec in registry.EMBEDDERS.items() if spec.modality == "text"]
 TEXTS = [
     "Write a Python function that sorts a list of numbers.",
@@ -105,7 +105,9 @@ def test_the_number_of_torch_threads_is_left_alone(name: str, loaded: Loaded) ->
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
-        registry.spec(name).load().embed(TEXTS[1:2])
+        fresh = registry.spec(name).load()
+        assert isinstance(fresh, TextEmbedder)
+        fresh.embed(TEXTS[1:2])
         assert torch.get_num_threads() == before + 1
         assert not torch.is_inference_mode_enabled()
     finally:

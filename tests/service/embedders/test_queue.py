@@ -23,10 +23,11 @@ from service.embedders.base import (
     EmbedderError,
     EmbedderUnavailable,
     EmbeddingFailed,
-    InvalidText,
+    InvalidContent,
     QueueClosed,
     QueueFull,
     Spec,
+    TextEmbedder,
     UnknownEmbedder,
     Vector,
 )
@@ -89,6 +90,18 @@ def spec_of(fake: Fake, **changes: Any) -> Spec:
     return Spec(**(facts | changes))
 
 
+def found(*fakes: Fake) -> Callable[[str], Spec]:
+    """These, and no other."""
+    specs = {fake.name: spec_of(fake) for fake in fakes}
+
+    def find(name: str) -> Spec:
+        if name not in specs:
+            raise UnknownEmbedder(name, known=tuple(specs))
+        return specs[name]
+
+    return find
+
+
 Make = Callable[..., EmbeddingQueue]
 
 
@@ -100,7 +113,7 @@ async def queue_of() -> AsyncIterator[Make]:
 
     def make(*embedders: Fake, **options: Any) -> EmbeddingQueue:
         fakes.extend(embedders)
-        made.append(EmbeddingQueue(embedders={fake.name: spec_of(fake) for fake in embedders}, **options))
+        made.append(EmbeddingQueue(find=found(*embedders), **options))
         return made[-1]
 
     yield make
@@ -172,9 +185,9 @@ async def test_two_embedders_do_not_share_their_vectors(queue_of: Make) -> None:
 
 async def test_names_that_do_not_embed_text_are_refused(queue_of: Make) -> None:
     queue = EmbeddingQueue()
-    with pytest.raises(InvalidText, match="'vector' reads no text; send"):
+    with pytest.raises(InvalidContent, match="'vector' reads no text; send"):
         await queue.embed("vector", "tree")
-    with pytest.raises(UnknownEmbedder, match="'bert'; it must be one of vector, minilm, static"):
+    with pytest.raises(UnknownEmbedder, match="'bert'; it must be one of vector, minilm, static, open-clip, imagenet"):
         await queue.warm("bert")
     queue.close()
 
@@ -249,7 +262,7 @@ def test_whatever_is_asked_every_text_is_embedded_once_and_every_answer_is_right
     fake = Fake()
 
     async def ask() -> list[Vector]:
-        queue = EmbeddingQueue(embedders={"fake": spec_of(fake)}, batch=batch)
+        queue = EmbeddingQueue(find=found(fake), batch=batch)
         tasks = []
         for texts, count in zip(requests, turns, strict=False):
             tasks.append(asyncio.create_task(queue.embed_many("fake", texts)))
@@ -264,6 +277,17 @@ def test_whatever_is_asked_every_text_is_embedded_once_and_every_answer_is_right
     embedded = [text for texts in fake.batches for text in texts]
     assert sorted(embedded) == sorted({text for texts in requests for text in texts})
     assert all(1 <= len(texts) <= batch for texts in fake.batches)
+
+
+async def test_a_large_content_is_hashed_apart_and_a_queue_that_closes_meanwhile_says_so(queue_of: Make) -> None:
+    large = "x" * (2**20 + 1)
+    queue = queue_of(Fake())
+    assert (await queue.embed("fake", large)).tolist() == vector_of(large)
+    wanted = asyncio.create_task(queue.embed("fake", large + "y"))
+    await turn()
+    queue.close()
+    with pytest.raises(QueueClosed):
+        await wanted
 
 
 # -- the cache ---------------------------------------------------------------------------------------------------------------
@@ -421,14 +445,14 @@ async def test_no_failure_and_no_log_line_repeats_a_prompt(queue_of: Make, caplo
         queue.embed_many("fake", [secret + "2", secret]),
     ]
     failures = await asyncio.gather(*map(outcome, wanted))
-    assert [type(failure) for failure in failures] == [EmbeddingFailed, InvalidText, QueueFull]
+    assert [type(failure) for failure in failures] == [EmbeddingFailed, InvalidContent, QueueFull]
     for failure in failures:
         assert isinstance(failure, EmbedderError)
         told = "".join(traceback.format_exception(failure)) + repr(failure) + repr(vars(failure))
         assert "password" not in told
         assert failure.__cause__ is None
         assert failure.__context__ is None
-    assert any("a batch of 1 texts failed" in record.getMessage() for record in caplog.records)
+    assert any("a batch of 1 contents failed" in record.getMessage() for record in caplog.records)
     assert not any("password" in record.getMessage() or record.exc_info for record in caplog.records)
 
 
@@ -437,7 +461,7 @@ async def test_a_text_that_is_not_unicode_harms_no_other(queue_of: Make) -> None
     queue = queue_of(fake)
     good, bad = await asyncio.gather(outcome(queue.embed("fake", "good")), outcome(queue.embed("fake", "bad \udfff")))
     assert isinstance(good, np.ndarray)
-    assert isinstance(bad, InvalidText)
+    assert isinstance(bad, InvalidContent)
     assert fake.batches == [["good"]]
 
 
@@ -452,7 +476,7 @@ async def test_a_full_line_refuses_new_texts_and_takes_known_ones(queue_of: Make
     await fake.runs()
     tasks.append(asyncio.create_task(queue.embed_many("fake", ["a", "b"])))
     await turn()
-    with pytest.raises(QueueFull, match="2 texts wait for the embedder 'fake'; try again in 1 s, or send vectors") as caught:
+    with pytest.raises(QueueFull, match="2 contents wait for the embedder 'fake'; try again in 1 s, or send vectors") as caught:
         await queue.embed_many("fake", ["c", "d"])
     assert caught.value.retry_after_s == 1
     assert queue.counts()["fake"].waiting == 2
@@ -580,7 +604,7 @@ def test_a_loop_that_ends_while_a_pass_runs_ends_quietly(caplog: pytest.LogCaptu
     fake.gate.clear()
 
     async def ask() -> threading.Thread:
-        queue = EmbeddingQueue(embedders={"fake": spec_of(fake)})
+        queue = EmbeddingQueue(find=found(fake))
         wanted = asyncio.create_task(outcome(queue.embed("fake", "tree")))
         await fake.runs()
         queue.close()
@@ -598,7 +622,7 @@ def test_a_loop_that_ends_while_a_pass_runs_ends_quietly(caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("name", ["minilm", "static"])
-async def test_real_embedders_answer_through_the_queue(name: str, loaded: Callable[[str], Embedder]) -> None:
+async def test_real_embedders_answer_through_the_queue(name: str, loaded: Callable[[str], TextEmbedder]) -> None:
     embedder = loaded(name)
     queue = EmbeddingQueue()
     texts = ["Translate this to French: the weather is fine today.", "Implement quicksort in Python."]

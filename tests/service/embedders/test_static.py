@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from service.embedders.base import Embedder
+from service.embedders.base import TextEmbedder
 
-Loaded = Callable[[str], Embedder]
+Loaded = Callable[[str], TextEmbedder]
 
 # WordLlamaInference(table, tokenizer).embed(text, norm=True)[:5]
 GOLDEN = {

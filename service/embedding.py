@@ -1,0 +1,121 @@
+"""From what a request says about an embedder to the embedder that is meant: its identity, its dimension, its version.
+
+    {"embedder": "open-clip", "model": ..., "checkpoint": ...} --chosen--> Chosen(identity, dim, version, gives, classes)
+
+The identity goes into the log with the version of the weights, so that a bandit means the same model for ever, whatever the
+server's defaults become. Choosing blocks: weights are hashed, and tags are looked up in open_clip.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from service.embedders import checkpoints, registry
+from service.embedders.base import EmbedderError, EmbedderUnavailable, Kind, Sources, Spec, UnknownEmbedder
+from service.embedders.queue import EmbeddingQueue
+from service.errors import invalid
+from service.schemas import EmbedderSpec, ModelChoice
+from service.settings import Settings
+
+log = logging.getLogger("nextarm.embedders")
+
+PROBABILITIES = "probabilities"
+"""The client classifies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """identity: "" where the bandit has none.  classes: texts whose cosines with a content become probabilities."""
+
+    identity: str = ""
+    dim: int = 0
+    version: str = ""
+    gives: Kind = "vector"
+    classes: tuple[str, ...] = ()
+
+
+def identity(name: str, choice: ModelChoice, sources: Sources, *, gives: Kind = "vector") -> str:
+    """What the registry knows the embedder by; `InvalidChoice` for a model that it cannot have."""
+    if name == checkpoints.NAME:
+        return checkpoints.identity(choice.model, choice.checkpoint, sources)
+    for field in ("model", "checkpoint"):
+        if getattr(choice, field) is not None:
+            raise checkpoints.InvalidChoice(field, f"is for {checkpoints.NAME!r}; {name!r} has one model")
+    if name not in registry.EMBEDDERS:
+        raise UnknownEmbedder(name, known=tuple(registry.EMBEDDERS))
+    return registry.in_kind(name, gives)
+
+
+def chosen(spec: EmbedderSpec | None, sources: Sources, *, path: Literal["prompt", "output"], gives: Kind = "vector") -> Chosen:
+    """What is meant, or a 422 that names the field. gives: what the policy learns from."""
+    if spec is None:
+        return Chosen()
+    _check_classes(spec, path=path, gives=gives)
+    if path == "output" and spec.embedder == PROBABILITIES:
+        return _with_dim(Chosen(identity=PROBABILITIES, gives="probabilities"), spec, None, path=path)
+    try:
+        known = registry.spec(identity(spec.embedder, spec, sources, gives=gives), sources)
+        known.check_available()
+        known.fetch()
+        found = Chosen(identity=known.name, version=known.version(), gives=known.gives)
+    except checkpoints.InvalidChoice as error:
+        raise invalid(f"{path}.{error.field}", str(error)) from error
+    except UnknownEmbedder as error:
+        raise invalid(f"{path}.embedder", f"must be one of {', '.join(registry.EMBEDDERS)}") from error
+    except EmbedderUnavailable as error:
+        raise invalid(f"{path}.embedder", str(error)) from error
+    if spec.classes is None:
+        return _with_dim(found, spec, known.dim, path=path)
+    return _with_dim(replace(found, gives="probabilities", classes=tuple(spec.classes)), spec, len(spec.classes), path=path)
+
+
+def _check_classes(spec: EmbedderSpec, *, path: str, gives: Kind) -> None:
+    if spec.classes is None:
+        if spec.embedder == checkpoints.NAME and path == "output" and gives == "probabilities":
+            raise invalid(f"{path}.classes", "is needed: a text per class, which outputs are compared with")
+        return
+    if spec.embedder != checkpoints.NAME:
+        raise invalid(f"{path}.classes", f"is for {checkpoints.NAME!r}, whose texts and images can be compared")
+    if path == "prompt" or gives != "probabilities":
+        raise invalid(f"{path}.classes", "is for the outputs of policies that learn from probabilities")
+
+
+def _with_dim(found: Chosen, spec: EmbedderSpec, dim: int | None, *, path: str) -> Chosen:
+    if dim is None:
+        if spec.dim is None:
+            raise invalid(f"{path}.dim", f"is needed with {spec.embedder!r}: how many numbers does one of your vectors have?")
+        return replace(found, dim=spec.dim)
+    if spec.dim not in (None, dim):
+        raise invalid(f"{path}.dim", f"{spec.embedder!r} gives {dim} numbers here; leave dim out, or set {dim}")
+    return replace(found, dim=dim)
+
+
+def state(known: Spec, sources: Sources) -> tuple[str, str, int | None]:
+    """(why it cannot be used, "" if it can; version; dim) of one of the list, `open-clip` standing for the server's default."""
+    try:
+        if known.name == checkpoints.NAME:
+            known = registry.spec(checkpoints.identity(None, None, sources), sources)
+        return "", known.version(), known.dim
+    except (EmbedderError, checkpoints.InvalidChoice) as error:
+        return str(error), "", known.dim
+
+
+def warm(embeddings: EmbeddingQueue, settings: Settings) -> None:
+    """Begin to load what the setting names; readiness does not wait for it, and a failure is a line in the server's log."""
+    for name in filter(None, (part.strip() for part in settings.warm.split(","))):
+        try:
+            embeddings.warm_soon(identity(name, ModelChoice(), settings.sources()))
+        except (EmbedderError, checkpoints.InvalidChoice) as error:
+            log.warning("an embedder cannot be warmed", extra={"embedder": name, "reason": str(error)})
+
+
+def warm_for(embeddings: EmbeddingQueue, identities: Iterable[str]) -> None:
+    """Begin to load what a new bandit will use, so that its first request does not wait for it."""
+    for name in {*identities} - {"", "vector", PROBABILITIES}:
+        try:
+            embeddings.warm_soon(name)
+        except EmbedderError as error:  # it is met again, and told, by the first request
+            log.warning("an embedder cannot be warmed", extra={"embedder": name, "reason": str(error)})

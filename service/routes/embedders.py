@@ -1,0 +1,104 @@
+"""Embedders and scorers: which there are, and loading one ahead of its first use."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Response
+
+from service import embedding
+from service.answer_schemas import EmbeddersAnswer, WarmAnswer
+from service.dependencies import Admin, Reader, Shared
+from service.embedders import checkpoints
+from service.embedders import registry as embedders
+from service.embedders.base import EmbedderUnavailable, Sources, Spec, UnknownEmbedder
+from service.errors import Problem, invalid
+from service.routes import problems
+from service.routes.answers import answer
+from service.schemas import ModelChoice
+from service.scorers import registry as scorers
+from service.scorers.base import ScorerSpec
+from service.transport import StrictRoute
+
+router = APIRouter(tags=["operations"], route_class=StrictRoute)
+
+TAKES = {"vector": ["vector"], "text": ["text", "vector"], "image": ["image", "vector"], "both": ["text", "image", "vector"]}
+"""A vector is taken by all: a client may have embedded with the same weights itself."""
+
+
+@router.get(
+    "/v1/embedders",
+    summary="Every embedder and every scorer, and whether this server has what it needs",
+    response_model=EmbeddersAnswer,
+    responses=problems(),
+)
+async def list_embedders(caller: Reader, services: Shared) -> Response:
+    """`open-clip` is shown as the server's default model; a bandit may name any other one. Nothing is loaded."""
+    return answer(await asyncio.to_thread(_listed, services.settings.sources()))
+
+
+def _listed(sources: Sources) -> dict[str, Any]:
+    return {
+        "embedders": [_embedder_json(spec, sources) for spec in embedders.EMBEDDERS.values()],
+        "scorers": [_scorer_json(spec) for spec in scorers.known().values()],
+    }
+
+
+def _embedder_json(spec: Spec, sources: Sources) -> dict[str, Any]:
+    reason, version, dim = embedding.state(spec, sources)
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "takes": TAKES[spec.modality],
+        "dim": dim,
+        "unit_norm": spec.unit_norm,
+        "licence": spec.licence,
+        "available": not reason,
+        "reason": reason,
+        "version": version,
+    }
+
+
+def _scorer_json(spec: ScorerSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "reads": list(spec.reads),
+        "parameters": list(spec.parameters),
+        "gives": spec.gives,
+        "licence": spec.licence,
+        "available": not spec.missing,
+        "reason": f"{', '.join(spec.missing)} not installed; {spec.install}" if spec.missing else "",
+        "origin": spec.origin,
+    }
+
+
+@router.post(
+    "/v1/embedders/{embedder}/warm",
+    summary="Load an embedder ahead of its first use",
+    response_model=WarmAnswer,
+    responses=problems("not_found", "overloaded", body=True),
+)
+async def warm_embedder(
+    caller: Admin,
+    services: Shared,
+    embedder: Annotated[str, Path(max_length=64, description="Name of the embedder.", examples=["open-clip"])],
+    body: Annotated[ModelChoice | None, Body()] = None,
+) -> Response:
+    """Answers when it is loaded, which takes seconds. Where the operator allows downloads, a pretrained tag is fetched."""
+    sources = services.settings.sources()
+    try:
+        name = embedding.identity(embedder, body or ModelChoice(), sources)
+        spec = embedders.spec(name, sources)
+        if not (spec.takes_text or spec.takes_images):
+            raise invalid("embedder", "there is nothing to load: the client embeds")
+        await asyncio.to_thread(spec.fetch)
+        version = await services.embeddings.warm(name)
+    except UnknownEmbedder as error:
+        raise Problem("not_found", str(error)) from error
+    except checkpoints.InvalidChoice as error:
+        raise invalid(error.field, str(error)) from error
+    except EmbedderUnavailable as error:
+        raise Problem("overloaded", str(error)) from error
+    return answer({"embedder": name, "dim": spec.dim, "version": version})

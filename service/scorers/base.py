@@ -1,0 +1,121 @@
+"""The promise of a scorer, what is known of it before it is built, and how it fails.
+
+    registry.spec(name) --> ScorerSpec --build(parameters)--> Scorer: Sample --> number
+                              nothing is imported                 runs in a worker thread of scoring.py
+
+ScorerError
+├── UnknownScorer          no scorer has that name
+├── InvalidParameter       a parameter of `reward` is missing, wrong, or not this scorer's
+├── ScorerUnavailable      a package that it needs is not installed, or a plug-in cannot be loaded
+├── CannotScore            this output (or what it should be compared with) cannot be judged
+└── ScoringFailed          the scorer itself failed, took too long, or gave no number
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.embedders.base import Vector, importable
+
+CLIENT = "client"
+"""The source of rewards that are posted."""
+
+
+class ScorerError(Exception):
+    """Base of every failure that scorers raise on purpose."""
+
+
+class UnknownScorer(ScorerError, ValueError):
+    """No scorer has that name."""
+
+
+class InvalidParameter(ScorerError, ValueError):
+    """field: of `reward` in the body that creates a bandit."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ScorerUnavailable(ScorerError):
+    """The message says what is missing, and the command that installs it."""
+
+
+class CannotScore(ScorerError, ValueError):
+    """field: of the outcome's body: `output` or `reference`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ScoringFailed(ScorerError):
+    """The message says where, never on what."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One output as a scorer sees it; what is not there is empty.
+
+    output:    a text, the bytes of an image file, or "" where the client sent a vector.
+    vector:    (e,) float32, its embedding, where the bandit embeds outputs.
+    prompt:    (d,) float32, the prompt's embedding, where the bandit embeds prompts. (The text of a prompt is not kept.)
+    reference: the text that was posted as the outcome's `reference`.
+    """
+
+    output: str | bytes
+    vector: Vector
+    prompt: Vector
+    reference: str = ""
+
+
+Scorer = Callable[[Sample], float]
+"""The reward of one sample: a finite number, higher is better. Called from several threads at once. It raises `CannotScore`, or
+any ValueError, where the sample is at fault (422), and anything else where the scorer is (503).
+"""
+
+Build = Callable[[Mapping[str, Any]], Scorer]
+"""From the parameters that were given to the scorer; blocks. Raises `InvalidParameter`, or any ValueError, for wrong ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSpec:
+    """What is known of a scorer without importing anything.
+
+    reads:      what an output may be: text, image, vector.
+    parameters: its fields of `reward`: name -> whether a bandit must give it.
+    gives:      the range of the reward, for people.
+    in_space:   prompt and output must be embedded by the same CLIP.
+    plugged:    from another package: `origin`.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    summary: str
+    build: Build
+    parameters: Mapping[str, bool]
+    gives: str = "0 to 1"
+    in_space: bool = False
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    licence: str = "Apache-2.0"
+    plugged: bool = False
+    origin: str = "nextarm"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Modules that cannot be found here."""
+        return tuple(module for module in self.requires if not importable(module))
+
+    def check_parameters(self, given: Sequence[str]) -> None:
+        """`InvalidParameter` for one that is missing or not this scorer's; `ScorerUnavailable` where a package is missing."""
+        for name, needed in self.parameters.items():
+            if needed and name not in given:
+                raise InvalidParameter(name, f"is needed by the scorer {self.name!r}")
+        for name in given:
+            if name not in self.parameters:
+                raise InvalidParameter(name, f"is not a parameter of the scorer {self.name!r}; leave it out")
+        if self.missing:
+            raise ScorerUnavailable(f"the scorer {self.name!r} needs {', '.join(self.missing)}: {self.install}")
