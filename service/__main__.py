@@ -66,7 +66,7 @@ def main() -> None:
 @main.command()
 @click.option("--host", help="Address to listen on. [NEXTARM_HOST, 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port, 0 = any free one. [NEXTARM_PORT, 8000]")
-@click.option("--store", help="sqlite:///PATH or memory://. [NEXTARM_STORE, sqlite:///./data/nextarm.db]")
+@click.option("--store", help="sqlite:///PATH, redis://HOST or memory://. [NEXTARM_STORE, sqlite:///./data/nextarm.db]")
 @_plainly
 def serve(host: str | None, port: int | None, store: str | None) -> None:
     """Start the service. Everything else is set by NEXTARM_* variables (see the README)."""
@@ -88,7 +88,7 @@ store_option = click.option(
 def _settings(store: str | None) -> Settings:
     settings = Settings.load(**({} if store is None else {"store": store}))
     if settings.store == "memory://":
-        raise InvalidSettings("NEXTARM_STORE: memory:// ends with its server; name an SQLite store, sqlite:///PATH")
+        raise InvalidSettings("NEXTARM_STORE: memory:// ends with its server; name another store, sqlite:///PATH or redis://HOST")
     return settings
 
 
@@ -145,6 +145,23 @@ def backup(destination: Path, store: str | None) -> None:
     from service.offline import backup as run
 
     run(_settings(store), destination)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("destination")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_plainly
+def migrate(source: str, destination: str, quiet: bool) -> None:
+    """Copy every bandit of the store SOURCE into DESTINATION: sqlite:///PATH or redis://HOST, either way.
+
+    No server may use either of them meanwhile. Both sides are replayed afterwards, and their digests compared. What an
+    interrupted call has copied stays, and the next call goes on. NEXTARM_REDIS_* settings hold as for `serve`.
+    """
+    from service.migration import migrate as run
+
+    for line in asyncio.run(run(_settings(source), _settings(destination), quiet=quiet)):
+        click.echo(f"{line.bandit}\t{line.events}\t{line.sha256}")
 
 
 def _add_replay() -> None:

@@ -17,7 +17,6 @@ from service import events
 from service.learner import Learner
 from service.settings import Settings
 from service.storage.base import Log, Storage, StorageUnavailable
-from service.storage.sqlite import SqliteStorage
 
 PAGE = 500
 
@@ -33,11 +32,8 @@ class Digest(NamedTuple):
 
 @asynccontextmanager
 async def reading(settings: Settings) -> AsyncIterator[Storage]:
-    """The store, opened for reading only; another process may be serving it."""
-    path = settings.sqlite_path()
-    if not path.is_file():
-        raise StorageUnavailable(f"{path}: there is no such store")
-    storage = SqliteStorage(path, read_only=True)
+    """The store, for reading; other processes may be serving it."""
+    storage = settings.open_storage_to_read()
     await storage.start()
     try:
         yield storage

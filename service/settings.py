@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, FiniteFloat, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.storage.base import Durability, Storage
+from service.storage.base import Durability, Storage, StorageUnavailable
 
 if TYPE_CHECKING:
     from service.embedders.base import Sources
@@ -143,6 +143,17 @@ class Settings(BaseSettings):
         if self.scheme in REDIS:
             return self._open_redis()
         return SqliteStorage(self.sqlite_path(), durability=Durability(self.durability))
+
+    def open_storage_to_read(self) -> Storage:
+        """The same beside processes that serve it, not started yet; raises `StorageUnavailable` where there is no such file."""
+        from service.storage.sqlite import SqliteStorage
+
+        if self.scheme in REDIS:
+            return self._open_redis()
+        path = self.sqlite_path()
+        if not path.is_file():
+            raise StorageUnavailable(f"{path}: there is no such store")
+        return SqliteStorage(path, read_only=True)
 
     def _open_redis(self) -> Storage:
         try:

@@ -213,6 +213,8 @@ class RedisStorage:
         raise self._gone(log)
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
+        if limit <= 0:
+            return []  # XRANGE would answer nothing at all
         if recent := self._past.recent(log, after=after, limit=limit):
             return recent
         keys = self._keys(log.name)

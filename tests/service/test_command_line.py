@@ -20,7 +20,7 @@ from service.snapshots import pack as pack_snapshot
 from tests.service.calls import GREEDY, PROMPT, VECTOR, Service, opened
 from tests.service.servers import ROOT, Server, environment
 
-COMMANDS = ("serve", "replay", "digest", "export", "backup")
+COMMANDS = ("serve", "replay", "digest", "export", "backup", "migrate")
 
 
 def nextarm(*words: str | Path, **settings: str) -> Result:
@@ -107,7 +107,7 @@ def test_wrong_usage_exits_with_two(words: list[str]) -> None:
         ({"sweep_s": "inf"}, "NEXTARM_SWEEP_S"),
         ({"max_body_bytes": "0"}, "NEXTARM_MAX_BODY_BYTES"),
         ({"log_level": "loud"}, "NEXTARM_LOG_LEVEL"),
-        ({"store": "redis://user:s3cr3t@host/0"}, "NEXTARM_STORE"),
+        ({"store": "postgres://user:s3cr3t@host/0"}, "NEXTARM_STORE"),
         ({"store": "sqlite:///"}, "NEXTARM_STORE"),
         ({"api_keys": "writer:s3cr3t"}, "NEXTARM_API_KEYS"),
         ({"host": "0.0.0.0"}, "NEXTARM_HOST"),
