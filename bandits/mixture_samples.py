@@ -51,6 +51,7 @@ class MixtureSamples(Policy):
     """Hyperparameters, statistics and refusals of a mixture policy."""
 
     needs: ClassVar[frozenset[Need]] = cast("frozenset[Need]", _Needs())
+    reference_when: ClassVar[str] = "objective kid, fid or rke+quality: samples (or moments, for fid) before the first decision"
     reference_frozen: ClassVar[bool] = True  # qualities are summed against it as samples come
 
     objective: Objective = hyper("rke", "What makes the gathered samples good.")

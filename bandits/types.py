@@ -147,6 +147,7 @@ class Policy(ABC):
     summary: ClassVar[str]
     episodic: ClassVar[bool] = False  # several attempts on one prompt, ended by `succeeded` or a stop
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
+    reference_when: ClassVar[str] = ""  # which settings need a reference, where not all do
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")

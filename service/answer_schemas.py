@@ -180,6 +180,7 @@ class PolicyAnswer(Answer):
     kind: str = Field(description="Its name.", examples=["pak-ucb"])
     summary: str = Field(description="What it is for.")
     needs: list[str] = Field(description="What it learns from: features (a prompt), reward, output, reference, cost.")
+    reference_when: str = Field(description="Which settings need a reference although `needs` does not list it.")
     contextual: bool = Field(description="A decision needs a prompt.")
     episodic: bool = Field(description="Several attempts on one prompt.")
     hyperparameters: list[str] = Field(description="Their names.")

@@ -68,7 +68,7 @@ def created_event(
     if "output" in policy.needs and body.reward.default is not None:
         raise invalid("reward.default", f"{kind} learns from outputs; a reward cannot stand for a missing one")
     _check_scorer(body.reward, prompt, output)
-    _check_size(policy, hyperparameters, arms=len(body.arms), max_bytes=max_bytes)
+    check_size(policy, hyperparameters, arms=len(body.arms), max_bytes=max_bytes)
     _rehearse(policy)
     return Created(
         at=clock(),
@@ -119,14 +119,15 @@ def _check_scorer(reward: RewardSpec, prompt: Chosen, output: Chosen) -> None:
         )
 
 
-def _check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, max_bytes: int) -> None:
-    """Refuse a bandit that would not fit; its size is known without allocating it."""
+def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, max_bytes: int) -> None:
+    """Refuse (422) a bandit that would not fit; its size is known without allocating it."""
     with torch.device("meta"):
         of_an_arm, of_the_reference = (
             sum(tensor.nbytes for tensor in _tensors(statistic)) for statistic in (policy.blank(), policy.blank_reference())
         )
     if "reference" in policy.needs:  # second moments of the outputs, empty before the first
         of_an_arm, of_the_reference = of_an_arm + 8 * policy.output_dim**2, of_the_reference + 8 * policy.output_dim**2
+    of_an_arm += _sampled(policy, hyperparameters)
     frequencies = 8 * policy.dim * (hyperparameters.get("random_features") or 0)
     size = COPIES * (max(arms, 1) * of_an_arm + of_the_reference) + frequencies
     if size > max_bytes:
@@ -135,6 +136,13 @@ def _check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, m
             f"with {arms} arms this takes about {size / 2**30:.1f} GiB of memory, the server allows {max_bytes / 2**30:.1f}: "
             "use fewer random features, shorter vectors or fewer arms, or raise NEXTARM_MAX_STATE_BYTES",
         )
+
+
+def _sampled(policy: Policy, hyperparameters: dict[str, Any]) -> int:
+    """Bytes of the samples that an arm keeps, none of which are there before the first; exact kernels add a matrix of pairs."""
+    samples = hyperparameters.get("max_samples") or 0
+    exact = any(hyperparameters.get(name, 0) is None for name in ("random_features", "label_features"))
+    return int(8 * samples * (policy.dim + 2 * policy.output_dim + (samples if exact else 0)))
 
 
 def _tensors(statistic: Any) -> Iterator[Tensor]:

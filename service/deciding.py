@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from uuid_utils.compat import uuid7
 
-from bandits.errors import FieldError
+from bandits.errors import FieldError, ReferenceMissing
 from bandits.types import Observation
 from service import events
 from service.contents import Given, embedded, output_matrix, prompt_vector, read
@@ -31,6 +31,8 @@ async def decide(services: Services, learner: Learner, body: DecisionBody) -> tu
     if body.id and not body.dry_run and (kept := await learner.decided(body.id, digest)):
         return decision_json(learner, kept.event, offset=kept.offset), 200
     features = await _features(services, learner, body)
+    if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
+        await learner.refresh()
     ask = Ask(
         id=body.id or str(uuid7()),
         features=features,
@@ -38,7 +40,7 @@ async def decide(services: Services, learner: Learner, body: DecisionBody) -> tu
         episode=body.episode or "",
         body=digest,
     )
-    _check(learner, ask)
+    await _check(learner, ask)
     if body.dry_run:
         return decision_json(learner, await learner.preview(ask), offset=learner.offset, dry_run=True), 200
     kept = await learner.decide(ask)
@@ -47,6 +49,8 @@ async def decide(services: Services, learner: Learner, body: DecisionBody) -> tu
 
 async def _features(services: Services, learner: Learner, body: DecisionBody) -> bytes:
     """The features of the prompt. An episode is about one prompt: later attempts may leave it out, and cannot change it."""
+    if body.episode:
+        await learner.refresh()  # the attempt before may have been made by another replica
     known = learner.ledger.episodes.get(body.episode) if body.episode else None
     if known is not None and known.finished:
         raise EpisodeFinished
@@ -79,9 +83,13 @@ def _any_active(ledger: Ledger) -> bool:
     return any(arm.active for arm in ledger.arms)
 
 
-def _check(learner: Learner, ask: Ask) -> None:
+async def _check(learner: Learner, ask: Ask) -> None:
     """What the policy refuses, before anything is logged."""
-    learner.policy.check_ready(learner.state)
+    try:
+        learner.policy.check_ready(learner.state)
+    except ReferenceMissing:
+        await learner.refresh()
+        learner.policy.check_ready(learner.state)
     if ask.features:
         context = learner.ledger.context(
             features=events.vector_tensor(ask.features),
@@ -129,7 +137,9 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
         raise invalid("output", f"is missing; {policy.kind} learns from it")
     index = None
     if body.arm is not None:
-        index = learner.ledger.index(body.arm)
+        if (index := learner.ledger.index(body.arm)) is None:
+            await learner.refresh()
+            index = learner.ledger.index(body.arm)
         if index is None:
             raise Problem("arm_not_found", "arm: there is no arm of this name")
     output = reference = events.EMPTY

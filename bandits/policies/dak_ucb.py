@@ -46,6 +46,7 @@ class DakUcb(Policy):
 
     kind: ClassVar[str] = "dak-ucb"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward", "output"})
+    reference_when: ClassVar[str] = "diversity jkd: `reference` beside each output, or pairs posted beforehand"
     summary: ClassVar[str] = (
         "Per prompt, the arm with the highest optimistic reward and diversity of outputs; or a mixture of arms."
     )

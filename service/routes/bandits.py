@@ -13,7 +13,7 @@ from bandits.hyperparameters import declared
 from bandits.registry import POLICIES
 from service import events
 from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
-from service.creation import created_event
+from service.creation import check_size, created_event
 from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.embedding import warm_for
 from service.errors import Problem, invalid
@@ -46,6 +46,7 @@ def _policy_json(kind: str) -> dict[str, Any]:
         "kind": kind,
         "summary": policy.summary,
         "needs": sorted(needs),
+        "reference_when": policy.reference_when,
         "contextual": "features" in needs,
         "episodic": policy.episodic,
         "hyperparameters": [item.name for item in declared(policy)],
@@ -145,7 +146,7 @@ async def put_arm(
     if learner.ledger.index(arm) is None:
         added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
         with contextlib.suppress(_Known):
-            receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_new(learner, arm))
+            receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_new(learner, arm, services))
             if receipt.first is None:
                 return answer(_arm_receipt(learner, arm), status=201)
     await learner.catch_up()
@@ -162,11 +163,13 @@ class _Known(Exception):
     """Somebody else added the arm meanwhile."""
 
 
-def _check_new(learner: Learner, arm: str) -> None:
+def _check_new(learner: Learner, arm: str, services: Services) -> None:
     if learner.ledger.index(arm) is not None:
         raise _Known
     if len(learner.ledger.arms) >= MAX_ARMS:
         raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
+    arms = len(learner.ledger.arms) + 1
+    check_size(learner.policy, learner.created.hyperparameters, arms=arms, max_bytes=services.settings.max_state_bytes)
 
 
 def _index(learner: Learner, arm: str) -> int:
@@ -196,6 +199,7 @@ def _check_name(arm: str) -> None:
 )
 async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) -> Response:
     """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt."""
+    await learner.refresh()
     index = _index(learner, arm)
     if learner.ledger.arms[index].active:
         await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}")

@@ -22,6 +22,7 @@ from service.storage.base import LogRewound, StorageError
 from service.storage.redis import RedisStorage
 from service.storage.redis_address import parse
 from tests.bandits.examples import EXAMPLES
+from tests.service.calls import ARMS, Service, failed, opened
 from tests.service.driving import GREEDY, Clients, Clock, ask, learner_of
 from tests.service.redis_server import RedisServer, needs_redis, shared
 from tests.service.test_hosting import wanted
@@ -244,6 +245,60 @@ async def test_overdue_decisions_expire_once_whoever_looks(prefix: str, clock: C
         await one.catch_up()
         assert one.offset == 1 + 12
         assert not one.ledger.open
+
+
+# -- over HTTP --------------------------------------------------------------------------------------------------------------
+
+PROMPT: dict[str, Any] = {"prompt": {"vector": [0.25, -0.5, 2.0]}}
+
+
+@contextlib.asynccontextmanager
+async def two_services(prefix: str) -> AsyncIterator[tuple[Service, Service]]:
+    settings: dict[str, Any] = {"store": shared().url, "redis_prefix": prefix}
+    async with opened(**settings) as one, opened(**settings) as two:
+        yield one, two
+
+
+async def test_an_episode_goes_on_at_another_replica(prefix: str) -> None:
+    body = {
+        "policy": {"kind": "promptwise", "max_attempts": 3, "cost_weight": 0.001},
+        "arms": ARMS,
+        "prompt": {"dim": 3},
+        "seed": 7,
+    }
+    async with two_services(prefix) as (one, two):
+        await one.create(body=body)
+        first = await two.decide(body=PROMPT)
+        failure = await one.observe(first["id"], {"reward": 0.0, "next": True})
+        assert failure["next"]["attempt"] == 2
+        await two.observe(failure["next"]["id"], {"reward": 0.0})
+        third = await one.decide(body={"episode": first["episode"]})
+        assert third["attempt"] == 3
+        await two.observe(third["id"], {"reward": 1.0})
+        over = await one.post("/v1/bandits/b/decisions", {"episode": first["episode"]})
+        assert failed(over) == (409, "episode_finished")
+
+
+async def test_what_one_replica_was_told_of_arms_and_references_the_other_knows_when_it_is_asked(prefix: str) -> None:
+    fd = {"policy": {"kind": "fd-ucb"}, "arms": [{"name": "a"}], "output": {"dim": 2}, "seed": 7}
+    async with two_services(prefix) as (one, two):
+        await one.create(body=fd)
+        assert failed(await two.post("/v1/bandits/b/decisions", {})) == (409, "reference_missing")
+        samples = [{"vector": [1.0, 0.0]}, {"vector": [0.0, 1.0]}, {"vector": [0.5, -0.5]}]
+        assert (await one.post("/v1/bandits/b/references", {"outputs": samples})).status_code == 201
+        decision = await two.decide()
+        assert (await one.put("/v1/bandits/b/arms/new")).status_code == 201
+        assert (await two.decide(body={"arms": ["new"]}))["arm"] == "new"
+        assert (await one.put("/v1/bandits/b/arms/newer")).status_code == 201
+        receipt = await two.observe(decision["id"], {"output": {"vector": [0.5, 0.5]}, "arm": "newer"})
+        assert (await two.delete("/v1/bandits/b/arms/newer")).status_code == 204
+        headers = {"x-nextarm-min-offset": str(receipt["offset"] + 1)}
+        told = (await one.ask("GET", "/v1/bandits/b", headers=headers)).json()
+        assert [(arm["name"], arm["active"], arm["outcomes"]) for arm in told["arms"]] == [
+            ("a", True, 0),
+            ("new", True, 0),
+            ("newer", False, 1),
+        ]
 
 
 # -- a store that lost what it had acknowledged -----------------------------------------------------------------------------

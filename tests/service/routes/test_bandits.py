@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.service.calls import GREEDY, VECTOR, Clock, Service, answered, connected, failed, opened, paths
+from tests.service.calls import ARMS, GREEDY, VECTOR, Clock, Json, Service, answered, connected, failed, opened, paths
 
 
 async def test_a_bandit_is_created_once_and_the_same_body_again_is_no_conflict(service: Service) -> None:
@@ -344,6 +344,18 @@ async def test_a_bandit_that_would_not_fit_into_memory_is_refused_without_trying
     assert failed(response) == (422, "invalid_request")
     assert paths(response) == ["policy"]
     assert "NEXTARM_MAX_STATE_BYTES" in response.json()["detail"]
+
+
+async def test_samples_that_exact_kernels_keep_and_arms_that_come_later_count(tmp_path: Path) -> None:
+    exact: Json = {"kind": "pak-ucb", "random_features": None, "max_samples": 200}
+    body = {"policy": exact, "arms": ARMS, "prompt": {"dim": 8}}
+    async with opened(max_state_bytes=2 * 2**20 + 2**16) as service:  # two arms of three times 8 * 200 * (8 + 200) bytes: 2 MB
+        assert (await service.put("/v1/bandits/b", body)).status_code == 201
+        larger = {**body, "policy": {**exact, "max_samples": 210}}
+        assert failed(await service.put("/v1/bandits/larger", larger)) == (422, "invalid_request")
+        late = await service.put("/v1/bandits/b/arms/late")
+        assert failed(late) == (422, "invalid_request")
+        assert await service.offset() == 1
 
 
 async def test_a_text_embedder_brings_its_length(service: Service) -> None:
