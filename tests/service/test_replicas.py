@@ -261,7 +261,7 @@ async def two_services(prefix: str) -> AsyncIterator[tuple[Service, Service]]:
 
 async def test_an_episode_goes_on_at_another_replica(prefix: str) -> None:
     body = {
-        "policy": {"kind": "promptwise", "max_attempts": 3, "cost_weight": 0.001},
+        "policy": {"kind": "promptwise", "max_attempts": 3, "cost_weight": 0.001, "forced_pulls": 0},
         "arms": ARMS,
         "prompt": {"dim": 3},
         "seed": 7,

@@ -348,7 +348,7 @@ async def test_a_bandit_that_would_not_fit_into_memory_is_refused_without_trying
 
 async def test_samples_that_exact_kernels_keep_and_arms_that_come_later_count(tmp_path: Path) -> None:
     exact: Json = {"kind": "pak-ucb", "random_features": None, "max_samples": 200}
-    body = {"policy": exact, "arms": ARMS, "prompt": {"dim": 8}}
+    body: Json = {"policy": exact, "arms": ARMS, "prompt": {"dim": 8}}
     async with opened(max_state_bytes=2 * 2**20 + 2**16) as service:  # two arms of three times 8 * 200 * (8 + 200) bytes: 2 MB
         assert (await service.put("/v1/bandits/b", body)).status_code == 201
         larger = {**body, "policy": {**exact, "max_samples": 210}}
