@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import torch
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from service import embedding, errors
 from service.access import Gate
@@ -17,6 +18,7 @@ from service.dependencies import Services
 from service.documentation import TAGS, document
 from service.embedders import registry
 from service.embedders.queue import EmbeddingQueue
+from service.express import Express
 from service.hosting import Hosting
 from service.metrics import Meter
 from service.routes import bandits, decisions, embedders, health, metrics, outcomes, records, references
@@ -30,24 +32,31 @@ which model is best. Every error is `application/problem+json` with a stable `co
 """
 
 
-def create_app(services: Services) -> FastAPI:
-    """The ASGI application over running services."""
-    app = FastAPI(
-        title="nextarm",
-        version=version("nextarm"),
-        description=DESCRIPTION,
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        openapi_tags=TAGS,
-        redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
-    )
-    app.state.services = services
-    routers = [module.router for module in (bandits, decisions, outcomes, references, embedders, records, metrics, health)]
-    for router in routers:
-        app.include_router(router)
-    errors.install(app, [route for router in routers for route in router.routes])
-    document(app)
-    app.add_middleware(Doorkeeper, gate=services.gate, meter=services.meter, max_body_bytes=services.settings.max_body_bytes)
-    return app
+class Application(FastAPI):
+    """FastAPI behind the doorkeeper: what is turned away, and the two requests that are answered at once, never reach it."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            title="nextarm",
+            version=version("nextarm"),
+            description=DESCRIPTION,
+            license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            openapi_tags=TAGS,
+            redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
+        )
+        self.state.services = services
+        routers = [module.router for module in (bandits, decisions, outcomes, references, embedders, records, metrics, health)]
+        for router in routers:
+            self.include_router(router)
+        errors.install(self, [route for router in routers for route in router.routes])
+        document(self)
+        express = Express(super().__call__, services)
+        limit = services.settings.max_body_bytes
+        self._entrance = Doorkeeper(express, gate=services.gate, meter=services.meter, max_body_bytes=limit)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every request comes in here."""
+        await self._entrance(scope, receive, send)
 
 
 @asynccontextmanager
@@ -68,7 +77,7 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda:
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)
     try:
-        yield create_app(Services(settings, hosting, embeddings, scoring, gate, Meter()))
+        yield Application(Services(settings, hosting, embeddings, scoring, gate, Meter()))
     finally:
         embeddings.close()
         scoring.close()

@@ -59,7 +59,7 @@ class Doorkeeper:
                 address = scope["client"][0] if scope.get("client") else ""
                 authorization = headers.get(b"authorization", b"").decode("latin-1")
                 scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
-            body = await self._collect(headers, receive)
+            body = scope["nextarm.body"] = await self._collect(headers, receive)
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, watch)
@@ -70,7 +70,7 @@ class Doorkeeper:
         self._tell(scope, status, time.perf_counter() - started)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "")
+        route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path", ""))
         self._meter.count(route=route, method=scope["method"], status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])

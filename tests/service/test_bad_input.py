@@ -452,7 +452,7 @@ async def test_no_error_and_no_log_line_repeats_a_prompt_or_a_key(
         def broken(*args: object, **named: object) -> None:
             raise RuntimeError("something broke")
 
-        monkeypatch.setattr("service.routes.decisions.decide", broken)
+        monkeypatch.setattr("service.express.decide", broken)
         response = await service.client.post(DECISIONS, json={"prompt": SECRET})
         assert failed(response) == (500, "internal_error")
         assert "broke" not in response.text
