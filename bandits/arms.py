@@ -10,7 +10,7 @@ missing, and never packed, compared or digested.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,6 +122,15 @@ class RidgeArm:
         return z @ now.theta, ((z @ now.width) * z).sum(1).clamp_min(0.0).sqrt()
 
 
+def ridge_scores(derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, K) means and (B, K) widths of lifted features z (B, p) for K arms: `RidgeArm.score` of all arms in few calls."""
+    shadows = torch.empty((len(derived), *z.shape), dtype=z.dtype, device=z.device)
+    for now, shadow in zip(derived, shadows, strict=True):
+        torch.mm(z, now.width, out=shadow)
+    mean = z @ torch.stack([now.theta for now in derived]).T
+    return mean, (shadows * z).sum(2).T.clamp_min(0.0).sqrt()
+
+
 @dataclass(frozen=True)
 class Dual:
     """What kernel ridge regression derives from its observations; the width factor also holds the pending points."""
@@ -214,8 +223,10 @@ class KernelArm:
         mean = k' (K + ridge I)^-1 y; width = sqrt((k(x, x) - k' (K + ridge I)^-1 k) / ridge).
         """
         now = self.dual(kernel, ridge)
-        mean = now.factor.solve(kernel(now.features.tensor, x)).T @ now.weights.tensor
-        shadow = now.width_factor.solve(kernel(now.width_features.tensor, x))
+        shadow = now.factor.solve(kernel(now.features.tensor, x))
+        mean = shadow.T @ now.weights.tensor
+        if now.width_factor is not now.factor:  # decisions are pending
+            shadow = now.width_factor.solve(kernel(now.width_features.tensor, x))
         return mean, ((prior - shadow.square().sum(0)).clamp_min(0.0) / ridge).sqrt()
 
 

@@ -82,7 +82,7 @@ class DiversityArm:
             else:
                 assert using.kernel is not None
                 factor = arm.dual(using.kernel, using.ridge).factor
-                coefficients = torch.linalg.solve_triangular(factor.factor.T, factor.solve(self.labels), upper=True)
+                coefficients = factor.solve_transposed(factor.solve(self.labels))
             object.__setattr__(self, "coefficients", coefficients)  # a memo, not a change
         assert self.coefficients is not None
         return self.coefficients

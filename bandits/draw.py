@@ -9,12 +9,14 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bandits.types import Context
 
 STOP = -1
+LOWEST = np.finfo(np.float64).min
 
 
 class Draw(NamedTuple):
@@ -50,10 +52,12 @@ def allowed_mask(contexts: Sequence[Context]) -> Tensor:
 
 
 def best(scores: Tensor, allowed: Tensor) -> Tensor:
-    """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index."""
-    masked = torch.where(allowed, scores, -torch.inf)
-    top = masked == masked.amax(dim=1, keepdim=True)
-    return one_hot((top & allowed).to(torch.uint8).argmax(dim=1), arms=scores.shape[1])
+    """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index, as NumPy's argmax promises."""
+    finite = np.maximum(scores.numpy(), LOWEST)  # so that an allowed arm of score -inf still beats a forbidden one
+    chosen = np.where(allowed.numpy(), finite, -np.inf).argmax(axis=1)
+    values = np.zeros(scores.shape)
+    values[np.arange(len(chosen)), chosen] = 1.0
+    return torch.from_numpy(values)
 
 
 def one_hot(arms_chosen: Tensor, *, arms: int) -> Tensor:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.arms import Kernel, KernelArm, RidgeArm
+from bandits.arms import Kernel, KernelArm, RidgeArm, ridge_scores
 from bandits.errors import InvalidContext
 from bandits.functional import kernels
 from bandits.types import Context
@@ -58,14 +59,14 @@ class Regression:
 
     def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
+        if self.kernel is None:
+            return ridge_scores([arm.ridge(self.ridge) for arm in arms if isinstance(arm, RidgeArm)], z)
         mean = torch.empty((len(z), len(arms)), dtype=torch.float64)
         width = torch.empty_like(mean)
-        prior = z if self.kernel is None else torch.cat([self.kernel(row[None], row[None])[0] for row in z])
+        prior = torch.cat([self.kernel(row[None], row[None])[0] for row in z])
         for index, arm in enumerate(arms):
-            if isinstance(arm, RidgeArm):
-                mean[:, index], width[:, index] = arm.score(z, ridge=self.ridge)
-            else:
-                mean[:, index], width[:, index] = arm.score(z, kernel=self._exact, prior=prior, ridge=self.ridge)
+            assert isinstance(arm, KernelArm)
+            mean[:, index], width[:, index] = arm.score(z, kernel=self.kernel, prior=prior, ridge=self.ridge)
         return mean, width
 
     @property
@@ -80,7 +81,10 @@ def stacked(contexts: Sequence[Context]) -> Tensor:
 
 
 def as_float64(x: Tensor, *, normalize: bool) -> Tensor:
-    """(..., d) a float64 copy, each row scaled to length one if asked."""
+    """(..., d) a float64 copy, each row scaled to length one if asked. One row goes through NumPy: its calls cost a third."""
+    if x.ndim == 1 and x.device.type == "cpu":
+        row = x.numpy().astype(np.float64)
+        return torch.from_numpy(row / np.sqrt(row @ row) if normalize else row)
     x = x.to(torch.float64, copy=True)
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True) if normalize else x
 
@@ -93,5 +97,5 @@ def lift(x: Tensor, *, normalize: bool, frequencies: Tensor) -> Tensor:
 
 def check_direction(features: Tensor, *, normalize: bool) -> None:
     """`InvalidContext` for a vector that cannot be scaled to length one."""
-    if normalize and not bool(features.any()):
+    if normalize and not features.numpy().any():
         raise InvalidContext("prompt", "a vector of zeros cannot be scaled to length one; send another, or set normalize: false")

@@ -11,7 +11,7 @@ import numpy as np
 from uuid_utils.compat import uuid7
 
 from bandits.errors import FieldError, ReferenceMissing
-from bandits.types import Observation
+from bandits.types import Context, Observation
 from service import events
 from service.contents import Given, embedded, output_matrix, prompt_vector, read
 from service.dependencies import Services
@@ -91,13 +91,7 @@ async def _check(learner: Learner, ask: Ask) -> None:
         await learner.refresh()
         learner.policy.check_ready(learner.state)
     if ask.features:
-        context = learner.ledger.context(
-            features=events.vector_tensor(ask.features),
-            allowed=ask.allowed,
-            reserved=[0] * len(learner.ledger.arms),
-            episode=ask.episode,
-        )
-        learner.policy.check_context(context)
+        learner.policy.check_context(Context(allowed=(True,), features=events.vector_tensor(ask.features)))
 
 
 async def observe(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> dict[str, Any]:

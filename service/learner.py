@@ -27,7 +27,7 @@ from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service import events
 from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
 from service.folding import READ_BATCH, Folding, policy_of
-from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision
+from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision, View
 from service.pace import Background, Pace
 from service.storage.base import (
     Durability,
@@ -348,14 +348,13 @@ class Learner:
             await self.refresh()
             await self._folding.prepared()
         state, _, arms = self._folding.ready  # one moment for all of it, whatever is folded meanwhile
-        reserved = self._folding.reserved()
+        view = View.of(arms, self._folding.reserved())
         contexts = [
             self.ledger.context(
+                view,
                 features=events.vector_tensor(ask.features) if ask.features else empty(),
                 allowed=ask.allowed,
-                reserved=[reserved[i] for i in range(len(arms))],
                 episode=ask.episode,
-                arms=arms,
             )
             for ask in asks
         ]

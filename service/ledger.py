@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -96,6 +96,20 @@ class Snapshot(msgspec.Struct):
     referenced: int
 
 
+class View(NamedTuple):
+    """What contexts of one moment have in common, per arm. pending: with the decisions that are on their way into the log."""
+
+    active: tuple[bool, ...]
+    prices: tuple[float, ...]
+    pending: tuple[int, ...]
+
+    @staticmethod
+    def of(arms: Sequence[ArmRecord], reserved: Mapping[int, int]) -> View:
+        """reserved: arm index -> decisions on their way."""
+        pending = tuple(arm.pending + reserved.get(i, 0) for i, arm in enumerate(arms))
+        return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending)
+
+
 @dataclass(frozen=True)
 class Learn:
     """Fold this observation."""
@@ -171,32 +185,23 @@ class Ledger:
             due.append(decision)
         return due
 
-    def context(
-        self,
-        *,
-        features: Tensor,
-        allowed: Mapping[int, float | None],
-        reserved: Sequence[int],
-        episode: str,
-        arms: Sequence[ArmRecord] = (),
-    ) -> Context:
-        """What the policy is told. allowed: arm index -> price for this decision alone (None = the arm's own; empty = every
-        active arm). reserved: decisions per arm that are on their way into the log. arms: as of which arms; empty = as of now.
+    def context(self, view: View, *, features: Tensor, allowed: Mapping[int, float | None], episode: str) -> Context:
+        """What the policy is told. allowed: arm index -> price for this decision alone (None = the arm's own); empty = every
+        active arm.
         """
-        arms = arms or self.arms
-        known = self.episodes.get(episode, Episode({}))
-        usable = tuple(arm.active and (not allowed or i in allowed) for i, arm in enumerate(arms))
+        usable, prices = view.active, view.prices
+        if allowed:
+            usable = tuple(active and i in allowed for i, active in enumerate(usable))
+            own = [allowed.get(i) for i in range(len(prices))]
+            prices = tuple(price if mine is None else mine for price, mine in zip(prices, own, strict=True))
         if not any(usable):
             raise InvalidContext("arms", "none of them can be chosen now: an arm was retired meanwhile, or is only being added")
-        own = (allowed.get(i) for i in range(len(arms)))
-        return Context(
-            features=features,
-            allowed=usable,
-            pending=tuple(arm.pending + more for arm, more in zip(arms, reserved, strict=True)),
+        known = self.episodes.get(episode)
+        attempts: tuple[int, ...] = ()
+        if known is not None:
             # an attempt that is still open counts as one that failed: else an impatient client could make any number of them
-            attempts=tuple(known.attempts.get(i, 0) + known.open.get(i, 0) for i in range(len(arms))),
-            prices=tuple(arm.price if price is None else price for arm, price in zip(arms, own, strict=True)),
-        )
+            attempts = tuple(known.attempts.get(i, 0) + known.open.get(i, 0) for i in range(len(prices)))
+        return Context(features=features, allowed=usable, pending=view.pending, attempts=attempts, prices=prices)
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from service.events import (
     Observed,
     ReferenceAdded,
 )
-from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Inconsistent, Learn, Ledger, Release
+from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Inconsistent, Learn, Ledger, Release, View
 from tests.service.driving import created
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -202,12 +202,12 @@ def test_no_offset_is_left_out_or_read_twice(offset: int) -> None:
 
 def test_a_context_says_what_is_allowed_pending_and_priced() -> None:
     book, _ = told(decided("d1", 1), decided("d2", 1), decided("d3", 2), ArmRetired(at=NOW, arm=0))
-    context = book.context(features=X, allowed={}, reserved=[0, 1, 0], episode="")
+    context = book.context(View.of(book.arms, {1: 1}), features=X, allowed={}, episode="")
     assert context.allowed == (False, True, True)
     assert context.pending == (0, 3, 1)
     assert context.prices == pytest.approx((0.2, 0.5, 0.8))
     assert context.features is X
-    restricted = book.context(features=empty(), allowed={2: 0.05, 0: None}, reserved=[0, 0, 0], episode="")
+    restricted = book.context(View.of(book.arms, {}), features=empty(), allowed={2: 0.05, 0: None}, episode="")
     assert restricted.allowed == (False, False, True), "a retired arm is not brought back by asking for it"
     assert restricted.prices == pytest.approx((0.2, 0.5, 0.05))
 
@@ -217,7 +217,7 @@ def test_a_context_can_be_of_an_earlier_moment() -> None:
     before = tuple(book.arms)
     book.apply(3, ArmAdded(at=NOW, name="new", price=0.7, metadata={}), POLICY)
     book.apply(4, observed("d1", 1), POLICY)
-    context = book.context(features=empty(), allowed={}, reserved=[0, 0, 0], episode="", arms=before)
+    context = book.context(View.of(before, {}), features=empty(), allowed={}, episode="")
     assert (context.allowed, context.pending) == ((True, True, True), (0, 1, 0))
 
 
@@ -225,7 +225,7 @@ def test_a_request_for_arms_that_are_gone_is_refused_as_the_callers_fault() -> N
     book = told(ArmRetired(at=NOW, arm=2))[0]
     for allowed in ({2: None}, {7: None}):
         with pytest.raises(InvalidContext, match="retired meanwhile"):
-            book.context(features=empty(), allowed=allowed, reserved=[0, 0, 0], episode="")
+            book.context(View.of(book.arms, {}), features=empty(), allowed=allowed, episode="")
 
 
 def test_failed_attempts_are_told_within_their_episode() -> None:
@@ -236,8 +236,8 @@ def test_failed_attempts_are_told_within_their_episode() -> None:
         Expired(at=NOW, id="d2", reward=0.0),
     ]
     book = told(*log, decided("d3", 2, episode="e"), observed("d3", 0, reward=0.1), policy=EPISODIC)[0]
-    assert book.context(features=empty(), allowed={}, reserved=[0] * 3, episode="e").attempts == (2, 0, 1)
-    assert book.context(features=empty(), allowed={}, reserved=[0] * 3, episode="other").attempts == (0, 0, 0)
+    assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="e").attempts == (2, 0, 1)
+    assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="other").attempts == (0, 0, 0)
     assert (book.episodes["e"].made, book.episodes["e"].finished) == (3, False)
 
 
