@@ -370,7 +370,7 @@ class Learner:
     async def _weigh(self, state: State, contexts: list[Context]) -> Weights:
         if not self.policy.is_prepared(state, contexts):
             return await asyncio.to_thread(self.policy.weights, state, contexts)
-        return await self._weigh_pace.run(self.policy.weights, state, contexts)
+        return await self._weigh_pace.run(self.policy.weights, state, contexts, units=len(contexts))
 
     def _decision(
         self, ask: Ask, context: Context, weights: Tensor, scores: dict[str, list[float | None]], now: datetime

@@ -14,20 +14,22 @@ T = TypeVar("T")
 
 THREAD_ABOVE_S = 1e-3
 """Mathematics that takes more CPU time leaves the event loop for a worker thread; a hand-over costs 0.1 ms."""
-FORGET = 0.98
-"""What is left of a peak after one quicker call: one call of 0.1 s in 200 keeps all of them out of the event loop."""
+FORGET, RARELY = 0.8, 0.98
+"""What is left of a peak after one quicker call. With `RARELY` one call of 0.1 s in 200 keeps them all out of the event loop."""
 
 
 class Pace:
     """Runs one kind of work and remembers how long it takes, so that the event loop never waits for what is known to be slow.
 
     peak_s: CPU seconds of the slowest recent call, per unit of work. Work that was never seen is taken for slow.
+    forget: what is left of that peak after one quicker call.
     spiky:  now and then a call takes a thousand times as long as most: all of them belong into a thread.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor | None = None, *, spiky: bool = False) -> None:
+    def __init__(self, pool: ThreadPoolExecutor | None = None, *, forget: float = FORGET, spiky: bool = False) -> None:
         self.peak_s = 2 * THREAD_ABOVE_S
         self.spiky = spiky
+        self._forget = forget
         self._pool = pool
 
     def is_slow(self, units: int = 1) -> bool:
@@ -40,7 +42,7 @@ class Pace:
             result, seconds = await asyncio.get_running_loop().run_in_executor(self._pool, _timed, work, *values)
         else:
             result, seconds = _timed(work, *values)
-        self.peak_s = max(seconds / max(units, 1), FORGET * self.peak_s)
+        self.peak_s = max(seconds / max(units, 1), self._forget * self.peak_s)
         return result
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from service import pace
-from service.pace import Background, Pace
+from service.pace import RARELY, Background, Pace
 
 
 def where() -> str:
@@ -25,7 +25,7 @@ async def test_work_that_was_never_seen_leaves_the_event_loop_and_comes_back_onc
 
 
 async def test_one_slow_call_keeps_the_next_hundred_out_of_the_event_loop() -> None:
-    work, here = Pace(), where()
+    work, here = Pace(forget=RARELY), where()
     work.peak_s = 0.1
     for _ in range(100):
         assert await work.run(where) != here
