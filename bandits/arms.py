@@ -72,9 +72,13 @@ class RidgeArm:
     def learn(self, z: Tensor, target: float, *, ridge: float, anticipated: bool) -> RidgeArm:
         """One more pair. Recursive least squares for theta (theta += v (s - z.theta) / c): no digit is lost in inverse @ moment.
 
-        An anticipated pair has shrunk the width already, and leaves it as it is.
+        An anticipated pair has shrunk the width already, and leaves it as it is. Where nothing was derived yet, only the sums are
+        added to: a replay factors once, at its end.
         """
-        old = self.ridge(ridge)
+        gram, moment = torch.addr(self.gram, z, z), self.moment + target * z
+        if self.cache is None:
+            return RidgeArm(self.pulls + 1, gram, moment)
+        old = self.cache
         inverse, v, pivot = linalg.rank_one_inverse(old.inverse, z, sign=1.0)
         theta = old.theta + v * ((target - float(z @ old.theta)) / pivot)
         pending = max(old.pending - anticipated, 0)
@@ -84,12 +88,7 @@ class RidgeArm:
             width = old.width
         else:
             width = linalg.rank_one_inverse(old.width, z, sign=1.0)[0]
-        return RidgeArm(
-            self.pulls + 1,
-            torch.addr(self.gram, z, z),
-            self.moment + target * z,
-            Ridge(theta, inverse, width, pending),
-        )
+        return RidgeArm(self.pulls + 1, gram, moment, Ridge(theta, inverse, width, pending))
 
     def anticipate(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Shrink the width for one pending pair; it does not depend on the reward, so this is exact."""

@@ -57,6 +57,14 @@ class Regression:
             return arm.release(z, ridge=self.ridge)
         return arm.release(z, kernel=self._exact, ridge=self.ridge)
 
+    def derive(self, arms: Sequence[RidgeArm | KernelArm]) -> None:
+        """Factor what was not derived yet, so that the next score does not."""
+        for arm in arms:
+            if isinstance(arm, RidgeArm):
+                arm.ridge(self.ridge)
+            else:
+                arm.dual(self._exact, self.ridge)
+
     def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
         if self.kernel is None:

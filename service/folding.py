@@ -15,6 +15,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from bandits import state as states
@@ -90,9 +91,10 @@ class Folding:
 
     async def load(self, *, use_snapshots: bool, until: int | None, each: Callable[[int], object]) -> None:
         """From the newest snapshot that can be read, and the log after it."""
-        for _, blob in await self._storage.load_snapshots(self._log) if use_snapshots else ():
-            if await self._resume(blob):
-                break
+        blobs = [blob for _, blob in await self._storage.load_snapshots(self._log)] if use_snapshots else []
+        if not await self._resume_from(blobs) and blobs and await self._is_trimmed():
+            logger.warning("the log is trimmed: a snapshot of another build has to do", extra={"bandit": self._log.name})
+            await self._resume_from(blobs, any_build=True)
         self._live = False
         while until is None or self.published.offset < until:
             before = self.published.offset
@@ -100,12 +102,29 @@ class Folding:
             each(self.published.offset)
             if self.published.offset == before:
                 break
+        state = await asyncio.to_thread(self._anticipated, self.published.state)
+        self.published = self.ready = self.published._replace(state=state)
         await self._prepare()
         self._live = True
 
-    async def _resume(self, blob: bytes) -> bool:
+    async def _resume_from(self, blobs: list[bytes], *, any_build: bool = False) -> bool:
+        for blob in blobs:
+            if await self._resume(blob, any_build=any_build):
+                return True
+        return False
+
+    async def _is_trimmed(self) -> bool:
+        """Whether the log cannot be folded from its first entry any more."""
         try:
-            ledger, state = await asyncio.to_thread(snapshots.unpack, self._policy, self._created, blob)
+            await self._storage.read(self._log, after=1, limit=1)
+        except LogTrimmed:
+            return True
+        return False
+
+    async def _resume(self, blob: bytes, *, any_build: bool) -> bool:
+        unpack = partial(snapshots.unpack, any_build=any_build)
+        try:
+            ledger, state = await asyncio.to_thread(unpack, self._policy, self._created, blob)
             if not await self._storage.read(self._log, after=ledger.offset - 1, limit=1):
                 raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
         except (StorageUnavailable, LogMissing, LogRewound):
@@ -221,16 +240,28 @@ class Folding:
         return state
 
     def _with(self, state: State, effect: Effect) -> State:
+        """While a log is replayed only sums are added to; what is pending at its end is anticipated then."""
         policy = self._policy
         match effect:
             case Learn(seen):
-                return states.fold(policy, state, seen)
-            case Anticipate(arm, features):
+                return states.fold(policy, state, seen if self._live else replace(seen, anticipated=False))
+            case Anticipate(arm, features) if self._live:
                 return states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
-            case Release(arm, features):
+            case Release(arm, features) if self._live:
                 return states.with_arm(state, arm, policy.release(state.arms[arm], features))
             case GrowArms():
                 return states.add_arm(policy, state)
+        return state
+
+    def _anticipated(self, state: State) -> State:
+        """The state of a replay with the widths shrunk by every decision that is open at its end."""
+        for decision in self.ledger.open.values():
+            try:
+                arm = self._policy.anticipate(state.arms[decision.arm], events.vector_tensor(decision.features))
+            except Exception as error:
+                raise self._damage_at(decision.offset, error) from error
+            state = states.with_arm(state, decision.arm, arm)
+        return state
 
     def _damage_at(self, offset: int, error: Exception) -> StorageDamaged:
         damage = StorageDamaged(f"log {self._log.name!r}, offset {offset}", f"{type(error).__name__}: {error}")

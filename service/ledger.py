@@ -242,6 +242,8 @@ class Ledger:
     def _decided(self, offset: int, event: Decided, policy: Policy) -> list[Effect]:
         if event.id in self.open:
             raise Inconsistent(f"decision {event.id} was made before")
+        if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
+            raise Inconsistent(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
         self.decided += 1
         if policy.episodic or event.episode != event.id:  # else nobody can come back to this episode
             episode = self._episode(event.episode)

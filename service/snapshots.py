@@ -46,19 +46,17 @@ def pack(policy: Policy, state: State, ledger: bytes, offset: int) -> bytes:
     return msgspec.msgpack.encode(Sealed(content, hashlib.sha256(content).digest()))
 
 
-def unpack(policy: Policy, created: Created, blob: bytes) -> tuple[Ledger, State]:
-    """The ledger and the state, pending decisions anticipated, not prepared; raises whatever is wrong with the bytes."""
+def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = False) -> tuple[Ledger, State]:
+    """The ledger and the state, nothing derived yet; raises whatever is wrong with the bytes."""
     sealed = msgspec.msgpack.decode(blob, type=Sealed)
     if hashlib.sha256(sealed.content).digest() != sealed.sha256:
         raise SnapshotRefused("the checksum does not match")
     kept = msgspec.msgpack.decode(sealed.content, type=Content)
-    if (kept.version, kept.build) != (events.VERSION, BUILD):  # another build may round differently: it folds the log itself
+    # Another build may round differently, so it folds the log itself; any_build: where the log does not reach back so far.
+    if kept.version != events.VERSION or (kept.build != BUILD and not any_build):
         raise SnapshotRefused(f"version {kept.version} of {kept.build}, this is {events.VERSION} of {BUILD}")
     ledger = Ledger.unpack(created, kept.ledger)
     state = states.unpack(policy, kept.sums)
     if (kept.offset, len(state.arms)) != (ledger.offset, len(ledger.arms)):
         raise SnapshotRefused("its parts are not of one moment")
-    for decision in ledger.open.values():
-        arm = policy.anticipate(state.arms[decision.arm], events.vector_tensor(decision.features))
-        state = states.with_arm(state, decision.arm, arm)
     return ledger, state

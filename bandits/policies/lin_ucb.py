@@ -56,6 +56,10 @@ class LinUcb(Policy):
         target = seen.reward - self.prior_mean
         return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
 
+    def prepare(self, state: State) -> State:
+        self.regression.derive(state.arms)
+        return state
+
     def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
         return self.regression.anticipate(arm, features)
 

@@ -41,6 +41,7 @@ from service.storage.base import (
     Entry,
     Log,
     LogMissing,
+    LogTrimmed,
     Receipt,
     Storage,
     StorageDamaged,
@@ -698,8 +699,8 @@ def resumed_from(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     taken: list[int] = []
     unpack = snapshots.unpack
 
-    def watched(*values: Any) -> Any:
-        ledger, state = unpack(*values)
+    def watched(*values: Any, **options: Any) -> Any:
+        ledger, state = unpack(*values, **options)
         taken.append(ledger.offset)
         return ledger, state
 
@@ -745,6 +746,36 @@ async def test_a_snapshot_of_another_build_bandit_or_moment_is_passed_over(clock
         storage.blobs = [(ledger.offset, each)]
         assert facts(await replayed(bandit, storage)) == live
     assert taken == []
+
+
+async def test_where_the_log_was_trimmed_a_snapshot_of_another_build_has_to_do(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The alternative would be a bandit that nobody can learn any more."""
+
+    class Trimmed(MemoryStorage):
+        first = 0
+
+        async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
+            if 0 < after < self.first - 1:
+                raise LogTrimmed(log.name, first=self.first)
+            return await super().read(log, after=after, limit=limit)
+
+    storage, g = Trimmed(), default_rng(24)
+    bandit = await learner_of(storage, PAK, options={"clock": clock})
+    for i in range(6):
+        await bandit.decide(ask(PAK, g, f"d{i}"))
+        await bandit.observe(f"d{i}", outcome(PAK, g, 0))
+    await bandit.snapshot()
+    storage.first = bandit.offset
+    await bandit.decide(ask(PAK, g, "later"))
+    monkeypatch.setattr(snapshots, "BUILD", "torch 0.0")
+    assert facts(await replayed(bandit, storage)) == facts(bandit)
+    assert "another build has to do" in caplog.text
+    storage.first = 0
+    taken = resumed_from(monkeypatch)
+    assert facts(await replayed(bandit, storage)) == facts(bandit)
+    assert taken == [], "where the log is whole, it is folded"
 
 
 async def test_a_snapshot_of_a_future_that_the_log_lost_is_passed_over(clock: Clock) -> None:
