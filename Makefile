@@ -32,8 +32,8 @@ lint: install ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, and every test (the README's commands are run with curl, the shared store with a redis-server)
-	@for program in curl redis-server; do command -v $$program >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+test: lint ## lint, and every test (the README's commands are run with curl, replicas with a redis-server behind nginx)
+	@PATH="$$PATH:/usr/sbin"; for program in curl redis-server nginx; do command -v $$program >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		apt-get install -y -qq $$program >/dev/null; } || { echo "$$program is missing: install it first" >&2; exit 1; }; done
 	$(BIN)/python -m pytest
 
