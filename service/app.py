@@ -51,8 +51,14 @@ class Application(FastAPI):
         errors.install(self, [route for router in routers for route in router.routes])
         document(self)
         express = Express(super().__call__, services)
-        limit = services.settings.max_body_bytes
-        self._entrance = Doorkeeper(express, gate=services.gate, meter=services.meter, max_body_bytes=limit)
+        settings = services.settings
+        self._entrance = Doorkeeper(
+            express,
+            gate=services.gate,
+            meter=services.meter,
+            max_body_bytes=settings.max_body_bytes,
+            max_concurrent=settings.max_concurrent,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every request comes in here."""

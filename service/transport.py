@@ -1,6 +1,6 @@
 """What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
 
-    key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> route
+    key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> room (503) ──> route
 
 Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
 turn a failure while reading into an error of its own.
@@ -26,6 +26,9 @@ from service.metrics import Meter
 PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 """What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
 
+ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
+"""Whoever looks after an overloaded server must still see it."""
+
 HEADERS = (b"authorization", b"content-length", b"content-encoding", b"content-type")
 
 logger = logging.getLogger("nextarm.http")
@@ -34,8 +37,9 @@ logger = logging.getLogger("nextarm.http")
 class Doorkeeper:
     """Lets in who may call and what can be read; counts every request, and writes one log line per failed one."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, max_body_bytes: int, max_concurrent: int) -> None:
         self._app = app
+        self._room = max_concurrent
         self._gate = gate
         self._meter = meter
         self._limit = max_body_bytes
@@ -60,13 +64,19 @@ class Doorkeeper:
                 authorization = headers.get(b"authorization", b"").decode("latin-1")
                 scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
             body = scope["nextarm.body"] = await self._collect(headers, receive)
+            if self._room <= 0 and scope["path"] not in ALWAYS_SERVED:
+                raise Problem("overloaded", "too many requests are being worked on; try again, or ask another replica")
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, watch)
         else:
             if body is None:
                 return
-            await self._app(scope, _replay(body, receive), watch)
+            self._room -= 1
+            try:
+                await self._app(scope, _replay(body, receive), watch)
+            finally:
+                self._room += 1
         self._tell(scope, status, time.perf_counter() - started)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:

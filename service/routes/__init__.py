@@ -7,14 +7,22 @@ from typing import Any
 
 from service.errors import CODES
 
-ALWAYS = ("unauthenticated", "forbidden", "invalid_request", "rate_limited", "storage_unavailable", "replica_behind")
+ALWAYS = (
+    "unauthenticated",
+    "forbidden",
+    "invalid_request",
+    "rate_limited",
+    "storage_unavailable",
+    "replica_behind",
+    "overloaded",
+)
 WITH_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type")
 
 
 def problems(*codes: str, body: bool = False) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can fail like this, for the OpenAPI document. body: it reads one."""
     by_status: dict[int, list[str]] = {}
-    for code in (*codes, *ALWAYS, *(WITH_BODY if body else ())):
+    for code in dict.fromkeys((*codes, *ALWAYS, *(WITH_BODY if body else ()))):
         by_status.setdefault(CODES[code], []).append(code)
     return {status: _problem(status, several) for status, several in sorted(by_status.items())}
 
