@@ -100,6 +100,17 @@ def test_a_factor_that_grew_is_the_fresh_factor_at_every_size(first: int) -> Non
         torch.testing.assert_close(factor.factor @ factor.solve(b), b, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("n", [127, 128, 129, 300])
+def test_a_factor_wider_than_a_block_solves_both_ways(n: int) -> None:
+    """Against a dense solver; the last point is appended, so that the factor is a view into a wider buffer."""
+    x, ridge = rows(12, n, 40), 0.8
+    factor, b = grown(x, first=n - 1, ridge=ridge)[-1], rows(13, n, 3)
+    matrix = x @ x.T + ridge * torch.eye(n, dtype=torch.float64)
+    torch.testing.assert_close(factor.solve_transposed(factor.solve(b)), torch.linalg.solve(matrix, b), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(factor.factor @ factor.solve(b), b, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(factor.factor.T @ factor.solve_transposed(b), b, rtol=1e-11, atol=1e-12)
+
+
 def test_two_branches_of_the_same_factor_do_not_see_each_other() -> None:
     x, ridge = rows(11, 8, 4), 0.6
     trunk = grown(x[:5], first=0, ridge=ridge)[-1]
