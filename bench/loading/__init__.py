@@ -1,0 +1,1 @@
+"""Load on the running service, beside the least that its stack of software can do."""
