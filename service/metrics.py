@@ -31,6 +31,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._requests = Counter("nextarm_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry)
@@ -43,8 +44,12 @@ class Meter:
 
     def count(self, *, route: str, method: str, status: int, seconds: float) -> None:
         """One request. route: the template, so that names of bandits do not become labels; "" where there is none."""
-        self._requests.labels(route, method, str(status)).inc()
-        self._seconds.labels(route, method).observe(seconds)
+        key = (route, method, status)
+        if key not in self._known:  # finding a child by its labels takes a lock and most of the time
+            self._known[key] = (self._requests.labels(route, method, str(status)), self._seconds.labels(route, method))
+        requests, duration = self._known[key]
+        requests.inc()
+        duration.observe(seconds)
 
     def count_problem(self, code: str) -> None:
         """One request that was refused, or failed; `storage_unavailable` are the errors of the store."""
