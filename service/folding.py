@@ -25,7 +25,7 @@ from bandits.types import Policy, State
 from service import events, snapshots
 from service.events import Created, Decided
 from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Learn, Ledger, Release
-from service.pace import PATIENT, RARELY, Background, Pace
+from service.pace import FORGET, PATIENT, RARELY, Background, Pace
 from service.storage.base import Entry, Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
 
 logger = logging.getLogger("nextarm.folding")
@@ -79,7 +79,8 @@ class Folding:
         self._live = True  # while a log is being replayed nobody asks, and nothing is prepared
         self._closing = False
         self._fold_pace = Pace(spiky="output" in policy.needs and policy.output_dim >= WIDE)
-        self._prepare_pace = Pace(PATIENT, forget=RARELY)
+        # only what is derived from outputs takes long now and then: spectra, mixtures
+        self._prepare_pace = Pace(PATIENT, forget=RARELY if "output" in policy.needs else FORGET)
         self._preparing: asyncio.Task[None] | None = None
         self._reserved: dict[str, int] = {}  # decisions that `ready` does not know yet -> arm
         self._landed: deque[tuple[int, str]] = deque()  # those of them that are folded, with their offsets
