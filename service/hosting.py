@@ -3,6 +3,7 @@
 start  ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
 sweep  ──> overdue decisions expire
 follow ──> what other processes wrote to a shared store is learnt; bandits that they created or deleted come and go
+time   ──> of a shared store, where there is one: replicas whose clocks differ agree on what is overdue
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from uuid_utils.compat import uuid7
@@ -30,6 +31,10 @@ NEWS_S = 5.0
 """How long to wait for news before asking again; nothing depends on it."""
 RETRY_S = 0.2
 """Pause after a store could not be reached."""
+TIME_S, TIME_NEAR_S = 60.0, 0.5
+"""How often the clock is set by the store's. An answer that took longer than this says too little, unless it is the first."""
+TIME_APART_S = 5.0
+"""A difference that an operator should know of."""
 
 
 class BanditMissing(Exception):
@@ -51,7 +56,8 @@ class Hosting:
         self, storage: Storage, settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.storage = storage
-        self.clock = clock
+        self._own_clock = clock
+        self._ahead: timedelta | None = None  # the store's clock, of ours
         self._settings = settings
         self._learners: dict[str, Learner] = {}
         self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
@@ -65,12 +71,13 @@ class Hosting:
     async def start(self) -> None:
         """Open the storage and begin to load every bandit."""
         await self.storage.start()
+        await self._set_clock()
         self._unloaded = {log.name: log for log in await self.storage.logs()}
         for log in self._unloaded.values():
             self._begin_to_load(log)
         self._tasks.append(asyncio.create_task(self._sweep()))
         if self.storage.shared:
-            self._tasks.append(asyncio.create_task(self._follow()))
+            self._tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._keep_time())]
 
     async def close(self) -> None:
         """Stop sweeping, leave snapshots behind, close the storage."""
@@ -84,6 +91,10 @@ class Hosting:
             except Exception as error:  # the next start folds more of the log; the store must be closed all the same
                 logger.warning("no snapshot was left", extra={"bandit": learner.log.name, "reason": str(error)})
         await self.storage.close()
+
+    def clock(self) -> datetime:
+        """What time it is for events and deadlines: by the store's clock, where processes share one."""
+        return self._own_clock() + (self._ahead or timedelta())
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -200,6 +211,24 @@ class Hosting:
 
     # -- other processes -----------------------------------------------------------------------------------------------------
 
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(TIME_S)
+            with contextlib.suppress(StorageUnavailable):
+                await self._set_clock()
+
+    async def _set_clock(self) -> None:
+        """Only differences of times are ever looked at, so that it may be set back."""
+        before = self._own_clock()
+        there = await self.storage.time()
+        took = self._own_clock() - before
+        if there is None or (self._ahead is not None and took.total_seconds() > TIME_NEAR_S):
+            return
+        ahead = there - before - took / 2
+        if abs(ahead - (self._ahead or timedelta())).total_seconds() > TIME_APART_S:
+            logger.warning("this clock and the store's differ; the store's counts", extra={"ahead_s": ahead.total_seconds()})
+        self._ahead = ahead
+
     async def _follow(self) -> None:
         while True:
             try:
@@ -218,9 +247,9 @@ class Hosting:
             while True:
                 end = self._ends.get(name, 0)
                 learner = self._learners.get(name)
-                if learner is None or end == 0:
+                if learner is None:
                     await self._look_for(name)
-                elif learner.offset < end:
+                elif end == 0 or learner.offset < end:  # a log that was deleted, or made anew, says so
                     await learner.catch_up(end)
                 if self._ends.get(name, 0) == end:
                     return

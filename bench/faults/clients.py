@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from bench.faults.server import Answer, Server, ask
 
 DIM = 8
+PATIENCE_S = 30.0
 BANDITS: dict[str, dict[str, Any]] = {
     "prompts": {
         "policy": {"kind": "pak-ucb", "random_features": 12},
@@ -51,6 +53,10 @@ class Record:
     cancelled: set[Key] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)  # promises that were seen to be broken at once
+
+    def __len__(self) -> int:
+        """Events that were acknowledged, each counted once."""
+        return len(self.decided) + len(self.observed) + len(self.cancelled)
 
     def add(self, other: Record) -> None:
         """Take in what another client was told; both must have been told the same."""
@@ -87,10 +93,13 @@ class Pool:
     def __init__(self) -> None:
         self._open: deque[Key] = deque(maxlen=2000)
         self._closed: deque[Key] = deque(maxlen=2000)
+        self._known: set[tuple[Key, bool]] = set()
 
     def add(self, key: Key, *, closed: bool = False) -> None:
-        """Appending to a deque needs no lock."""
-        (self._closed if closed else self._open).append(key)
+        """Once, whoever repeats it. Neither a deque nor a set needs a lock for this; two of one key do no harm."""
+        if (key, closed) not in self._known:
+            self._known.add((key, closed))
+            (self._closed if closed else self._open).append(key)
 
     def take(self) -> Key | None:
         """The oldest open one, for one client alone; None while there is none."""
@@ -109,33 +118,50 @@ class Pool:
 
 
 class Client(threading.Thread):
-    """One connection, one request at a time."""
+    """One connection, one request at a time. Where a server is gone, or says 503, the same request goes to any of them.
 
-    def __init__(self, server: Server, pool: Pool, *, number: int, seed: int) -> None:
+    pause_s: after each request; 0 = as fast as it can.
+    """
+
+    def __init__(
+        self, servers: Sequence[Server], pool: Pool, *, number: int, seed: int, prefix: str = "c", pause_s: float = 0.0
+    ) -> None:
         super().__init__(name=f"client {number}", daemon=True)
         self.record = Record()
         self.over = threading.Event()
-        self._server, self._pool = server, pool
+        self._servers, self._pool = tuple(servers), pool
         self._g = Random(f"{seed}/{number}")
-        self._prefix = f"c{number}"
+        self._prefix = f"{prefix}{number}"
+        self._pause_s = pause_s
         self._made = 0
-        self._unsure: deque[tuple[str, Key]] = deque(maxlen=200)
-        self._connection = server.connect()
+        self._unsure: deque[tuple[str, Key]] = deque()
+        self._connection = self._servers[number % len(self._servers)].connect()
 
     def run(self) -> None:
         while not self.over.is_set():
-            what, key = self._next()
-            try:
-                self._do(what, key)
-            except ConnectionRefusedError:  # it is down
-                self._unsure.append((what, key))
-                self._connection.close()
-                time.sleep(0.05)
-            except (OSError, http.client.HTTPException):
-                self.record.counts["cut off"] += 1
-                self._unsure.append((what, key))
-                self._connection.close()
+            self._ask(*self._next())
+            if self._pause_s:
+                time.sleep(self._pause_s)
+        until = time.monotonic() + PATIENCE_S
+        while self._unsure and time.monotonic() < until:  # what was on its way, or refused, is asked for until it is answered
+            self._ask(*self._unsure.popleft())
+        self.record.counts["never answered"] += len(self._unsure)
         self._connection.close()
+
+    def _ask(self, what: str, key: Key) -> None:
+        try:
+            self._do(what, key)
+        except ConnectionRefusedError:  # it is down
+            self._elsewhere(what, key)
+        except (OSError, http.client.HTTPException):
+            self.record.counts["cut off"] += 1
+            self._elsewhere(what, key)
+
+    def _elsewhere(self, what: str, key: Key) -> None:
+        self._unsure.append((what, key))
+        self._connection.close()
+        self._connection = self._g.choice(self._servers).connect()
+        time.sleep(0.05)
 
     def _next(self) -> tuple[str, Key]:
         roll = self._g.random()
@@ -143,9 +169,9 @@ class Client(threading.Thread):
             return self._unsure.popleft()
         if roll < 0.5 and (key := self._pool.take()):
             return "observe", key
-        if roll < 0.54 and (key := self._pool.any(self._g)):
+        if 0.5 <= roll < 0.54 and (key := self._pool.any(self._g)):
             return self._g.choice(("observe", "decide", "cancel")), key
-        if roll < 0.6 and (key := self._pool.any(self._g, closed=True)):
+        if 0.54 <= roll < 0.6 and (key := self._pool.any(self._g, closed=True)):
             return self._g.choice(("observe", "contradict")), key
         self._made += 1
         return "decide", (self._g.choice(tuple(BANDITS)), f"{self._prefix}-{self._made}")
@@ -190,8 +216,9 @@ class Client(threading.Thread):
     def _expected(self, what: str, key: Key, answer: Answer, statuses: set[int]) -> bool:
         if answer.status in statuses:
             return True
-        if answer.status in (429, 503):  # refused, and nothing was promised
+        if answer.status in (429, 503):  # nothing was promised; over a network it may have been accepted all the same
             self.record.counts["refused"] += 1
+            self._elsewhere(what, key)
         else:
             self.record.broken.append(f"{what} {key}: {answer.status} {answer.body.get('code')}")
         return False

@@ -62,7 +62,7 @@ def run(plan: Plan, folder: Path, *, each: Callable[[int], object] = lambda kill
             if created.status != 201:
                 raise ServerFailed(f"bandit {name}: {created}")
         pool = Pool()
-        clients = [Client(server, pool, number=i, seed=plan.seed) for i in range(plan.clients)]
+        clients = [Client([server], pool, number=i, seed=plan.seed) for i in range(plan.clients)]
         for client in clients:
             client.start()
         while result.kills < plan.kills and time.monotonic() - began < plan.limit_s:

@@ -27,7 +27,8 @@ many: who learns from a log takes part in it like this.
 After `LogRewound` (a replica that lagged was promoted, or the store came back without its last entries) a state that was folded
 from the log holds what the log does not, and may lack what the log holds. The log is the truth, so the learner must
 1. drop its state, its ledger and everything else that it took from this log, and answer nothing of it meanwhile;
-2. call `begin_anew(log)`; until then every call about this log raises `LogRewound`, so that nothing slips through;
+2. call `begin_anew(log)`; until then every call about this log raises `LogRewound`, so that nothing slips through, and what was
+   called before and is still on its way is refused (`StorageUnavailable`), because it rests on what was dropped;
 3. load it as at a start: entry 1, the newest snapshot, the entries behind it. `LogMissing` then says that all of it was lost.
 
 After `LogTrimmed(first=n)` the entries before n can only be had as part of a snapshot: load it as at a start. Entry 1 is kept for
@@ -39,6 +40,7 @@ append of it would be accepted anew.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
@@ -150,6 +152,9 @@ class Storage(Protocol):
 
     def notices(self) -> list[str]:
         """What an operator should know about how this store is set up, for `readyz` and the metrics; empty where all is well."""
+
+    async def time(self) -> datetime | None:
+        """The store's clock, which all processes that share it can agree on; None where it is served by one process."""
 
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
         """A new log with `payload` as entry 1; or the log that has the name already, with its entry 1 as `first`."""

@@ -12,15 +12,17 @@ from collections.abc import Awaitable, Callable
 
 
 class Bell:
-    """See the module. It belongs to one event loop."""
+    """See the module. It belongs to one event loop. heard: every name that rang; who knows that a log is gone takes it out."""
 
     def __init__(self) -> None:
+        self.heard: set[str] = set()
         self._rung = asyncio.Event()
         self._ends: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
 
     def ring(self, name: str, end: int = 0) -> None:
         """Something happened in a log. end: its last offset, 0 = unknown."""
+        self.heard.add(name)
         known = self._ends.get(name)
         # "Unknown" is kept until it was told: a log that was deleted, and created again, begins at 1.
         self._ends[name] = end if known is None else 0 if 0 in (known, end) else max(known, end)

@@ -35,6 +35,9 @@ class MemoryStorage:
     def notices(self) -> list[str]:
         return []
 
+    async def time(self) -> None:
+        return None
+
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
         if log.name in self._names:
             kept = self._kept[self._names[log.name]]

@@ -5,6 +5,7 @@
     PREFIX:{NAME}:log           stream  OFFSET-0 -> k key, p payload, c crc32 of both
     PREFIX:{NAME}:keys          hash    key -> offset
     PREFIX:{NAME}:snapshots     hash    offset -> crc32, blob
+    PREFIX:{NAME}:alive         string  written where nothing else is, so that WAIT has something to wait for
     PREFIX:news                 stream  names of logs that grew, came or went; the last thousand or so
 
     append ──> one Lua call: log there? key free? ends as expected? ──> XADD, key ──> offset         (`redis_link`: pipelined)
@@ -28,6 +29,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
 
@@ -147,6 +149,10 @@ class RedisStorage:
                 logger.warning(notice)
         self._noticed[place] = notices
 
+    async def time(self) -> datetime:
+        seconds, micros = (await self._ask(self._keyspace.names, (b"TIME",))).values[0]
+        return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(micros))
+
     # -- logs --------------------------------------------------------------------------------------------------------------
 
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
@@ -205,6 +211,8 @@ class RedisStorage:
                 self._bell.ring(log.name, int(offset))
                 return Receipt(int(offset))
             case [b"duplicate", offset, *first]:
+                if self._confirmations and await self._confirm(log, key) is None:
+                    raise StorageUnavailable(f"log {log.name!r}: an entry was lost while it was looked at; try again")
                 return Receipt(int(offset), _entry(log, offset, first).payload)
             case [b"conflict", last]:
                 raise StorageConflict(log.name, expected=expected or 0, end=int(last))
@@ -236,8 +244,21 @@ class RedisStorage:
         return entries
 
     async def find(self, log: Log, key: str) -> Entry | None:
+        found = await self._find(log, key)
+        return await self._confirm(log, key) if found is not None and self._confirmations else found
+
+    async def _confirm(self, log: Log, key: str) -> Entry | None:
+        """Look again, with WAIT, at what is going to be acknowledged once more: whoever appended it may have been refused because
+        too few replicas had it, and who repeats the request must not be told that it is safe.
+        """
+        alive = self._keys(log.name).alive
+        mark = (b"SET", alive, b"", b"EX", ALIVE_S)  # WAIT waits for what its connection has written, and all before it
+        return await self._find(log, key, mark, writing=True)
+
+    async def _find(self, log: Log, key: str, *more: Command, writing: bool = False) -> Entry | None:
         keys = self._keys(log.name)
-        answer = await self._about(log, FIND([keys.head, keys.log, keys.keys], log.id.encode(), key.encode()))
+        look = FIND([keys.head, keys.log, keys.keys], log.id.encode(), key.encode())
+        answer = await self._about(log, look, *more, writing=writing)
         match answer.values[0]:
             case [b"nothing"]:
                 return None
@@ -293,23 +314,24 @@ class RedisStorage:
     # -- what was seen -----------------------------------------------------------------------------------------------------
 
     async def begin_anew(self, log: Log) -> None:
-        self._past.forget(log)
+        self._past.begin_anew(log)
 
     def _gone(self, log: Log) -> LogMissing:
         self._past.forget(log)
         return LogMissing(log.name)
 
-    async def _compare(self, link: Link, log: Log) -> str:
+    async def _compare(self, link: Link, log: Log, epoch: int) -> str:
         keys = self._keys(log.name)
         return await self._past.compare(
-            log, link.identity, lambda offset: link.call(CHECK([keys.head, keys.log], log.id.encode(), offset))
+            log, link.identity, lambda offset: link.call(CHECK([keys.head, keys.log], log.id.encode(), offset)), epoch=epoch
         )
 
     # -- asking ------------------------------------------------------------------------------------------------------------
 
     async def _about(self, log: Log, *commands: Command, **options: Any) -> Answer:
         """Ask about a log whose past, as far as this process knows it, is still the past of what stands there."""
-        return await self._ask(self._keys(log.name).head, *commands, compare=lambda link: self._compare(link, log), **options)
+        head, epoch = self._keys(log.name).head, self._past.epoch(log)
+        return await self._ask(head, *commands, compare=lambda link: self._compare(link, log, epoch), **options)
 
     async def _ask(self, key: bytes, *commands: Command, **options: Any) -> Answer:
         return await self._opened().ask(key, *commands, **options)

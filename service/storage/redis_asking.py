@@ -21,6 +21,7 @@ class LogKeys:
     log: bytes
     keys: bytes
     snapshots: bytes
+    alive: bytes
 
 
 class Keyspace:
@@ -34,7 +35,7 @@ class Keyspace:
     def of(self, name: str) -> LogKeys:
         """Those of the log that has a name."""
         stem = self.prefix + b":{" + name.encode() + b"}:"
-        return LogKeys(stem + b"head", stem + b"log", stem + b"keys", stem + b"snapshots")
+        return LogKeys(stem + b"head", stem + b"log", stem + b"keys", stem + b"snapshots", stem + b"alive")
 
 
 class Asking:

@@ -117,7 +117,9 @@ class News:
                             self._bell.ring(bytes(name).decode())
 
     async def _sweep(self) -> None:
-        """Ring for every log whose end is another one than at the last look; for all where a server is not the one of then."""
+        """Ring for every log whose end is another one than at the last look; where a server is not the one of then, for all: also
+        for those that are not there any more, which nobody else would ever tell of.
+        """
         identities = {}
         for node in await self._asking().nodes.all():
             answer = await node.reader.call((b"INFO", b"replication"))
@@ -126,10 +128,11 @@ class News:
                 await node.drop()  # it changed under the connection; the next one looks at what it is now
                 raise StorageUnavailable(f"{node.place} has changed its history or its role")
             identities[node.place] = answer.identity
-        before = self._known if self._identities in ({}, identities) else {}
+        before, is_same = self._known, self._identities in ({}, identities)
         self._known = await self._asking().heads()
         self._identities = identities
-        for name in {*before, *self._known}:
+        for name in {*before, *self._known, *(() if is_same else self._bell.heard)}:
             was, now = before.get(name, ("", 0)), self._known.get(name, ("", 0))
-            if was != now:
-                self._bell.ring(name, now[1] if was[0] == now[0] and now[1] > was[1] else 0)
+            if was != now or not is_same:
+                self._bell.ring(name, now[1] if is_same and was[0] == now[0] and now[1] > was[1] else 0)
+        self._bell.heard &= self._known.keys()

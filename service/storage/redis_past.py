@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from service.storage.base import Entry, Log, LogRewound
+from service.storage.base import Entry, Log, LogRewound, StorageUnavailable
 from service.storage.redis_link import Answer
 
 logger = logging.getLogger("nextarm.storage")
@@ -36,9 +36,19 @@ class Past:
         self._compared: dict[str, str] = {}  # the identity with which it was compared last
         self._rewound: dict[str, LogRewound] = {}
         self._tails: dict[str, dict[int, bytes]] = {}
+        self._epochs: dict[str, int] = {}
+
+    def epoch(self, log: Log) -> int:
+        """How often the log's learner began anew. What was begun in an earlier epoch rests on entries that were lost."""
+        return self._epochs.get(log.id, 0)
+
+    def begin_anew(self, log: Log) -> None:
+        """The log's learner has dropped everything; what is still on its way in its name must not come through."""
+        self._epochs[log.id] = self.epoch(log) + 1
+        self.forget(log)
 
     def forget(self, log: Log) -> None:
-        """The log is gone, or its learner begins anew."""
+        """The log is gone."""
         self._seen.pop(log.id, None)
         self._compared.pop(log.id, None)
         self._rewound.pop(log.id, None)
@@ -81,11 +91,14 @@ class Past:
         self._tails.pop(log.id, None)
         return error
 
-    async def compare(self, log: Log, identity: str, ask: Callable[[int], Awaitable[Answer]]) -> str:
+    async def compare(self, log: Log, identity: str, ask: Callable[[int], Awaitable[Answer]], *, epoch: int) -> str:
         """The identity of a server that holds what was seen of the log; "" = any, where nothing was seen yet.
 
-        identity: of the server that is asked, as far as known.  ask: offset -> what `check.lua` answers.
+        identity: of the server that is asked, as far as known.  ask: offset -> what `check.lua` answers.  epoch: when the call
+        began that this is for. (An outcome that waited for a reconnection may close a decision which was lost meanwhile.)
         """
+        if epoch != self.epoch(log):
+            raise StorageUnavailable(f"log {log.name!r} is learnt anew, and this rests on what was known before; try again")
         if (error := self._rewound.get(log.id)) is not None:
             raise LogRewound(log.name, seen=error.seen, end=error.end)
         seen = self._seen.get(log.id)
@@ -95,7 +108,7 @@ class Past:
             return identity
         answer = await ask(seen.offset)
         if self._seen.get(log.id) != seen:  # more was seen meanwhile
-            return await self.compare(log, answer.identity, ask)
+            return await self.compare(log, answer.identity, ask, epoch=epoch)
         verdict, *found = answer.values[0]
         if verdict == b"missing":
             if answer.identity == self._compared.get(log.id):

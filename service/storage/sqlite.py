@@ -152,6 +152,9 @@ class SqliteStorage:
 
     # -- writing -----------------------------------------------------------------------------------------------------------
 
+    async def time(self) -> None:
+        return None
+
     async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
         def run(connection: sqlite3.Connection) -> tuple[Log, int, Receipt]:
             row = connection.execute("SELECT number, id FROM logs WHERE name = ?", (log.name,)).fetchone()

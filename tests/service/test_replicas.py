@@ -301,6 +301,24 @@ async def test_what_one_replica_was_told_of_arms_and_references_the_other_knows_
         ]
 
 
+async def test_replicas_whose_clocks_are_an_hour_apart_agree_on_what_is_overdue(prefix: str) -> None:
+    """The store's clock counts: neither does the one that is ahead expire what is open, nor the one behind keep what is over."""
+    early, late = Clock(), Clock()
+    early.advance(3600.0)
+    async with replicas(prefix, 1, clock=early) as (one,), replicas(prefix, 1, clock=late) as (two,):
+        first, _ = await two.create(wanted(timeout_s=60.0))
+        second = await one.get("", "greeter")
+        assert abs((one.clock() - two.clock()).total_seconds()) < 5.0
+        await first.decide(ask(GREEDY, default_rng(8), "d1"))
+        await second.catch_up()
+        assert await second.expire() == 0
+        early.advance(61.0)
+        late.advance(61.0)
+        assert await second.expire() == 1
+        await first.catch_up()
+        assert not first.ledger.open
+
+
 # -- a store that lost what it had acknowledged -----------------------------------------------------------------------------
 
 
@@ -365,3 +383,17 @@ async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_anew
             anew, is_new = await host.create(wanted())
             assert is_new
             assert (await anew.decide(ask(GREEDY, g, "d1"))).offset == 2
+
+
+async def test_replicas_notice_by_themselves_that_redis_lost_everything(prefix: str) -> None:
+    """Nobody asks them for anything that would reach the store: what they answer from memory is of a log that is no more."""
+    with RedisServer() as server:
+        async with replicas(prefix, 2, url=server.url) as hosts:
+            await hosts[0].create(wanted())
+            await hosts[1].get("", "greeter")
+            server.kill()
+            server.start()
+            await until(lambda: not any(host.loaded(None) for host in hosts))
+            for host in hosts:
+                with pytest.raises(BanditMissing):
+                    await host.get("", "greeter")

@@ -286,6 +286,24 @@ async def test_another_history_that_has_grown_past_what_was_seen_is_noticed(serv
             await storage.read(log, after=6, limit=10)
 
 
+async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_learnt_anew(
+    storage: RedisStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outcome of a decision that was lost would spoil the log."""
+    log = await filled(storage)
+    compare = storage._compare
+
+    async def begun_anew_meanwhile(*given: Any) -> str:
+        await storage.begin_anew(log)
+        return await compare(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(StorageUnavailable, match="learnt anew"):
+        patched.setattr(storage, "_compare", begun_anew_meanwhile)
+        await storage.append(log, "outcome", b"x", POWER)
+    assert await storage.end(log) == 5
+    assert (await storage.append(log, "outcome", b"x", POWER)).offset == 6
+
+
 async def test_a_server_that_comes_back_whole_is_gone_on_with(server: RedisServer) -> None:
     async with opened(server) as storage:
         log = await filled(storage)
@@ -391,6 +409,23 @@ async def test_a_repetition_that_comes_by_another_connection_waits_for_the_repli
         with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
             await two.append(log, "late", b"x", POWER)
         replica.go_on()
+
+
+async def test_what_is_found_is_acknowledged_again_only_when_the_replicas_have_it(pair: tuple[RedisServer, RedisServer]) -> None:
+    """Who was refused asks again, and is answered from what stands in the log."""
+    primary, replica = pair
+    async with opened(primary, confirmations=1, timeout_s=2 * TIMEOUT_S) as one, opened(primary, confirmations=1) as two:
+        log = await filled(one)
+        assert await two.find(log, "key 2") is not None
+        replica.pause()
+        with pytest.raises(StorageUnavailable):
+            await one.append(log, "late", b"x", POWER)
+        with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
+            await two.find(log, "late")
+        assert await two.find(log, "never") is None
+        replica.go_on()
+        await recovered(two)
+        assert await two.find(log, "late") == Entry(6, b"x")
 
 
 async def test_with_too_few_replicas_nothing_is_acknowledged(server: RedisServer) -> None:

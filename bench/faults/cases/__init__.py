@@ -1,0 +1,24 @@
+"""Every fault that is played, in the order of the table."""
+
+from __future__ import annotations
+
+from bench.faults.cases import away, clocks, duplicates, failover, full, kills, redis_killed, snapshots, starts
+from bench.faults.rows import Case
+
+CASES = (
+    Case("sqlite-kills", "kill -9 of one process over SQLite, under load, also amid a start", kills.sqlite),
+    Case("replica-kills", "kill -9 of a random one of three replicas over Redis; clients go on with another one", kills.replicas),
+    Case("redis-killed", "kill -9 of Redis under load, with each way of keeping what it holds", redis_killed.run),
+    Case("failover", "Redis fails over to a replica that lags, with and without WAIT", failover.run),
+    Case("duplicates", "the same posts over and over to several replicas at once", duplicates.run),
+    Case("clocks", "two replicas whose clocks are an hour apart", clocks.run),
+    Case("full", "SQLite's disk is full; Redis' memory is", full.run),
+    Case("snapshots", "snapshots deleted, and corrupted, before a start", snapshots.run),
+    Case("paused", "a replica is paused (SIGSTOP) and resumed", away.paused),
+    Case("partition", "a replica is cut off from Redis by the network", away.partition),
+    Case("starts", "a start with a snapshot and 10,000 events behind; a full replay", starts.run),
+)
+ORDER = (
+    *("kill -9 of one", "kill -9 of a random", "Redis killed", "Redis fails over", "duplicate", "two replicas with clocks"),
+    *("disk full", "maxmemory", "snapshots", "a replica paused", "a replica cut off", "start with", "full replay"),
+)
