@@ -88,8 +88,8 @@ class GrowingCholesky:
     def solve(self, rows: Tensor) -> Tensor:
         """L^-1 rows for (n, m).
 
-        By blocks: the factor is a view into a wider buffer, and torch copies such a matrix before it solves. Measured at n = 2,000,
-        one right-hand side: 1.9 ms, not 7.8.
+        By blocks: the factor is a view into a wider buffer, and torch copies such a matrix before it solves. Measured at
+        n = 2,000, one right-hand side: 1.9 ms, not 7.8.
         """
         factor, solved = self.factor, rows.clone()
         for start in range(0, self._length, _STEP):

@@ -238,7 +238,8 @@ def test_the_memory_of_an_arm_does_not_grow_with_the_rounds(example: Example) ->
     """Exact forms keep samples up to `max_samples`; sums of outer products keep the rows of one unfinished block."""
     g, policy = default_rng(14), example.policy()
     if getattr(policy, "max_samples", 0) > 64:
-        policy = dataclasses.replace(policy, max_samples=64)
+        few: dict[str, Any] = {"max_samples": 64}
+        policy = dataclasses.replace(policy, **few)
     state, early_rounds = started(example, policy, g), 2 * BLOCK
     sizes = []
     for _ in range(early_rounds + BLOCK):

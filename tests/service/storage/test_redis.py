@@ -297,9 +297,10 @@ async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_
         await storage.begin_anew(log)
         return await compare(*given)
 
-    with monkeypatch.context() as patched, pytest.raises(StorageUnavailable, match="learnt anew"):
+    with monkeypatch.context() as patched:
         patched.setattr(storage, "_compare", begun_anew_meanwhile)
-        await storage.append(log, "outcome", b"x", POWER)
+        with pytest.raises(StorageUnavailable, match="learnt anew"):
+            await storage.append(log, "outcome", b"x", POWER)
     assert await storage.end(log) == 5
     assert (await storage.append(log, "outcome", b"x", POWER)).offset == 6
 
