@@ -90,8 +90,8 @@ def test_writes_that_fail_are_refused_and_nothing_acknowledged_is_lost(tmp_path:
     server = Server.start(store=store, folder=tmp_path, settings={})
     try:
         with server.client() as client:
+            kept, learnt = in_the_log(client)  # waits for the bandit to be loaded
             assert client.get("/readyz").status_code == 200
-            kept, learnt = in_the_log(client)
             assert decided <= kept
             assert observed <= set(learnt)
             assert len(learnt) == len(set(learnt))
