@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from bandits.errors import InvalidHyperparameter, InvalidObservation, ReferenceMissing
-from bandits.functional import kernels, quality
+from bandits.functional import kernels, moments, quality
 from bandits.hyperparameters import hyper
 from bandits.mixture_arms import Form, FrechetArm, FrechetReference, MixtureArm, Neighbourhoods
-from bandits.types import ArmState, Moments, Need, NoReference, Observation, Policy, State
+from bandits.types import ArmState, Need, NoReference, Observation, Policy, State
 
 Objective = Literal["rke", "kid", "fid", "vendi", "rke+quality"]
 
@@ -256,7 +256,8 @@ class MixtureSamples(Policy):
                 raise InvalidObservation("moments", f"objective {self.objective} needs samples, not moments")
             if seen.output.numel() or (state.reference.count and not state.reference.from_moments):
                 raise InvalidObservation("moments", "cannot be combined with samples; post samples or moments")
-            _check_moments(seen.moments, self.output_dim)
+            given = seen.moments
+            moments.check_given(given.mean, given.covariance, given.count, d=self.output_dim, largest=LARGEST)
             return
         self._check_samples("outputs", seen.output)
         if kind == "moments":
@@ -277,20 +278,3 @@ def unit(x: Tensor) -> Tensor:
     """(e,) scaled to length one."""
     length: Tensor = torch.linalg.vector_norm(x)
     return x / length
-
-
-def _check_moments(given: Moments, e: int) -> None:
-    """Raise `InvalidObservation` for moments that no `count` samples of length e can have."""
-    if given.count < 2:
-        raise InvalidObservation("moments.count", f"must be at least 2, got {given.count}")
-    for name, values, shape in (("mean", given.mean, (e,)), ("covariance", given.covariance, (e, e))):
-        if tuple(values.shape) != shape:
-            raise InvalidObservation(f"moments.{name}", f"must be {shape}, got {tuple(values.shape)}")
-        if not _bounded(values):
-            raise InvalidObservation(f"moments.{name}", f"must be finite and at most {LARGEST:g} in magnitude")
-    covariance = given.covariance.to(torch.float64)
-    slack = 1e-6 * max(float(covariance.diagonal().max()), 0.0)  # what is left of one that was computed in float32
-    if float((covariance - covariance.T).abs().max()) > slack:
-        raise InvalidObservation("moments.covariance", "must be symmetric")
-    if float(torch.linalg.eigvalsh((covariance + covariance.T) / 2.0)[0]) < -slack:
-        raise InvalidObservation("moments.covariance", "must be positive semidefinite")

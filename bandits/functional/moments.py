@@ -29,6 +29,8 @@ from typing import NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
+from bandits.errors import InvalidObservation
+
 BLOCK = 256
 """Rows that are summed at once. Part of the statistic's layout: states packed with another number cannot go on with this one."""
 
@@ -132,6 +134,37 @@ class MomentSums:
         gap = other.mean() - self.mean()
         scatter = torch.addr(self.scatter() + other.scatter(), gap, gap, alpha=n * k / (n + k))
         return MomentSums.given(self.mean() + gap * (k / (n + k)), scatter / (n + k - 1), n + k)
+
+
+# -- moments that are given ------------------------------------------------------------------------------------------------
+
+TOLERANCE = 1e-6
+"""How far a given covariance may be from symmetric and from positive semidefinite, relative to its largest variance: what is left
+of one that was computed in float32."""
+
+
+def check_given(mean: Tensor, covariance: Tensor, count: int, *, d: int, largest: float = math.inf) -> None:
+    """Raise `InvalidObservation` for moments that no `count` samples of length d can have, or beyond `largest` in magnitude."""
+    if count < 2:
+        raise InvalidObservation("moments.count", f"must be at least 2, got {count}")
+    if mean.shape != (d,):
+        raise InvalidObservation("moments.mean", f"must be of length {d}, got {'x'.join(map(str, mean.shape))}")
+    if covariance.shape != (d, d):
+        raise InvalidObservation("moments.covariance", f"must be {d}x{d}, got {'x'.join(map(str, covariance.shape))}")
+    bound = "" if largest == math.inf else f" and at most {largest:g} in magnitude"
+    for name, values in (("mean", mean), ("covariance", covariance)):
+        if not bool(values.isfinite().all() & (values.to(torch.float64).abs() <= largest).all()):
+            raise InvalidObservation(f"moments.{name}", f"must be finite{bound}")
+    covariance = covariance.to(torch.float64)
+    slack = TOLERANCE * max(float(covariance.diagonal().max()), 0.0)
+    if float((covariance - covariance.T).abs().max()) > slack:
+        raise InvalidObservation("moments.covariance", "must be symmetric")
+    if not bool(covariance.any()):
+        return
+    # Cholesky with the slack on the diagonal: a third of the cost of the smallest eigenvalue
+    _, failed = torch.linalg.cholesky_ex(covariance + slack * torch.eye(d, dtype=torch.float64))
+    if int(failed):
+        raise InvalidObservation("moments.covariance", "must be positive semidefinite")
 
 
 # -- spectra ---------------------------------------------------------------------------------------------------------------

@@ -34,11 +34,7 @@ from bandits.errors import InvalidObservation, ReferenceMissing
 from bandits.functional import concentration, moments
 from bandits.functional.moments import MomentSums, Spread
 from bandits.hyperparameters import hyper
-from bandits.types import ArmState, Context, Moments, Need, Observation, Policy, State, Weights, derived
-
-TOLERANCE = 1e-6
-"""How far a posted covariance may be from symmetric and from positive semidefinite, relative to its largest variance: what is
-left of one that was computed in float32."""
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, derived
 
 
 @dataclass(frozen=True)
@@ -231,7 +227,8 @@ class FdUcb(Policy):
             raise InvalidObservation("moments", "cannot come with outputs; post samples or moments")
         if state.reference.count and not state.reference.from_moments:
             raise InvalidObservation("moments", "the reference was started with samples; moments cannot replace them")
-        _check_moments(seen.moments, self.output_dim)
+        given = seen.moments
+        moments.check_given(given.mean, given.covariance, given.count, d=self.output_dim)
 
     # -- what it tells -------------------------------------------------------------------------------------------------
 
@@ -262,26 +259,3 @@ def _told(n: int, estimate: float, bonus: float) -> dict[str, Any]:
 
 def _reference(reference: FdReference) -> dict[str, Any]:
     return {"n": reference.count, "singular": reference.count <= reference.dim}
-
-
-def _check_moments(given: Moments, e: int) -> None:
-    """Raise `InvalidObservation` for moments that no `count` samples of length e can have."""
-    if given.count < 2:
-        raise InvalidObservation("moments.count", f"must be at least 2, got {given.count}")
-    if given.mean.shape != (e,):
-        raise InvalidObservation("moments.mean", f"must have length {e}, got {'x'.join(map(str, given.mean.shape))}")
-    if given.covariance.shape != (e, e):
-        raise InvalidObservation("moments.covariance", f"must be {e}x{e}, got {'x'.join(map(str, given.covariance.shape))}")
-    for name, values in (("mean", given.mean), ("covariance", given.covariance)):
-        if not bool(values.isfinite().all()):
-            raise InvalidObservation(f"moments.{name}", "must be finite")
-    covariance = given.covariance.to(torch.float64)
-    slack = TOLERANCE * float(covariance.diagonal().max())
-    if float((covariance - covariance.T).abs().max()) > max(slack, 0.0):
-        raise InvalidObservation("moments.covariance", "must be symmetric")
-    if not bool(covariance.any()):
-        return
-    # Cholesky with the slack on the diagonal: a third of the cost of the smallest eigenvalue
-    _, failed = torch.linalg.cholesky_ex(covariance + max(slack, 0.0) * torch.eye(e, dtype=torch.float64))
-    if int(failed):
-        raise InvalidObservation("moments.covariance", "must be positive semidefinite")
