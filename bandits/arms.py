@@ -117,8 +117,8 @@ class RidgeArm:
 
     def score(self, z: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
         """(B,) mean and (B,) width sqrt(z' (A + pending)^-1 z) of lifted features (B, p)."""
-        now = self.ridge(ridge)
-        return z @ now.theta, ((z @ now.width) * z).sum(1).clamp_min(0.0).sqrt()
+        mean, width = ridge_scores([self.ridge(ridge)], z)
+        return mean[:, 0], width[:, 0]
 
 
 def ridge_scores(derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor]:
