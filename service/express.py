@@ -23,11 +23,10 @@ from service.access import check_role
 from service.deciding import decide, observe
 from service.dependencies import Services
 from service.errors import Problem, problem_of, validation_problem
-from service.schemas import DecisionBody, OutcomeBody
+from service.schemas import ID, NAME, DecisionBody, OutcomeBody
 
-NAME = r"(?P<name>[a-z0-9][a-z0-9_-]{0,62})"
-DECISIONS = re.compile(rf"/v1/bandits/{NAME}/decisions")
-OUTCOME = re.compile(rf"/v1/bandits/{NAME}/decisions/(?P<decision>[A-Za-z0-9_-]{{1,64}})/outcome")
+DECISIONS = re.compile(f"/v1/bandits/(?P<name>{NAME.strip('^$')})/decisions")
+OUTCOME = re.compile(f"{DECISIONS.pattern}/(?P<decision>{ID.strip('^$')})/outcome")
 ROLE = "router"
 MIN_OFFSET = b"x-nextarm-min-offset"
 
