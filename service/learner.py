@@ -299,10 +299,7 @@ class Learner:
     async def decided(self, decision_id: str, body: str) -> Kept | None:
         """The decision that has this id already, if any."""
         entry = await self._storage.find(self.log, events.decided_key(decision_id))
-        if entry is None:
-            return None
-        self.repeated += 1
-        return self._same_decision(Receipt(entry.offset, entry.payload), body)
+        return None if entry is None else self._same_decision(Receipt(entry.offset, entry.payload), body)
 
     def _same_decision(self, receipt: Receipt, body: str) -> Kept:
         assert receipt.first is not None
@@ -310,6 +307,7 @@ class Learner:
         assert isinstance(first, Decided)
         if first.body != body:
             raise DecisionConflict(first.id)
+        self.repeated += 1
         return Kept(first, receipt.offset, True)
 
     async def preview(self, ask: Ask) -> Decided:
@@ -538,7 +536,6 @@ class Learner:
             self._folding.check_sound()
             receipt = await self._storage.append(self.log, key, events.encode(event), durability, expected=expected)
             accepted = receipt.first is None
-            self.repeated += not accepted
             return receipt
         except LogRewound as error:
             self._folding.astray = error
