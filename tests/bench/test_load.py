@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -140,9 +142,15 @@ def test_wrk_sends_what_the_driver_of_our_own_sends(tmp_path: Path) -> None:
         Plan(kind="texts", path="/y", prefix="t", different=2),
         Plan(kind="bodies", path="/z", file=str(bodies)),
     ]
+    told = []
     with recorder() as (url, seen):
-        running = [wrk.begin(url, plan, folder=tmp_path, connections=1, seconds=1) for plan in plans]
-        told = [wrk.ended(process) for process in running]
+        for plan in plans:
+            before = len(seen)
+            process = wrk.begin(url, plan, folder=tmp_path, connections=1, seconds=60)
+            while len(seen) < before + 20 and process.poll() is None:
+                time.sleep(0.01)  # until enough was sent, however busy the machine is
+            process.send_signal(signal.SIGINT)  # wrk ends, and reports, at once
+            told.append(wrk.ended(process))
     for plan, counted in zip(plans, told, strict=True):
         first = expected(plan, 9)
         path = first[0][1] if plan.kind != "outcomes" else plan.path
