@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bandits.arms import KernelArm, RidgeArm
-from bandits.functional.linalg import Rows
+from bandits.arms import RidgeArm
+from bandits.functional.growing import Rows
+from bandits.kernel_arms import KernelArm
 from bandits.regression import Regression
 from bandits.types import derived
 

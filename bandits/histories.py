@@ -24,7 +24,7 @@ from torch import Tensor
 from bandits.diversity_arms import DiversityArm
 from bandits.functional import diversity, kernels
 from bandits.functional import joint_diversity as joint
-from bandits.functional.linalg import Rows
+from bandits.functional.growing import Rows
 
 REPORT_ROWS = 512
 """Exact scores are of at most so many rows, the newest: spectra cost O(rows^3)."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bandits.functional import diversity, frechet_mixture, quality
 from bandits.functional.frechet_mixture import Component, Target
-from bandits.functional.linalg import Rows
+from bandits.functional.growing import Rows
 from bandits.functional.moments import MomentSums
 from bandits.functional.simplex import Vector
 from bandits.types import derived

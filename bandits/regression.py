@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.arms import Kernel, KernelArm, RidgeArm, ridge_scores
+from bandits.arms import RidgeArm, ridge_scores
 from bandits.errors import InvalidContext
 from bandits.functional import kernels
+from bandits.kernel_arms import Kernel, KernelArm
 from bandits.types import Context
 
 

@@ -36,7 +36,7 @@ from bandits import draw
 from bandits.arms import RidgeArm
 from bandits.errors import InvalidContext, InvalidObservation
 from bandits.functional import kernels, logistic
-from bandits.functional.linalg import Rows
+from bandits.functional.growing import Rows
 from bandits.functional.logistic import Fit, Quadratic
 from bandits.hyperparameters import hyper
 from bandits.regression import check_direction, lift, stacked

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bandits.diversity_arms import DiversityArm
-from bandits.functional.linalg import GrowingCholesky
+from bandits.functional.growing import GrowingCholesky
 from bandits.histories import ExactHistory
 from bandits.policies.dak_ucb import DakUcb
 from bandits.simulate import World

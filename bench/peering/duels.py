@@ -15,8 +15,8 @@ import torch
 
 from bandits import draw
 from bandits import state as states
-from bandits.arms import KernelArm
 from bandits.functional.simplex import minimise_quadratic
+from bandits.kernel_arms import KernelArm
 from bandits.registry import build
 from bandits.types import Context, Moments, Observation, Policy, State
 from bench.peering import environment, textbook

@@ -12,8 +12,9 @@ import torch
 from numpy.random import default_rng
 
 from bandits import state as states
-from bandits.arms import KernelArm, RidgeArm
+from bandits.arms import RidgeArm
 from bandits.errors import InvalidContext, InvalidHyperparameter
+from bandits.kernel_arms import KernelArm
 from bandits.policies.lin_ucb import LinUcb
 from bandits.policies.pak_ucb import PakUcb
 from bandits.simulate import simulate
