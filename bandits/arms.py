@@ -91,7 +91,7 @@ class RidgeArm:
         """Shrink the width for one pending pair; it does not depend on the reward, so this is exact."""
         old = self.ridge(ridge)
         width = linalg.rank_one_inverse(old.width, z, sign=1.0)[0]
-        return replace(self, cache=replace(old, width=width, pending=old.pending + 1))
+        return replace(self, cache=Ridge(old.theta, old.inverse, width, old.pending + 1))
 
     def release(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Widen again: the pending pair never came."""
@@ -120,8 +120,5 @@ class RidgeArm:
 
 def ridge_scores(derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K) means and (B, K) widths of lifted features z (B, p) for K arms: `RidgeArm.score` of all arms in few calls."""
-    shadows = torch.empty((len(derived), *z.shape), dtype=z.dtype, device=z.device)
-    for now, shadow in zip(derived, shadows, strict=True):
-        torch.mm(z, now.width, out=shadow)
     mean = z @ torch.stack([now.theta for now in derived]).T
-    return mean, (shadows * z).sum(2).T.clamp_min(0.0).sqrt()
+    return mean, linalg.quadratics([now.width for now in derived], z).sqrt()

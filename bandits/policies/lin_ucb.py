@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.hyperparameters import hyper
-from bandits.regression import Regression, as_float64, check_direction, stacked
+from bandits.regression import Regression, as_float64, check_direction, remembered, stacked
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 
@@ -44,7 +44,7 @@ class LinUcb(Policy):
     @cached_property
     def regression(self) -> Regression:
         """Linear in [x, 1]."""
-        return Regression(lift=self.lift, size=self.dim + 1, ridge=self.ridge)
+        return Regression(lift=remembered(self.lift, size=self.dim + 1), size=self.dim + 1, ridge=self.ridge)
 
     def check_context(self, context: Context) -> None:
         check_direction(context.features, normalize=self.normalize)
@@ -67,7 +67,7 @@ class LinUcb(Policy):
         return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width = self.regression.score(state.arms, self.lift(stacked(contexts)))
+        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)))
         mean = mean + self.prior_mean
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)

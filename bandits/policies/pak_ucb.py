@@ -24,7 +24,7 @@ from bandits import draw
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import hyper
-from bandits.regression import Regression, as_float64, check_direction, lift, stacked
+from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 
@@ -119,7 +119,7 @@ class PakUcb(Policy):
         if self.random_features is None:
             return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
         size = 2 * self.random_features + (1 + self.dim if self.add_linear else 0)
-        return Regression(lift=self.lift, size=size, ridge=self.ridge)
+        return Regression(lift=remembered(self.lift, size=size), size=size, ridge=self.ridge)
 
     def check_context(self, context: Context) -> None:
         check_direction(context.features, normalize=self.normalize)
@@ -144,7 +144,7 @@ class PakUcb(Policy):
         return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width = self.regression.score(state.arms, self.lift(stacked(contexts)))
+        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)))
         mean = mean + self.prior_mean
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
