@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bandits import state as states
@@ -23,7 +24,7 @@ from bandits.errors import BanditError
 from bandits.registry import build
 from bandits.types import Policy, State
 from service import events, snapshots
-from service.events import Created, Decided
+from service.events import AnyEvent, Created, Decided
 from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Learn, Ledger, Release
 from service.pace import FORGET, PATIENT, RARELY, Background, Pace
 from service.storage.base import Entry, Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
@@ -179,9 +180,13 @@ class Folding:
         """Whether folding one event may take longer than a decision should wait."""
         return self._fold_pace.spiky or self._fold_pace.peak_s > WAIT_BELOW_S / 50
 
-    async def catch_up(self, at_least: int = 0, *, at_most: int | None = None) -> None:
+    async def catch_up(
+        self, at_least: int = 0, *, at_most: int | None = None, known: Mapping[bytes, AnyEvent] = MappingProxyType({})
+    ) -> None:
         """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt; with
         `at_most`, fold nothing behind that offset. Must not be cancelled amid a fold (`Background.to_the_end`).
+
+        known: events by their bytes, which need not be decoded.
         """
         if at_least and self.published.offset >= at_least:
             return
@@ -199,17 +204,17 @@ class Folding:
                     raise
                 if not entries:
                     break
-                await self._fold(entries)
+                await self._fold(entries, known)
         self._maybe_snapshot()
 
-    async def _fold(self, entries: list[Entry]) -> None:
+    async def _fold(self, entries: list[Entry], known: Mapping[bytes, AnyEvent]) -> None:
         """All of them, or stop: the ledger may have taken in what the state has not, and nothing may be folded on top of that."""
         effects: list[tuple[int, Effect]] = []
         landed: list[tuple[int, str]] = []
         fault: StorageDamaged | None = None
         for entry in entries:
             try:
-                event = events.decode(entry.payload)
+                event = known.get(entry.payload) or events.decode(entry.payload)
                 effects.extend((entry.offset, effect) for effect in self.ledger.apply(entry.offset, event, self._policy))
             except Exception as error:
                 fault = self._damage_at(entry.offset, error)

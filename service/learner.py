@@ -10,9 +10,8 @@ does not wait for that either.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -27,12 +26,13 @@ from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service import events
 from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
 from service.folding import READ_BATCH, Folding, policy_of
+from service.keeping import Keeping
 from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision, View
+from service.line import Line
 from service.pace import Background, Pace
 from service.storage.base import (
     Durability,
     Log,
-    LogRewound,
     Receipt,
     Storage,
     StorageConflict,
@@ -149,8 +149,9 @@ class Learner:
         self._max_open = max_open
         self._background = Background()
         self._folding = Folding(storage, log, created, self._background, policy=self.policy, snapshot_every=snapshot_every)
-        self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
-        self._draining: asyncio.Task[None] | None = None
+        self._keeping = Keeping(storage, log, self._folding, self._background)
+        self._deciding = Line(self._decide_together, limit=MICRO_BATCH, background=self._background)
+        self._closing_line = Line(self._close_together, limit=READ_BATCH, background=self._background)
         self._recording = asyncio.Lock()
         self._weigh_pace, self._report_pace = Pace(), Pace()
 
@@ -282,19 +283,7 @@ class Learner:
             raise DecisionConflict(ask.id)  # it is open, and so old that its entry was trimmed
         if len(self.ledger.open) >= self._max_open:
             raise TooManyOpen(f"{self._max_open} decisions are open")
-        future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ask, future))
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
-        try:
-            decided = await future
-        except asyncio.CancelledError:
-            self._folding.withdraw(ask.id)
-            raise
-        receipt = await self._append(events.decided_key(decided.id), decided, Durability.PROCESS)
-        if receipt.first is not None:
-            return self._same_decision(receipt, ask.body)
-        return Kept(decided, receipt.offset, False)
+        return await self._deciding.join(ask)
 
     async def decided(self, decision_id: str, body: str) -> Kept | None:
         """The decision that has this id already, if any."""
@@ -314,34 +303,40 @@ class Learner:
         """What would be decided now; nothing is logged."""
         return (await self._choose([ask]))[0]
 
-    async def _drain(self) -> None:
-        """Score what waits, in the order in which it came, without ever waiting for more."""
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:MICRO_BATCH], self._waiting[MICRO_BATCH:]
-                await self._answer(batch)
-        finally:
-            self._draining = None
+    async def _decide_together(self, asks: Sequence[Ask]) -> list[Kept | Exception]:
+        """Score what waited, in the order in which it came; log it; learn of it."""
+        chosen = await self._choose_each(asks)
+        made = [one for one in chosen if isinstance(one, Decided)]
+        for decided in made:
+            self._folding.reserve(decided.id, decided.arm)
+        entries = [(events.decided_key(decided.id), decided) for decided in made]
+        receipts = await self._keeping.keep(entries, Durability.PROCESS) if entries else []
+        landed = dict(zip(map(id, made), receipts, strict=True))
+        return [
+            self._answered(one, landed[id(one)], ask) if isinstance(one, Decided) else one
+            for ask, one in zip(asks, chosen, strict=True)
+        ]
 
-    async def _answer(self, batch: list[tuple[Ask, asyncio.Future[Decided]]]) -> None:
-        batch = [(ask, future) for ask, future in batch if not future.done()]  # a request may be cancelled meanwhile
+    def _answered(self, decided: Decided, receipt: Receipt | StorageError, ask: Ask) -> Kept | Exception:
+        if isinstance(receipt, StorageError):
+            return receipt
+        if receipt.first is None:
+            return Kept(decided, receipt.offset, False)
         try:
-            chosen = await self._choose([ask for ask, _ in batch])
+            return self._same_decision(receipt, ask.body)
+        except DecisionConflict as error:
+            return error
+
+    async def _choose_each(self, asks: Sequence[Ask]) -> Sequence[Decided | Exception]:
+        """Together; where that fails, one by one: it is the fault of one of them, and harms no other."""
+        try:
+            return await self._choose(asks)
         except Exception as error:
-            if len(batch) == 1:
-                _fail(batch[0][1], error)
-            else:
-                for one in batch:  # it is the fault of one of them, and harms no other
-                    await self._answer([one])
-            return
-        for (_, future), decided in zip(batch, chosen, strict=True):
-            if not future.done():
-                self._folding.reserve(decided.id, decided.arm)
-                future.set_result(decided)
+            if len(asks) == 1:
+                return [error]
+            return [one for ask in asks for one in await self._choose_each([ask])]
 
-    async def _choose(self, asks: list[Ask]) -> list[Decided]:
-        if not asks:
-            return []
+    async def _choose(self, asks: Sequence[Ask]) -> list[Decided]:
         if any(arm >= len(self._folding.ready.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
             await self.refresh()
             await self._folding.prepared()
@@ -467,7 +462,13 @@ class Learner:
         )
 
     async def _close(self, decision_id: str, event: AnyEvent, durability: Durability) -> Receipt:
-        return await self._append(events.closed_key(decision_id), event, durability)
+        return await self._closing_line.join((events.closed_key(decision_id), event, durability))
+
+    async def _close_together(self, closing: Sequence[tuple[str, AnyEvent, Durability]]) -> Sequence[Receipt | Exception]:
+        """One flush serves all of them."""
+        power = any(durability is Durability.POWER for _, _, durability in closing)
+        entries = [(key, event) for key, event, _ in closing]
+        return await self._keeping.keep(entries, Durability.POWER if power else Durability.PROCESS)
 
     async def _closing(self, decision_id: str) -> Kept:
         entry = await self._storage.find(self.log, events.closed_key(decision_id))
@@ -508,7 +509,7 @@ class Learner:
                     await self._folding.catch_up()
                     check()
                     try:
-                        receipt = await self._store(key, event, Durability.POWER, expected=self.offset)
+                        receipt = await self._keeping.put(key, event, expected=self.offset)
                     except StorageConflict:
                         continue
                     await self._folding.catch_up(receipt.offset)
@@ -518,45 +519,10 @@ class Learner:
 
         return await self._background.to_the_end(run())
 
-    async def _append(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
-        return await self._background.to_the_end(self._log(key, event, durability))
-
-    async def _log(self, key: str, event: AnyEvent, durability: Durability) -> Receipt:
-        receipt = await self._store(key, event, durability)
-        if isinstance(event, Decided) and self._folding.slow:
-            self._background.go_on(self._fold_later(receipt.offset))
-        else:
-            await self._folding.catch_up(receipt.offset)
-            await self._folding.settled()
-        return receipt
-
-    async def _store(self, key: str, event: AnyEvent, durability: Durability, *, expected: int | None = None) -> Receipt:
-        accepted = False
-        try:
-            self._folding.check_sound()
-            receipt = await self._storage.append(self.log, key, events.encode(event), durability, expected=expected)
-            accepted = receipt.first is None
-            return receipt
-        except LogRewound as error:
-            self._folding.astray = error
-            raise
-        finally:
-            if isinstance(event, Decided) and not accepted:
-                self._folding.withdraw(event.id)
-
-    async def _fold_later(self, offset: int) -> None:
-        with contextlib.suppress(StorageError):  # whoever needs it tries again, and is told
-            await self._folding.catch_up(offset)
-
 
 def body_digest(*parts: Any) -> str:
     """A short fingerprint of a request's content, for telling a repeated request from another one."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
-
-
-def _fail(future: asyncio.Future[Decided], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _check_distribution(row: list[float], context: Context, policy: Policy) -> None:

@@ -39,6 +39,7 @@ append of it would be accepted anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -173,6 +174,11 @@ class Storage(Protocol):
 
         expected: accept a new key only while the log's last offset is this one, else `StorageConflict`. A key that is taken is
         answered with its first entry, whatever is expected.
+        """
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        """`append` of each (key, payload), in order, at the price of little more than one. Where it raises, some may have been
+        accepted.
         """
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogMissing, Receipt, StorageConflict
@@ -69,6 +70,9 @@ class MemoryStorage:
         kept.offsets[key] = len(kept.payloads)
         self._bell.ring(log.name, len(kept.payloads))
         return Receipt(len(kept.payloads))
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        return [await self.append(log, key, payload, durability) for key, payload in entries]
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
         payloads = self._of(log).payloads[after : after + limit]

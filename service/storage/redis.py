@@ -201,24 +201,38 @@ class RedisStorage:
     # -- entries -----------------------------------------------------------------------------------------------------------
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
-        keys, name, crc = self._keys(log.name), key.encode(), _crc(key.encode(), payload)
-        wanted = b"" if expected is None else b"%d" % expected
-        command = ACCEPT([keys.head, keys.log, keys.keys], log.id.encode(), name, payload, crc, wanted)
-        answer = await self._about(log, command, writing=True, topic=log.name)
-        match answer.values[0]:
-            case [b"accepted", offset]:
-                self._past.appended(log, int(offset), payload, crc, answer.identity)
-                self._bell.ring(log.name, int(offset))
-                return Receipt(int(offset))
-            case [b"duplicate", offset, *first]:
-                if self._confirmations and await self._confirm(log, key) is None:
-                    raise StorageUnavailable(f"log {log.name!r}: an entry was lost while it was looked at; try again")
-                return Receipt(int(offset), _entry(log, offset, first).payload)
-            case [b"conflict", last]:
-                raise StorageConflict(log.name, expected=expected or 0, end=int(last))
-            case [b"damaged", offset]:
-                raise StorageDamaged(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
-        raise self._gone(log)
+        return (await self._accept(log, [(key, payload)], expected=expected))[0]
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        return await self._accept(log, entries)
+
+    async def _accept(self, log: Log, entries: Sequence[tuple[str, bytes]], *, expected: int | None = None) -> list[Receipt]:
+        """In one exchange; calls of other processes may come in between."""
+        keys, log_id = self._keys(log.name), log.id.encode()
+        three, wanted = [keys.head, keys.log, keys.keys], b"" if expected is None else b"%d" % expected
+        sums = [_crc(key.encode(), payload) for key, payload in entries]
+        commands = [
+            ACCEPT(three, log_id, key.encode(), payload, crc, wanted) for (key, payload), crc in zip(entries, sums, strict=True)
+        ]
+        answer = await self._about(log, *commands, writing=True, topic=log.name)
+        receipts = []
+        for value, (key, payload), crc in zip(answer.values, entries, sums, strict=True):
+            match value:
+                case [b"accepted", offset]:
+                    self._past.appended(log, int(offset), payload, crc, answer.identity)
+                    self._bell.ring(log.name, int(offset))
+                    receipts.append(Receipt(int(offset)))
+                case [b"duplicate", offset, *first]:
+                    if self._confirmations and await self._confirm(log, key) is None:
+                        raise StorageUnavailable(f"log {log.name!r}: an entry was lost while it was looked at; try again")
+                    receipts.append(Receipt(int(offset), _entry(log, offset, first).payload))
+                case [b"conflict", last]:
+                    raise StorageConflict(log.name, expected=expected or 0, end=int(last))
+                case [b"damaged", offset]:
+                    raise StorageDamaged(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
+                case _:
+                    raise self._gone(log)
+        return receipts
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
         if limit <= 0:

@@ -19,7 +19,7 @@ import shutil
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,17 +187,31 @@ class SqliteStorage:
         self._bell.ring(log.name)
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
+        return (await self._accept(log, [(key, payload)], durability, expected=expected))[0]
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        return await self._accept(log, entries, durability)
+
+    async def _accept(
+        self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability, *, expected: int | None = None
+    ) -> list[Receipt]:
         number = self._number(log)
-        receipt: Receipt = await self._submit(
-            lambda connection: self._insert(connection, log, number, key, payload, expected=expected), durability
-        )
-        if receipt.first is None:
-            tail = self._tails.setdefault(number, {})
-            tail[receipt.offset] = payload
-            while len(tail) > TAIL:
-                del tail[next(iter(tail))]
-            self._bell.ring(log.name, receipt.offset)
-        return receipt
+
+        def run(connection: sqlite3.Connection) -> list[Receipt]:
+            return [self._insert(connection, log, number, key, payload, expected=expected) for key, payload in entries]
+
+        receipts: list[Receipt] = await self._submit(run, durability)
+        tail = self._tails.setdefault(number, {})
+        end = 0
+        for receipt, (_, payload) in zip(receipts, entries, strict=True):
+            if receipt.first is None:
+                tail[receipt.offset] = payload
+                end = receipt.offset
+        while len(tail) > TAIL:
+            del tail[next(iter(tail))]
+        if end:
+            self._bell.ring(log.name, end)
+        return receipts
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
         number = self._number(log)

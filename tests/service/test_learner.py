@@ -7,7 +7,7 @@ import contextlib
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -848,6 +848,14 @@ class Failing(MemoryStorage):
         if self.fails == "after":
             raise StorageUnavailable("the answer was lost")
         return receipt
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        now, self.fails = self.fails, "" if self.fails == "after" else self.fails
+        receipts = await super().append_all(log, entries, durability)
+        self.fails = now
+        if self.fails == "after":
+            raise StorageUnavailable("the answer was lost")
+        return receipts
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
         if self.fails == "reading":

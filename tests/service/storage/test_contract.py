@@ -77,6 +77,22 @@ async def test_a_key_that_is_taken_is_answered_with_its_first_entry(storage: Sto
     assert await storage.append(log, "key 5", b"next", POWER) == Receipt(5), "a refused entry leaves no gap"
 
 
+async def test_several_are_accepted_in_order_each_as_if_it_came_alone(storage: Storage) -> None:
+    log = await a_log(storage, entries=3)
+    asked = [("a", b"one"), ("key 2", b"other"), ("b", b"two"), ("a", b"again")]
+    expected = [Receipt(4), Receipt(2, b"payload 2"), Receipt(5), Receipt(4, b"one")]
+    assert await storage.append_all(log, asked, POWER) == expected
+    assert [entry.payload for entry in await everything(storage, log)][3:] == [b"one", b"two"]
+    assert await storage.append_all(log, [], PROCESS) == []
+
+
+async def test_none_of_several_is_accepted_into_a_log_that_is_gone(storage: Storage) -> None:
+    log = await a_log(storage, entries=2)
+    await storage.delete(log)
+    with pytest.raises(LogMissing):
+        await storage.append_all(log, [("a", b"one"), ("b", b"two")], POWER)
+
+
 async def test_keys_belong_to_their_log(storage: Storage) -> None:
     one, two = await a_log(storage, "one", entries=3), await a_log(storage, "two")
     assert await storage.append(two, "key 3", b"of two", POWER) == Receipt(2)
@@ -337,6 +353,7 @@ operations = st.lists(
     st.one_of(
         st.tuples(st.just("create"), names, st.binary(max_size=4)),
         st.tuples(st.just("append"), names, keys, st.binary(max_size=4)),
+        st.tuples(st.just("append all"), names, st.lists(st.tuples(keys, st.binary(max_size=4)), max_size=4)),
         st.tuples(st.just("delete"), names),
         st.tuples(st.just("reopen")),
     ),
@@ -368,6 +385,13 @@ async def _play(opener: Opener, operations: list[tuple[Any, ...]]) -> None:
                 assert await storage.append(handles[name], key, payload, PROCESS) == expected
             except LogMissing:
                 assert expected is None
+        elif what == "append all":
+            name, several = values
+            receipts = [model.append(name, key, payload) for key, payload in several]
+            try:
+                assert await storage.append_all(handles[name], several, PROCESS) == receipts
+            except LogMissing:
+                assert receipts == [] or receipts[0] is None
         elif what == "delete":
             (name,) = values
             await storage.delete(handles[name])
