@@ -87,11 +87,37 @@ class RidgeArm:
             width = linalg.rank_one_inverse(old.width, z, sign=1.0)[0]
         return RidgeArm(self.pulls + 1, gram, moment, Ridge(theta, inverse, width, pending))
 
+    def learn_all(self, z: Tensor, targets: Sequence[float], *, anticipated: Sequence[bool]) -> RidgeArm:
+        """`learn` of the rows of z (k, p) and their targets, in order: the same sums to the last bit; what is derived from
+        them is updated at once.
+        """
+        gram, moment = self.gram, self.moment
+        for row, target in zip(z, targets, strict=True):
+            gram, moment = torch.addr(gram, row, row), moment + target * row
+        if self.cache is None:
+            return RidgeArm(self.pulls + len(z), gram, moment)
+        old = self.cache
+        inverse, gain = linalg.block_inverse(old.inverse, z)
+        theta = old.theta + gain @ (torch.tensor(targets, dtype=torch.float64) - z @ old.theta)
+        pending = max(old.pending - sum(anticipated), 0)
+        if pending == 0:
+            width = inverse
+        elif all(anticipated):
+            width = old.width
+        else:
+            width = linalg.block_inverse(old.width, z[[not known for known in anticipated]]).inverse
+        return RidgeArm(self.pulls + len(z), gram, moment, Ridge(theta, inverse, width, pending))
+
     def anticipate(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Shrink the width for one pending pair; it does not depend on the reward, so this is exact."""
         old = self.ridge(ridge)
         width = linalg.rank_one_inverse(old.width, z, sign=1.0)[0]
         return replace(self, cache=Ridge(old.theta, old.inverse, width, old.pending + 1))
+
+    def anticipate_all(self, z: Tensor, *, ridge: float) -> RidgeArm:
+        """`anticipate` of the rows of z (k, p) at once."""
+        old = self.ridge(ridge)
+        return replace(self, cache=replace(old, width=linalg.block_inverse(old.width, z).inverse, pending=old.pending + len(z)))
 
     def release(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Widen again: the pending pair never came."""

@@ -48,6 +48,28 @@ class Regression:
             return arm.learn(z, target, ridge=self.ridge, anticipated=anticipated)
         return arm.learn(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, anticipated=anticipated)
 
+    def learn_all(
+        self, arm: RidgeArm | KernelArm, x: Sequence[Tensor], targets: Sequence[float], *, anticipated: Sequence[bool]
+    ) -> RidgeArm | KernelArm:
+        """`learn` of several prompts x (d,) in order."""
+        if isinstance(arm, RidgeArm) and len(x) > 1:
+            return arm.learn_all(self._lifted(x), targets, anticipated=anticipated)
+        for prompt, target, known in zip(x, targets, anticipated, strict=True):
+            arm = self.learn(arm, prompt, target, anticipated=known)
+        return arm
+
+    def anticipate_all(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:
+        """`anticipate` of several prompts x (d,)."""
+        if isinstance(arm, RidgeArm) and len(x) > 1:
+            return arm.anticipate_all(self._lifted(x), ridge=self.ridge)
+        for prompt in x:
+            arm = self.anticipate(arm, prompt)
+        return arm
+
+    def _lifted(self, x: Sequence[Tensor]) -> Tensor:
+        """(k, p), each prompt by itself: the sums must not depend on what came together."""
+        return torch.stack([self.lift(prompt) for prompt in x])
+
     def anticipate(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
         """Shrink the width for one pending prompt x (d,)."""
         z = self.lift(x)

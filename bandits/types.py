@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -149,6 +149,7 @@ class Policy(ABC):
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
     reference_when: ClassVar[str] = ""  # which settings need a reference, where not all do
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
+    separate: ClassVar[bool] = False  # `learn` looks at the statistic of the observation's arm, and at no other
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
     output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
@@ -176,6 +177,15 @@ class Policy(ABC):
     @abstractmethod
     def learn(self, state: State, seen: Observation) -> ArmState:
         """The new statistic of arm `seen.arm` after one more observation of it. Never writes into `state`."""
+
+    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
+        """`learn` of several observations of one arm, in order; asked of policies that are `separate`. The sums must be those of
+        `learn`, to the last bit; what is derived may differ in its rounding.
+        """
+        arms, index = list(state.arms), seen[0].arm
+        for one in seen:
+            arms[index] = self.learn(replace(state, arms=tuple(arms)), one)
+        return arms[index]
 
     def blank_reference(self) -> ArmState:
         """The statistic of the reference before any came."""
@@ -206,6 +216,12 @@ class Policy(ABC):
 
         The sums do not change, so digest and bytes stay as they are.
         """
+        return arm
+
+    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
+        """`anticipate` of several pending decisions; only what is derived changes, so their order does not matter."""
+        for one in features:
+            arm = self.anticipate(arm, one)
         return arm
 
     def release(self, arm: ArmState, features: Tensor) -> ArmState:

@@ -11,18 +11,19 @@ of a Frechet distance take seconds), decisions go on with the newest `ready` the
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bandits import state as states
 from bandits.errors import BanditError
 from bandits.registry import build
-from bandits.types import Policy, State
+from bandits.types import REFERENCE, Observation, Policy, State
 from service import events, snapshots
 from service.events import AnyEvent, Created, Decided
 from service.ledger import Anticipate, ArmRecord, Effect, GrowArms, Learn, Ledger, Release
@@ -236,14 +237,42 @@ class Folding:
             await self._make_ready()
 
     def _after(self, state: State, effects: list[tuple[int, Effect]]) -> State:
-        """The state after these effects, one by one in log order, whatever the read batches were."""
-        offset = self.published.offset
-        try:
-            for offset, effect in effects:  # noqa: B007 (the failure names it)
-                state = self._with(state, effect)
-        except Exception as error:
-            raise self._damage_at(offset, error) from error
+        """The state after these effects in log order, whatever the read batches were. What may go together does: decisions that
+        are pending, and outcomes where arms are learnt separately.
+        """
+        for kind, run in itertools.groupby(effects, key=lambda numbered: type(numbered[1])):
+            several = list(run)
+            together = len(several) > 1 and self._live and (kind is Anticipate or (kind is Learn and self._policy.separate))
+            state = self._together(state, several) if together else self._one_by_one(state, several)
         return state
+
+    def _one_by_one(self, state: State, effects: list[tuple[int, Effect]]) -> State:
+        for offset, effect in effects:
+            try:
+                state = self._with(state, effect)
+            except Exception as error:
+                raise self._damage_at(offset, error) from error
+        return state
+
+    def _together(self, state: State, effects: list[tuple[int, Effect]]) -> State:
+        """Arm by arm; where that fails, one by one, to name the entry."""
+        by_arm: dict[int, list[Any]] = {}
+        for _, effect in effects:
+            match effect:
+                case Learn(seen) if seen.arm != REFERENCE:
+                    by_arm.setdefault(seen.arm, []).append(seen)
+                case Anticipate(arm, features):
+                    by_arm.setdefault(arm, []).append(features)
+                case _:
+                    return self._one_by_one(state, effects)
+        arms, policy = list(state.arms), self._policy
+        try:
+            for index, several in by_arm.items():
+                learns = isinstance(several[0], Observation)
+                arms[index] = policy.learn_all(state, several) if learns else policy.anticipate_all(state.arms[index], several)
+        except Exception:
+            return self._one_by_one(state, effects)
+        return replace(state, arms=tuple(arms))
 
     def _with(self, state: State, effect: Effect) -> State:
         """While a log is replayed only sums are added to; what is pending at its end is anticipated then."""

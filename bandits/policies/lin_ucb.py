@@ -25,6 +25,7 @@ class LinUcb(Policy):
 
     kind: ClassVar[str] = "lin-ucb"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
+    separate: ClassVar[bool] = True
     summary: ClassVar[str] = "Baseline: one linear regression with a bias per arm, optimism by its width."
 
     normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
@@ -56,12 +57,23 @@ class LinUcb(Policy):
         target = seen.reward - self.prior_mean
         return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
 
+    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
+        return self.regression.learn_all(
+            state.arms[seen[0].arm],
+            [one.features for one in seen],
+            [one.reward - self.prior_mean for one in seen],
+            anticipated=[one.anticipated for one in seen],
+        )
+
     def prepare(self, state: State) -> State:
         self.regression.derive(state.arms)
         return state
 
     def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
         return self.regression.anticipate(arm, features)
+
+    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
+        return self.regression.anticipate_all(arm, features)
 
     def release(self, arm: ArmState, features: Tensor) -> ArmState:
         return self.regression.release(arm, features)

@@ -34,6 +34,7 @@ class PakUcb(Policy):
 
     kind: ClassVar[str] = "pak-ucb"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
+    separate: ClassVar[bool] = True
     summary: ClassVar[str] = "Per prompt, the arm with the highest optimistic reward: one kernel regression per arm."
 
     kernel: Literal["rbf", "polynomial", "linear"] = hyper(
@@ -133,12 +134,23 @@ class PakUcb(Policy):
         target = seen.reward - self.prior_mean
         return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
 
+    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
+        return self.regression.learn_all(
+            state.arms[seen[0].arm],
+            [one.features for one in seen],
+            [one.reward - self.prior_mean for one in seen],
+            anticipated=[one.anticipated for one in seen],
+        )
+
     def prepare(self, state: State) -> State:
         self.regression.derive(state.arms)
         return state
 
     def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
         return self.regression.anticipate(arm, features)
+
+    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
+        return self.regression.anticipate_all(arm, features)
 
     def release(self, arm: ArmState, features: Tensor) -> ArmState:
         return self.regression.release(arm, features)

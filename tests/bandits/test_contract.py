@@ -24,6 +24,7 @@ FORMS = [
     pytest.param(example, id=f"{kind}-{number}") for kind in POLICIES for number, example in enumerate(EXAMPLES.get(kind, ()))
 ]
 every_form = pytest.mark.parametrize("example", FORMS)
+every_separate_form = pytest.mark.parametrize("example", [form for form in FORMS if form.values[0].policy().separate])
 HYPERPARAMETERS = [(kind, item.name) for kind, policy in POLICIES.items() for item in declared(policy)]
 
 
@@ -231,6 +232,51 @@ def test_a_pending_decision_that_is_learnt_counts_once(example: Example) -> None
     contexts = [a_context(example, g) for _ in range(5)]
     one, other = policy.weights(policy.prepare(state), contexts), policy.weights(policy.prepare(plain), contexts)
     assert same(one, other, within=1e-8)
+
+
+@every_form
+def test_pending_decisions_come_together_as_one_by_one(example: Example) -> None:
+    g, policy = default_rng(41), example.policy()
+    state = fed(example, policy, g)
+    pending = [example.features(g) for _ in range(5)]
+    together = policy.anticipate_all(state.arms[1], pending)
+    alone = state.arms[1]
+    for features in pending:
+        alone = policy.anticipate(alone, features)
+    contexts = [a_context(example, g) for _ in range(3)]
+    one, other = (policy.prepare(states.with_arm(state, 1, arm)) for arm in (together, alone))
+    assert states.digest(policy, one) == states.digest(policy, state)
+    assert same(policy.weights(one, contexts), policy.weights(other, contexts), within=1e-11)
+
+
+@every_separate_form
+@pytest.mark.parametrize("unexpected", [0, 2])
+def test_outcomes_of_separate_arms_are_learnt_together_as_one_by_one(example: Example, unexpected: int) -> None:
+    """Of seven outcomes all, or all but two, were pending before; one more decision stays pending."""
+    g, policy = default_rng(42), example.policy()
+    state = fed(example, policy, g)
+    coming = [
+        dataclasses.replace(example.seen(g, 2, example.features(g)), anticipated=number >= unexpected) for number in range(7)
+    ]
+    pending = [*(seen.features for seen in coming[unexpected:]), example.features(g)]
+    state = states.with_arm(state, 2, policy.anticipate_all(state.arms[2], pending))
+    together, alone = states.with_arm(state, 2, policy.learn_all(state, coming)), state
+    for seen in coming:
+        alone = states.fold(policy, alone, seen)
+    contexts = [a_context(example, g) for _ in range(3)]
+    assert states.digest(policy, together) == states.digest(policy, alone)
+    one, other = (policy.weights(policy.prepare(each), contexts) for each in (together, alone))
+    assert same(one, other, within=1e-10)
+
+
+@every_separate_form
+def test_what_a_separate_arm_learns_does_not_depend_on_the_others(example: Example) -> None:
+    g, policy = default_rng(43), example.policy()
+    state = fed(example, policy, g)
+    seen = example.seen(g, 0, example.features(g))
+    changed = states.with_arm(state, 1, policy.blank())
+    one, other = (states.with_arm(each, 1, policy.blank()) for each in (states.fold(policy, state, seen), changed))
+    assert states.digest(policy, one) == states.digest(policy, states.fold(policy, other, seen))
 
 
 @every_form
