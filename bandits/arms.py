@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bandits.functional import linalg
+from bandits.functional.inverse import Inverse, quadratics
 from bandits.types import derived
 
 
@@ -42,13 +43,13 @@ class Ridge:
     """What ridge regression derives from its sums.
 
     theta: (p,) = inverse @ moment.  inverse: (p, p) = (gram + ridge I)^-1.
-    width: (p, p) the inverse with the `pending` pairs added to the gram; the very same tensor while nothing is pending,
+    width: (p, p) the inverse with the `pending` pairs added to the gram; the very same object while nothing is pending,
     so that whatever error its updates and downdates gather is dropped each time the last outcome comes in.
     """
 
     theta: Tensor
-    inverse: Tensor
-    width: Tensor
+    inverse: Inverse
+    width: Inverse
     pending: int = 0
 
 
@@ -67,7 +68,7 @@ class RidgeArm:
         return RidgeArm(0, torch.zeros((p, p), dtype=torch.float64), torch.zeros(p, dtype=torch.float64))
 
     def learn(self, z: Tensor, target: float, *, ridge: float, anticipated: bool) -> RidgeArm:
-        """One more pair. Recursive least squares for theta (theta += v (s - z.theta) / c): no digit is lost in inverse @ moment.
+        """One more pair. Recursive least squares for theta (theta += gain (s - z.theta)): no digit is lost in inverse @ moment.
 
         An anticipated pair has shrunk the width already, and leaves it as it is. Where nothing was derived yet, only the sums are
         added to: a replay factors once, at its end.
@@ -76,28 +77,28 @@ class RidgeArm:
         if self.cache is None:
             return RidgeArm(self.pulls + 1, gram, moment)
         old = self.cache
-        inverse, v, pivot = linalg.rank_one_inverse(old.inverse, z, sign=1.0)
-        theta = old.theta + v * ((target - float(z @ old.theta)) / pivot)
+        inverse, gain = old.inverse.updated(z)
+        theta = old.theta + gain * (target - float(z @ old.theta))
         pending = max(old.pending - anticipated, 0)
         if pending == 0:
             width = inverse
         elif anticipated:
             width = old.width
         else:
-            width = linalg.rank_one_inverse(old.width, z, sign=1.0)[0]
+            width = old.width.updated(z)[0]
         return RidgeArm(self.pulls + 1, gram, moment, Ridge(theta, inverse, width, pending))
 
     def learn_all(self, z: Tensor, targets: Sequence[float], *, anticipated: Sequence[bool]) -> RidgeArm:
         """`learn` of the rows of z (k, p) and their targets, in order: the same sums to the last bit; what is derived from
         them is updated at once.
         """
-        gram, moment = self.gram, self.moment
+        gram, moment = self.gram.clone(), self.moment
         for row, target in zip(z, targets, strict=True):
-            gram, moment = torch.addr(gram, row, row), moment + target * row
+            gram, moment = gram.addr_(row, row), moment + target * row
         if self.cache is None:
             return RidgeArm(self.pulls + len(z), gram, moment)
         old = self.cache
-        inverse, gain = linalg.block_inverse(old.inverse, z)
+        inverse, gain = old.inverse.updated_all(z)
         theta = old.theta + gain @ (torch.tensor(targets, dtype=torch.float64) - z @ old.theta)
         pending = max(old.pending - sum(anticipated), 0)
         if pending == 0:
@@ -105,25 +106,25 @@ class RidgeArm:
         elif all(anticipated):
             width = old.width
         else:
-            width = linalg.block_inverse(old.width, z[[not known for known in anticipated]]).inverse
+            width = old.width.updated_all(z[[not known for known in anticipated]])[0]
         return RidgeArm(self.pulls + len(z), gram, moment, Ridge(theta, inverse, width, pending))
 
     def anticipate(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Shrink the width for one pending pair; it does not depend on the reward, so this is exact."""
         old = self.ridge(ridge)
-        width = linalg.rank_one_inverse(old.width, z, sign=1.0)[0]
+        width = old.width.updated(z)[0]
         return replace(self, cache=Ridge(old.theta, old.inverse, width, old.pending + 1))
 
     def anticipate_all(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """`anticipate` of the rows of z (k, p) at once."""
         old = self.ridge(ridge)
-        return replace(self, cache=replace(old, width=linalg.block_inverse(old.width, z).inverse, pending=old.pending + len(z)))
+        return replace(self, cache=replace(old, width=old.width.updated_all(z)[0], pending=old.pending + len(z)))
 
     def release(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Widen again: the pending pair never came."""
         old = self.ridge(ridge)
         left = max(old.pending - 1, 0)
-        width = linalg.rank_one_inverse(old.width, z, sign=-1.0)[0] if left else old.inverse
+        width = old.width.downdated(z) if left else old.inverse
         return replace(self, cache=replace(old, width=width, pending=left))
 
     def ridge(self, ridge: float) -> Ridge:
@@ -131,10 +132,10 @@ class RidgeArm:
         if self.cache is None:
             eye = torch.eye(len(self.moment), dtype=torch.float64)
             if self.pulls == 0:
-                inverse = eye / ridge
+                inverse = Inverse(eye / ridge)
             else:
-                inverse = torch.cholesky_inverse(linalg.cholesky(self.gram + ridge * eye, what="gram + ridge"))
-            object.__setattr__(self, "cache", Ridge(inverse @ self.moment, inverse, inverse))  # a memo, not a change
+                inverse = Inverse(torch.cholesky_inverse(linalg.cholesky(self.gram + ridge * eye, what="gram + ridge")))
+            object.__setattr__(self, "cache", Ridge(inverse.times(self.moment), inverse, inverse))  # a memo, not a change
         assert self.cache is not None
         return self.cache
 
@@ -147,4 +148,4 @@ class RidgeArm:
 def ridge_scores(derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K) means and (B, K) widths of lifted features z (B, p) for K arms: `RidgeArm.score` of all arms in few calls."""
     mean = z @ torch.stack([now.theta for now in derived]).T
-    return mean, linalg.quadratics([now.width for now in derived], z).sqrt()
+    return mean, quadratics([now.width for now in derived], z).sqrt()

@@ -20,11 +20,17 @@ from bandits.registry import POLICIES
 from bandits.types import Context, Observation, Policy, State, Weights
 from tests.bandits.examples import ARMS, EXAMPLES, Example
 
+
+def _policy_of(form: Any) -> Policy:
+    example: Example = form.values[0]
+    return example.policy()
+
+
 FORMS = [
     pytest.param(example, id=f"{kind}-{number}") for kind in POLICIES for number, example in enumerate(EXAMPLES.get(kind, ()))
 ]
 every_form = pytest.mark.parametrize("example", FORMS)
-every_separate_form = pytest.mark.parametrize("example", [form for form in FORMS if form.values[0].policy().separate])
+every_separate_form = pytest.mark.parametrize("example", [form for form in FORMS if _policy_of(form).separate])
 HYPERPARAMETERS = [(kind, item.name) for kind, policy in POLICIES.items() for item in declared(policy)]
 
 

@@ -52,39 +52,3 @@ def test_three_thousand_updates_stay_close_to_a_fresh_inverse(ridge: float) -> N
         inverse = linalg.rank_one_inverse(inverse, row, sign=1.0)[0]
     fresh = torch.linalg.inv(z.T @ z + ridge * torch.eye(24, dtype=torch.float64))
     assert float((inverse - fresh).norm() / fresh.norm()) < 1e-10
-
-
-@pytest.mark.parametrize("n", [1, linalg.FEW - 1, linalg.FEW, 9])
-def test_quadratic_forms_are_those_of_each_row_under_each_matrix(n: int) -> None:
-    matrices, z = [positive(20 + k, 7) for k in range(3)], rows(30, n, 7)
-    expected = torch.tensor([[float(row @ matrix @ row) for matrix in matrices] for row in z], dtype=torch.float64)
-    torch.testing.assert_close(linalg.quadratics(matrices, z), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("n", [1, 6])
-def test_a_quadratic_form_that_rounding_made_negative_is_zero(n: int) -> None:
-    assert torch.equal(linalg.quadratics([-positive(3, 4)], rows(4, n, 4)), torch.zeros((n, 1), dtype=torch.float64))
-
-
-@pytest.mark.parametrize("k", [1, 2, 7])
-def test_a_block_update_is_the_inverse_of_the_updated_matrix_and_its_gain(k: int) -> None:
-    matrix, z = positive(31, 6), rows(32, k, 6)
-    start = torch.linalg.inv(matrix)
-    start = (start + start.T) / 2.0
-    kept = start.clone()
-    inverse, gain = linalg.block_inverse(start, z)
-    expected = torch.linalg.inv(matrix + z.T @ z)
-    torch.testing.assert_close(inverse, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(gain, expected @ z.T, rtol=1e-10, atol=1e-12)
-    assert torch.equal(start, kept)
-
-
-@pytest.mark.parametrize("ridge", [1.0, 0.03])
-def test_three_thousand_rows_in_blocks_stay_close_to_a_fresh_inverse(ridge: float) -> None:
-    z = rows(33, 3000, 24)
-    inverse = torch.eye(24, dtype=torch.float64) / ridge
-    for first in range(0, 3000, 8):
-        inverse = linalg.block_inverse(inverse, z[first : first + 8]).inverse
-    fresh = torch.linalg.inv(z.T @ z + ridge * torch.eye(24, dtype=torch.float64))
-    assert float((inverse - fresh).norm() / fresh.norm()) < 1e-10
-    assert float((inverse - inverse.T).norm() / fresh.norm()) < 1e-12

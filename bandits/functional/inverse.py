@@ -1,0 +1,104 @@
+"""A symmetric inverse that learns rank-one changes and is rarely written: the last few changes are kept aside.
+
+    inverse of (A + Z'Z)  =  P - U'U       U = L^-1 Z P,  L L' = I + Z P Z'         (Sherman-Morrison, Woodbury)
+    kept as                  dense - aside' aside       (p, p) and (q, p), q < BLOCK; a full block is folded into `dense`
+
+Why aside. A change of a dense matrix reads and writes all of it. With ten arms of p = 256 these matrices are many megabytes that
+no near cache holds, and memory is what a decision waits for: see docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 32
+"""Changes kept aside, at most; they make a score dearer by q / p."""
+FEW = 4
+"""Rows from which on one matrix product is quicker than a product per row."""
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """dense - aside' aside, never written to. dense: (p, p) symmetric.  aside: (q, p), None = no rows."""
+
+    dense: Tensor
+    aside: Tensor | None = None
+
+    def times(self, z: Tensor) -> Tensor:
+        """(p,) or (p, k): the inverse times a vector, or columns."""
+        if z.ndim > 1:
+            return self._rows_times(z.T).T
+        if z.device.type != "cpu":
+            return self._rows_times(z[None])[0]
+        row = z.numpy()  # NumPy's product of one vector takes two thirds of torch's time
+        product = self.dense.numpy() @ row
+        if self.aside is not None:
+            rows = self.aside.numpy()
+            product -= (rows @ row) @ rows
+        return torch.from_numpy(product)
+
+    def updated(self, z: Tensor) -> tuple[Inverse, Tensor]:
+        """The inverse of A + z z' for z (p,); also its gain (p,), that inverse times z: what a residual moves coefficients by."""
+        v = self.times(z)
+        pivot = 1.0 + float(z @ v)
+        return self._with((v / pivot**0.5)[None]), v / pivot
+
+    def updated_all(self, z: Tensor) -> tuple[Inverse, Tensor]:
+        """The inverse of A + Z'Z for rows z (k, p) at once; also its gain (p, k)."""
+        reach = self._rows_times(z)
+        core = torch.mm(z, reach.T)
+        core.diagonal().add_(1.0)
+        # (k, k) and at least I: its factor can be inverted, in NumPy, whose calls on small matrices cost half of torch's
+        unfold = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(core.cpu().numpy()))).to(z.device)
+        half = torch.mm(unfold, reach)
+        return self._with(half), torch.mm(unfold.T, half).T
+
+    def downdated(self, z: Tensor) -> Inverse:
+        """The inverse of A - z z' for z (p,): dense at once, for the rare decision that expires."""
+        dense = self.tensor()
+        v = dense @ z
+        return Inverse(torch.addr(dense, v, v, alpha=1.0 / (1.0 - float(z @ v))))
+
+    def tensor(self) -> Tensor:
+        """(p, p) all of it; do not write into it."""
+        return self.dense if self.aside is None else torch.addmm(self.dense, self.aside.T, self.aside, alpha=-1.0)
+
+    def _rows_times(self, z: Tensor) -> Tensor:
+        product = torch.mm(z, self.dense)
+        return product if self.aside is None else torch.addmm(product, torch.mm(z, self.aside.T), self.aside, alpha=-1.0)
+
+    def _with(self, rows: Tensor) -> Inverse:
+        aside = rows if self.aside is None else torch.cat([self.aside, rows])
+        longer = Inverse(self.dense, aside)
+        return longer if len(aside) < BLOCK else Inverse(longer.tensor())
+
+
+def quadratics(inverses: Sequence[Inverse], z: Tensor) -> Tensor:
+    """(B, K) z'Pz, at least 0, of rows z (B, p) under K inverses P.
+
+    A lonely row goes through NumPy, inverse by inverse: all that it costs is reading them.
+    """
+    if len(z) < FEW and z.device.type == "cpu":
+        few = np.array([[_quadratic(inverse, row) for inverse in inverses] for row in z.numpy()])
+        return torch.from_numpy(np.maximum(few, 0.0, out=few))
+    shadows = torch.empty((len(inverses), *z.shape), dtype=z.dtype, device=z.device)
+    for inverse, shadow in zip(inverses, shadows, strict=True):
+        torch.mm(z, inverse.dense, out=shadow)
+    forms: Tensor = shadows.mul_(z).sum(2).T
+    for index, inverse in enumerate(inverses):
+        if inverse.aside is not None:
+            forms[:, index] -= torch.mm(z, inverse.aside.T).square_().sum(1)
+    return forms.clamp_min_(0.0)
+
+
+def _quadratic(inverse: Inverse, row: np.ndarray) -> float:
+    form = float(row @ (inverse.dense.numpy() @ row))
+    if inverse.aside is not None:
+        aside = inverse.aside.numpy() @ row
+        form -= float(aside @ aside)
+    return form

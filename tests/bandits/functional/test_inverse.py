@@ -1,0 +1,91 @@
+"""Inverses with changes kept aside, against fresh ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import default_rng
+from torch import Tensor
+
+from bandits.functional import inverse as inverses
+from bandits.functional.inverse import BLOCK, Inverse, quadratics
+
+
+def rows(seed: int, n: int, p: int) -> Tensor:
+    return torch.from_numpy(default_rng(seed).standard_normal((n, p)))
+
+
+def started(p: int, *, ridge: float) -> Inverse:
+    return Inverse(torch.eye(p, dtype=torch.float64) / ridge)
+
+
+def fresh(z: Tensor, *, ridge: float) -> Tensor:
+    inverse: Tensor = torch.linalg.inv(z.T @ z + ridge * torch.eye(z.shape[1], dtype=torch.float64))
+    return inverse
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 5), max_size=30), seed=st.integers(0, 2**16))
+def test_any_sequence_of_changes_gives_the_fresh_inverse(sizes: list[int], seed: int) -> None:
+    ridge, p = 0.7, 6
+    z = rows(seed, sum(sizes), p)
+    now, done = started(p, ridge=ridge), 0
+    for size in sizes:
+        more = z[done : done + size]
+        now, gain = now.updated(more[0]) if size == 1 else now.updated_all(more)
+        done += size
+        expected = fresh(z[:done], ridge=ridge)
+        torch.testing.assert_close(now.tensor(), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(gain, expected @ (more[0] if size == 1 else more.T), rtol=1e-9, atol=1e-11)
+    assert now.aside is None or len(now.aside) < BLOCK
+    x = rows(seed + 1, 3, p)
+    torch.testing.assert_close(now.times(x[0]), now.tensor() @ x[0], rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(now.times(x.T), now.tensor() @ x.T, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [1, inverses.FEW - 1, inverses.FEW, 9])
+def test_quadratic_forms_are_those_of_each_row_under_each_inverse(n: int) -> None:
+    several = [started(7, ridge=0.5 + k) for k in range(3)]
+    several[1] = several[1].updated(rows(2, 1, 7)[0])[0]
+    several[2] = several[2].updated_all(rows(3, BLOCK + 2, 7))[0].updated(rows(4, 1, 7)[0])[0]
+    z = rows(5, n, 7)
+    expected = torch.tensor([[float(row @ each.tensor() @ row) for each in several] for row in z], dtype=torch.float64)
+    torch.testing.assert_close(quadratics(several, z), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_quadratic_form_that_rounding_made_negative_is_zero(n: int) -> None:
+    negative = Inverse(-torch.eye(4, dtype=torch.float64))
+    assert torch.equal(quadratics([negative], rows(6, n, 4)), torch.zeros((n, 1), dtype=torch.float64))
+
+
+def test_a_downdate_undoes_an_update() -> None:
+    z = rows(7, 9, 5)
+    before = started(5, ridge=0.4).updated_all(z[:8])[0]
+    after = before.updated(z[8])[0].downdated(z[8])
+    torch.testing.assert_close(after.tensor(), before.tensor(), rtol=1e-10, atol=1e-12)
+
+
+def test_an_older_version_stays_as_it_was() -> None:
+    z = rows(8, 3 * BLOCK, 5)
+    versions = [started(5, ridge=1.0)]
+    kept = []
+    for row in z:
+        kept.append(versions[-1].tensor().clone())
+        versions.append(versions[-1].updated(row)[0])
+    for version, tensor in zip(versions, kept, strict=False):
+        assert torch.equal(version.tensor(), tensor)
+
+
+@pytest.mark.parametrize("ridge", [1.0, 0.03])
+@pytest.mark.parametrize("size", [1, 8])
+def test_three_thousand_rows_stay_close_to_a_fresh_inverse(ridge: float, size: int) -> None:
+    z = rows(9, 3000, 24)
+    now = started(24, ridge=ridge)
+    for first in range(0, 3000, size):
+        now = now.updated(z[first])[0] if size == 1 else now.updated_all(z[first : first + size])[0]
+    expected = fresh(z, ridge=ridge)
+    assert float((now.tensor() - expected).norm() / expected.norm()) < 1e-10
+    assert float((now.tensor() - now.tensor().T).norm() / expected.norm()) < 1e-12
