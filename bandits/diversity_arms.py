@@ -34,7 +34,7 @@ class DiversityArm:
     served: Tensor  # (m, w) rows [t, x] or [t, x, y]      random-feature labels: (s, 2D) sums
     spread: Tensor  # (3, 2R, 2R) second moments           exact labels: (0, 0, 0)
     regression: RidgeArm | KernelArm | None = derived()
-    coefficients: Tensor | None = derived()  # (p, q), exact kernel (n, q)
+    coefficients: Tensor | None = derived()  # (p, q), exact kernel (n, q): see `solved`
     rows: Rows | None = derived()  # `served` with room to grow
 
     @staticmethod
@@ -58,13 +58,24 @@ class DiversityArm:
         learnt = using.learn(self.fitted(using), x, target, anticipated=anticipated)
         design, rewards = _parts(learnt)
         known = _widen(self.labels, len(labels))
+        coefficients = None
         if isinstance(learnt, RidgeArm):
             known = torch.addr(known, using.lift(x), labels)
         else:
             known = torch.cat([known, labels[None]])[-len(rewards) :]  # what the regression forgets, labels forget
+            coefficients = self._extended(labels, learnt, using)
         return replace(
-            self, pulls=learnt.pulls, design=design, rewards=rewards, labels=known, regression=learnt, coefficients=None
+            self, pulls=learnt.pulls, design=design, rewards=rewards, labels=known, regression=learnt, coefficients=coefficients
         )
+
+    def _extended(self, labels: Tensor, learnt: KernelArm, using: Regression) -> Tensor | None:
+        """`solved` with one more row, O(n q), where the factor is the old one with one more row; None where it forgot."""
+        if self.coefficients is None or len(learnt.targets) != len(self.rewards) + 1:
+            return None
+        assert using.kernel is not None
+        row, pivot = learnt.dual(using.kernel, using.ridge).factor.last
+        before = _widen(self.coefficients, len(labels))
+        return torch.cat([before, ((labels - row @ before) / pivot)[None]])
 
     def anticipate(self, x: Tensor, *, using: Regression) -> DiversityArm:
         """Shrink the width, which reward and labels share, for one pending prompt."""
@@ -75,24 +86,29 @@ class DiversityArm:
         return replace(self, regression=using.release(self.fitted(using), x))
 
     def solved(self, using: Regression) -> Tensor:
-        """(p, q) or (n, q) (A + ridge I)^-1 times the label sums: O(p^2 q), once per outcome, off the request path."""
+        """(p, q) (A + ridge I)^-1 times the label sums: O(p^2 q), once per outcome, off the request path.
+
+        Exact kernel: (n, q) L^-1 times the labels, for the factor L of K + ridge I; a row more per outcome.
+        """
         if self.coefficients is None:
             arm = self.fitted(using)
             if isinstance(arm, RidgeArm):
-                coefficients = arm.ridge(using.ridge).inverse @ self.labels
+                coefficients = arm.ridge(using.ridge).inverse.times(self.labels)
             else:
                 assert using.kernel is not None
-                factor = arm.dual(using.kernel, using.ridge).factor
-                coefficients = factor.solve_transposed(factor.solve(self.labels))
+                coefficients = arm.dual(using.kernel, using.ridge).factor.solve(self.labels)
             object.__setattr__(self, "coefficients", coefficients)  # a memo, not a change
         assert self.coefficients is not None
         return self.coefficients
 
     def expected(self, z: Tensor, *, using: Regression, columns: int) -> Tensor:
         """(B, columns) the labels expected of lifted prompts z (B, p); 0 where nothing was learnt yet."""
-        coefficients = self.solved(using)
-        lifted = z if using.kernel is None else using.kernel(z, self.design)
-        return _widen(lifted @ coefficients, columns)
+        arm, coefficients = self.fitted(using), self.solved(using)
+        if isinstance(arm, RidgeArm):
+            return _widen(z @ coefficients, columns)
+        assert using.kernel is not None
+        shadow = arm.dual(using.kernel, using.ridge).shadow(z, kernel=using.kernel)  # that of the reward's mean and width
+        return _widen(shadow.T @ coefficients, columns)
 
 
 def _widen(matrix: Tensor, columns: int) -> Tensor:

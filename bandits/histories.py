@@ -160,12 +160,12 @@ class SummedHistory(History):
     def learn(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
         """Labels (len(against),) of one answer, and the arm with its features added."""
         features, narrow = self.features(rows)
-        mean = features.mean(1)
-        labels = torch.tensor([self.label(mean, other) for other in against], dtype=torch.float64)
+        total = features.sum(1)
+        labels = torch.tensor([self.label(total / len(rows), other) for other in against], dtype=torch.float64)
         grown = replace(
             arm,
             outputs=arm.outputs + len(rows),
-            served=arm.served + features.sum(1),
+            served=arm.served + total,
             spread=torch.baddbmm(arm.spread, narrow.transpose(1, 2), narrow),
         )
         return labels, grown

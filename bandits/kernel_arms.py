@@ -1,34 +1,114 @@
 """The statistic of an exact kernel regression: its last observations, and the factor that is derived from them.
 
 KernelArm   pulls, the last observations themselves  -> Cholesky factor, dual weights, width with pending decisions
+
+Pending points stand behind the observations in one joint factor, so that a score solves once whatever is pending:
+
+    K + ridge I of [observations, pending]  =  [[L, 0], [shadows, rest]] [[L, 0], [shadows, rest]]'
+
+    anticipate   one more row of `shadows` and `rest`                                        O(n q + q^2) for a prompt just scored
+    learn        a row of `shadows` becomes the next row of L, a column joins the others     O(n q + q^2)
+    release      a row of `shadows` goes, `rest` loses a point                               O(n q + q^2)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bandits.functional import growing
 from bandits.functional.growing import GrowingCholesky, Rows
 from bandits.types import derived
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d), (m, d) -> (n, m)."""
 
+REMEMBERED = 256
+"""Shadows of so many prompts at most are remembered, those of the last score: 4 MB at n = 2,000, where the factor has 16."""
+
+ROUNDING = 4.0 * float(np.finfo(np.float64).eps)
+"""Prompts whose numbers differ by this share at most are one prompt: a vector alone is scaled by NumPy, in a batch by torch, and
+the last bit may differ."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """q points whose outcomes have not come back, behind n observations in the joint factor above."""
+
+    points: Tensor  # (q, d) in the order in which they were added
+    shadows: Tensor  # (q, n) L^-1 k of each
+    rest: Tensor  # (q, q) lower factor of K + ridge I - shadows shadows'
+
+    @staticmethod
+    def none(n: int, d: int) -> Pending:
+        """Nothing pending."""
+        zeros = torch.zeros((0, 0), dtype=torch.float64)
+        return Pending(zeros.new_zeros((0, d)), zeros.new_zeros((0, n)), zeros)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def index(self, x: Tensor) -> int:
+        """Where x was added first; -1 = nowhere."""
+        found = np.flatnonzero((self.points.numpy() == x.numpy()).all(axis=1))
+        return int(found[0]) if len(found) else -1
+
+    def further(self, x: Tensor, shadow: Tensor, *, kernel: Kernel) -> Tensor:
+        """(q, B) what is left of prompts x (B, d), whose shadows are (n, B), for the pending points to explain."""
+        left = kernel(self.points, x) - self.shadows @ shadow
+        return cast(Tensor, torch.linalg.solve_triangular(self.rest, left, upper=False))
+
+    def with_point(self, x: Tensor, shadow: Tensor, *, kernel: Kernel, ridge: float) -> Pending:
+        """One more point x (d,) with its shadow (n,). The pivot is clamped at the ridge, its exact lower bound."""
+        row = self.further(x[None], shadow[:, None], kernel=kernel)[:, 0]
+        pivot = max(_self(kernel, x) + ridge - float(shadow @ shadow) - float(row @ row), ridge) ** 0.5
+        q = len(self)
+        rest = self.rest.new_zeros((q + 1, q + 1))
+        rest[:q, :q], rest[q, :q], rest[q, q] = self.rest, row, pivot
+        return Pending(torch.cat([self.points, x[None]]), torch.cat([self.shadows, shadow[None]]), rest)
+
+    def without(self, index: int) -> Pending:
+        """Without this point."""
+        return Pending(_drop(self.points, index), _drop(self.shadows, index), growing.without(self.rest, index))
+
+    def observed(self, index: int, *, kernel: Kernel, pivot: float) -> Pending:
+        """The others, with this point the last of the observations, where its diagonal entry is `pivot`."""
+        others, shadows, x = _drop(self.points, index), _drop(self.shadows, index), self.points[index]
+        column = (kernel(others, x[None]) - shadows @ self.shadows[index][:, None]) / pivot
+        return Pending(others, torch.cat([shadows, column], dim=1), growing.given(self.rest, index))
+
 
 @dataclass(frozen=True)
 class Dual:
-    """What kernel ridge regression derives from its observations; the width factor also holds the pending points."""
+    """What kernel ridge regression derives from its observations and from what is pending."""
 
     features: Rows  # (n, d)
     targets: Rows  # (n,)
-    factor: GrowingCholesky  # of K + ridge I over the observations
+    factor: GrowingCholesky  # L, of K + ridge I over the observations
     weights: Rows  # (n,) L^-1 targets
-    width_features: Rows  # (n + pending, d) in the order in which they were added
-    width_factor: GrowingCholesky
-    pending: tuple[Tensor, ...]  # features of the pending points
+    pending: Pending
+    asked: list[tuple[Tensor, Tensor] | None] = field(default_factory=lambda: [None])
+    """One place: prompts (B, d) of the last score and their shadows (m, B), m <= n; of an older version of this factor perhaps,
+    as a longer factor solves its first rows alike. Each `Dual` has its own, so that no branch meets another's."""
+
+    def shadow(self, x: Tensor, *, kernel: Kernel) -> Tensor:
+        """(n, B) L^-1 k of prompts x (B, d): O(n^2), or what was found when these prompts, or a batch with this prompt in it,
+        were asked for last.
+        """
+        known = _recalled(self.asked[0], x)
+        done = 0 if known is None else len(known)
+        if known is not None and done == len(self.factor):
+            return known
+        solved = self.factor.solve(kernel(self.features.tensor[done:], x), after=known)
+        if len(x) <= REMEMBERED:
+            self.asked[0] = x.clone(), solved  # a memo, not a change
+        return solved
 
 
 @dataclass(frozen=True)
@@ -46,60 +126,55 @@ class KernelArm:
         return KernelArm(0, torch.zeros((0, d), dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
     def learn(self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, anticipated: bool) -> KernelArm:
-        """One more observation in O(n^2). At `max_samples` the oldest quarter is forgotten first, so that the factor is rebuilt
-        once per quarter and not once per observation: the arm remembers between 3/4 and all of the last `max_samples`.
+        """One more observation in O(n^2), or O(n) where the prompt is pending or was just scored. At `max_samples` the oldest
+        quarter is forgotten first, so that the factor is rebuilt once per quarter and not once per observation: the arm remembers
+        between 3/4 and all of the last `max_samples`.
         """
         if len(self.targets) >= max_samples:
             keep = max_samples - max(1, max_samples // 4)
-            pending = self.dual(kernel, ridge).pending
             shorter = KernelArm(self.pulls, self.features[-keep:].clone(), self.targets[-keep:].clone())
-            for point in pending:
+            for point in self.cache.pending.points if self.cache else ():
                 shorter = shorter.anticipate(point, kernel=kernel, ridge=ridge)
             return shorter.learn(x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
         old = self.dual(kernel, ridge)
-        features, targets = old.features.append(x), old.targets.append(torch.tensor(target, dtype=torch.float64))
-        factor, row = _append(old.factor, old.features.tensor, x, kernel)
-        value = (target - float(row @ old.weights.tensor)) / float(factor.factor[-1, -1])
-        weights = old.weights.append(torch.tensor(value, dtype=torch.float64))
-        if anticipated:
-            width_features, width_factor, pending = old.width_features, old.width_factor, _without(old.pending, x)
-        else:
-            width_features, pending = old.width_features.append(x), old.pending
-            width_factor = (
-                factor if old.width_factor is old.factor else _append(old.width_factor, old.width_features.tensor, x, kernel)[0]
-            )
-        dual = Dual(features, targets, factor, weights, width_features, width_factor, pending)
-        return KernelArm(self.pulls + 1, features.tensor, targets.tensor, dual)
+        pending, index = old.pending, old.pending.index(x) if anticipated else -1
+        row = pending.shadows[index] if index >= 0 else old.shadow(x[None], kernel=kernel)[:, 0]
+        if index < 0 and len(pending):  # it comes before the pending points: as if it had been the last of them
+            pending, index = pending.with_point(x, row, kernel=kernel, ridge=ridge), len(pending)
+        factor = old.factor.append_solved(row, _self(kernel, x))
+        pivot = factor.last[1]
+        dual = Dual(
+            features=old.features.append(x),
+            targets=old.targets.append(torch.tensor(target, dtype=torch.float64)),
+            factor=factor,
+            weights=old.weights.append((target - row @ old.weights.tensor) / pivot),
+            pending=pending.observed(index, kernel=kernel, pivot=pivot) if index >= 0 else Pending.none(len(factor), len(x)),
+            asked=[old.asked[0]],
+        )
+        return KernelArm(self.pulls + 1, dual.features.tensor, dual.targets.tensor, dual)
 
     def anticipate(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
         """Shrink the width for one pending point."""
         old = self.dual(kernel, ridge)
-        width_factor, _ = _append(old.width_factor, old.width_features.tensor, x, kernel)
-        return replace(
-            self,
-            cache=replace(
-                old,
-                width_features=old.width_features.append(x),
-                width_factor=width_factor,
-                pending=(*old.pending, x),
-            ),
-        )
+        shadow = old.shadow(x[None], kernel=kernel)[:, 0]
+        return self._pending(old.pending.with_point(x, shadow, kernel=kernel, ridge=ridge))
 
     def release(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
-        """Widen again. A factor cannot cheaply lose an inner row, so this rebuilds it: O(n^3), once per expired decision."""
-        left = _without(self.dual(kernel, ridge).pending, x)
-        rebuilt = KernelArm(self.pulls, self.features, self.targets)
-        for point in left:
-            rebuilt = rebuilt.anticipate(point, kernel=kernel, ridge=ridge)
-        return rebuilt
+        """Widen again: the pending point never came."""
+        pending = self.dual(kernel, ridge).pending
+        index = pending.index(x)
+        return self if index < 0 else self._pending(pending.without(index))
+
+    def _pending(self, pending: Pending) -> KernelArm:
+        assert self.cache is not None
+        return replace(self, cache=replace(self.cache, pending=pending, asked=[self.cache.asked[0]]))
 
     def dual(self, kernel: Kernel, ridge: float) -> Dual:
         """The derived values, factored afresh where nothing was carried along (after a restart)."""
         if self.cache is None:
             factor = GrowingCholesky(kernel(self.features, self.features), ridge=ridge)
-            features = Rows(self.features)
-            weights = Rows(factor.solve(self.targets[:, None])[:, 0])
-            dual = Dual(features, Rows(self.targets), factor, weights, features, factor, ())
+            weights, nothing = factor.solve(self.targets), Pending.none(*self.features.shape)
+            dual = Dual(Rows(self.features), Rows(self.targets), factor, Rows(weights), nothing)
             object.__setattr__(self, "cache", dual)  # a memo, not a change
         assert self.cache is not None
         return self.cache
@@ -107,26 +182,41 @@ class KernelArm:
     def score(self, x: Tensor, *, kernel: Kernel, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """(B,) mean and (B,) width of features (B, d), where `prior` (B,) is k(x, x).
 
-        mean = k' (K + ridge I)^-1 y; width = sqrt((k(x, x) - k' (K + ridge I)^-1 k) / ridge).
+        mean = k' (K + ridge I)^-1 y; width = sqrt((k(x, x) - k' (K + ridge I)^-1 k) / ridge), that with pending points in K.
         """
         now = self.dual(kernel, ridge)
-        shadow = now.factor.solve(kernel(now.features.tensor, x))
-        mean = shadow.T @ now.weights.tensor
-        if now.width_factor is not now.factor:  # decisions are pending
-            shadow = now.width_factor.solve(kernel(now.width_features.tensor, x))
-        return mean, ((prior - shadow.square().sum(0)).clamp_min(0.0) / ridge).sqrt()
+        shadow = now.shadow(x, kernel=kernel)
+        explained = shadow.square().sum(0)
+        if len(now.pending):
+            explained = explained + now.pending.further(x, shadow, kernel=kernel).square().sum(0)
+        return shadow.T @ now.weights.tensor, ((prior - explained).clamp_min(0.0) / ridge).sqrt()
 
 
-def _append(factor: GrowingCholesky, points: Tensor, x: Tensor, kernel: Kernel) -> tuple[GrowingCholesky, Tensor]:
-    """The factor with one more point, and the new row of it without its diagonal entry (n,)."""
-    column = kernel(points, x[None, :])[:, 0]
-    grown = factor.append(column, float(kernel(x[None, :], x[None, :])))
-    return grown, grown.factor[-1, :-1]
+def _self(kernel: Kernel, x: Tensor) -> float:
+    """k(x, x) of one point (d,)."""
+    return float(kernel(x[None], x[None]))
 
 
-def _without(points: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
-    """All but the first point equal to x."""
-    for i, point in enumerate(points):
-        if torch.equal(point, x):
-            return points[:i] + points[i + 1 :]
-    return points
+def _recalled(asked: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor | None:
+    """(m, B) the remembered shadows of prompts x (B, d): of the very batch, or of one in it. By value, never by address."""
+    if asked is None:
+        return None
+    points, there = asked[0].numpy(), x.numpy()
+    if points.shape == there.shape:
+        return asked[1] if _alike(points, there).all() else None
+    if len(there) != 1:
+        return None
+    for row in np.flatnonzero(_alike(points[:, 0], there[:, 0])):  # few agree in the first number
+        if _alike(points[row], there[0]).all():
+            return asked[1][:, row : row + 1]
+    return None
+
+
+def _alike(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where two arrays are equal up to rounding."""
+    return np.asarray(np.abs(a - b) <= ROUNDING * np.abs(b))
+
+
+def _drop(rows: Tensor, index: int) -> Tensor:
+    """All rows but one."""
+    return torch.cat([rows[:index], rows[index + 1 :]])

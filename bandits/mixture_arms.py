@@ -234,7 +234,9 @@ class PairSums:
 
 def _appended(form: Form, was: MixtureArm | None, now: MixtureArm) -> Tensor | None:
     """The samples that an exact kernel has not compared yet, or None where everything must be compared afresh."""
-    if was is None or form.keeps != "outputs" or not torch.equal(was.outputs, now.outputs[: len(was.outputs)]):
+    if was is None or form.keeps != "outputs":
+        return None
+    if was.rows is None or now.rows is None or not now.rows.extends(was.rows):  # never learnt here, forgot, or of another branch
         return None
     return now.outputs[len(was.outputs) :]
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bandits.functional.kernels import product
 from bandits.functional.linalg import cholesky
 
 Floats = NDArray[np.float64]
@@ -121,7 +122,7 @@ class GrowingCholesky:
             inside = slice(first - start, stop - start)
             rest = right[first - begin : stop - begin]
             if first:
-                rest = rest - block[inside, :first] @ solved[:first]
+                rest = rest - product(block[inside, :first], solved[:first])
             np.matmul(corner[inside, inside], rest, out=solved[first:stop])
         return torch.from_numpy(solved)
 

@@ -89,7 +89,8 @@ def settle(fit: Fit, x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
         direction = inverse @ slope
         decrement = float(slope @ direction)
         slow = not decrement <= 0.004 * last  # less than a factor 16 in theta per step, or not a number
-        if decrement <= TOLERANCE or (slow and fresh and decrement < 1e-12):  # converged, or at the floor of rounding
+        stuck = fresh and decrement < 1e-12 and not decrement <= 0.5 * last  # at the floor of rounding, wherever that is
+        if decrement <= TOLERANCE or stuck:
             return Fit(theta - direction, inverse, True)
         if slow:
             inverse = _inverse(theta, x, prior)

@@ -101,7 +101,7 @@ def minimise_quadratic(quadratic: Vector, linear: Vector, *, start: Vector | Non
     steps = 0
     while steps < 20 * len(c) + 20:
         steps += 1
-        gradient = 2.0 * q @ weights + c
+        gradient = 2.0 * (q @ weights) + c
         entering = int(np.argmin(gradient))
         if gradient[entering] >= weights @ gradient - 1e-14 * scale or weights[entering] > 0.0:
             break
@@ -112,16 +112,19 @@ def minimise_quadratic(quadratic: Vector, linear: Vector, *, start: Vector | Non
             break
         weights = moved
     weights = tidy(weights)
-    gradient = 2.0 * quadratic @ weights + linear
-    value = float(weights @ quadratic @ weights + linear @ weights)
+    pull = quadratic @ weights
+    gradient = 2.0 * pull + linear
+    value = float(weights @ pull + linear @ weights)
     return Solution(weights, value, frank_wolfe_gap(weights, gradient), steps)
 
 
 def _regular(q: Vector, linear: Vector) -> tuple[Vector, Vector]:
     """The quadratic with a ridge where it is singular, and the linear term without its mean (which moves no minimiser)."""
     c = linear - linear.mean()
-    values = np.linalg.eigvalsh(q)
     mean = float(np.trace(q)) / len(c)
+    if mean > 0.0 and _exceeds(q, SINGULAR * mean):  # the rule, and seen in a third of the time of eigenvalues
+        return q, c
+    values = np.linalg.eigvalsh(q)
     if values[0] < -1e-8 * max(values[-1], 0.0) or mean < 0.0:
         raise NotPositiveDefinite(what="the quadratic of a mixture")
     if values[0] <= SINGULAR * mean:
@@ -129,12 +132,23 @@ def _regular(q: Vector, linear: Vector) -> tuple[Vector, Vector]:
     return q, c
 
 
+def _exceeds(q: Vector, floor: float) -> bool:
+    """Whether every eigenvalue is above the floor: the rest has a Cholesky factor."""
+    rest = q.copy()
+    rest.flat[:: len(q) + 1] -= floor
+    try:
+        np.linalg.cholesky(rest)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
 def _shrink(weights: Vector, q: Vector, c: Vector, *, support: NDArray[np.bool_] | None = None) -> Vector:
     """The minimiser over a support, dropping arms that would turn negative: go as far as allowed, drop, solve again."""
     active = weights > 0.0 if support is None else support.copy()
     while True:
         target = np.zeros_like(weights)
-        target[active] = _stationary(q[np.ix_(active, active)], c[active])
+        target[active] = _stationary(q[active][:, active], c[active])
         blocked = active & (target <= 0.0)
         if not blocked.any():
             return target
@@ -152,10 +166,11 @@ def _stationary(q: Vector, c: Vector) -> Vector:
     border = np.ones((m + 1, m + 1))
     border[:m, :m] = 2.0 * q
     border[m, m] = 0.0
-    right = np.append(-c, 1.0)
+    right = np.ones(m + 1)
+    right[:m] = -c
     point = np.linalg.solve(border, right)
     point += np.linalg.solve(border, right - border @ point)
-    return point[:m]
+    return np.asarray(point[:m], dtype=np.float64)
 
 
 # -- smooth convex losses --------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from bandits.functional import kernels
 from bandits.functional.simplex import minimise_quadratic, nearest_psd
 from bandits.histories import ExactHistory, SummedHistory
 from bandits.hyperparameters import hyper
-from bandits.regression import Regression, as_float64, check_direction, lift, stacked
+from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
 from bandits.types import ArmState, Context, Need, NoReference, Observation, Policy, State, Weights
 
 
@@ -165,7 +165,8 @@ class DakUcb(Policy):
         """Exact kernel or random features, as in PAK-UCB."""
         if self.random_features is None:
             return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
-        return Regression(lift=self.lift, size=2 * self.random_features, ridge=self.ridge)
+        size = 2 * self.random_features
+        return Regression(lift=remembered(self.lift, size=size), size=size, ridge=self.ridge)
 
     @cached_property
     def history(self) -> ExactHistory | SummedHistory:
@@ -260,7 +261,7 @@ class DakUcb(Policy):
         return arm.release(features, using=self.regression)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        z, arms = self.lift(stacked(contexts)), len(state.arms)
+        z, arms = self.regression.lift(stacked(contexts)), len(state.arms)
         mean, width = self.regression.score([arm.fitted(self.regression) for arm in state.arms], z)
         mean = mean + self.prior_mean
         bonus = self.exploration * width

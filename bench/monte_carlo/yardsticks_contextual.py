@@ -53,8 +53,8 @@ def shared_ucb(
         width = ((prior - shadow.square().sum(0)).clamp_min(0.0) / ridge).sqrt()
         arm = t if t < arms else int((shadow.T @ solved[:t] + exploration * width).argmax())
         factor = factor.append(columns[:, arm], prior)
-        row = factor.factor[-1]
-        solved[t] = (float(world.rewards[t, arm]) - float(row[:-1] @ solved[:t])) / float(row[-1])
+        row, pivot = factor.last
+        solved[t] = (float(world.rewards[t, arm]) - float(row @ solved[:t])) / pivot
         rows[t], played[t] = x[t], arm
         each(t)
     return played.numpy().astype(np.uint8)

@@ -100,6 +100,29 @@ def test_expected_labels_are_the_ridge_regression_of_the_labels(form: str) -> No
         np.testing.assert_allclose(found[:, arm].numpy(), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("label_features", [None, 64])
+def test_labels_solved_outcome_by_outcome_are_those_solved_afresh(label_features: int | None) -> None:
+    """Prepared after each outcome, with decisions pending in between, past forgetting, and with an arm that came later."""
+    policy = dak(mixture=True, ridge=0.3, max_samples=9, label_features=label_features)
+    state, waiting, query = states.start(policy, arms=3), list[tuple[int, int]](), WORLD.x[60:63]
+    for t in range(40):
+        arm = (0, 1, 0, 2)[t % 4]
+        state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], WORLD.x[t]))
+        waiting.append((t, arm))
+        if t % 5 != 1:
+            when, which = waiting.pop(t % len(waiting))
+            state = states.fold(policy, state, outcome(WORLD, when, which, anticipated=True))
+        if t == 17:
+            state = states.add_arm(policy, state)
+        state = policy.prepare(state)
+        policy.weights(state, [Context(features=WORLD.x[t], allowed=(True,) * len(state.arms))])
+        for kept in state.arms:
+            fresh = replace(kept, regression=None, coefficients=None, rows=None)
+            found, expected = (a.expected(query, using=policy.regression, columns=len(state.arms)) for a in (kept, fresh))
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert state.arms[0].pulls > 9, "it forgot, and went on"
+
+
 def test_the_objective_is_the_sum_of_its_parts() -> None:
     policy = dak(diversity_weight=0.7, exploration=0.4, diversity_exploration=1.6)
     state = serve(policy, WORLD, [0, 1, 2] * 5)

@@ -185,6 +185,19 @@ def test_the_label_of_several_samples_is_the_mean_of_their_labels() -> None:
     assert joint.inverse_joint_rke_label(kt, k(Y, past), normalise=False) == pytest.approx(np.mean(each), abs=1e-15)
 
 
+def test_the_phases_of_one_point_are_its_row_among_many() -> None:
+    """With frequencies that are some columns of wider ones, as those of prompts and outputs are."""
+    wide = torch.from_numpy(np.random.default_rng(3).standard_normal((50, 9)))
+    x = torch.from_numpy(np.random.default_rng(4).standard_normal((6, 4)))
+    many = joint.phases(x, wide[:, 5:], bandwidth=0.7)
+    for i in range(6):
+        torch.testing.assert_close(joint.phases(x[i], wide[:, 5:], bandwidth=0.7), many[i], rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(
+            joint.phases(x[i : i + 1], wide[:, 5:], bandwidth=0.7), many[i : i + 1], rtol=1e-13, atol=1e-13
+        )
+    assert joint.phases(x[:0], wide[:, 5:], bandwidth=0.7).shape == (0, 50)
+
+
 def test_features_of_summed_phases_estimate_the_product_kernel_by_an_average_of_cosines() -> None:
     w = torch.from_numpy(np.random.default_rng(3).standard_normal((37, 6)))
     phases = joint.phases(T, w[:, :3], bandwidth=0.6) + joint.phases(X, w[:, 3:], bandwidth=1.7)

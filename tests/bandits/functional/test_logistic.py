@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -127,6 +127,7 @@ def test_separable_observations_stay_finite() -> None:
     ridge=st.floats(1e-4, 1e3),
     far=st.floats(0, 30),
 )
+@example(n=5, p=5, seed=5, scale=228.0, ridge=1e-4, far=0.0)  # Newton's steps shrink slowly here, far above the rounding
 def test_every_road_ends_at_the_minimiser(n: int, p: int, seed: int, scale: float, ridge: float, far: float) -> None:
     x, y = sample(n, p, seed=seed, scale=scale)
     prior = only_ridge(ridge, p)

@@ -445,6 +445,19 @@ def test_an_exact_kernel_forgets_the_oldest_quarter_and_its_sums_follow(name: st
     np.testing.assert_allclose(direct.matrix, expected, atol=1e-12)
 
 
+def test_two_branches_of_an_exact_kernel_have_their_own_sums() -> None:
+    """Both learn one more sample, of one state with a plan: each compares its own with all, whichever plan it starts from."""
+    policy = form("rke exact")
+    rows = normal(2, 6, 3, seed=5)
+    trunk = policy.prepare(taught(policy, (0, rows[0, :4]), (1, rows[1, :4]), arms=2))
+    one, other = (policy.prepare(states.fold(policy, trunk, Observation(arm=0, output=rows[0, [t]]))) for t in (4, 5))
+    crossed = policy.prepare(replace(one, arms=(other.arms[0], one.arms[1])))  # the plan at hand is that of the other branch
+    for state in (one, other, crossed):
+        direct = quadratic_of(policy, replace(state, cache=None))
+        np.testing.assert_allclose(quadratic_of(policy, state).matrix, direct.matrix, atol=1e-13)
+    assert abs(quadratic_of(policy, one).matrix - quadratic_of(policy, other).matrix).max() > 1e-3
+
+
 def test_quality_is_the_average_over_an_arms_samples() -> None:
     policy = form("rke+density", quality_weight=0.7)
     reference = normal(20, 3, seed=99)
