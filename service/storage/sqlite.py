@@ -1,7 +1,7 @@
-"""The embedded storage: one SQLite file, one writer thread with group commit, one process.
+"""The embedded storage: one SQLite file, one connection that writes (sqlite_writer.py), one process.
 
-    append ──> waiting line ──> writer thread: BEGIN . insert everything that waits . COMMIT ──> receipts
-                                               (what arrives meanwhile waits for the next commit; nobody waits for a timer)
+    append ──> Writer: BEGIN . insert everything that waits . COMMIT ──> receipts
+                       (what arrives meanwhile waits for the next commit; nobody waits for a timer)
 
 Decisions need process durability only: a commit without a flush survives kill -9. Outcomes need power durability: one flush
 serves every outcome that waits. A write that failed was rolled back and acknowledged to nobody. A full disk may be tried again;
@@ -12,16 +12,12 @@ anew.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import queue
 import shutil
 import sqlite3
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,12 +32,12 @@ from service.storage.base import (
     Receipt,
     StorageConflict,
     StorageDamaged,
-    StorageError,
     StorageLocked,
     StorageUnavailable,
 )
 from service.storage.bell import Bell
-from service.storage.opening import DAMAGE, SCHEMA_VERSION, failure, open_read_only, open_reader, open_writer, primary
+from service.storage.opening import SCHEMA_VERSION, failure, open_read_only, open_reader, open_writer
+from service.storage.sqlite_writer import Run, Writer
 
 logger = logging.getLogger("nextarm.storage")
 
@@ -50,18 +46,8 @@ T = TypeVar("T")
 SHIFT = 40
 TAIL = 256
 """Entries per log kept in memory after their commit, so that folding what was just accepted reads no file."""
-UNKNOWN_AFTER = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, *DAMAGE)
-"""After these failures nobody knows what the file holds."""
-
 ROOM_BYTES = 256 * 2**10
 """A disk that was full has room again from here on."""
-
-
-@dataclass
-class _Job:
-    run: Callable[[sqlite3.Connection], Any]
-    durability: Durability
-    future: asyncio.Future[Any]
 
 
 class SqliteStorage:
@@ -74,16 +60,13 @@ class SqliteStorage:
         self._read_only = read_only
         self._strongest = durability
         self._lock = FileLock(f"{path.resolve()}.lock")  # one lock for one file, by whatever name it is reached
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._writer: threading.Thread | None = None
+        self._writer: Writer | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nextarm-reader")
         self._reading: sqlite3.Connection | None = None
         self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
         self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
         self._bell = Bell()
-        self._broken = ""
-        self._full = False
         self._closed = False
 
     # -- life --------------------------------------------------------------------------------------------------------------
@@ -112,8 +95,7 @@ class SqliteStorage:
         except BaseException:
             await self.close()
             raise
-        self._writer = threading.Thread(target=self._write, args=(writing,), name="nextarm-writer", daemon=True)
-        self._writer.start()
+        self._writer = Writer(self._path, writing, strongest=self._strongest, undone=self._ends.clear)
 
     async def _start_reading(self) -> None:
         try:
@@ -130,8 +112,7 @@ class SqliteStorage:
     async def close(self) -> None:
         self._closed = True  # before the last job of the writer: nothing may queue up behind it and wait for ever
         if self._writer is not None:
-            self._jobs.put(None)
-            await asyncio.to_thread(self._writer.join)
+            await self._writer.close()
             self._writer = None
         await asyncio.to_thread(self._reader.shutdown)
         if self._reading is not None:
@@ -139,9 +120,10 @@ class SqliteStorage:
         self._lock.release()
 
     async def ping(self) -> None:
-        if self._broken or self._closed:
-            raise StorageUnavailable(self._broken or "the store is closed")
-        if self._full:
+        broken = "" if self._writer is None else self._writer.broken
+        if broken or self._closed:
+            raise StorageUnavailable(broken or "the store is closed")
+        if self._writer is not None and self._writer.full:
             # An empty commit may fit into what the failed one left behind, so that real room is asked for first.
             if shutil.disk_usage(self._path.parent).free < ROOM_BYTES:
                 raise StorageUnavailable("the disk is full")
@@ -200,7 +182,7 @@ class SqliteStorage:
         def run(connection: sqlite3.Connection) -> list[Receipt]:
             return [self._insert(connection, log, number, key, payload, expected=expected) for key, payload in entries]
 
-        receipts: list[Receipt] = await self._submit(run, durability)
+        receipts: list[Receipt] = await self._submit(run, durability, size=sum(len(payload) for _, payload in entries))
         tail = self._tails.setdefault(number, {})
         end = 0
         for receipt, (_, payload) in zip(receipts, entries, strict=True):
@@ -258,89 +240,10 @@ class SqliteStorage:
             end = 0 if row[0] is None else row[0] - (number << SHIFT)
         return end
 
-    async def _submit(self, run: Callable[[sqlite3.Connection], Any], durability: Durability) -> Any:
-        if self._broken:
-            raise StorageUnavailable(self._broken)
+    async def _submit(self, run: Run, durability: Durability, *, size: int | None = None) -> Any:
         if self._writer is None or self._closed:
             raise StorageUnavailable("the store is opened for reading only" if self._read_only else "the store is closed")
-        job = _Job(run, durability, asyncio.get_running_loop().create_future())
-        self._jobs.put(job)
-        return await job.future
-
-    # -- the writer thread ---------------------------------------------------------------------------------------------------
-
-    def _write(self, connection: sqlite3.Connection) -> None:
-        while True:
-            jobs = [self._jobs.get()]
-            while not self._jobs.empty():
-                jobs.append(self._jobs.get())
-            now = [job for job in jobs if job is not None]
-            # What needs no flush is committed first, so that a decision never waits for the flush of somebody's outcome.
-            for durability in (Durability.PROCESS, Durability.POWER):
-                self._commit(connection, [job for job in now if self._effective(job.durability) is durability], durability)
-            if len(now) < len(jobs):
-                connection.close()
-                return
-
-    def _effective(self, asked: Durability) -> Durability:
-        return asked if self._strongest is Durability.POWER else Durability.PROCESS
-
-    def _commit(self, connection: sqlite3.Connection, jobs: list[_Job], durability: Durability) -> None:
-        if not jobs:
-            return
-        results: list[Any] = []
-        running = False
-        try:
-            if self._broken:
-                raise StorageUnavailable(self._broken)
-            connection.execute(f"PRAGMA synchronous={'FULL' if durability is Durability.POWER else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
-            running = True
-            for job in jobs:
-                try:
-                    results.append(job.run(connection))
-                except StorageError as error:  # a refusal that wrote nothing; the others go on
-                    results.append(error)
-            running = False
-            connection.execute("COMMIT")
-            self._full = False
-        except Exception as error:  # whatever it is: this thread must go on, or every later write waits for ever
-            self._undo(connection)
-            if running and len(jobs) > 1 and primary(error) not in (sqlite3.SQLITE_FULL, *UNKNOWN_AFTER):
-                for job in jobs:  # it is the fault of one of them, and harms no other
-                    self._commit(connection, [job], durability)
-                return
-            results = [self._failed(error)] * len(jobs)
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-        for job, result in zip(jobs, results, strict=True):
-            by_loop.setdefault(job.future.get_loop(), []).append((job.future, result))
-        for loop, pairs in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # the loop was closed; nobody waits there any more
-                loop.call_soon_threadsafe(_resolve, pairs)
-
-    def _undo(self, connection: sqlite3.Connection) -> None:
-        self._ends.clear()  # offsets that were handed out and rolled back
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            self._break(error)
-
-    def _failed(self, error: Exception) -> Exception:
-        """What the requests behind a failed commit are told."""
-        if primary(error) == sqlite3.SQLITE_FULL:
-            self._full = True
-            logger.error("the disk is full: nothing is accepted until there is room again")
-            return StorageUnavailable("the disk is full")
-        if primary(error) in UNKNOWN_AFTER:
-            self._break(error)
-        if self._broken:
-            return StorageUnavailable(self._broken)
-        return StorageUnavailable(f"{self._path}: {error}") if isinstance(error, sqlite3.Error) else error
-
-    def _break(self, error: Exception) -> None:
-        self._broken = f"the store failed to write ({error}) and is read-only until the service is started anew"
-        logger.critical(self._broken)
+        return await self._writer.submit(run, durability, size=size)
 
     # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -427,16 +330,6 @@ class SqliteStorage:
         if log.id not in self._numbers:
             raise LogMissing(log.name)
         return self._numbers[log.id]
-
-
-def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, result in pairs:
-        if future.done():  # its request was cancelled; the entry is in the log all the same
-            continue
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
 
 
 def _first(connection: sqlite3.Connection, log: Log, number: int, where: str, *values: object) -> Receipt:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from service.storage import sqlite_writer
 from service.storage.base import (
     Durability,
     Entry,
@@ -439,12 +440,18 @@ async def test_after_any_other_failed_write_the_store_is_read_only_until_it_is_s
         assert await again.append(log, "later", b"x", POWER) == Receipt(13)
 
 
-async def test_a_store_that_another_program_locks_for_a_while_is_not_given_up(path: Path, storage: SqliteStorage) -> None:
+async def test_a_store_that_another_program_locks_for_a_while_is_not_given_up(
+    path: Path, storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = await filled(storage)
-    await on_the_writer(storage, "PRAGMA busy_timeout=1")
+    monkeypatch.setattr(sqlite_writer, "PATIENCE_MS", 1)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        for asked in (storage.append(log, "now", b"x", POWER), storage.delete(log)):
+        for asked in (
+            storage.append(log, "now", b"x", POWER),
+            storage.append(log, "at once", b"x", PROCESS),
+            storage.delete(log),
+        ):
             with pytest.raises(StorageUnavailable, match="locked"):
                 await asked
     assert len(await everything(storage, log)) == 12, "a delete that was refused has deleted nothing"
@@ -535,6 +542,44 @@ async def test_what_needs_no_flush_does_not_wait_for_one(storage: SqliteStorage)
     assert trace.commits() == ["", "NORMAL", "FULL"]
     assert sorted(offsets[1::2]) == list(range(13, 18))
     assert sorted(offsets[::2]) == list(range(18, 23))
+
+
+async def test_what_needs_no_flush_is_committed_at_once_where_nothing_waits(storage: SqliteStorage) -> None:
+    log, trace = await filled(storage), Trace(storage)
+    await trace.start()
+    appending = storage.append(log, "at once", b"x", PROCESS)
+    with pytest.raises(StopIteration) as done:
+        appending.send(None)  # the event loop does not turn, and it is done
+    assert done.value.value == Receipt(13)
+    async with trace.held():
+        later = asyncio.create_task(storage.append(log, "behind the thread", b"x", PROCESS))
+        await asyncio.sleep(0)
+        assert not later.done()
+    assert await later == Receipt(14)
+    assert await storage.append(log, "large", b"x" * sqlite_writer.AT_ONCE_BYTES + b"x", PROCESS) == Receipt(15)
+
+
+async def test_who_commits_at_once_does_not_wait_for_another_program(path: Path, storage: SqliteStorage) -> None:
+    log = await filled(storage)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(storage.append(log, "later", b"x", PROCESS))
+        await asyncio.sleep(0)
+        assert not waiting.done(), "it waits in the thread, and the event loop turns"
+        other.execute("ROLLBACK")
+    assert await waiting == Receipt(13)
+
+
+async def test_the_write_ahead_log_is_moved_into_the_file_now_and_then(path: Path, storage: SqliteStorage) -> None:
+    """It is written from its beginning again once all of it was moved: it does not grow with the entries."""
+    log = await filled(storage)
+    commits = 3 * sqlite_writer.CHECKPOINT_COMMITS
+    for number in range(commits):
+        await storage.append(log, f"n{number}", b"." * 900, PROCESS)
+    await storage.append(log, "flushed", b"x", POWER)  # behind every checkpoint that was asked for
+    grown = path.with_name(path.name + "-wal").stat().st_size
+    assert grown < 2 * sqlite_writer.CHECKPOINT_COMMITS * 4 * 4200
+    assert path.stat().st_size > commits * 900 / 2
 
 
 @pytest.mark.parametrize(("setting", "asked", "level"), [(POWER, POWER, 2), (POWER, PROCESS, 1), (PROCESS, POWER, 1)])
