@@ -23,13 +23,29 @@ from service.routes.answers import decision_json, receipt_json
 from service.schemas import ArmChoice, Content, DecisionBody, OutcomeBody, RewardSpec
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
+from service.storage.base import StorageError
 
 
 async def decide(services: Services, learner: Learner, body: DecisionBody) -> tuple[dict[str, Any], int]:
     """The decision and its status: 201 new, 200 repeated or dry run."""
-    digest = body_digest(*body.canonical()) if body.id else ""
-    if body.id and not body.dry_run and (kept := await learner.decided(body.id, digest)):
-        return decision_json(learner, kept.event, offset=kept.offset), 200
+    try:
+        ask = await question(services, learner, body)
+        if body.dry_run:
+            return decision_json(learner, await learner.preview(ask), offset=learner.offset, dry_run=True), 200
+        kept = await learner.decide(ask)
+    except StorageError:
+        raise
+    except Exception:
+        # What would be refused by now may have been decided before: an arm was retired meanwhile, an episode has ended.
+        earlier = await learner.decided(body.id, _digest(body)) if body.id and not body.dry_run else None
+        if earlier is None:
+            raise
+        kept = earlier
+    return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.repeated else 201
+
+
+async def question(services: Services, learner: Learner, body: DecisionBody) -> Ask:
+    """What the learner is asked, checked. Where the prompt is a vector, nothing is waited for as a rule."""
     features = await _features(services, learner, body)
     if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
         await learner.refresh()
@@ -38,13 +54,14 @@ async def decide(services: Services, learner: Learner, body: DecisionBody) -> tu
         features=features,
         allowed=_allowed(learner.ledger, body.arms),  # after the embedding, which takes a while: arms come and go
         episode=body.episode or "",
-        body=digest,
+        body=_digest(body),
     )
     await _check(learner, ask)
-    if body.dry_run:
-        return decision_json(learner, await learner.preview(ask), offset=learner.offset, dry_run=True), 200
-    kept = await learner.decide(ask)
-    return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.repeated else 201
+    return ask
+
+
+def _digest(body: DecisionBody) -> str:
+    return body_digest(*body.canonical()) if body.id else ""
 
 
 async def _features(services: Services, learner: Learner, body: DecisionBody) -> bytes:
@@ -98,14 +115,17 @@ async def observe(services: Services, learner: Learner, decision_id: str, body: 
     """The receipt; with `next`, the decision that follows."""
     if body.next and not learner.policy.episodic and (learner.policy.contextual or _compares_prompts(learner)):
         raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
-    features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
-    if features is None:  # nothing is embedded or scored twice
-        outcome = Outcome(reward=body.reward, body=body_digest(*body.canonical()))
-    else:
-        outcome = await _outcome(services, learner, body, features=features)
-    kept = await learner.observe(decision_id, outcome)
+    kept = await learner.observe(decision_id, await outcome_of(services, learner, decision_id, body))
     following = await _following(learner, kept) if body.next else None
     return receipt_json(kept, following=following)
+
+
+async def outcome_of(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> Outcome:
+    """What the learner is told, checked. Where a posted reward is all there is, nothing is waited for as a rule."""
+    features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
+    if features is None:  # nothing is embedded or scored twice
+        return Outcome(reward=body.reward, body=body_digest(*body.canonical()))
+    return await _outcome(services, learner, body, features=features)
 
 
 def _compares_prompts(learner: Learner) -> bool:

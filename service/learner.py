@@ -151,7 +151,7 @@ class Learner:
         self._folding = Folding(storage, log, created, self._background, policy=self.policy, snapshot_every=snapshot_every)
         self._keeping = Keeping(storage, log, self._folding, self._background)
         self._deciding = Line(self._decide_together, limit=MICRO_BATCH, background=self._background)
-        self._closing_line = Line(self._close_together, limit=READ_BATCH, background=self._background)
+        self._observing = Line(self._observe_together, limit=READ_BATCH, background=self._background)
         self._recording = asyncio.Lock()
         self._weigh_pace, self._report_pace = Pace(), Pace()
 
@@ -276,14 +276,14 @@ class Learner:
 
     async def decide(self, ask: Ask) -> Kept:
         """Choose an arm and log it. The same id again is the same decision."""
+        return await self.decide_soon(ask)
+
+    def decide_soon(self, ask: Ask) -> asyncio.Future[Kept]:
+        """`decide`, for callers with several: it stands in the line when this returns."""
         self._folding.check_sound()
-        if ask.id in self.ledger.open:
-            if kept := await self.decided(ask.id, ask.body):
-                return kept
-            raise DecisionConflict(ask.id)  # it is open, and so old that its entry was trimmed
         if len(self.ledger.open) >= self._max_open:
             raise TooManyOpen(f"{self._max_open} decisions are open")
-        return await self._deciding.join(ask)
+        return self._deciding.join(ask)
 
     async def decided(self, decision_id: str, body: str) -> Kept | None:
         """The decision that has this id already, if any."""
@@ -305,17 +305,28 @@ class Learner:
 
     async def _decide_together(self, asks: Sequence[Ask]) -> list[Kept | Exception]:
         """Score what waited, in the order in which it came; log it; learn of it."""
-        chosen = await self._choose_each(asks)
+        known = {ask.id: await self._repeated(ask) for ask in asks if ask.id in self.ledger.open}
+        new = [ask for ask in asks if ask.id not in known]
+        chosen = await self._choose_each(new) if new else []
         made = [one for one in chosen if isinstance(one, Decided)]
         for decided in made:
             self._folding.reserve(decided.id, decided.arm)
         entries = [(events.decided_key(decided.id), decided) for decided in made]
-        receipts = await self._keeping.keep(entries, Durability.PROCESS) if entries else []
-        landed = dict(zip(map(id, made), receipts, strict=True))
-        return [
-            self._answered(one, landed[id(one)], ask) if isinstance(one, Decided) else one
-            for ask, one in zip(asks, chosen, strict=True)
-        ]
+        receipts = iter(await self._keeping.keep(entries, Durability.PROCESS) if entries else [])
+        answers = iter(
+            [
+                self._answered(one, next(receipts), ask) if isinstance(one, Decided) else one
+                for ask, one in zip(new, chosen, strict=True)
+            ]
+        )
+        return [known[ask.id] if ask.id in known else next(answers) for ask in asks]
+
+    async def _repeated(self, ask: Ask) -> Kept | Exception:
+        try:
+            # without an entry it is open, and so old that it was trimmed
+            return await self.decided(ask.id, ask.body) or DecisionConflict(ask.id)
+        except (StorageError, DecisionConflict) as error:
+            return error
 
     def _answered(self, decided: Decided, receipt: Receipt | StorageError, ask: Ask) -> Kept | Exception:
         if isinstance(receipt, StorageError):
@@ -391,15 +402,33 @@ class Learner:
 
     async def observe(self, decision_id: str, outcome: Outcome) -> Kept:
         """Accept an outcome, once. The same body again is answered with the first receipt."""
-        decision = await self._open(decision_id)
-        if decision is None:
-            return await self._already_closed(decision_id, outcome.body)
+        return await self.observe_soon(decision_id, outcome)
+
+    def observe_soon(self, decision_id: str, outcome: Outcome) -> asyncio.Future[Kept]:
+        """`observe`, for callers with several: it stands in the line when this returns."""
+        return self._observing.join((decision_id, outcome))
+
+    async def _observe_together(self, outcomes: Sequence[tuple[str, Outcome]]) -> list[Kept | Exception]:
+        """One flush serves all of them."""
+        opened = await self._opened([decision_id for decision_id, _ in outcomes])
+        made = [
+            None if decision is None else self._observed(decision, outcome)
+            for decision, (_, outcome) in zip(opened, outcomes, strict=True)
+        ]
+        entries = [(events.closed_key(event.id), event) for event in made if event is not None]
+        receipts = iter(await self._keeping.keep(entries, Durability.POWER) if entries else [])
+        return [
+            await self._accepted(event, None if event is None else next(receipts), decision_id, outcome)
+            for event, (decision_id, outcome) in zip(made, outcomes, strict=True)
+        ]
+
+    def _observed(self, decision: OpenDecision, outcome: Outcome) -> Observed:
         arm = decision.arm if outcome.arm is None else outcome.arm
         overridden = arm != decision.arm
         price = self.ledger.arms[arm].price if overridden else decision.price
-        event = Observed(
+        return Observed(
             at=self._clock(),
-            id=decision_id,
+            id=decision.id,
             arm=arm,
             reward=outcome.reward,
             source=outcome.source or msgspec.UNSET,
@@ -409,17 +438,30 @@ class Learner:
             reference=outcome.reference,
             body=outcome.body,
         )
-        receipt = await self._close(decision_id, event, Durability.POWER)
-        if receipt.first is not None:
-            return self._same_outcome(events.decode(receipt.first), receipt.offset, outcome.body)
+
+    async def _accepted(
+        self, event: Observed | None, receipt: Receipt | StorageError | None, decision_id: str, outcome: Outcome
+    ) -> Kept | Exception:
+        """receipt: None where nothing was open."""
+        if isinstance(receipt, StorageError):
+            return receipt
+        try:
+            if event is None or receipt is None:
+                closing = await self._closing(decision_id)
+                return self._same_outcome(closing.event, closing.offset, outcome.body)
+            if receipt.first is not None:
+                return self._same_outcome(events.decode(receipt.first), receipt.offset, outcome.body)
+        except Exception as error:
+            return error
         return Kept(event, receipt.offset, False)
 
     async def cancel(self, decision_id: str) -> None:
         """Withdraw an open decision. Cancelling twice is cancelling once."""
-        decision = await self._open(decision_id)
         first: AnyEvent | None = None
-        if decision is not None:
-            receipt = await self._close(decision_id, Cancelled(at=self._clock(), id=decision_id), Durability.PROCESS)
+        if (await self._opened([decision_id]))[0] is not None:
+            (receipt,) = await self._close([Cancelled(at=self._clock(), id=decision_id)])
+            if isinstance(receipt, StorageError):
+                raise receipt
             first = None if receipt.first is None else events.decode(receipt.first)
         else:
             first = (await self._closing(decision_id)).event
@@ -431,8 +473,7 @@ class Learner:
     async def expire(self) -> int:
         """Close every decision whose time is over; how many were."""
         due = self.ledger.overdue(self._clock())
-        for first in range(0, len(due), READ_BATCH):  # together: they share commits
-            await asyncio.gather(*(self._expire(decision) for decision in due[first : first + READ_BATCH]))
+        await self._expire(due)
         return len(due)
 
     async def look_up(self, decision_id: str) -> tuple[Kept, Kept | None]:
@@ -441,34 +482,33 @@ class Learner:
         if entry is None:
             raise DecisionMissing(decision_id)
         decided = Kept(events.decode(entry.payload), entry.offset, True)
-        if await self._open(decision_id) is not None or decided.event.arm < 0:
+        if (await self._opened([decision_id]))[0] is not None or decided.event.arm < 0:
             return decided, None
         return decided, await self._closing(decision_id)
 
-    async def _open(self, decision_id: str) -> OpenDecision | None:
-        """The decision if it is open and its time is not over; an overdue one is expired here and now."""
-        decision = self.ledger.open.get(decision_id)
-        if decision is None:
+    async def _opened(self, decision_ids: Sequence[str]) -> list[OpenDecision | None]:
+        """Each decision if it is open and its time is not over; overdue ones are expired here and now."""
+        if any(decision_id not in self.ledger.open for decision_id in decision_ids):
             await self.catch_up()
-            decision = self.ledger.open.get(decision_id)
-        if decision is not None and self.ledger.is_overdue(decision, self._clock()):
-            await self._expire(decision)
-            decision = self.ledger.open.get(decision_id)
-        return decision
+        now = self._clock()
+        open_ = [self.ledger.open.get(decision_id) for decision_id in decision_ids]
+        overdue = [decision for decision in open_ if decision is not None and self.ledger.is_overdue(decision, now)]
+        if not overdue:
+            return open_
+        await self._expire(overdue)
+        return [self.ledger.open.get(decision_id) for decision_id in decision_ids]
 
-    async def _expire(self, decision: OpenDecision) -> None:
-        await self._close(
-            decision.id, Expired(at=self._clock(), id=decision.id, reward=self.created.default_reward), Durability.PROCESS
-        )
+    async def _expire(self, due: Sequence[OpenDecision]) -> None:
+        now, reward = self._clock(), self.created.default_reward
+        for first in range(0, len(due), READ_BATCH):
+            closing = [Expired(at=now, id=each.id, reward=reward) for each in due[first : first + READ_BATCH]]
+            for receipt in await self._close(closing):
+                if isinstance(receipt, StorageError):
+                    raise receipt
 
-    async def _close(self, decision_id: str, event: AnyEvent, durability: Durability) -> Receipt:
-        return await self._closing_line.join((events.closed_key(decision_id), event, durability))
-
-    async def _close_together(self, closing: Sequence[tuple[str, AnyEvent, Durability]]) -> Sequence[Receipt | Exception]:
-        """One flush serves all of them."""
-        power = any(durability is Durability.POWER for _, _, durability in closing)
-        entries = [(key, event) for key, event, _ in closing]
-        return await self._keeping.keep(entries, Durability.POWER if power else Durability.PROCESS)
+    async def _close(self, closing: Sequence[Expired | Cancelled]) -> list[Receipt | StorageError]:
+        entries = [(events.closed_key(event.id), event) for event in closing]
+        return await self._background.to_the_end(self._keeping.keep(entries, Durability.PROCESS))
 
     async def _closing(self, decision_id: str) -> Kept:
         entry = await self._storage.find(self.log, events.closed_key(decision_id))
@@ -477,10 +517,6 @@ class Learner:
         if await self._storage.find(self.log, events.decided_key(decision_id)) is not None:
             raise NothingToObserve(decision_id)  # decided, never opened: it was a stop
         raise DecisionMissing(decision_id)
-
-    async def _already_closed(self, decision_id: str, body: str) -> Kept:
-        closing = await self._closing(decision_id)
-        return self._same_outcome(closing.event, closing.offset, body)
 
     def _same_outcome(self, first: AnyEvent, offset: int, body: str) -> Kept:
         match first:

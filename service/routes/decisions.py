@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 from fastapi import APIRouter, Response
-from pydantic import ValidationError
 
 from service.answer_schemas import DecisionAnswer, DecisionsAnswer, DecisionState
+from service.batches import decide_all
 from service.deciding import decide
-from service.dependencies import DecisionId, ReadLearner, RoutedLearner, Services, Shared
-from service.errors import problem_of, validation_problem
-from service.learner import Learner
+from service.dependencies import DecisionId, ReadLearner, RoutedLearner, Shared
 from service.routes import problems
 from service.routes.answers import answer, closed_json, decision_json, time_text
 from service.schemas import DecisionBatch, DecisionBody
@@ -53,17 +48,7 @@ async def make_decision(learner: RoutedLearner, body: DecisionBody, services: Sh
 )
 async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: Shared) -> Response:
     """Decisions or problems, in order. One bad item is its own problem and harms no other."""
-    return answer({"decisions": await asyncio.gather(*(_one(services, learner, item) for item in body.decisions))})
-
-
-async def _one(services: Services, learner: Learner, item: Any) -> dict[str, Any]:
-    try:
-        body = DecisionBody.model_validate(item)
-        return (await decide(services, learner, body))[0]
-    except ValidationError as error:
-        return validation_problem(error).document()
-    except Exception as error:
-        return problem_of(error).document()
+    return answer({"decisions": await decide_all(services, learner, body.decisions)})
 
 
 @router.get(

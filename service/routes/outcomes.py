@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 from fastapi import APIRouter, Response
-from pydantic import ValidationError
 
 from service.answer_schemas import OutcomeAnswer, OutcomesAnswer
+from service.batches import observe_all
 from service.deciding import observe
-from service.dependencies import DecisionId, RoutedLearner, Services, Shared
-from service.errors import problem_of, validation_problem
-from service.learner import Learner
+from service.dependencies import DecisionId, RoutedLearner, Shared
 from service.routes import problems
 from service.routes.answers import answer
-from service.schemas import OutcomeBatch, OutcomeBody, OutcomeItem
+from service.schemas import OutcomeBatch, OutcomeBody
 from service.transport import StrictRoute
 
 router = APIRouter(tags=["outcomes"], route_class=StrictRoute)
@@ -49,14 +44,4 @@ async def put_outcome(learner: RoutedLearner, decision: DecisionId, body: Outcom
 )
 async def post_outcomes(learner: RoutedLearner, body: OutcomeBatch, services: Shared) -> Response:
     """Receipts or problems, in order. One bad item is its own problem and harms no other."""
-    return answer({"outcomes": await asyncio.gather(*(_one(services, learner, item) for item in body.outcomes))})
-
-
-async def _one(services: Services, learner: Learner, item: Any) -> dict[str, Any]:
-    try:
-        body = OutcomeItem.model_validate(item)
-        return await observe(services, learner, body.decision, body)
-    except ValidationError as error:
-        return validation_problem(error).document()
-    except Exception as error:
-        return problem_of(error).document()
+    return answer({"outcomes": await observe_all(services, learner, body.outcomes)})
