@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body; more is a 413.")
     max_prompt_chars: int = Field(100_000, ge=1, description="Longest prompt or output text; more is a 422.")
     max_concurrent: int = Field(
-        256, ge=1, description="Requests worked on at once; more are a 503 with Retry-After, so that those accepted stay quick."
+        128, ge=1, description="Requests worked on at once; more are a 503 with Retry-After, so that those accepted stay quick."
     )
     rate_limit: FiniteFloat = Field(0.0, ge=0, description="Requests per second and key (or address); more is a 429. 0: any.")
     max_state_bytes: int = Field(

@@ -1,6 +1,6 @@
 """What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
 
-    key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> room (503) ──> route
+    key (401), rate (429) ──> room (503) ──> size (413) ──> encoding, type (415) ──> route
 
 Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
 turn a failure while reading into an error of its own.
@@ -43,6 +43,8 @@ class Doorkeeper:
         self._gate = gate
         self._meter = meter
         self._limit = max_body_bytes
+        self._refusal = Problem("overloaded", "too many requests are being worked on; try again, or ask another replica")
+        self._refused = self._refusal.response()  # made once: whoever is overloaded has no time to write refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,12 +65,12 @@ class Doorkeeper:
                 address = scope["client"][0] if scope.get("client") else ""
                 authorization = headers.get(b"authorization", b"").decode("latin-1")
                 scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
+            self._check_room(scope)  # before its body is read, and again when it has come
             body = scope["nextarm.body"] = await self._collect(headers, receive)
-            if self._room <= 0 and scope["path"] not in ALWAYS_SERVED:
-                raise Problem("overloaded", "too many requests are being worked on; try again, or ask another replica")
+            self._check_room(scope)
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
-            await problem.response()(scope, receive, watch)
+            await (self._refused if problem is self._refusal else problem.response())(scope, receive, watch)
         else:
             if body is None:
                 return
@@ -78,6 +80,10 @@ class Doorkeeper:
             finally:
                 self._room += 1
         self._tell(scope, status, time.perf_counter() - started)
+
+    def _check_room(self, scope: Scope) -> None:
+        if self._room <= 0 and scope["path"] not in ALWAYS_SERVED:
+            raise self._refusal
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path", ""))

@@ -6,22 +6,22 @@ import asyncio
 
 import pytest
 
-from service.learner import Learner
+from service.learner import Ask, Learner
 from tests.service.calls import PROMPT, VECTOR, answered, failed, opened
 
 
 async def test_what_there_is_no_room_for_is_refused_at_once_and_the_rest_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, arrived = asyncio.Event(), asyncio.Semaphore(0)
-    decided = Learner.decided
+    decide = Learner.decide
 
-    async def waits(learner: Learner, decision: str, body: str) -> object:
+    async def waits(learner: Learner, ask: Ask) -> object:
         arrived.release()
         await gate.wait()
-        return await decided(learner, decision, body)
+        return await decide(learner, ask)
 
     async with opened(max_concurrent=3) as service:
         await service.create(body=VECTOR)
-        monkeypatch.setattr(Learner, "decided", waits)
+        monkeypatch.setattr(Learner, "decide", waits)
         path = "/v1/bandits/b/decisions"
         accepted = [asyncio.create_task(service.post(path, {**PROMPT, "id": f"d{i}"})) for i in range(3)]
         for _ in accepted:
