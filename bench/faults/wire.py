@@ -47,8 +47,7 @@ class Wire:
 
     def end(self) -> None:
         """Close everything."""
-        self._server.close()
-        self._run(self._close_connections())
+        self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -90,6 +89,10 @@ class Wire:
         for writer in (sink, other):
             writer.close()
             self._writers.discard(writer)
+
+    async def _close(self) -> None:
+        self._server.close()  # in its own loop: asyncio's servers are not safe across threads
+        await self._close_connections()
 
     async def _close_connections(self) -> None:
         for task in list(self._pumps):
