@@ -35,6 +35,8 @@ logger = logging.getLogger("nextarm.folding")
 READ_BATCH = 256
 WIDE = 256
 """Outputs of so many numbers are summed in blocks (functional/moments.py), one fold in many taking tenths of a second."""
+ANSWER_BELOW_S = 5e-3
+"""A decision's answer waits for its own fold, where an event is known to take less than this."""
 WAIT_BELOW_S = 0.25
 """A receipt waits until decisions know of it, where that is known to take less than this; `PATIENCE_S` where it was misjudged."""
 PATIENCE_S = 5.0
@@ -179,7 +181,7 @@ class Folding:
     @property
     def slow(self) -> bool:
         """Whether folding one event may take longer than a decision should wait."""
-        return self._fold_pace.spiky or self._fold_pace.peak_s > WAIT_BELOW_S / 50
+        return self._fold_pace.spiky or self._fold_pace.peak_s > ANSWER_BELOW_S
 
     async def catch_up(
         self, at_least: int = 0, *, at_most: int | None = None, known: Mapping[bytes, AnyEvent] = MappingProxyType({})

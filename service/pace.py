@@ -29,7 +29,7 @@ class Pace:
     """
 
     def __init__(self, pool: ThreadPoolExecutor | None = None, *, forget: float = FORGET, spiky: bool = False) -> None:
-        self.peak_s = 2 * THREAD_ABOVE_S
+        self.peak_s = 1.25 * THREAD_ABOVE_S
         self.spiky = spiky
         self._forget = forget
         self._pool = pool
