@@ -29,6 +29,9 @@ PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/o
 ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
 """Whoever looks after an overloaded server must still see it."""
 
+TELL_EVERY_S = 10.0
+"""Between two lines of the log about refused requests."""
+
 HEADERS = (b"authorization", b"content-length", b"content-encoding", b"content-type")
 
 logger = logging.getLogger("nextarm.http")
@@ -43,8 +46,9 @@ class Doorkeeper:
         self._gate = gate
         self._meter = meter
         self._limit = max_body_bytes
-        self._refusal = Problem("overloaded", "too many requests are being worked on; try again, or ask another replica")
-        self._refused = self._refusal.response()  # made once: whoever is overloaded has no time to write refusals
+        refusal = Problem("overloaded", "too many requests are being worked on; try again, or ask another replica")
+        self._refusal = refusal.response()
+        self._tell_after = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,39 +64,58 @@ class Doorkeeper:
             await send(message)
 
         headers = {name: value for name, value in scope["headers"] if name in HEADERS}
+        body = None
         try:
-            if scope["path"] not in PUBLIC:
-                address = scope["client"][0] if scope.get("client") else ""
-                authorization = headers.get(b"authorization", b"").decode("latin-1")
-                scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
-            self._check_room(scope)  # before its body is read, and again when it has come
-            body = scope["nextarm.body"] = await self._collect(headers, receive)
-            self._check_room(scope)
+            self._admit(scope, headers)
+            full = self._is_full(scope)
+            if not full:
+                body = scope["nextarm.body"] = await self._collect(headers, receive)
+                full = self._is_full(scope)  # others came while it was read
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
-            await (self._refused if problem is self._refusal else problem.response())(scope, receive, watch)
+            await problem.response()(scope, receive, watch)
         else:
-            if body is None:
+            if full:
+                await self._refuse(scope, receive, watch)
+            elif body is None:
                 return
-            self._room -= 1
-            try:
-                await self._app(scope, _replay(body, receive), watch)
-            finally:
-                self._room += 1
+            else:
+                await self._work_on(body, scope, receive, watch)
         self._tell(scope, status, time.perf_counter() - started)
 
-    def _check_room(self, scope: Scope) -> None:
-        if self._room <= 0 and scope["path"] not in ALWAYS_SERVED:
-            raise self._refusal
+    def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        if scope["path"] not in PUBLIC:
+            address = scope["client"][0] if scope.get("client") else ""
+            authorization = headers.get(b"authorization", b"").decode("latin-1")
+            scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address)
+
+    async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        self._room -= 1
+        try:
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._room += 1
+
+    def _is_full(self, scope: Scope) -> bool:
+        return self._room <= 0 and scope["path"] not in ALWAYS_SERVED
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """At the price of little more than a bare route: the answer was written before, and of many one is logged."""
+        scope["nextarm.problem"] = "overloaded"
+        await self._refusal(scope, receive, send)
+        if (now := time.monotonic()) >= self._tell_after:
+            self._tell_after = now + TELL_EVERY_S
+            logger.warning("requests are refused: as many are worked on as NEXTARM_MAX_CONCURRENT allows")
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path", ""))
         self._meter.count(route=route, method=scope["method"], status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])
-        if status >= 500 or logger.isEnabledFor(logging.DEBUG):
+        failed = status >= 500 and scope.get("nextarm.problem") != "overloaded"  # of which `_refuse` tells
+        if failed or logger.isEnabledFor(logging.DEBUG):
             logger.log(
-                logging.ERROR if status >= 500 else logging.DEBUG,
+                logging.ERROR if failed else logging.DEBUG,
                 "request",
                 extra={"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)},
             )
