@@ -1,6 +1,6 @@
 """What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
 
-    key (401), rate (429) ──> room (503) ──> size (413) ──> encoding, type (415) ──> route
+    room (503) ──> key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> room (503) ──> route
 
 Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
 turn a failure while reading into an error of its own.
@@ -46,13 +46,17 @@ class Doorkeeper:
         self._gate = gate
         self._meter = meter
         self._limit = max_body_bytes
-        refusal = Problem("overloaded", "too many requests are being worked on; try again, or ask another replica")
-        self._refusal = refusal.response()
+        refusal = Problem("overloaded", "too many requests are being worked on; try again, or ask another replica").response()
+        self._refusal_head = {"type": "http.response.start", "status": refusal.status_code, "headers": refusal.raw_headers}
+        self._refusal_body = {"type": "http.response.body", "body": refusal.body}
         self._tell_after = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._is_full(scope):  # before anything else is done for it
+            await self._refuse(scope, send)
             return
         started = time.perf_counter()
         status = 500
@@ -64,23 +68,19 @@ class Doorkeeper:
             await send(message)
 
         headers = {name: value for name, value in scope["headers"] if name in HEADERS}
-        body = None
         try:
             self._admit(scope, headers)
-            full = self._is_full(scope)
-            if not full:
-                body = scope["nextarm.body"] = await self._collect(headers, receive)
-                full = self._is_full(scope)  # others came while it was read
+            body = scope["nextarm.body"] = await self._collect(headers, receive)
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, watch)
         else:
-            if full:
-                await self._refuse(scope, receive, watch)
-            elif body is None:
+            if body is None:
                 return
-            else:
-                await self._work_on(body, scope, receive, watch)
+            if self._is_full(scope):  # others came while it was read
+                await self._refuse(scope, send)
+                return
+            await self._work_on(body, scope, receive, watch)
         self._tell(scope, status, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
@@ -99,10 +99,12 @@ class Doorkeeper:
     def _is_full(self, scope: Scope) -> bool:
         return self._room <= 0 and scope["path"] not in ALWAYS_SERVED
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, scope: Scope, send: Send) -> None:
         """At the price of little more than a bare route: the answer was written before, and of many one is logged."""
-        scope["nextarm.problem"] = "overloaded"
-        await self._refusal(scope, receive, send)
+        await send(self._refusal_head)
+        await send(self._refusal_body)
+        self._meter.count(route="", method=scope["method"], status=503, seconds=0.0)
+        self._meter.count_problem("overloaded")
         if (now := time.monotonic()) >= self._tell_after:
             self._tell_after = now + TELL_EVERY_S
             logger.warning("requests are refused: as many are worked on as NEXTARM_MAX_CONCURRENT allows")
@@ -112,10 +114,9 @@ class Doorkeeper:
         self._meter.count(route=route, method=scope["method"], status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])
-        failed = status >= 500 and scope.get("nextarm.problem") != "overloaded"  # of which `_refuse` tells
-        if failed or logger.isEnabledFor(logging.DEBUG):
+        if status >= 500 or logger.isEnabledFor(logging.DEBUG):
             logger.log(
-                logging.ERROR if failed else logging.DEBUG,
+                logging.ERROR if status >= 500 else logging.DEBUG,
                 "request",
                 extra={"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)},
             )
