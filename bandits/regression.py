@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from bandits.errors import InvalidContext
 from bandits.functional import kernels
 from bandits.kernel_arms import Kernel, KernelArm
 from bandits.types import Context
+
+if TYPE_CHECKING:
+    from bandits.placement import Placement
 
 Lift = Callable[[Tensor], Tensor]
 """(..., d) -> (..., p)."""
@@ -92,10 +96,12 @@ class Regression:
             else:
                 arm.dual(self._exact, self.ridge)
 
-    def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
+    def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor, placement: Placement | None = None) -> tuple[Tensor, Tensor]:
+        """(B, K) means and (B, K) widths of lifted prompts z (B, p). placement: asked first, where there is one."""
         if self.kernel is None:
-            return ridge_scores([arm.ridge(self.ridge) for arm in arms if isinstance(arm, RidgeArm)], z)
+            derived = [arm.ridge(self.ridge) for arm in arms if isinstance(arm, RidgeArm)]
+            found = None if placement is None else placement.score(derived, z)
+            return ridge_scores(derived, z) if found is None else found
         mean = torch.empty((len(z), len(arms)), dtype=torch.float64)
         width = torch.empty_like(mean)
         prior = torch.cat([self.kernel(row[None], row[None])[0] for row in z])

@@ -120,13 +120,22 @@ class Resident:
             self._absorb_many(counts, rows, places)
 
     def _absorb_one(self, arm: int, rows: Tensor) -> None:
-        first, stop = self.used[arm], self.used[arm] + len(rows)
-        if stop > self.block:
-            self._fold(arm)
-            first, stop = 0, len(rows)
+        first = self._room(arm, len(rows))
         only = slice(arm, arm + 1)
-        self.columns[only, first:stop] = narrowed(rows[None], self.inverse[only], self.columns[only, :first])
-        self.used[arm] = stop
+        self.columns[only, first : self.used[arm]] = narrowed(rows[None], self.inverse[only], self.columns[only, :first])
+
+    def append(self, arm: int, columns: Tensor) -> None:
+        """Shrink the width of the arm by columns (n <= block, p) that were computed elsewhere: W - U'U loses columns'columns."""
+        first = self._room(arm, len(columns))
+        self.columns[arm, first : self.used[arm]].copy_(columns, non_blocking=True)
+
+    def _room(self, arm: int, count: int) -> int:
+        """Take so many columns of the arm; where they begin."""
+        if self.used[arm] + count > self.block:
+            self._fold(arm)
+        first = self.used[arm]
+        self.used[arm] += count
+        return first
 
     def _absorb_many(self, counts: Mapping[int, int], rows: Tensor, places: Tensor) -> None:
         """All arms in one product, short of rows filled up with zeros. They go on where the fullest arm stops, side by side."""

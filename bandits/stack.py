@@ -1,8 +1,8 @@
 """The widths and means of many arms at once, on a CPU or a GPU: ridge regressions stacked in one tensor.
 
-    load, shrink, widen, set_theta, add_arm --+                         +--> float64 on the host
-                                              +--> lane of the device --+
-    scores(z), picks(z) ----------------------+    in order, one thread +--> a future, for who does not wait
+    load, shrink, append, widen, set_theta, add_arm --+                         +--> float64 on the host
+                                                      +--> lane of the device --+
+    scores(z), picks(z) ------------------------------+    in order, one thread +--> a future, for who does not wait
 
 The truth is elsewhere: the float64 sums of the arms. A stack is a copy of what is derived from them, in the precision in which
 the device scores, and it is told of every change. What rounding it gathers is dropped when an arm is loaded again, which the
@@ -158,6 +158,22 @@ class Stack:
 
         return step
 
+    def append(self, arm: int, columns: Tensor) -> Future[None]:
+        """Shrink the width of the arm by (n, p) columns that its owner computed: its inverse loses columns'columns. float64."""
+        _check("columns", columns, len(columns), self.size)
+        steps = [self._appending(arm, part) for part in torch.split(columns, min(self.block, self.batch))] if len(columns) else []
+        with self._lock:
+            self._check_arms([arm])
+            self._changes[arm] += len(columns)
+            return self._write(steps)
+
+    def _appending(self, arm: int, columns: Tensor) -> Step:
+        def step(slot: int) -> Finish:
+            self._resident.append(arm, self._staging[slot].z[: len(columns)].copy_(columns))
+            return _nothing
+
+        return step
+
     def add_arm(self) -> int:
         """One more arm that has seen nothing; its index. There is spare room: most times nothing moves, but graphs are captured
         anew, because they know the number of arms.
@@ -247,13 +263,17 @@ class Stack:
 
     def warm(self) -> None:
         """Capture what `scores` and `picks` launch now, so that no request waits for it; seconds on a GPU, once per arm added."""
+        self.submit_warm().result()
+
+    def submit_warm(self) -> Future[None]:
+        """`warm`, for who does not wait."""
 
         def capture(resident: Resident) -> None:
             for exponent in range(self.batch.bit_length()):
                 for picks in (False, True):
                     resident.program(1 << exponent, picks=picks)
 
-        self.on_lane(capture).result()
+        return self.on_lane(capture)
 
     def on_lane(self, work: Callable[[Resident], T]) -> Future[T]:
         """Anything else with the tensors, in its turn: measurements, inspection. It may wait for the device, but not write."""

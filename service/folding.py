@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from bandits import state as states
 from bandits.errors import BanditError
+from bandits.placement import Placement
 from bandits.registry import build
 from bandits.types import REFERENCE, Observation, Policy, State
 from service import events, snapshots
@@ -67,7 +68,15 @@ class Folding:
     """
 
     def __init__(
-        self, storage: Storage, log: Log, created: Created, background: Background, *, policy: Policy, snapshot_every: int
+        self,
+        storage: Storage,
+        log: Log,
+        created: Created,
+        background: Background,
+        *,
+        policy: Policy,
+        snapshot_every: int,
+        placement: Placement | None = None,
     ) -> None:
         self.ledger = Ledger(created)
         self.published = Published(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
@@ -78,6 +87,7 @@ class Folding:
         self._log = log
         self._created = created
         self._policy = policy
+        self._placement = placement
         self._background = background
         self._lock = asyncio.Lock()
         self._live = True  # while a log is being replayed nobody asks, and nothing is prepared
@@ -350,12 +360,24 @@ class Folding:
     async def _prepare(self) -> None:
         published = self.published
         try:
-            state = await self._prepare_pace.run(self._policy.prepare, published.state)
+            state = await self._prepare_pace.run(self._derived, published.state)
         except Exception as error:
             damage = self._damage_at(published.offset, error)
             self.stop(damage)
             raise damage from error
+        if self._placement is not None and self._placement.broken:
+            about = {"bandit": self._log.name, "device": str(self._placement.device), "reason": self._placement.broken}
+            logger.warning("a device failed: this bandit scores on the CPU until the next start", extra=about)
+            self._placement = None
         self._set_ready(published, state)
+
+    def _derived(self, state: State) -> State:
+        """Prepared; and a device that scores for this bandit knows of it, too."""
+        state = self._policy.prepare(state)
+        if self._placement is None:
+            return state
+        self._placement.follow(state.arms)
+        return replace(state, cache=self._placement)
 
     def _set_ready(self, published: Published, state: State) -> None:
         self.ready = published._replace(state=state)

@@ -59,6 +59,7 @@ class Hosting:
         self._own_clock = clock
         self._ahead: timedelta | None = None  # the store's clock, of ours
         self._settings = settings
+        self._device = settings.where()
         self._learners: dict[str, Learner] = {}
         self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
         self._loading: dict[str, asyncio.Task[Learner]] = {}
@@ -172,7 +173,13 @@ class Hosting:
     # -- background --------------------------------------------------------------------------------------------------------
 
     def _options(self) -> dict[str, Any]:
-        return {"clock": self.clock, "snapshot_every": self._settings.snapshot_every, "max_open": self._settings.max_open}
+        settings = self._settings
+        return {
+            "clock": self.clock,
+            "snapshot_every": settings.snapshot_every,
+            "max_open": settings.max_open,
+            "device": self._device,
+        }
 
     def _begin_to_load(self, log: Log) -> asyncio.Task[Learner]:
         task = self._loading.get(log.name)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 from torch import Tensor
 
-from bandits import draw
+from bandits import draw, placement
 from bandits import state as states
 from bandits.errors import BanditError
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
@@ -139,6 +139,7 @@ class Learner:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         snapshot_every: int = 10_000,  # events between two snapshots; 0 = none
         max_open: int = 100_000,
+        device: str = "cpu",  # where decisions may be scored, as `Settings.where` names it
     ) -> None:
         self.log = log
         self.created = created
@@ -148,7 +149,15 @@ class Learner:
         self._clock = clock
         self._max_open = max_open
         self._background = Background()
-        self._folding = Folding(storage, log, created, self._background, policy=self.policy, snapshot_every=snapshot_every)
+        self._folding = Folding(
+            storage,
+            log,
+            created,
+            self._background,
+            policy=self.policy,
+            snapshot_every=snapshot_every,
+            placement=placement.of(self.policy, device=device, batch=MICRO_BATCH),
+        )
         self._keeping = Keeping(storage, log, self._folding, self._background)
         self._deciding = Line(self._decide_together, limit=MICRO_BATCH, background=self._background)
         self._observing = Line(self._observe_together, limit=READ_BATCH, background=self._background)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -77,8 +78,11 @@ class Settings(BaseSettings):
     allow_downloads: bool = Field(
         False, description="Let pretrained tags be downloaded when a bandit is created or a model is warmed; never in between."
     )
-    device: Literal["cpu", "cuda", "auto"] = Field(
-        "cpu", description="Where embedders compute; `auto`: on the GPU if there is one."
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda|cuda:[0-9]+|auto)$",
+        description="`cpu`, `cuda`, `cuda:N` or `auto` (the first GPU if there is one): where embedders compute, and where "
+        "`pak-ucb` and `lin-ucb` score if a rule that is measured at first use finds it quicker.",
     )
     warm: str = Field(
         "", description="Comma-separated embedders to load at the start, in the background, e.g. `minilm,open-clip`."
@@ -127,8 +131,12 @@ class Settings(BaseSettings):
             models=Path(self.models) if self.models else None,
             open_clip=self.open_clip,
             allow_downloads=self.allow_downloads,
-            device=self.device,
+            device=self.where(),
         )
+
+    def where(self) -> str:
+        """The device that is meant: cpu, or a GPU that is there. `InvalidSettings` where it is not."""
+        return _where(self.device)
 
     def image_limits(self) -> Limits:
         """Of one image."""
@@ -190,3 +198,16 @@ class Settings(BaseSettings):
                 raise InvalidSettings(f"NEXTARM_STORE: {self.scheme}:// is no SQLite store")
             raise InvalidSettings(f"NEXTARM_STORE: {self.scheme!r} is none of sqlite:///PATH, memory://, redis://HOST")
         return Path(self.store[len(prefix) :])
+
+
+@functools.cache
+def _where(name: str) -> str:
+    """Asked with every request that names an embedder; a GPU is tried once."""
+    if name == "cpu":
+        return name
+    from bandits import devices
+
+    try:
+        return str(devices.device(name))
+    except devices.InvalidDevice as error:
+        raise InvalidSettings(str(error)) from error

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.hyperparameters import hyper
+from bandits.placement import Placement
 from bandits.regression import Regression, as_float64, check_direction, remembered, stacked
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
@@ -79,7 +80,8 @@ class LinUcb(Policy):
         return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)))
+        placement = state.cache if isinstance(state.cache, Placement) else None
+        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)), placement)
         mean = mean + self.prior_mean
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)

@@ -24,6 +24,7 @@ from bandits import draw
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import hyper
+from bandits.placement import Placement
 from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
@@ -156,7 +157,8 @@ class PakUcb(Policy):
         return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)))
+        placement = state.cache if isinstance(state.cache, Placement) else None
+        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)), placement)
         mean = mean + self.prior_mean
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)

@@ -147,13 +147,13 @@ class Sources:
 
     models:    folder of checkpoints that requests may name; None = there is none.
     open_clip: `MODEL` or `MODEL:CHECKPOINT` for requests that name none.
-    device:    cpu, cuda or auto.
+    device:    cpu, cuda:0, ...: one that is there.
     """
 
     models: Path | None = None
     open_clip: str = "shapes"
     allow_downloads: bool = False
-    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class Spec:
     requires:     modules that must be importable.   install: the command that brings them.
     distribution: the package that ships the weights, as pip names it.   package: the same as Python imports it.
     weights:      path of the weights inside that package.
-    device:       where it is loaded to: cpu, cuda or auto.
+    device:       where it is loaded to: cpu, cuda:0, ....
     summary:      one line for people.
     """
 

@@ -26,7 +26,6 @@ from torch import Tensor
 from service.embedders import images
 from service.embedders.base import EmbedderUnavailable, Pixels, Vector
 from service.embedders.checkpoints import TOKENS, ClipSpec
-from service.embedders.devices import device
 
 MAX_CHARACTERS = 4_096
 """Later text is not even cut into pieces: 77 tokens, CLIP's context, end long before."""
@@ -113,7 +112,7 @@ def load(spec: ClipSpec) -> Clip:
         tokenize = KeptWords(spec.folder, context_length=model.context_length, tokenizer=open_clip.SimpleTokenizer())
         preprocessing = {"size": model.visual.image_size, **spec.preprocessing()}
     assert spec.dim is not None
-    where = device(spec.device)
+    where = torch.device(spec.device)
     model.eval().requires_grad_(False).to(where)
     return Clip(
         name=spec.name,

@@ -20,7 +20,6 @@ import torch
 
 from service.embedders import images
 from service.embedders.base import Pixels, Spec, Vector
-from service.embedders.devices import device
 
 SIDE = 224
 RESIZED = 256  # 224 of 256, the centre crop of ImageNet's evaluation
@@ -67,7 +66,7 @@ def load(spec: Spec) -> EfficientNet:
     from efficientnet_lite_pytorch import EfficientNet as Network
 
     assert spec.dim is not None
-    where = device(spec.device)
+    where = torch.device(spec.device)
     model = Network.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(spec.file(spec.weights), map_location="cpu", weights_only=True))
     model.eval().requires_grad_(False).to(where)

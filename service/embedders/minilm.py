@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.embedders.base import Spec, Vector
-from service.embedders.devices import device
 
 DIM = 384
 LAYERS = 6
@@ -117,7 +116,7 @@ def load(spec: Spec) -> MiniLM:
     tokenizer = Tokenizer.from_file(str(spec.file("model/tokenizer.json")))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_PIECES)
-    tensors = load_file(spec.file(spec.weights), device=str(device(spec.device)))
+    tensors = load_file(spec.file(spec.weights), device=spec.device)
     return MiniLM(
         name=spec.name,
         version=spec.version(),

@@ -154,6 +154,28 @@ def test_float32_stays_close_and_a_load_drops_what_it_gathered() -> None:
 
 
 @pytest.mark.parametrize(("threaded", "device"), DEVICES)
+def test_columns_that_were_computed_elsewhere_count_as_rows_do(threaded: bool, device: str) -> None:
+    """Of W = (A + Z'Z)^-1 the owner knows W = M - U'U with U = L^-1 Z M; eleven of them are more than a block."""
+    sums, z = Sums(2, 6), normal(20, 5, 6)
+    with Stack(
+        arms=2, size=6, ridge=RIDGE, block=4, batch=3, device=torch.device(device), dtype=torch.float64, threaded=threaded
+    ) as stack:
+        for turn in range(3):
+            rows, before = normal(21 + turn, 11, 6), sums.inverse(1).numpy()
+            factor = np.linalg.cholesky(np.eye(11) + rows @ before @ rows.T)
+            stack.append(1, tensor(np.linalg.solve(factor, rows @ before)))
+            sums.add([1] * 11, rows)
+            sums.agree(stack, z)
+            stack.shrink([1, 0], tensor(more := normal(31 + turn, 2, 6)))
+            sums.add([1, 0], more)
+            sums.agree(stack, z)
+        stack.append(0, tensor(normal(1, 0, 6)))
+        assert stack.changes == (3, 36)
+        with pytest.raises(ValueError, match="columns"):
+            stack.append(0, tensor(normal(1, 2, 5)))
+
+
+@pytest.mark.parametrize(("threaded", "device"), DEVICES)
 def test_growth_keeps_what_was_known_and_drops_what_was_captured(threaded: bool, device: str) -> None:
     sums, z = Sums(1, 4), normal(6, 3, 4)
     with Stack(arms=1, size=4, ridge=RIDGE, device=torch.device(device), dtype=torch.float64, threaded=threaded) as stack:
