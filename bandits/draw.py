@@ -89,7 +89,7 @@ def uniform(key: str) -> float:
     return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 11) * 2.0**-53
 
 
-def draw(weights: Tensor, key: str) -> Draw:
+def draw(weights: Tensor | Sequence[float], key: str) -> Draw:
     """Turn one distribution (K,) into an arm by inverse CDF; all zeros means stop.
 
     >>> draw(torch.tensor([0.0, 1.0, 0.0]), "any key")
@@ -100,9 +100,9 @@ def draw(weights: Tensor, key: str) -> Draw:
     return draw_at(weights, uniform(key))
 
 
-def draw_at(weights: Tensor, u: float) -> Draw:
+def draw_at(weights: Tensor | Sequence[float], u: float) -> Draw:
     """The first arm whose cumulative weight exceeds `u`, for u in [0, 1)."""
-    values = weights.tolist()
+    values: Sequence[float] = weights.tolist() if isinstance(weights, Tensor) else weights
     total = sum(values)
     if total == 0.0:
         return Draw(STOP, 1.0)

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from torch import Tensor
 
 from bandits import draw, placement
 from bandits import state as states
@@ -372,12 +371,12 @@ class Learner:
             for ask in asks
         ]
         weights = await self._weigh(state, contexts)
-        tables = {name: table.tolist() for name, table in weights.scores.items()}
+        rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
         now = self._clock()
         chosen = []
         for i, (ask, context) in enumerate(zip(asks, contexts, strict=True)):
             scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
-            chosen.append(self._decision(ask, context, weights.values[i], scores, now))
+            chosen.append(self._decision(ask, context, rows[i], scores, now))
         return chosen
 
     async def _weigh(self, state: State, contexts: list[Context]) -> Weights:
@@ -386,11 +385,11 @@ class Learner:
         return await self._weigh_pace.run(self.policy.weights, state, contexts, units=len(contexts))
 
     def _decision(
-        self, ask: Ask, context: Context, weights: Tensor, scores: dict[str, list[float | None]], now: datetime
+        self, ask: Ask, context: Context, row: list[float], scores: dict[str, list[float | None]], now: datetime
     ) -> Decided:
-        row = weights.tolist()
+        """row: (K,) the weights."""
         _check_distribution(row, context, self.policy)
-        arm, propensity = draw.draw(weights, f"{self.log.name}/{self.created.seed}/{ask.id}")
+        arm, propensity = draw.draw(row, f"{self.log.name}/{self.created.seed}/{ask.id}")
         episode = self.ledger.episodes.get(ask.episode)
         return Decided(
             at=now,

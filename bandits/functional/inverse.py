@@ -3,6 +3,8 @@
     inverse of (A + Z'Z)  =  P - U'U       U = L^-1 Z P,  L L' = I + Z P Z'         (Sherman-Morrison, Woodbury)
     kept as                  dense - aside' aside       (p, p) and (q, p), q < BLOCK; a full block is folded into `dense`
 
+    Z P is what a score of the rows Z computes, too: whoever changes an inverse by rows that were scored just now finds it.
+
 Why aside. A change of a dense matrix reads and writes all of it. With ten arms of p = 256 these matrices are many megabytes that
 no near cache holds, and memory is what a decision waits for: see docs/performance.md.
 """
@@ -10,7 +12,8 @@ no near cache holds, and memory is what a decision waits for: see docs/performan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,12 +25,44 @@ FEW = 4
 """Rows from which on one matrix product is quicker than a product per row."""
 
 
+class Scored:
+    """Rows z (B, p) that were scored last, for finding the product with one of them again."""
+
+    def __init__(self, z: Tensor) -> None:
+        self._z = z
+
+    @cached_property
+    def _places(self) -> dict[bytes, int]:
+        return {row.tobytes(): place for place, row in enumerate(self._z.numpy())}
+
+    def places(self, z: Tensor) -> list[int] | None:
+        """Where the rows of z (k, p) stand; None where one of them is not there, to the last bit."""
+        found = [self._places.get(row.tobytes()) for row in z.numpy()]
+        return None if None in found else [place for place in found if place is not None]
+
+
+class Memo:
+    """The last scores of one dense matrix: their rows, and dense @ row for each (B, p). Replaced as a whole."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Scored, Tensor] | None = None
+
+    def products(self, z: Tensor) -> Tensor | None:
+        """(k, p) dense @ row for the rows of z (k, p), if all of them were scored last."""
+        if self.last is None or z.device.type != "cpu":
+            return None
+        scored, products = self.last
+        places = scored.places(z)
+        return None if places is None else products[places]
+
+
 @dataclass(frozen=True)
 class Inverse:
-    """dense - aside' aside, never written to. dense: (p, p) symmetric.  aside: (q, p), None = no rows."""
+    """dense - aside' aside, never written to. dense: (p, p) symmetric.  aside: (q, p), None = no rows.  memo: of dense."""
 
     dense: Tensor
     aside: Tensor | None = None
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     def times(self, z: Tensor) -> Tensor:
         """(p,) or (p, k): the inverse times a vector, or columns."""
@@ -36,7 +71,8 @@ class Inverse:
         if z.device.type != "cpu":
             return self._rows_times(z[None])[0]
         row = z.numpy()  # NumPy's product of one vector takes two thirds of torch's time
-        product = self.dense.numpy() @ row
+        known = self.memo.products(z[None])
+        product = self.dense.numpy() @ row if known is None else known[0].numpy()
         if self.aside is not None:
             rows = self.aside.numpy()
             product -= (rows @ row) @ rows
@@ -69,12 +105,13 @@ class Inverse:
         return self.dense if self.aside is None else torch.addmm(self.dense, self.aside.T, self.aside, alpha=-1.0)
 
     def _rows_times(self, z: Tensor) -> Tensor:
-        product = torch.mm(z, self.dense)
+        known = self.memo.products(z)
+        product = torch.mm(z, self.dense) if known is None else known
         return product if self.aside is None else torch.addmm(product, torch.mm(z, self.aside.T), self.aside, alpha=-1.0)
 
     def _with(self, rows: Tensor) -> Inverse:
         aside = rows if self.aside is None else torch.cat([self.aside, rows])
-        longer = Inverse(self.dense, aside)
+        longer = Inverse(self.dense, aside, self.memo)
         return longer if len(aside) < BLOCK else Inverse(longer.tensor())
 
 
@@ -83,22 +120,32 @@ def quadratics(inverses: Sequence[Inverse], z: Tensor) -> Tensor:
 
     A lonely row goes through NumPy, inverse by inverse: all that it costs is reading them.
     """
-    if len(z) < FEW and z.device.type == "cpu":
-        few = np.array([[_quadratic(inverse, row) for inverse in inverses] for row in z.numpy()])
-        return torch.from_numpy(np.maximum(few, 0.0, out=few))
-    shadows = torch.empty((len(inverses), *z.shape), dtype=z.dtype, device=z.device)
-    for inverse, shadow in zip(inverses, shadows, strict=True):
-        torch.mm(z, inverse.dense, out=shadow)
-    forms: Tensor = shadows.mul_(z).sum(2).T
-    for index, inverse in enumerate(inverses):
-        if inverse.aside is not None:
-            forms[:, index] -= torch.mm(z, inverse.aside.T).square_().sum(1)
+    products = torch.empty((len(inverses), *z.shape), dtype=z.dtype, device=z.device)
+    forms = _few(inverses, z, products) if len(z) < FEW and z.device.type == "cpu" else _many(inverses, z, products)
+    scored = Scored(z)
+    for inverse, product in zip(inverses, products, strict=True):
+        inverse.memo.last = scored, product
     return forms.clamp_min_(0.0)
 
 
-def _quadratic(inverse: Inverse, row: np.ndarray) -> float:
-    form = float(row @ (inverse.dense.numpy() @ row))
-    if inverse.aside is not None:
-        aside = inverse.aside.numpy() @ row
-        form -= float(aside @ aside)
-    return form
+def _few(inverses: Sequence[Inverse], z: Tensor, products: Tensor) -> Tensor:
+    forms = np.empty((len(z), len(inverses)))
+    for column, (inverse, product) in enumerate(zip(inverses, products.numpy(), strict=True)):
+        for place, row in enumerate(z.numpy()):
+            np.matmul(inverse.dense.numpy(), row, out=product[place])
+            form = row @ product[place]
+            if inverse.aside is not None:
+                aside = inverse.aside.numpy() @ row
+                form -= aside @ aside
+            forms[place, column] = form
+    return torch.from_numpy(forms)
+
+
+def _many(inverses: Sequence[Inverse], z: Tensor, products: Tensor) -> Tensor:
+    for inverse, product in zip(inverses, products, strict=True):
+        torch.mm(z, inverse.dense, out=product)
+    forms: Tensor = torch.linalg.vecdot(products, z).T
+    for column, inverse in enumerate(inverses):
+        if inverse.aside is not None:
+            forms[:, column] -= torch.mm(z, inverse.aside.T).square_().sum(1)
+    return forms

@@ -61,6 +61,44 @@ def test_a_quadratic_form_that_rounding_made_negative_is_zero(n: int) -> None:
     assert torch.equal(quadratics([negative], rows(6, n, 4)), torch.zeros((n, 1), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_change_by_rows_that_were_scored_just_now_finds_their_products(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very inverse that a change without the memory gives; other rows, and rows with other bits, are computed."""
+    start = started(6, ridge=0.7).updated_all(rows(11, 3, 6))[0]
+    z, unknown = rows(12, n, 6), rows(13, 2, 6)
+    expected = [Inverse(start.dense, start.aside).updated_all(each)[0].tensor() for each in (z[-2:], unknown)]
+    one = Inverse(start.dense, start.aside).updated(z[0])[0].tensor()
+    quadratics([start], z)
+    asked: list[bool] = []
+    products = inverses.Memo.products
+
+    def watched(memo: inverses.Memo, of: Tensor) -> Tensor | None:
+        found = products(memo, of)
+        asked.append(found is not None)
+        return found
+
+    monkeypatch.setattr(inverses.Memo, "products", watched)
+    later = start.updated(rows(14, 1, 6)[0])[0]  # of the same dense matrix: it knows, too
+    for each, inverse in zip((z[-2:], unknown), expected, strict=True):
+        torch.testing.assert_close(start.updated_all(each)[0].tensor(), inverse, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(start.updated(z[0])[0].tensor(), one, rtol=1e-12, atol=1e-14)
+    later.updated(z[0])
+    nearly = z[0].clone()
+    nearly[2] += 1e-15
+    start.updated(nearly)
+    assert asked == [False, True, False, True, True, bool(torch.equal(nearly, z[0]))]
+
+
+def test_what_was_scored_is_not_written_to_by_a_change() -> None:
+    start, z = started(5, ridge=0.5).updated_all(rows(15, 2, 5))[0], rows(16, 3, 5)
+    before = quadratics([start], z)
+    start.updated(z[1])
+    start.updated_all(z)
+    assert start.memo.last is not None
+    torch.testing.assert_close(start.memo.last[1], z @ start.dense, rtol=1e-13, atol=1e-15)
+    assert torch.equal(quadratics([start], z), before)
+
+
 def test_a_downdate_undoes_an_update() -> None:
     z = rows(7, 9, 5)
     before = started(5, ridge=0.4).updated_all(z[:8])[0]
