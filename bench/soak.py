@@ -4,7 +4,7 @@
     python -m bench.soak --minutes 2              to try it
     python -m bench.soak --write                  also docs/performance.md and docs/plots/soak.png
 
-One service on SQLite, a bandit per policy in its default form, rounds at a constant rate (loading/mixed.py). Every ten seconds:
+One service on SQLite, a bandit per policy, rounds at a constant rate (loading/mixed.py). Every ten seconds:
 memory, open files, threads, CPU time, latency of what was asked since, sizes of the files in the data folder, and the lag of the
 folding from /metrics. The first quarter is warm-up. Slopes are medians over all pairs of samples; each verdict names its limit.
 """
@@ -173,8 +173,8 @@ def page_text(told: dict[str, Any], found: Sequence[Verdict]) -> str:
     where = told["machine"]
     command = f"python -m bench.soak --minutes {told['minutes']:g} --write"
     head = f"""`{command}`: one service on SQLite, seven bandits (each of the seven policies in
-its default form; {mixed.ARMS} arms, prompts of {mixed.DIM} and outputs of {mixed.OUTPUT} numbers), {told["rate"]:g} rounds per
-second and bandit; {told["requests"]:,} requests, {told["failures"]} unexpected answers, seed {told["seed"]}.
+its default form, but for PromptWise's window of {mixed.WINDOW}; {mixed.ARMS} arms, prompts of {mixed.DIM} and outputs of
+{mixed.OUTPUT} numbers), {told["rate"]:g} rounds per second and bandit; {told["requests"]:,} requests, {told["failures"]} unexpected answers, seed {told["seed"]}.
 {pages.machine_text(where)}
 
 ![soak](plots/soak.png)"""
