@@ -174,7 +174,8 @@ def page_text(told: dict[str, Any], found: Sequence[Verdict]) -> str:
     command = f"python -m bench.soak --minutes {told['minutes']:g} --write"
     head = f"""`{command}`: one service on SQLite, seven bandits (each of the seven policies in
 its default form, but for PromptWise's window of {mixed.WINDOW}; {mixed.ARMS} arms, prompts of {mixed.DIM} and outputs of
-{mixed.OUTPUT} numbers), {told["rate"]:g} rounds per second and bandit; {told["requests"]:,} requests, {told["failures"]} unexpected answers, seed {told["seed"]}.
+{mixed.OUTPUT} numbers), {told["rate"]:g} rounds per second and bandit; {told["requests"]:,} requests,
+{told["failures"]} unexpected answers, seed {told["seed"]}.
 {pages.machine_text(where)}
 
 ![soak](plots/soak.png)"""
