@@ -95,7 +95,7 @@ class Replica:
 
 
 class Client:
-    """Decides and reports through nginx; what is refused by 503 it sends again, as it was."""
+    """Decides and reports through nginx; what is refused by 503, or answered by half, it sends again, as it was."""
 
     def __init__(self, url: str) -> None:
         self.client = httpx.Client(
@@ -106,7 +106,13 @@ class Client:
     def send(self, method: str, path: str, body: Any, *, headers: dict[str, str] | None = None) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            response = self.client.request(method, path, json=body, headers=headers)
+            try:
+                response = self.client.request(method, path, json=body, headers=headers)
+            except (
+                httpx.RemoteProtocolError
+            ):  # the replica died between the head of its answer and the rest: nothing is acknowledged
+                self.repeated += 1
+                continue
             if response.status_code != 503:
                 assert response.status_code in (200, 201), response.text
                 found: dict[str, Any] = response.json()
