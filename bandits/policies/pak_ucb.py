@@ -12,7 +12,6 @@ ours is 1/(k + ridge).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -20,22 +19,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bandits import draw
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import hyper
-from bandits.placement import Placement
-from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+from bandits.regression import Regression, as_float64, lift, remembered
+from bandits.regression_ucb import RegressionUcb
 
 
 @dataclass(frozen=True, kw_only=True)
-class PakUcb(Policy):
+class PakUcb(RegressionUcb):
     """Per-arm kernelised UCB."""
 
     kind: ClassVar[str] = "pak-ucb"
-    needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
-    separate: ClassVar[bool] = True
     summary: ClassVar[str] = "Per prompt, the arm with the highest optimistic reward: one kernel regression per arm."
 
     kernel: Literal["rbf", "polynomial", "linear"] = hyper(
@@ -122,46 +117,3 @@ class PakUcb(Policy):
             return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
         size = 2 * self.random_features + (1 + self.dim if self.add_linear else 0)
         return Regression(lift=remembered(self.lift, size=size), size=size, ridge=self.ridge)
-
-    def check_context(self, context: Context) -> None:
-        check_direction(context.features, normalize=self.normalize)
-
-    # -- protocol ------------------------------------------------------------------------------------------------------
-
-    def blank(self) -> ArmState:
-        return self.regression.blank()
-
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        target = seen.reward - self.prior_mean
-        return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
-
-    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
-        return self.regression.learn_all(
-            state.arms[seen[0].arm],
-            [one.features for one in seen],
-            [one.reward - self.prior_mean for one in seen],
-            anticipated=[one.anticipated for one in seen],
-        )
-
-    def prepare(self, state: State) -> State:
-        self.regression.derive(state.arms)
-        return state
-
-    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
-        return self.regression.anticipate(arm, features)
-
-    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
-        return self.regression.anticipate_all(arm, features)
-
-    def release(self, arm: ArmState, features: Tensor) -> ArmState:
-        return self.regression.release(arm, features)
-
-    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        placement = state.cache if isinstance(state.cache, Placement) else None
-        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)), placement)
-        mean = mean + self.prior_mean
-        bonus = self.exploration * width
-        allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        values = draw.finish(draw.best(mean + bonus, allowed), first, allowed, floor=self.exploration_floor)
-        return Weights(values, {"estimate": mean, "bonus": bonus})

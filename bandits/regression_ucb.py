@@ -1,0 +1,73 @@
+"""Optimism over one regression per arm: the protocol that PAK-UCB and LinUCB share. They differ in what the regression sees."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from bandits import draw
+from bandits.placement import Placement
+from bandits.regression import Regression, check_direction, stacked
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+
+
+class RegressionUcb(Policy):
+    """Play argmax mean + exploration * width. A subclass declares these hyperparameters, and says what its regression is."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
+    separate: ClassVar[bool] = True
+
+    normalize: bool
+    exploration: float
+    prior_mean: float
+    initial_pulls: int
+    exploration_floor: float
+
+    @property
+    @abstractmethod
+    def regression(self) -> Regression:
+        """Of r - prior_mean on the prompt."""
+
+    def check_context(self, context: Context) -> None:
+        check_direction(context.features, normalize=self.normalize)
+
+    def blank(self) -> ArmState:
+        return self.regression.blank()
+
+    def learn(self, state: State, seen: Observation) -> ArmState:
+        target = seen.reward - self.prior_mean
+        return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
+
+    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
+        return self.regression.learn_all(
+            state.arms[seen[0].arm],
+            [one.features for one in seen],
+            [one.reward - self.prior_mean for one in seen],
+            anticipated=[one.anticipated for one in seen],
+        )
+
+    def prepare(self, state: State) -> State:
+        self.regression.derive(state.arms)
+        return state
+
+    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
+        return self.regression.anticipate(arm, features)
+
+    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
+        return self.regression.anticipate_all(arm, features)
+
+    def release(self, arm: ArmState, features: Tensor) -> ArmState:
+        return self.regression.release(arm, features)
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        placement = state.cache if isinstance(state.cache, Placement) else None
+        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)), placement)
+        mean = mean + self.prior_mean
+        bonus = self.exploration * width
+        allowed = draw.allowed_mask(contexts)
+        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        values = draw.finish(draw.best(mean + bonus, allowed), first, allowed, floor=self.exploration_floor)
+        return Weights(values, {"estimate": mean, "bonus": bonus})
