@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bandits.functional import linalg
+
 BLOCK = 32
 """Changes kept aside, at most; they make a score dearer by q / p."""
 FEW = 4
@@ -96,9 +98,7 @@ class Inverse:
 
     def downdated(self, z: Tensor) -> Inverse:
         """The inverse of A - z z' for z (p,): dense at once, for the rare decision that expires."""
-        dense = self.tensor()
-        v = dense @ z
-        return Inverse(torch.addr(dense, v, v, alpha=1.0 / (1.0 - float(z @ v))))
+        return Inverse(linalg.rank_one_inverse(self.tensor(), z, sign=-1.0)[0])
 
     def tensor(self) -> Tensor:
         """(p, p) all of it; do not write into it."""
