@@ -12,11 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from service.deciding import decide, observe, outcome_of, question
 from service.dependencies import Services
-from service.errors import problem_of, validation_problem
+from service.errors import refusal_of
 from service.learner import Kept, Learner
 from service.routes.answers import decision_json, receipt_json
 from service.schemas import DecisionBody, OutcomeItem
@@ -92,8 +90,6 @@ def _failed(error: Exception) -> asyncio.Future[Kept | Answer]:
 
 
 def _document(error: BaseException) -> Answer:
-    if isinstance(error, ValidationError):
-        return validation_problem(error).document()
     if isinstance(error, Exception):
-        return problem_of(error).document()
+        return refusal_of(error).document()
     raise error

@@ -177,6 +177,11 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             return Problem("internal_error", "an unexpected failure; it was logged")
 
 
+def refusal_of(error: Exception) -> Problem:
+    """What a client is told whose body, read outside of the framework, was refused or could not be answered."""
+    return validation_problem(error) if isinstance(error, ValidationError) else problem_of(error)
+
+
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
     """A 422 that lists every wrong field by its path, without echoing any value."""
     found = error.errors()

@@ -15,14 +15,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access import check_role
 from service.deciding import decide, observe
 from service.dependencies import Services
-from service.errors import Problem, problem_of, validation_problem
+from service.errors import Problem, refusal_of
 from service.schemas import ID, NAME, DecisionBody, OutcomeBody
 
 DECISIONS = re.compile(f"/v1/bandits/(?P<name>{NAME.strip('^$')})/decisions")
@@ -53,7 +52,7 @@ class Express:
         try:
             content, status = await handle(self._services, scope, match, _parsed(body))
         except Exception as error:
-            problem = validation_problem(error) if isinstance(error, ValidationError) else problem_of(error)
+            problem = refusal_of(error)
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, send)
             return

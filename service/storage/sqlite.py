@@ -12,7 +12,6 @@ anew.
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import sqlite3
 import zlib
@@ -38,8 +37,6 @@ from service.storage.base import (
 from service.storage.bell import Bell
 from service.storage.opening import SCHEMA_VERSION, failure, open_read_only, open_reader, open_writer
 from service.storage.sqlite_writer import Run, Writer
-
-logger = logging.getLogger("nextarm.storage")
 
 T = TypeVar("T")
 
