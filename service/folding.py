@@ -227,7 +227,7 @@ class Folding:
         fault: StorageDamaged | None = None
         for entry in entries:
             try:
-                event = known.get(entry.payload) or events.decode(entry.payload)
+                event = (known.get(entry.payload) if known else None) or events.decode(entry.payload)  # a look is a hash
                 effects.extend((entry.offset, effect) for effect in self.ledger.apply(entry.offset, event, self._policy))
             except Exception as error:
                 fault = self._damage_at(entry.offset, error)

@@ -6,7 +6,7 @@ keep   encode ──> Storage.append_all ──> Folding.catch_up ──> receip
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from service import events
 from service.events import AnyEvent, Decided
@@ -42,9 +42,11 @@ class Keeping:
             else:
                 self._withdraw([event])
             last = max(last, receipt.offset if isinstance(receipt, Receipt) else 0)
+        if not last:
+            return receipts
         if self._folding.slow and all(isinstance(event, Decided) for _, event in entries):
             self._background.go_on(self._fold_later(last, known))
-        elif last:
+        else:
             await self._folding.catch_up(last, known=known)
             await self._folding.settled()
         return receipts
@@ -57,8 +59,14 @@ class Keeping:
     async def put(self, key: str, event: AnyEvent, *, expected: int) -> Receipt:
         """Accept one event at the end that the caller knows, or `StorageConflict`; nothing is folded."""
         self._folding.check_sound()
-        try:
+        with self._minding():
             return await self._storage.append(self._log, key, events.encode(event), Durability.POWER, expected=expected)
+
+    @contextlib.contextmanager
+    def _minding(self) -> Iterator[None]:
+        """A log that turns out to have lost its end is learnt anew."""
+        try:
+            yield
         except LogRewound as error:
             self._folding.astray = error
             raise
@@ -66,10 +74,8 @@ class Keeping:
     async def _append(self, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt | StorageError]:
         self._folding.check_sound()
         try:
-            return [*await self._storage.append_all(self._log, entries, durability)]
-        except LogRewound as error:
-            self._folding.astray = error
-            raise
+            with self._minding():
+                return [*await self._storage.append_all(self._log, entries, durability)]
         except StorageDamaged:
             if len(entries) == 1:
                 raise
