@@ -20,17 +20,14 @@ BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """One batch of B. device_s: a launch, by events.  p50_s, p99_s: host to host, one thread asking, waiting included."""
+class Measured:
+    """What was measured at p = size, beside the least that the machine's ceilings allow. device_s: by events."""
 
     size: int
-    batch: int
     work: Work
     floor_s: float
     binds: str
     device_s: float
-    p50_s: float
-    p99_s: float
 
     @property
     def reached(self) -> float:
@@ -39,24 +36,23 @@ class Scoring:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changing:
+class Scoring(Measured):
+    """One batch of B. device_s: a launch.  p50_s, p99_s: host to host, one thread asking, waiting included."""
+
+    batch: int
+    p50_s: float
+    p99_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changing(Measured):
     """`rows` rows for each of the arms: device_s of a call with its share of the folds; narrowing_s, folding_s: of its two parts
     alone (a fold comes every q / rows calls).
     """
 
-    size: int
     rows: int
-    work: Work
-    floor_s: float
-    binds: str
-    device_s: float
     narrowing_s: float
     folding_s: float
-
-    @property
-    def reached(self) -> float:
-        """Share of the binding ceiling."""
-        return self.floor_s / self.device_s
 
 
 def absorbing(*, arms: int, size: int, rows: int, itemsize: int, block: int = BLOCK) -> Work:
