@@ -73,8 +73,9 @@ class OpenDecision(msgspec.Struct, frozen=True):
 
 
 class Episode(msgspec.Struct):
-    """Decisions on one prompt. attempts: closed without success, per arm index; open: not closed yet, per arm index;
-    made: all decisions; features: of the first one, empty where there are none.
+    """Decisions on one prompt. attempts: made and without success, per arm index: those that expired count, those that were
+    cancelled do not; open: not closed yet, per arm index; made: all decisions; features: of the first one, empty where there
+    are none.
     """
 
     attempts: dict[int, int] = {}
@@ -220,7 +221,7 @@ class Ledger:
             case Observed():
                 return self._observed(event, policy)
             case Expired():
-                return self._expired(event)
+                return self._expired(event, policy)
             case Cancelled():
                 return self._release(self._close(event.id))
             case ArmAdded():
@@ -282,14 +283,17 @@ class Ledger:
             anticipated=not overridden,
         )
         effects.append(learn)
-        self._advance(decision.episode, event.arm, success=policy.succeeded(reward))
+        self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
         return effects
 
-    def _expired(self, event: Expired) -> list[Effect]:
+    def _expired(self, event: Expired, policy: Policy) -> list[Effect]:
+        """The call was made whatever came of it, so it counts as an attempt: else an episode whose outcomes never come would have
+        no end.
+        """
         decision = self._close(event.id)
+        self._advance(decision.episode, decision.arm, success=event.reward is not None and policy.succeeded(event.reward))
         if event.reward is None:
             return self._release(decision)
-        self._advance(decision.episode, decision.arm, success=False)
         self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
         return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, anticipated=True)]
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bandits import state as states
 from bandits.errors import InvalidContext
 from bandits.policies.baselines import Greedy
 from bandits.policies.promptwise import PromptWise
@@ -250,14 +251,53 @@ def test_a_success_or_a_stop_ends_an_episode_for_good() -> None:
     assert late.episodes["e"].finished, "a decision that was on its way does not open it again"
 
 
-def test_an_expiry_without_a_reward_and_a_cancellation_are_no_attempts() -> None:
+def test_an_expired_attempt_was_made_and_counts_and_a_cancelled_one_does_not() -> None:
     log: list[AnyEvent] = [
         decided("d1", 0, episode="e"),
         Cancelled(at=NOW, id="d1"),
         decided("d2", 1, episode="e"),
         Expired(at=NOW, id="d2", reward=None),
+        decided("d3", 1, episode="e"),
+        Expired(at=NOW, id="d3", reward=0.0),
     ]
-    assert told(*log, policy=EPISODIC)[0].episodes["e"].attempts == {}
+    book = told(*log, policy=EPISODIC)[0]
+    assert (book.episodes["e"].attempts, book.episodes["e"].finished) == ({1: 2}, False)
+    assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="e").attempts == (0, 2, 0)
+
+
+def test_an_expired_attempt_of_a_retired_arm_counts_like_any_other() -> None:
+    log: list[AnyEvent] = [
+        decided("d1", 2, episode="e"),
+        ArmRetired(at=NOW, arm=2),
+        Expired(at=NOW, id="d1", reward=None),
+    ]
+    book = told(*log, policy=EPISODIC)[0]
+    assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="e").attempts == (0, 0, 1)
+
+
+def test_an_expired_success_ends_its_episode() -> None:
+    log: list[AnyEvent] = [decided("d1", 0, episode="e"), Expired(at=NOW, id="d1", reward=0.75)]
+    book = told(*log, policy=EPISODIC)[0]
+    assert (book.episodes["e"].attempts, book.episodes["e"].finished) == ({}, True)
+
+
+def test_an_outcome_without_a_reward_is_no_success_whatever_the_threshold() -> None:
+    log: list[AnyEvent] = [decided("d1", 0, episode="e"), observed("d1", 0, reward=None)]
+    book = told(*log, policy=PromptWise(dim=2, success_threshold=-1.0))[0]
+    assert (book.episodes["e"].attempts, book.episodes["e"].finished) == ({0: 1}, False)
+
+
+def test_an_older_log_with_more_attempts_than_are_given_now_is_still_folded() -> None:
+    log: list[AnyEvent] = []
+    for number in range(7):
+        log += [decided(f"d{number}", 0, episode="e", at=float(number)), Expired(at=NOW, id=f"d{number}", reward=None)]
+    policy = PromptWise(dim=2, max_attempts=2)
+    book = told(*log, decided("late", 1, episode="e"), observed("late", 1, reward=1.0), policy=policy)[0]
+    context = book.context(View.of(book.arms, {}), features=X, allowed={}, episode="e")
+    assert (sum(context.attempts), book.episodes["e"].finished) == (7, True)
+    assert not policy.weights(states.start(policy, arms=3), [context]).values.any(), (
+        "no call is left, and nothing else goes wrong"
+    )
 
 
 def test_the_least_recently_used_episode_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,42 @@ async def test_an_episode_that_is_not_worth_another_call_ends_in_a_stop(service:
     assert failed(await service.delete(path)) == (409, "outcome_conflict")
 
 
+async def test_an_episode_has_no_more_attempts_than_its_policy_allows_even_if_no_outcome_ever_comes(
+    service: Service, clock: Clock
+) -> None:
+    wise = {**EPISODES["policy"], "max_attempts": 2}
+    await service.create(body={**EPISODES, "policy": wise, "reward": {"timeout_s": 60}})
+    given = []
+    for _ in range(3):
+        given.append(await service.decide(body={**PROMPT, "episode": "mine"}))
+        clock.forward(61)
+    assert [decision["stop"] for decision in given] == [False, False, True]
+    withdrawn = await service.decide(body={**PROMPT, "episode": "other"})
+    assert (await service.delete(f"/v1/bandits/b/decisions/{withdrawn['id']}")).status_code == 204
+    given = [await service.decide(body={**PROMPT, "episode": "other"}) for _ in range(3)]
+    assert [decision["stop"] for decision in given] == [False, False, True], "a cancelled attempt was never made"
+
+
+async def test_an_expired_success_ends_its_episode(service: Service, clock: Clock) -> None:
+    await service.create(body={**EPISODES, "reward": {"timeout_s": 60, "default": 1.0}})
+    await service.decide(body={**PROMPT, "id": "first", "episode": "mine"})
+    clock.forward(61)
+    assert failed(await service.put("/v1/bandits/b/decisions/first/outcome", {"reward": 1.0})) == (410, "decision_expired")
+    response = await service.post("/v1/bandits/b/decisions", {**PROMPT, "episode": "mine"})
+    assert failed(response) == (409, "episode_finished")
+
+
+async def test_a_mean_reward_is_of_the_outcomes_that_carried_a_reward(service: Service) -> None:
+    await service.create(body={**OUTPUTS, "policy": {"kind": "mixture-greedy", "kernel": "cosine"}, "arms": [{"name": "a"}]})
+    for number, reward in enumerate((None, None, 1.0, None, 0.5)):
+        decision = await service.decide(body={"id": f"d{number}"})
+        await service.observe(decision["id"], {"output": {"vector": [1.0, 0.0, 0.5 * number]}, "reward": reward})
+        if number == 1:
+            assert ((await service.arm("a"))["outcomes"], (await service.arm("a"))["mean_reward"]) == (2, None)
+    arm = await service.arm("a")
+    assert (arm["outcomes"], arm["mean_reward"]) == (5, 0.75)
+
+
 # -- batches -------------------------------------------------------------------------------------------------------------------
 
 
