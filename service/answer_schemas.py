@@ -109,7 +109,7 @@ class ArmAnswer(BaseModel):
     pulls: int = Field(description="Decisions for it.")
     outcomes: int = Field(description="Outcomes learnt.")
     pending: int = Field(description="Decisions without an outcome yet.")
-    mean_reward: float | None = Field(description="Of all outcomes; null before the first.")
+    mean_reward: float | None = Field(description="Of the outcomes that carried a reward; null before the first of them.")
     total_cost: float = Field(description="Of all outcomes.")
     share: float = Field(description="Of the last 1,000 decisions.", ge=0, le=1)
 

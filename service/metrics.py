@@ -93,7 +93,10 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
         "nextarm_decisions", "Decisions for the arm; overridden ones for the arm called.", labels=labels
     )
     outcomes = CounterMetricFamily("nextarm_outcomes", "Outcomes learnt.", labels=labels)
-    rewards = GaugeMetricFamily("nextarm_reward_sum", "Sum of the rewards learnt; divide by the outcomes.", labels=labels)
+    rewards = GaugeMetricFamily(
+        "nextarm_reward_sum", "Sum of the rewards learnt; divide by nextarm_rewards_total.", labels=labels
+    )
+    rewarded = CounterMetricFamily("nextarm_rewards", "Outcomes learnt that carried a reward.", labels=labels)
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
     for bandit, learner in learners:
@@ -102,11 +105,12 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
                 (decisions, arm.pulls),
                 (outcomes, arm.outcomes),
                 (rewards, arm.reward_sum),
+                (rewarded, arm.rewards),
                 (costs, arm.cost_sum),
                 (pending, arm.pending),
             ):
                 family.add_metric([bandit, arm.name], value)
-    yield from (decisions, outcomes, rewards, costs, pending)
+    yield from (decisions, outcomes, rewards, rewarded, costs, pending)
 
 
 def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: Hosting) -> Iterator[Metric]:

@@ -8,6 +8,7 @@ A way of choosing is a matrix of weights (R, K), one row per round: a one-hot ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +26,17 @@ _TIE = 1e-12  # expected rewards closer than this are equally good
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (n - 1) over the seeds; the deviation of a single seed is 0."""
+    """Mean and standard deviation (n - 1) over the seeds; the deviation of a single seed is 0. NaN = nothing to average."""
 
     mean: float
     sd: float
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
-        """From one number per seed."""
+        """From one number per seed; a seed without one (NaN) is left out."""
+        values = [value for value in values if not math.isnan(value)]
+        if not values:
+            return Spread(math.nan, 0.0)
         return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
 
 
@@ -40,7 +44,7 @@ class Spread:
 class Line:
     """One row of the report. reward and gain are in expectation where the table has it; `realised` is what was posted.
 
-    shares: arm -> share of the rounds; what is lacking to 1 are stops.
+    shares: arm -> share of the rounds; what is lacking to 1 are stops.  cost: of a call; NaN where none was made.
     """
 
     label: str
@@ -98,7 +102,9 @@ def _line_as_json(line: Line) -> dict[str, Any]:
         "gain": line.gain,
         "cost": line.cost,
     }
-    numbers = {name: {"mean": spread.mean, "sd": spread.sd} for name, spread in spreads.items()}
+    numbers = {
+        name: {"mean": None if math.isnan(spread.mean) else spread.mean, "sd": spread.sd} for name, spread in spreads.items()
+    }
     return {"label": line.label, "baseline": line.baseline, **numbers, "shares": dict(line.shares)}
 
 
@@ -175,7 +181,8 @@ def _line(label: str, table: Table, played: Sequence[tuple[np.ndarray, np.ndarra
         numbers["realised"].append(float((weights * table.rewards[order]).sum(axis=1).mean()))
         numbers["best"].append(float((weights * among_best).sum(axis=1).mean()))
         numbers["gain"].append(reward - float(expected[:, best_fixed(table, order)].mean()))
-        numbers["cost"].append(float((weights * table.costs[order]).sum() / max(weights.sum(), 1.0)))
+        calls = float(weights.sum())
+        numbers["cost"].append(float((weights * table.costs[order]).sum()) / calls if calls else math.nan)
     shares = np.mean([weights.mean(axis=0) for _, weights in played], axis=0)
     return Line(
         label=label,
@@ -214,7 +221,7 @@ def _scores(report: Report) -> Grid:
             f"{line.reward.mean:.4f}" + (f" ± {line.reward.sd:.4f}" if several else ""),
             f"{line.best_share.mean:.1%}",
             f"[{colour}]{gain}[/]",
-            *([f"{line.cost.mean:.6f}"] if table.has_costs else []),
+            *(["" if math.isnan(line.cost.mean) else f"{line.cost.mean:.6f}"] if table.has_costs else []),
         ]
         grid.add_row(numbers.get(line.label, ""), escape(line.label), *cells, style="dim" if line.baseline else "")
     notes = [*report.notes, "best arm: share of the rounds in which an arm of highest reward was asked, ties included"]

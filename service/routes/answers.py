@@ -86,7 +86,7 @@ def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None
         "pulls": arm.pulls,
         "outcomes": arm.outcomes,
         "pending": arm.pending,
-        "mean_reward": arm.reward_sum / arm.outcomes if arm.outcomes else None,
+        "mean_reward": arm.reward_sum / arm.rewards if arm.rewards else None,
         "total_cost": arm.cost_sum,
         "share": chosen[index] / chosen.total() if chosen else 0.0,
     }

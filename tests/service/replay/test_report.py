@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_the_yardsticks_by_hand() -> None:
     assert oracle.reward.mean == 0.75
     assert oracle.best_share.mean == 1.0
     assert oracle.shares == {"a": 0.25, "b": 0.5, "c": 0.25}  # the tie on p goes to a
+
+
+def test_a_cost_per_call_is_of_the_calls_and_null_where_none_was_made() -> None:
+    stopped, half = [run("stopped", [-1, -1, -1, -1])], [run("half", [-1] * 4), run("half", [2, -1, -1, -1], seed=1)]
+    found = summarise(table(), [*stopped, run("stopped", [-1] * 4, seed=1), *half])
+    assert math.isnan(found.line("stopped").cost.mean)
+    assert found.line("half").cost == Spread(4.0, 0.0), "of the seed that made a call"
+    lines = json.loads(json.dumps(found.as_json(), allow_nan=False))["lines"]
+    assert next(line for line in lines if line["label"] == "stopped")["cost"] == {"mean": None, "sd": 0.0}
+    assert render(found)
 
 
 def test_seeds_give_a_spread_and_the_gain_is_over_the_same_rounds() -> None:

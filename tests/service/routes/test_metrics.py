@@ -47,6 +47,17 @@ async def test_decisions_outcomes_and_rewards_are_counted_per_arm(service: Servi
     assert of(found, "nextarm_fold_lag", bandit="b") == 0
 
 
+async def test_a_mean_reward_can_be_read_off_the_metrics_where_not_every_outcome_carries_one(service: Service) -> None:
+    bandit = {"policy": {"kind": "mixture-greedy", "kernel": "cosine"}, "arms": [{"name": "a"}], "output": {"dim": 2}, "seed": 7}
+    await service.create(body=bandit)
+    for number, reward in enumerate((1.0, None, 1.0, None)):
+        decision = await service.decide(body={"id": f"d{number}"})
+        await service.observe(decision["id"], {"output": {"vector": [1.0, float(number)]}, "reward": reward})
+    found = await scraped(service)
+    names = ("nextarm_outcomes_total", "nextarm_rewards_total", "nextarm_reward_sum")
+    assert [of(found, name, bandit="b", arm="a") for name in names] == [4, 2, 2.0]
+
+
 async def test_requests_are_counted_by_route_and_problems_by_code(service: Service) -> None:
     await service.create()
     await service.decide()
