@@ -168,9 +168,11 @@ class Folding:
             raise self.astray
 
     def stop(self, damage: StorageDamaged) -> None:
-        """From now on this bandit answers nothing but its damage; no other bandit is touched."""
+        """From now on this bandit answers nothing but its damage; no other bandit is touched. The first damage is kept."""
+        if self.damaged is not None:
+            return
         self.damaged = damage
-        logger.critical("this bandit stops: its log cannot be folded", extra={"bandit": self._log.name, "damage": str(damage)})
+        logger.critical("this bandit stops: its log is damaged", extra={"bandit": self._log.name, "damage": str(damage)})
 
     # -- decisions on their way -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Which bandits exist: name -> Learner. Create, load, close; nothing about any one of them.
 
 start  ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
-sweep  ──> overdue decisions expire
+sweep  ──> overdue decisions expire; a log that another program has spoilt stops its bandit
 follow ──> what other processes wrote to a shared store is learnt; bandits that they created or deleted come and go
 time   ──> of a shared store, where there is one: replicas whose clocks differ agree on what is overdue
 """
@@ -303,6 +303,7 @@ class Hosting:
             await asyncio.sleep(self._settings.sweep_s)
             for log in list(self._unloaded.values()):
                 self._begin_to_load(log)
+            await self._inspect()
             for learner in list(self._learners.values()):
                 if learner.damage or learner.astray:
                     continue
@@ -314,6 +315,20 @@ class Hosting:
                     logger.error(
                         "overdue decisions could not be closed", extra={"bandit": learner.log.name, "reason": str(error)}
                     )
+
+    async def _inspect(self) -> None:
+        """Stop every bandit whose log another program has spoilt."""
+        learners = {learner.log.name: learner for learner in self._learners.values() if not learner.damage and not learner.astray}
+        try:
+            damaged = await self.storage.inspect([learner.log for learner in learners.values()])
+        except StorageUnavailable:
+            return  # `readyz` asks the store itself, and says so
+        except Exception as error:  # a sweep that ends would leave every decision open for ever
+            logger.error("the store could not be inspected", extra={"reason": str(error)})
+            return
+        for name, damage in damaged.items():
+            if name in learners:
+                learners[name].stop(damage)
 
 
 def _path(tenant: str, bandit: str) -> str:

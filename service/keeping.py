@@ -12,7 +12,7 @@ from service import events
 from service.events import AnyEvent, Decided
 from service.folding import Folding
 from service.pace import Background
-from service.storage.base import Durability, Log, LogRewound, Receipt, Storage, StorageDamaged, StorageError
+from service.storage.base import Durability, Log, LogDamaged, LogRewound, Receipt, Storage, StorageDamaged, StorageError
 
 
 class Keeping:
@@ -64,11 +64,14 @@ class Keeping:
 
     @contextlib.contextmanager
     def _minding(self) -> Iterator[None]:
-        """A log that turns out to have lost its end is learnt anew."""
+        """A log that turns out to have lost its end is learnt anew; one that is damaged as a whole stops its bandit."""
         try:
             yield
         except LogRewound as error:
             self._folding.astray = error
+            raise
+        except LogDamaged as error:
+            self._folding.stop(error)
             raise
 
     async def _append(self, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt | StorageError]:
@@ -76,8 +79,8 @@ class Keeping:
         try:
             with self._minding():
                 return [*await self._storage.append_all(self._log, entries, durability)]
-        except StorageDamaged:
-            if len(entries) == 1:
+        except StorageDamaged as error:
+            if len(entries) == 1 or isinstance(error, LogDamaged):
                 raise
             return [await self._alone(key, payload, durability) for key, payload in entries]
 

@@ -225,6 +225,10 @@ class Learner:
 
     # -- what is known -------------------------------------------------------------------------------------------------------
 
+    def stop(self, damage: StorageDamaged) -> None:
+        """Answer nothing but this damage from now on."""
+        self._folding.stop(damage)
+
     @property
     def damage(self) -> str:
         """Why this bandit answers nothing any more; "" while it is well."""

@@ -10,6 +10,7 @@ Storage errors
 ├── StorageUnavailable   cannot write or read now; nothing of it was acknowledged
 ├── StorageConflict      the log does not end where a conditional append expects it to; nothing was accepted
 ├── StorageDamaged       what was stored cannot be read back; names the place
+│   └── LogDamaged       the whole log cannot be trusted any more; nothing is accepted into it
 ├── StorageLocked        another process serves this store
 ├── LogMissing           the log was deleted
 ├── LogTrimmed           the entries asked for are behind the kept snapshots and gone; names the first that is kept
@@ -70,6 +71,12 @@ class StorageDamaged(StorageError):
         super().__init__(f"{place}: {reason}")
         self.place = place
         self.reason = reason
+
+
+class LogDamaged(StorageDamaged):
+    """The log as a whole cannot be trusted any more: another program removed or replaced acknowledged entries, or what makes
+    their keys unique. Nothing may be accepted into it, or answered from it, until an operator has looked at it.
+    """
 
 
 class StorageLocked(StorageError):
@@ -150,6 +157,11 @@ class Storage(Protocol):
 
     async def ping(self) -> None:
         """Raise `StorageUnavailable` where an append would fail now."""
+
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+        """Which of these logs another program has spoilt (removed, replaced, cut, restored from an older copy), by name. Called
+        at every sweep, so that an idle service notices too. `StorageUnavailable` where it cannot be known now.
+        """
 
     def notices(self) -> list[str]:
         """What an operator should know about how this store is set up, for `readyz` and the metrics; empty where all is well."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogMissing, Receipt, StorageConflict
+from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogDamaged, LogMissing, Receipt, StorageConflict
 from service.storage.bell import Bell
 
 
@@ -32,6 +32,9 @@ class MemoryStorage:
     async def close(self) -> None: ...
 
     async def ping(self) -> None: ...
+
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+        return {}
 
     def notices(self) -> list[str]:
         return []

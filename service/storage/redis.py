@@ -38,6 +38,7 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
+    LogDamaged,
     LogMissing,
     LogTrimmed,
     Receipt,
@@ -139,6 +140,9 @@ class RedisStorage:
         except StorageUnavailable:
             nodes.doubt()
             raise
+
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+        return {}
 
     def notices(self) -> list[str]:
         return [notice for notices in self._noticed.values() for notice in notices]

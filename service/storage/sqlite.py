@@ -27,6 +27,7 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
+    LogDamaged,
     LogMissing,
     Receipt,
     StorageConflict,
@@ -125,6 +126,9 @@ class SqliteStorage:
             if shutil.disk_usage(self._path.parent).free < ROOM_BYTES:
                 raise StorageUnavailable("the disk is full")
             await self._submit(_touch, Durability.POWER)
+
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+        return {}
 
     def notices(self) -> list[str]:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ from service.hosting import BanditConflict, BanditDamaged, BanditMissing, Hostin
 from service.learner import Learner, Outcome
 from service.schemas import BanditBody
 from service.settings import Settings
-from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, Storage, StorageDamaged, StorageUnavailable
+from service.storage.base import (
+    Durability,
+    Entry,
+    Log,
+    LogDamaged,
+    LogMissing,
+    Receipt,
+    Storage,
+    StorageDamaged,
+    StorageUnavailable,
+)
 from service.storage.memory import MemoryStorage
 from tests.service.driving import GREEDY, Clock, ask, created
 from tests.service.storages import STORAGES, Opener
@@ -365,3 +375,70 @@ async def test_closing_leaves_snapshots_and_closes_the_store_whatever_fails(
     await storage.start()
     assert [len(await storage.load_snapshots(bandit.log)) for bandit in bandits] == [0, 1]
     await storage.close()
+
+
+# -- spoilt from outside -------------------------------------------------------------------------------------------------------
+
+
+class Spoilt(MemoryStorage):
+    """A storage of which another program has spoilt the logs that `spoilt` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spoilt: set[str] = set()
+        self.fails: Exception | None = None
+        self.inspected = 0
+
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+        self.inspected += 1
+        if self.fails:
+            raise self.fails
+        return {log.name: self._damage(log) for log in logs if log.name in self.spoilt}
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        if log.name in self.spoilt:
+            raise self._damage(log)
+        return await super().append_all(log, entries, durability)
+
+    @staticmethod
+    def _damage(log: Log) -> LogDamaged:
+        return LogDamaged(f"log {log.name!r}", "another program has removed it")
+
+
+async def test_a_sweep_stops_a_bandit_whose_log_was_spoilt_and_no_other() -> None:
+    storage = Spoilt()
+    async with hosted(storage, sweep_s=0.001) as hosting:
+        for name in ("greeter", "other"):
+            await hosting.create(wanted(name))
+        storage.spoilt = {"greeter"}
+        await until(lambda: hosting.state()["damaged"])
+        assert hosting.state()["damaged"] == ["greeter: log 'greeter': another program has removed it"]
+        with pytest.raises(BanditDamaged, match="another program"):
+            await hosting.get("", "greeter")
+        await (await hosting.get("", "other")).decide(ask(GREEDY, default_rng(1), "d1"))
+
+
+@pytest.mark.parametrize("failure", [StorageUnavailable("away"), RuntimeError("a fault of ours")])
+async def test_an_inspection_that_fails_does_not_end_the_sweeps(failure: Exception) -> None:
+    storage = Spoilt()
+    async with hosted(storage, sweep_s=0.001) as hosting:
+        await hosting.create(wanted())
+        storage.fails = failure
+        seen = storage.inspected
+        await until(lambda: storage.inspected > seen + 2)
+        storage.fails, storage.spoilt = None, {"greeter"}
+        await until(lambda: hosting.state()["damaged"])
+
+
+async def test_an_append_into_a_spoilt_log_stops_its_bandit_before_any_sweep() -> None:
+    storage, g = Spoilt(), default_rng(2)
+    async with hosted(storage) as hosting:
+        learner, _ = await hosting.create(wanted())
+        await learner.decide(ask(GREEDY, g, "d1"))
+        storage.spoilt = {"greeter"}
+        asked = [learner.decide(ask(GREEDY, g, f"e{i}")) for i in range(4)]
+        answers = await asyncio.gather(*asked, learner.observe("d1", Outcome(reward=1.0)), return_exceptions=True)
+        assert all(isinstance(answer, StorageDamaged) for answer in answers)
+        assert hosting.state()["damaged"] == ["greeter: log 'greeter': another program has removed it"]
+        with pytest.raises(BanditDamaged):
+            await hosting.get("", "greeter")

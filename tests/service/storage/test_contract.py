@@ -312,6 +312,16 @@ async def test_beginning_anew_forgets_nothing_of_the_log(storage: Storage) -> No
     assert await storage.append(log, "key 4", b"x", PROCESS) == Receipt(4)
 
 
+async def test_an_inspection_finds_no_fault_with_logs_that_only_this_process_writes(storage: Storage) -> None:
+    log, other, gone = [await a_log(storage, name, entries=3) for name in ("one", "two", "gone")]
+    await storage.save_snapshot(log, 3, b"snapshot")
+    await storage.delete(gone)
+    assert await storage.inspect([log, other]) == {}
+    await storage.append(log, "later", b"x", POWER)
+    assert await storage.inspect([log, other]) == {}
+    assert await storage.inspect([]) == {}
+
+
 async def test_what_was_accepted_is_there_after_a_restart(opener: Opener) -> None:
     async with started(opener) as storage:
         log = await a_log(storage, entries=30)
