@@ -20,7 +20,8 @@ from starlette.routing import BaseRoute, Route
 from bandits.errors import FieldError, ReferenceMissing
 from bandits.registry import POLICIES
 from service.embedders.base import EmbedderError, QueueFull
-from service.hosting import BanditConflict, BanditDamaged, BanditMissing
+from service.folding import LogNewer
+from service.hosting import BanditConflict, BanditDamaged, BanditMissing, BanditNewer
 from service.learner import (
     Behind,
     DecisionCancelled,
@@ -131,6 +132,12 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             return Problem(
                 "bandit_exists",
                 "a bandit of this name exists with another configuration; delete it first, or choose another name",
+            )
+        case BanditNewer() | LogNewer():
+            return Problem(
+                "storage_unavailable",
+                "the log of this bandit was written by a newer version of nextarm; upgrade this server",
+                headers={"Retry-After": "60"},
             )
         case BanditDamaged():
             return Problem(

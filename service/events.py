@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -22,6 +22,13 @@ VERSION = 1
 
 class UnreadableEvent(Exception):
     """Bytes in a log that are not an event of a known version."""
+
+
+class NewerEvent(UnreadableEvent):
+    """An event that only a newer version of nextarm can read: nothing is damaged."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"written by a newer version of nextarm ({what}); upgrade this server")
 
 
 class Matrix(msgspec.Struct, frozen=True):
@@ -196,6 +203,9 @@ class Cancelled(Event, frozen=True, kw_only=True, tag="cancelled"):
 
 AnyEvent = Created | ArmAdded | ArmChanged | ArmRetired | ReferenceAdded | Decided | Observed | Expired | Cancelled
 
+KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
+"""How events of this version are tagged."""
+
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
@@ -210,10 +220,32 @@ def decode(payload: bytes) -> AnyEvent:
     try:
         event: AnyEvent = _decoder.decode(payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        _check_known(payload)
         raise UnreadableEvent(str(error)) from error
+    if event.v > VERSION:
+        raise NewerEvent(f"event version {event.v}, this build reads {VERSION}")
     if event.v != VERSION:
         raise UnreadableEvent(f"event version {event.v}, this build reads {VERSION}")
     return event
+
+
+class _Header(msgspec.Struct):
+    """What events of every version have."""
+
+    event: str
+    v: int = VERSION
+
+
+def _check_known(payload: bytes) -> None:
+    """Raise `NewerEvent` for an event of a kind or version that came to be after this build."""
+    try:
+        header = msgspec.json.decode(payload, type=_Header)
+    except msgspec.DecodeError:
+        return
+    if header.v > VERSION:
+        raise NewerEvent(f"event version {header.v}, this build reads {VERSION}")
+    if header.event not in KINDS:
+        raise NewerEvent(f"the event {header.event[:64]!r}")
 
 
 def line(offset: int, payload: bytes) -> bytes:

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 from bandits import state as states
 from bandits.errors import BanditError
+from bandits.hyperparameters import declared
 from bandits.placement import Placement
-from bandits.registry import build
+from bandits.registry import POLICIES, build
 from bandits.types import REFERENCE, Observation, Policy, State
 from service import events, snapshots
 from service.events import AnyEvent, Created, Decided
@@ -51,8 +52,16 @@ class Published(NamedTuple):
     arms: tuple[ArmRecord, ...]
 
 
+class LogNewer(StorageDamaged):
+    """An entry that only a newer version of nextarm can fold; nothing is damaged."""
+
+
 def policy_of(created: Created) -> Policy:
     """The policy that a log's first event names; refuses to run on other random numbers than it was started with."""
+    if created.policy not in POLICIES:
+        raise events.NewerEvent(f"the policy {created.policy[:64]!r}")
+    if unknown := set(created.hyperparameters) - {item.name for item in declared(POLICIES[created.policy])}:
+        raise events.NewerEvent(f"the hyperparameter {min(unknown)[:64]!r} of {created.policy}")
     policy = build(created.policy, created.hyperparameters, dim=created.dim, output_dim=created.output_dim, seed=created.seed)
     if policy.fingerprint != created.fingerprint:
         raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
@@ -163,7 +172,7 @@ class Folding:
     def check_sound(self) -> None:
         """Raise what stopped this bandit, if anything did."""
         if self.damaged is not None:
-            raise StorageDamaged(self.damaged.place, self.damaged.reason)
+            raise type(self.damaged)(self.damaged.place, self.damaged.reason)
         if self.astray is not None:
             raise self.astray
 
@@ -313,7 +322,11 @@ class Folding:
         return state
 
     def _damage_at(self, offset: int, error: Exception) -> StorageDamaged:
-        damage = StorageDamaged(f"log {self._log.name!r}, offset {offset}", f"{type(error).__name__}: {error}")
+        place = f"log {self._log.name!r}, offset {offset}"
+        if isinstance(error, events.NewerEvent):
+            damage: StorageDamaged = LogNewer(place, str(error))
+        else:
+            damage = StorageDamaged(place, f"{type(error).__name__}: {error}")
         damage.__cause__ = error
         return damage
 

@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 
 from service import events
 from service.events import Created
+from service.folding import LogNewer
 from service.learner import Learner
 from service.schemas import completed
 from service.settings import Settings
@@ -49,6 +50,10 @@ class BanditDamaged(Exception):
     """The log of this bandit cannot be folded; it answers nothing until an operator has looked at it."""
 
 
+class BanditNewer(BanditDamaged):
+    """The log of this bandit was written by a newer version of nextarm; this one answers nothing of it."""
+
+
 class Hosting:
     """See the module."""
 
@@ -63,7 +68,7 @@ class Hosting:
         self._learners: dict[str, Learner] = {}
         self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
         self._loading: dict[str, asyncio.Task[Learner]] = {}
-        self._damaged: dict[str, str] = {}
+        self._damaged: dict[str, BanditDamaged] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._ends: dict[str, int] = {}  # last known ends of the logs of a shared store
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -127,11 +132,11 @@ class Hosting:
         if learner is None and name in self._unloaded:
             learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
         if name in self._damaged:
-            raise BanditDamaged(self._damaged[name])
+            raise type(self._damaged[name])(*self._damaged[name].args)
         if learner is None:
             raise BanditMissing(bandit)
         if learner.damage:
-            raise BanditDamaged(learner.damage)
+            raise BanditNewer(learner.damage) if learner.is_newer else BanditDamaged(learner.damage)
         return learner
 
     async def delete(self, tenant: str, bandit: str) -> None:
@@ -167,7 +172,8 @@ class Hosting:
 
     def state(self) -> dict[str, list[str]]:
         """What is loading and what is damaged, for `readyz`."""
-        damaged = {**self._damaged, **{name: x.damage for name, x in self._learners.items() if x.damage}}
+        damaged = {name: str(reason) for name, reason in self._damaged.items()}
+        damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage}
         return {"loading": sorted(self._unloaded), "damaged": [f"{name}: {reason}" for name, reason in sorted(damaged.items())]}
 
     # -- background --------------------------------------------------------------------------------------------------------
@@ -200,9 +206,10 @@ class Hosting:
             raise
         except Exception as error:
             self._unloaded.pop(log.name, None)
-            self._damaged[log.name] = str(error)
+            is_newer = isinstance(error, LogNewer | events.NewerEvent)
+            self._damaged[log.name] = BanditNewer(str(error)) if is_newer else BanditDamaged(str(error))
             logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
-            raise StorageDamaged(f"bandit {log.name!r}", str(error)) from error
+            raise (LogNewer if is_newer else StorageDamaged)(f"bandit {log.name!r}", str(error)) from error
         finally:
             self._loading.pop(log.name, None)
         self._unloaded.pop(log.name, None)

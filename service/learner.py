@@ -24,7 +24,7 @@ from bandits.errors import BanditError
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service import events
 from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
-from service.folding import READ_BATCH, Folding, policy_of
+from service.folding import READ_BATCH, Folding, LogNewer, policy_of
 from service.keeping import Keeping
 from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision, View
 from service.line import Line
@@ -233,6 +233,11 @@ class Learner:
     def damage(self) -> str:
         """Why this bandit answers nothing any more; "" while it is well."""
         return "" if self._folding.damaged is None else str(self._folding.damaged)
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether this bandit answers nothing any more because a newer version of nextarm wrote into its log."""
+        return isinstance(self._folding.damaged, LogNewer)
 
     @property
     def astray(self) -> str:

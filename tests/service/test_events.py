@@ -28,6 +28,7 @@ from service.events import (
     Matrix,
     MomentsGiven,
     NewArm,
+    NewerEvent,
     Observed,
     ReferenceAdded,
     UnreadableEvent,
@@ -161,9 +162,28 @@ def test_an_event_of_another_version_or_form_is_refused(old: bytes, new: bytes) 
         events.decode(CANCELLED.replace(old, new))
 
 
-def test_an_unknown_version_is_named() -> None:
-    with pytest.raises(UnreadableEvent, match="version 2, this build reads 1"):
-        events.decode(CANCELLED.replace(b'"v":1', b'"v":2'))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [(b'"v":1', b'"v":2')],
+        [(b'"v":1', b'"v":2'), (b',"id":"d1"', b"")],
+        [(b'"v":1', b'"v":2'), (b'"event":"cancelled"', b'"event":"forgotten"')],
+    ],
+)
+def test_an_unknown_version_is_named(changes: list[tuple[bytes, bytes]]) -> None:
+    payload = CANCELLED
+    for old, new in changes:
+        payload = payload.replace(old, new)
+    with pytest.raises(NewerEvent, match=r"newer version of nextarm \(event version 2, this build reads 1\)"):
+        events.decode(payload)
+
+
+def test_an_unknown_kind_of_event_was_written_by_a_newer_version() -> None:
+    with pytest.raises(NewerEvent, match=r"newer version of nextarm \(the event 'forgotten'\)"):
+        events.decode(CANCELLED.replace(b'"event":"cancelled"', b'"event":"forgotten"'))
+    with pytest.raises(UnreadableEvent) as garbled:
+        events.decode(CANCELLED.replace(b'"id":"d1"', b'"id":7'))
+    assert not isinstance(garbled.value, NewerEvent)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from numpy.random import default_rng
 
 from service import events
+from service.errors import problem_of
 from service.events import Cancelled, Created
-from service.hosting import BanditConflict, BanditDamaged, BanditMissing, Hosting
+from service.folding import LogNewer
+from service.hosting import BanditConflict, BanditDamaged, BanditMissing, BanditNewer, Hosting
 from service.learner import Learner, Outcome
 from service.schemas import BanditBody
 from service.settings import Settings
@@ -249,6 +252,48 @@ async def test_a_damaged_bandit_answers_nothing_and_harms_no_other(opener: Opene
         await hosting.delete("", "bad")
         assert hosting.state() == {"loading": [], "damaged": []}
         assert (await hosting.create(wanted("bad")))[1], "an operator can begin anew"
+
+
+@pytest.mark.parametrize("changed", [(b'"event":"cancelled"', b'"event":"partial"'), (b'"v":1', b'"v":2')])
+async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
+    opener: Opener, clock: Clock, changed: tuple[bytes, bytes]
+) -> None:
+    """Neither by who serves it while that happens, nor after a start; and no other bandit is touched."""
+    storage = opener()
+    await filled(storage, "ahead", "good")
+    async with hosted(opener(), clock) as hosting:
+        bandit = await hosting.get("", "ahead")
+        written = events.encode(Cancelled(at=clock(), id="d1")).replace(*changed)
+        await hosting.storage.append(bandit.log, "newer", written, Durability.POWER)
+        with pytest.raises(LogNewer, match="offset 3: written by a newer version"):
+            await bandit.catch_up()
+        with pytest.raises(BanditNewer, match="offset 3"):
+            await hosting.get("", "ahead")
+        await hosting.get("", "good")
+    async with hosted(opener()) as hosting:
+        for _ in range(2):
+            with pytest.raises((BanditNewer, LogNewer), match="offset 3: written by a newer version") as stopped:
+                await hosting.get("", "ahead")
+            problem = problem_of(stopped.value)
+            assert (problem.status, problem.code) == (503, "storage_unavailable")
+            assert "newer version" in problem.detail
+            assert "damaged" not in problem.detail
+        await hosting.get("", "good")
+
+
+@pytest.mark.parametrize("changes", [{"policy": "auto"}, {"hyperparameters": {"window": 7}}])
+async def test_a_bandit_whose_policy_this_build_does_not_know_is_of_a_newer_version(
+    opener: Opener, changes: dict[str, Any]
+) -> None:
+    storage = opener()
+    await storage.start()
+    event = events.encode(msgspec.structs.replace(created(), **changes))
+    await storage.create(Log("1", "greeter"), event)
+    await storage.close()
+    async with hosted(opener()) as hosting:
+        for _ in range(2):
+            with pytest.raises((BanditNewer, LogNewer), match="written by a newer version"):
+                await hosting.get("", "greeter")
 
 
 async def test_damage_that_shows_while_serving_is_told_too(opener: Opener, clock: Clock) -> None:

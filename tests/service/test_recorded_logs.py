@@ -31,8 +31,8 @@ def test_every_policy_has_a_recorded_log() -> None:
 
 @every_log
 async def test_a_recorded_log_folds_to_the_recorded_state(name: str) -> None:
-    """To the bit where this machine rounds as the one that recorded it did; else within rounding, as products of matrices, cosines
-    and logarithms differ in their last digits.
+    """To the bit where this machine rounds as the one that recorded it did; else within rounding: products of matrices,
+    cosines and logarithms differ in their last digits.
     """
     wanted = DIGESTS[name]
     learner = await learner_of(payloads(name))
