@@ -192,8 +192,6 @@ def refusal_of(error: Exception) -> Problem:
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
     """A 422 that lists every wrong field by its path, without echoing any value."""
     found = error.errors()
-    if any(item["type"] == "json_invalid" for item in found):
-        return Problem("malformed_json", "the body is not JSON")
     listed = [(_path(item["loc"]) or "body", _message(item)) for item in found[:LISTED]]
     if found and found[0]["type"] in ("union_tag_invalid", "union_tag_not_found"):
         listed[0] = ("policy.kind", f"must be one of {', '.join(POLICIES)}")
@@ -240,6 +238,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, Problem):
+            return answered(request, error.__cause__)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         if code is None:
             return answered(request, Problem("invalid_request", str(error.detail)))

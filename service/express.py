@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from pydantic_core import from_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access import check_role
 from service.deciding import decide, observe
 from service.dependencies import Services
-from service.errors import Problem, refusal_of
+from service.errors import refusal_of
+from service.json_bodies import parse_json
 from service.schemas import ID, NAME, DecisionBody, OutcomeBody
 
 DECISIONS = re.compile(f"/v1/bandits/(?P<name>{NAME.strip('^$')})/decisions")
@@ -50,7 +50,7 @@ class Express:
         template, match, handle = found
         scope["nextarm.route"] = template
         try:
-            content, status = await handle(self._services, scope, match, _parsed(body))
+            content, status = await handle(self._services, scope, match, parse_json(body))
         except Exception as error:
             problem = refusal_of(error)
             scope["nextarm.problem"] = problem.code
@@ -68,13 +68,6 @@ def _route(scope: Scope) -> tuple[str, re.Match[str], Handle] | None:
             rare = any(name == MIN_OFFSET for name, _ in scope["headers"])
             return None if rare else (template, found, handle)
     return None
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return from_json(body, allow_inf_nan=True, cache_strings="keys")
-    except ValueError:
-        raise Problem("malformed_json", "the body is not JSON") from None
 
 
 async def _decide(services: Services, scope: Scope, match: re.Match[str], body: Any) -> Answered:

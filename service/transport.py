@@ -8,7 +8,7 @@ turn a failure while reading into an error of its own.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -16,11 +16,12 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import Gate
 from service.errors import Problem
+from service.json_bodies import check_structure, parse_json
 from service.metrics import Meter
 
 PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
@@ -28,6 +29,11 @@ PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/o
 
 ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
 """Whoever looks after an overloaded server must still see it."""
+
+LARGE_BODY = 2**18
+"""Bytes beyond which a body is measured in a thread, and parsed in an iteration of the event loop that parses no other such body:
+between two of them, others are answered.
+"""
 
 TELL_EVERY_S = 10.0
 """Between two lines of the log about refused requests."""
@@ -50,6 +56,7 @@ class Doorkeeper:
         self._refusal_head = {"type": "http.response.start", "status": refusal.status_code, "headers": refusal.raw_headers}
         self._refusal_body = {"type": "http.response.body", "body": refusal.body}
         self._tell_after = 0.0
+        self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,6 +84,8 @@ class Doorkeeper:
         else:
             if body is None:
                 return
+            if len(body) > LARGE_BODY:
+                await self._take_turn()
             if self._is_full(scope):  # others came while it was read
                 await self._refuse(scope, send)
                 return
@@ -137,9 +146,18 @@ class Doorkeeper:
                 raise self._too_large()
             more = message.get("more_body", False)
         body = b"".join(chunks)
+        if size > LARGE_BODY:
+            await asyncio.to_thread(check_structure, body)
+        else:
+            check_structure(body)
         if size:
             _check_type(headers, body)
         return body
+
+    async def _take_turn(self) -> None:
+        """Return in an iteration of the loop of its own. What follows, up to the parser, does not wait for anything."""
+        await self._parsing.acquire()
+        asyncio.get_running_loop().call_soon(self._parsing.release)
 
     def _too_large(self) -> Problem:
         # The rest of the body is not read: the connection cannot be used for another request.
@@ -155,10 +173,7 @@ def _check_type(headers: Mapping[bytes, bytes], body: bytes) -> None:
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
         return
-    try:
-        from_json(body)
-    except ValueError:
-        raise Problem("malformed_json", "the body is not JSON") from None
+    parse_json(body)
     raise Problem("unsupported_media_type", "send the header `content-type: application/json`")
 
 
@@ -176,13 +191,14 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 class StrictRequest(Request):
-    """Reads JSON by pydantic's parser: bounded depth, no lone surrogates. NaN and Infinity pass, and fail validation by name."""
+    """Reads JSON by `parse_json`, as the hot path does."""
 
     async def json(self) -> Any:
         try:
-            return from_json(await self.body(), allow_inf_nan=True, cache_strings="keys")
-        except ValueError as error:
-            raise json.JSONDecodeError("the body is not JSON", "", 0) from error
+            return parse_json(await self.body())
+        except Problem as problem:
+            # The framework turns any other exception of a body into its own 400; `errors.install` answers with the cause.
+            raise HTTPException(problem.status) from problem
 
 
 class StrictRoute(APIRoute):

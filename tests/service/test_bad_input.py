@@ -71,7 +71,7 @@ NOT_JSON = {
     "a surrogate in a name": b'{"\\udc00": 1}',
     "a raw NUL": b'{"prompt": "a\x00b"}',
     "a thousand lists in each other": b"[" * 1000 + b"]" * 1000,
-    "a hundred thousand objects in each other": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "ten thousand objects in each other": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
     "an integer of 5,000 digits": b'{"reward": 1' + b"0" * 5000 + b"}",
     "a leading zero": b'{"reward": 007}',
     "hexadecimal": b'{"reward": 0x10}',
@@ -142,10 +142,10 @@ async def test_an_endless_name_is_cut(prepared: Service) -> None:
     ("method", "path", "body"),
     [
         ("PUT", OUTCOME, {"reward": 0.5, "output": [1] * 100_000}),
-        ("POST", "/v1/bandits/b/references", {"moments": {"mean": [0.0], "covariance": [[[]] * 100_000], "count": 9}}),
+        ("POST", "/v1/bandits/b/references", {"moments": {"mean": [0.0], "covariance": [[[]] * 90_000], "count": 9}}),
         ("POST", "/v1/bandits/b/references", {"outputs": [1] * 100_000}),
         ("PUT", "/v1/bandits/new", {**VECTOR, "arms": [1] * 100_000}),
-        ("POST", DECISIONS, {"prompt": {"vector": [[]] * 100_000}}),
+        ("POST", DECISIONS, {"prompt": {"vector": [[]] * 90_000}}),
     ],
 )
 async def test_a_long_list_of_nonsense_is_answered_briefly(prepared: Service, method: str, path: str, body: Json) -> None:
