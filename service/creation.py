@@ -21,9 +21,9 @@ from bandits.types import Context, Observation, Policy, empty
 from service.embedders import checkpoints
 from service.embedders.base import Kind, Sources
 from service.embedding import PROBABILITIES, Chosen, chosen
-from service.errors import invalid
+from service.errors import invalid, invalid_fields
 from service.events import Created, NewArm
-from service.schemas import BanditBody, RewardSpec
+from service.schemas import BanditBody, RewardSpec, check_arm_name
 from service.scorers import registry as scorers
 from service.scorers import scoring
 from service.scorers.base import CLIENT, InvalidParameter, ScorerError, UnknownScorer
@@ -49,6 +49,7 @@ def created_event(
     """The event, or a 422 that names the field. Blocks: weights are hashed, random frequencies are drawn, and the policy is tried
     once.
     """
+    _check_arm_names(body)
     kind = body.policy.kind
     gives: Kind = "probabilities" if POLICIES[kind].outputs == "probabilities" else "vector"
     prompt = chosen(body.prompt, sources, path="prompt")
@@ -90,6 +91,17 @@ def created_event(
         default_reward=body.reward.default,
         timeout_s=default_timeout_s if body.reward.timeout_s is None else body.reward.timeout_s,
     )
+
+
+def _check_arm_names(body: BanditBody) -> None:
+    wrong = []
+    for i, arm in enumerate(body.arms):
+        try:
+            check_arm_name(arm.name)
+        except ValueError as error:
+            wrong.append((f"arms.{i}.name", str(error)))
+    if wrong:
+        raise invalid_fields(wrong)
 
 
 def _check_scorer(reward: RewardSpec, prompt: Chosen, output: Chosen) -> None:

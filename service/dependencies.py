@@ -62,7 +62,9 @@ Router = Annotated[Caller, Depends(_router)]
 Admin = Annotated[Caller, Depends(_admin)]
 
 BanditName = Annotated[str, Path(pattern=NAME, description="Name of the bandit.", examples=["demo"])]
-ArmPath = Annotated[str, Path(max_length=128, description="Name of the arm.", examples=["small"])]
+ArmPath = Annotated[
+    str, Path(max_length=128, description="Name of the arm, percent-encoded; `/` may stand as it is.", examples=["small"])
+]
 DecisionId = Annotated[str, Path(pattern=ID, description="Id of the decision.", examples=["request-1"])]
 
 

@@ -46,6 +46,7 @@ NAMED = 64
 
 CODES: dict[str, int] = {
     "malformed_json": 400,
+    "malformed_path": 400,
     "unauthenticated": 401,
     "forbidden": 403,
     "not_found": 404,
@@ -117,6 +118,12 @@ class Problem(Exception):
 def invalid(path: str, message: str) -> Problem:
     """A 422 about one field."""
     return Problem("invalid_request", f"{path}: {message}", errors=[(path, message)])
+
+
+def invalid_fields(wrong: Sequence[tuple[str, str]]) -> Problem:
+    """A 422 about several fields. wrong: the path of each, and its message."""
+    shown = "; ".join(f"{path}: {message}" for path, message in wrong[:3])
+    return Problem("invalid_request", shown, errors=wrong[:LISTED])
 
 
 def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
@@ -195,8 +202,7 @@ def validation_problem(error: RequestValidationError | ValidationError) -> Probl
     listed = [(_path(item["loc"]) or "body", _message(item)) for item in found[:LISTED]]
     if found and found[0]["type"] in ("union_tag_invalid", "union_tag_not_found"):
         listed[0] = ("policy.kind", f"must be one of {', '.join(POLICIES)}")
-    shown = "; ".join(f"{path}: {message}" for path, message in listed[:3])
-    return Problem("invalid_request", shown, errors=listed)
+    return invalid_fields(listed)
 
 
 MESSAGES = {

@@ -10,6 +10,8 @@ import binascii
 import functools
 import math
 import operator
+import re
+import unicodedata
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -37,7 +39,7 @@ from bandits.hyperparameters import Declared, declared
 from bandits.registry import POLICIES
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-ARM_NAME = r"^[^\x00-\x1f/]{1,128}$"
+MAX_ARM_NAME = 128
 ID = r"^[A-Za-z0-9_-]{1,64}$"
 MAX_DIM = 65_536
 MAX_ARMS = 1_000
@@ -199,7 +201,33 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-ArmName = Annotated[str, StringConstraints(pattern=ARM_NAME)]
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Invisible characters of visible categories: fillers, the blank braille pattern, variation selectors."""
+
+
+def check_arm_name(name: str) -> None:
+    """Raise ValueError for a name that no new arm may have: it looks empty or like another name, or it cannot stand in a path.
+
+    Arms of older logs may break the rule, so it is asked where an arm is created and nowhere else.
+    """
+    if not 1 <= len(name) <= MAX_ARM_NAME:
+        raise ValueError(f"must have 1 to {MAX_ARM_NAME} characters")
+    for character in name:
+        if not character.isprintable() or _UNSEEN.match(character):
+            raise ValueError(f"holds the character U+{ord(character):04X}, which is not visible; leave it out")
+    if name != name.strip():
+        raise ValueError("begins or ends with a blank; leave it out")
+    if not unicodedata.is_normalized("NFC", name):
+        raise ValueError("is not in Unicode normalization form C (NFC); normalize it before you send it")
+    if {*name.split("/")} & {
+        "",
+        ".",
+        "..",
+    }:  # clients and proxies resolve such segments, so that a path would reach another resource
+        raise ValueError("has a part between slashes that is empty, `.` or `..`; choose another name")
+
+
+ArmName = Annotated[str, StringConstraints(max_length=MAX_ARM_NAME)]
 ClassPrompt = Annotated[str, StringConstraints(pattern=r"\S", max_length=300)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 Price = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT, description="Per call, in USD or any one unit.", examples=[0.0002])]
@@ -220,7 +248,11 @@ class ArmSpec(ArmBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "small", "price": 0.0002}]})
 
-    name: ArmName = Field(description="Up to 128 characters, no slash.", examples=["small"])
+    name: ArmName = Field(
+        description="1 to 128 printable characters in Unicode NFC, without a blank at either end. `/` is allowed; no part "
+        "between slashes is empty, `.` or `..`.",
+        examples=["small"],
+    )
 
 
 class ModelChoice(Body):

@@ -1,6 +1,6 @@
 """What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
 
-    room (503) ──> key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> room (503) ──> route
+    room (503) ──> path (400) ──> key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> room (503) ──> route
 
 Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
 turn a failure while reading into an error of its own.
@@ -23,6 +23,7 @@ from service.access import Gate
 from service.errors import Problem
 from service.json_bodies import check_structure, parse_json
 from service.metrics import Meter
+from service.targets import check_target
 
 PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 """What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
@@ -93,6 +94,7 @@ class Doorkeeper:
         self._tell(scope, status, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        check_target(scope["raw_path"])
         if scope["path"] not in PUBLIC:
             address = scope["client"][0] if scope.get("client") else ""
             authorization = headers.get(b"authorization", b"").decode("latin-1")
@@ -119,7 +121,7 @@ class Doorkeeper:
             logger.warning("requests are refused: as many are worked on as NEXTARM_MAX_CONCURRENT allows")
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path", ""))
+        route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path_format", ""))
         self._meter.count(route=route, method=scope["method"], status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])

@@ -8,6 +8,7 @@ from typing import Any
 from service.errors import CODES
 
 ALWAYS = (
+    "malformed_path",
     "unauthenticated",
     "forbidden",
     "invalid_request",

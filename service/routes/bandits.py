@@ -7,6 +7,7 @@ import contextlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
+from starlette.convertors import Convertor, register_url_convertor
 from uuid_utils.compat import uuid7
 
 from bandits.hyperparameters import declared
@@ -22,8 +23,23 @@ from service.hosting import BanditConflict, BanditMissing
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer, arm_json, bandit_json
-from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, ArmSpec, BanditBody, completed
+from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, completed
 from service.transport import StrictRoute
+
+
+class _ArmConvertor(Convertor[str]):
+    """The rest of a path is the name of an arm, slashes and all. (The framework's `path` ends at a line feed.)"""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("arm", _ArmConvertor())
 
 router = APIRouter(tags=["bandits"], route_class=StrictRoute)
 
@@ -129,7 +145,7 @@ async def delete_bandit(name: BanditName, caller: Admin, services: Shared) -> Re
 
 
 @router.put(
-    "/v1/bandits/{name}/arms/{arm}",
+    "/v1/bandits/{name}/arms/{arm:arm}",
     summary="Add an arm, bring one back, or change price and metadata",
     responses={
         200: {"model": ArmReceipt, "description": "The arm was there."},
@@ -141,7 +157,6 @@ async def put_arm(
     learner: ManagedLearner, arm: ArmPath, services: Shared, body: Annotated[ArmBody | None, Body()] = None
 ) -> Response:
     """What the body leaves out stays as it is. A new arm is tried first; one that comes back keeps what was learnt of it."""
-    _check_name(arm)
     wanted, now = body or ArmBody(), services.hosting.clock()
     if learner.ledger.index(arm) is None:
         added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
@@ -166,6 +181,10 @@ class _Known(Exception):
 def _check_new(learner: Learner, arm: str, services: Services) -> None:
     if learner.ledger.index(arm) is not None:
         raise _Known
+    try:
+        check_arm_name(arm)
+    except ValueError as error:
+        raise invalid("arm", str(error)) from None
     if len(learner.ledger.arms) >= MAX_ARMS:
         raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
     arms = len(learner.ledger.arms) + 1
@@ -183,15 +202,8 @@ def _arm_receipt(learner: Learner, arm: str) -> dict[str, Any]:
     return {**arm_json(learner, _index(learner, arm)), "offset": learner.offset}
 
 
-def _check_name(arm: str) -> None:
-    try:
-        ArmSpec(name=arm)
-    except ValueError as error:
-        raise invalid("arm", "a name has 1 to 128 characters, no slash and no control character") from error
-
-
 @router.delete(
-    "/v1/bandits/{name}/arms/{arm}",
+    "/v1/bandits/{name}/arms/{arm:arm}",
     summary="Retire an arm",
     status_code=204,
     response_class=Response,

@@ -77,12 +77,18 @@ async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, mon
 # -- what is no resource -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/", "/v1/bandits/", "/v1/bandits/b/", "/v2/bandits", "/v1/bandits/b/nothing", "/..%2f"]
-)
+@pytest.mark.parametrize("path", ["/", "/v1", "/v2/bandits", "/v1/bandits/b/nothing"])
 async def test_what_is_not_there_is_a_problem_document(service: Service, path: str) -> None:
     await service.create()
     assert failed(await service.get(path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/", "/v1/bandits/", "/v1/bandits/b/", "/docs/", "/..%2f", "//v1/bandits"])
+async def test_a_path_with_an_empty_segment_says_how_it_is_sent(service: Service, path: str) -> None:
+    await service.create()
+    response = await service.ask("GET", f"http://service{path}")
+    assert failed(response) == (400, "malformed_path")
+    assert "send it without" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
