@@ -178,7 +178,7 @@ def neighbours(seconds: float) -> list[list[str]]:
     with private_server() as url, ProcessPoolExecutor(2) as clients:
         api = Api(url)
         api.ask("PUT", "light", LIGHT)
-        api.ask("PUT", "shapes", _with_pictures({"embedder": "open-clip"}, "fd-ucb"))
+        api.ask("PUT", "shapes", _with_pictures({"embedder": "open-clip", "model": "shapes"}, "fd-ucb"))
         api.ask("PUT", "imagenet", _with_pictures({"embedder": "imagenet"}, "is-ucb"))
         api.ask("PUT", "plain", _with_pictures({"dim": 4}, "fd-ucb"))
         reference = {"outputs": [{"image": base64.b64encode(picture(-1 - i & 0xFFFF)).decode()} for i in range(8)]}

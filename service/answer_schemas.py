@@ -128,6 +128,9 @@ class EmbedderAnswer(Answer):
     )
     dim: int = Field(description="Length of a vector.", examples=[384])
     version: str = Field(description="Of the weights; empty where there are none.")
+    takes: Literal["text", "image", "both"] = Field(
+        "both", description="What is posted; left out where it follows from the rest."
+    )
 
 
 class RewardAnswer(Answer):
@@ -205,6 +208,9 @@ class EmbedderListed(Answer):
     available: bool = Field(description="It can be used on this server.")
     reason: str = Field(description="Why it cannot, and what to install or set.")
     version: str = Field(description="Package and start of the sha256 of the weights; empty where there are none.")
+    models: dict[str, str] = Field(
+        description="Of `open-clip`: the models that are here by name, and what each is for; a bandit may also name a checkpoint."
+    )
 
 
 class ScorerListed(Answer):

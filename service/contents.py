@@ -14,12 +14,14 @@ import numpy as np
 
 from service import events
 from service.dependencies import Services
-from service.embedders import base, images
+from service.embedders import base, images, registry
 from service.embedders.base import InvalidContent, Vector
 from service.embedding import PROBABILITIES
 from service.errors import invalid
 from service.events import Created, Matrix
 from service.schemas import Content
+from service.scorers import registry as scorers
+from service.scorers.base import CLIENT
 
 Given = str | bytes | Vector
 """A text, an image file, or what the client computed."""
@@ -45,7 +47,8 @@ async def prompt_vector(
 
 async def prompt_rows(services: Services, created: Created, prompts: Sequence[Content], *, paths: Sequence[str]) -> Vector:
     """(n, d) one row per prompt."""
-    given = await read(services, created.prompt_embedder, prompts, paths=paths)
+    takes = created.prompt_takes or ("both" if registry.reads_images(created.prompt_embedder) else "text")
+    given = await _read_all(services, created.prompt_embedder, takes, prompts, paths=paths)
     return await _rows(services, created.prompt_embedder, created.dim, given, paths=paths)
 
 
@@ -53,7 +56,7 @@ async def output_matrix(services: Services, created: Created, outputs: Sequence[
     """(n, e) samples. paths: where each of them stands in the request."""
     if not created.output_embedder:
         raise invalid(paths[0].partition(".")[0], "this bandit takes no outputs; create it with `output`, or post a reward alone")
-    return await embedded(services, created, await read(services, created.output_embedder, outputs, paths=paths), paths=paths)
+    return await embedded(services, created, await read_outputs(services, created, outputs, paths=paths), paths=paths)
 
 
 async def embedded(services: Services, created: Created, given: Sequence[Given], *, paths: Sequence[str]) -> Matrix:
@@ -65,9 +68,42 @@ async def embedded(services: Services, created: Created, given: Sequence[Given],
     return Matrix.of(await _zero_shot(services, created, given, classes, paths=paths))
 
 
-async def read(services: Services, embedder: str, contents: Sequence[Content], *, paths: Sequence[str]) -> list[Given]:
-    """What was posted, checked for what its size and its first bytes tell. embedder: "" where outputs are only scored."""
-    return [await _read(services, embedder, content, path=path) for content, path in zip(contents, paths, strict=True)]
+async def read_outputs(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> list[Given]:
+    """What was posted, checked for what its size and its first bytes say; also of a bandit whose outputs are only scored."""
+    embedder = created.output_embedder
+    reads_images = registry.reads_images(embedder) if embedder else _judges_images(created.reward_source)
+    takes = created.output_takes or ("both" if reads_images else "text")
+    return await _read_all(services, embedder, takes, outputs, paths=paths)
+
+
+def _judges_images(source: str) -> bool:
+    return source != CLIENT and "image" in scorers.spec(source).reads
+
+
+async def _read_all(
+    services: Services, embedder: str, takes: str, contents: Sequence[Content], *, paths: Sequence[str]
+) -> list[Given]:
+    """embedder: "" where outputs are only scored.  takes: which contents are meant: `text`, `image` or `both`."""
+    given = [await _read(services, embedder, content, path=path) for content, path in zip(contents, paths, strict=True)]
+    for content, path in zip(given, paths, strict=True):
+        if isinstance(content, bytes) and takes == "text" and registry.reads_images(embedder):
+            raise invalid(f"{path}.image", 'is an image, and this bandit takes texts here: post {"text": ...}')
+        if isinstance(content, str) and takes != "text":
+            _check_is_no_image(content, embedder, takes, path=path)
+    return given
+
+
+def _check_is_no_image(text: str, embedder: str, takes: str, *, path: str) -> None:
+    """What reads both would read the letters of a picture's base64, or of its URL, and give a number for them."""
+    seems = images.disguised(text)
+    if takes == "image":
+        what, meant = f"is {seems or 'a text'}, and this bandit takes images here", '"text" or "both"'
+    elif seems and (embedder or seems != images.URL):  # a judge of another package may well be asked about addresses
+        what, meant = f"is {seems}, which is no text", '"text"'
+    else:
+        return
+    post = '{"image": "<base64 of a PNG, JPEG or WebP file>"}'
+    raise invalid(f"{path}.text", f"{what}: post {post}, or create the bandit with `takes`: {meant} where texts are meant")
 
 
 async def _read(services: Services, embedder: str, content: Content, *, path: str) -> Given:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET, UnsetType
 from torch import Tensor
 
 from bandits import state as states
@@ -23,10 +24,10 @@ from service.embedders.base import Kind, Sources
 from service.embedding import PROBABILITIES, Chosen, chosen
 from service.errors import invalid, invalid_fields
 from service.events import Created, NewArm
-from service.schemas import BanditBody, RewardSpec, check_arm_name
+from service.schemas import BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
 from service.scorers import registry as scorers
 from service.scorers import scoring
-from service.scorers.base import CLIENT, InvalidParameter, ScorerError, UnknownScorer
+from service.scorers.base import CLIENT, InvalidParameter, ScorerError, ScorerSpec, UnknownScorer
 
 COPIES = 3
 """What is derived from the sums takes about twice their memory again: an inverse, and one that counts pending decisions."""
@@ -90,6 +91,13 @@ def created_event(
         reward_source=body.reward.source,
         default_reward=body.reward.default,
         timeout_s=default_timeout_s if body.reward.timeout_s is None else body.reward.timeout_s,
+        prompt_takes=_taken(body.prompt, prompt, path="prompt"),
+        output_takes=_taken(
+            body.output,
+            output,
+            path="output",
+            scorer=None if body.reward.source == CLIENT else scorers.spec(body.reward.source),
+        ),
     )
 
 
@@ -102,6 +110,24 @@ def _check_arm_names(body: BanditBody) -> None:
             wrong.append((f"arms.{i}.name", str(error)))
     if wrong:
         raise invalid_fields(wrong)
+
+
+def _taken(given: EmbedderSpec | None, found: Chosen, *, path: str, scorer: ScorerSpec | None = None) -> Takes | UnsetType:
+    """Which contents are posted: those that the body names, or that embedder and scorer leave. Unset where no image is ever read:
+    there, no text can be an image by mistake.
+    """
+    kinds = tuple(kind for kind in found.kinds if scorer is None or kind in scorer.reads)
+    wanted = None if given is None else given.takes
+    if wanted is not None and not set(("text", "image") if wanted == "both" else (wanted,)) <= set(kinds):
+        can = " and ".join(kinds) or "vectors"
+        raise invalid(f"{path}.takes", f"cannot be {wanted!r}: embedder and scorer read {can} here; leave `takes` out")
+    if "image" not in found.kinds:
+        return UNSET
+    if wanted is not None:
+        return wanted
+    if len(kinds) == 1:
+        return kinds[0]
+    return "image" if scorer is not None and scorer.in_space else "both"
 
 
 def _check_scorer(reward: RewardSpec, prompt: Chosen, output: Chosen) -> None:
@@ -123,7 +149,7 @@ def _check_scorer(reward: RewardSpec, prompt: Chosen, output: Chosen) -> None:
         raise invalid(
             "reward.source",
             f"{spec.name!r} compares prompt and output in one space: give both `prompt` and `output` "
-            '{"embedder": "open-clip"} with the same model',
+            '{"embedder": "open-clip"} with the same `model` (and `checkpoint`)',
         )
     if not spec.in_space and output.identity in ("vector", PROBABILITIES) and "vector" not in spec.reads:
         raise invalid(

@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 from bandits.errors import FieldError, ReferenceMissing
 from bandits.types import Context, Observation
 from service import events
-from service.contents import Given, embedded, output_matrix, prompt_vector, read
+from service.contents import Given, embedded, output_matrix, prompt_vector, read_outputs
 from service.dependencies import Services
 from service.errors import Problem, invalid
 from service.events import Created, Matrix, Observed
@@ -162,7 +162,7 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
     if body.output is not None:
         if created.output_embedder or not scored:
             _check_takes_outputs(created)
-        given = await read(services, created.output_embedder, body.output, paths=paths)
+        given = await read_outputs(services, created, body.output, paths=paths)
         if created.output_embedder:
             output = await embedded(services, created, given, paths=paths)
     if body.reference is not None and (learner.takes_reference or not scored):

@@ -28,13 +28,16 @@ PROBABILITIES = "probabilities"
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """identity: "" where the bandit has none.  classes: texts whose cosines with a content become probabilities."""
+    """identity: "" where the bandit has none.  classes: texts whose cosines with a content become probabilities.
+    kinds: of contents that it embeds; none where the client sends vectors.
+    """
 
     identity: str = ""
     dim: int = 0
     version: str = ""
     gives: Kind = "vector"
     classes: tuple[str, ...] = ()
+    kinds: tuple[Literal["text", "image"], ...] = ()
 
 
 def identity(name: str, choice: ModelChoice, sources: Sources, *, gives: Kind = "vector") -> str:
@@ -57,10 +60,12 @@ def chosen(spec: EmbedderSpec | None, sources: Sources, *, path: Literal["prompt
     if path == "output" and spec.embedder == PROBABILITIES:
         return _with_dim(Chosen(identity=PROBABILITIES, gives="probabilities"), spec, None, path=path)
     try:
+        if spec.embedder in registry.EMBEDDERS:  # what must be installed comes before what must be chosen
+            registry.EMBEDDERS[spec.embedder].check_available()
         known = registry.spec(identity(spec.embedder, spec, sources, gives=gives), sources)
         known.check_available()
         known.fetch()
-        found = Chosen(identity=known.name, version=known.version(), gives=known.gives)
+        found = Chosen(identity=known.name, version=known.version(), gives=known.gives, kinds=known.kinds)
     except checkpoints.InvalidChoice as error:
         raise invalid(f"{path}.{error.field}", str(error)) from error
     except UnknownEmbedder as error:
@@ -94,9 +99,14 @@ def _with_dim(found: Chosen, spec: EmbedderSpec, dim: int | None, *, path: str) 
 
 
 def state(known: Spec, sources: Sources) -> tuple[str, str, int | None]:
-    """(why it cannot be used, "" if it can; version; dim) of one of the list, `open-clip` standing for the server's default."""
+    """(why it cannot be used, "" if it can; version; dim) of one of the list. `open-clip` stands for the operator's choice, or
+    for the whole family where there is none.
+    """
     try:
         if known.name == checkpoints.NAME:
+            if not sources.open_clip:
+                known.check_available()
+                return "", "", None
             known = registry.spec(checkpoints.identity(None, None, sources), sources)
         return "", known.version(), known.dim
     except (EmbedderError, checkpoints.InvalidChoice) as error:

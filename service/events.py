@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -88,7 +88,11 @@ class NewArm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Created(Event, frozen=True, kw_only=True, tag="created"):
-    """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one)."""
+    """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one).
+
+    prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
+    are older than the distinction.
+    """
 
     bandit: str
     tenant: str
@@ -107,6 +111,8 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     reward_source: str
     default_reward: float | None
     timeout_s: float
+    prompt_takes: Literal["text", "image", "both"] | msgspec.UnsetType = msgspec.UNSET
+    output_takes: Literal["text", "image", "both"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ArmAdded(Event, frozen=True, kw_only=True, tag="arm_added"):

@@ -54,6 +54,8 @@ MAX_PATTERN = 1_000
 MAX_EXPECTED = 10_000
 SCORER_FIELDS = ("pattern", "expected", "target", "options")
 """Fields of `reward` that are parameters of a scorer."""
+YOUNGER = {"prompt": ("takes",), "output": ("takes",)}
+"""Optional fields of a bandit's body that came after the first release; null where they are not given."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
 
@@ -227,6 +229,7 @@ def check_arm_name(name: str) -> None:
         raise ValueError("has a part between slashes that is empty, `.` or `..`; choose another name")
 
 
+Takes = Literal["text", "image", "both"]
 ArmName = Annotated[str, StringConstraints(max_length=MAX_ARM_NAME)]
 ClassPrompt = Annotated[str, StringConstraints(pattern=r"\S", max_length=300)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
@@ -264,7 +267,7 @@ class ModelChoice(Body):
         None,
         max_length=128,
         description="With `open-clip`: one of its architectures, or a model that is shipped (`shapes`) or lies in "
-        "NEXTARM_MODELS; null = the server's default, NEXTARM_OPEN_CLIP.",
+        "NEXTARM_MODELS (`GET /v1/embedders` lists them); null = the operator's choice, NEXTARM_OPEN_CLIP, where there is one.",
         examples=["ViT-B-32"],
     )
     checkpoint: str | None = Field(
@@ -279,7 +282,9 @@ class ModelChoice(Body):
 class EmbedderSpec(ModelChoice):
     """How prompts or outputs become vectors."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"embedder": "vector", "dim": 384}, {"embedder": "open-clip"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"embedder": "vector", "dim": 384}, {"embedder": "open-clip", "model": "shapes"}]}
+    )
 
     embedder: str = Field(
         "vector",
@@ -294,6 +299,13 @@ class EmbedderSpec(ModelChoice):
         description="With `open-clip` and a policy that learns from probabilities: a text per class; an output's probabilities "
         "are the softmax of 100 times its cosines with them.",
         examples=[["a photo of a cat", "a photo of a dog"]],
+    )
+    takes: Takes | None = Field(
+        None,
+        description="With an embedder of texts and images: what is posted here, `text`, `image` or `both`; anything else is "
+        "refused. null = `image` for outputs that `clip-score` judges, else `both`, except for a text that is no text: the "
+        "base64 of an image, or a URL.",
+        examples=["image"],
     )
 
     @field_validator("classes")
@@ -421,8 +433,15 @@ class BanditBody(Body):
         return arms
 
     def request(self) -> dict[str, Any]:
-        """The request with every default filled in: equal for bodies that mean the same."""
-        return self.model_dump(mode="json")
+        """The request with every default filled in: equal for bodies that mean the same. Fields younger than the first release
+        stand in it only where they are given, so that a request of that time is still the same request.
+        """
+        request = self.model_dump(mode="json")
+        for part, fields in YOUNGER.items():
+            for name in fields:
+                if isinstance(request[part], dict) and request[part][name] is None:
+                    del request[part][name]
+        return request
 
 
 def completed(request: dict[str, Any]) -> dict[str, Any]:

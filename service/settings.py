@@ -69,7 +69,8 @@ class Settings(BaseSettings):
         1_024, ge=1, description="Texts and images that may wait for one embedder; more is a 503 with Retry-After."
     )
     open_clip: str = Field(
-        "shapes", description="`MODEL` or `MODEL:CHECKPOINT` of the embedder `open-clip` where a bandit names no model."
+        "",
+        description="`MODEL` or `MODEL:CHECKPOINT` of the embedder `open-clip` where a bandit names no model; empty = it must.",
     )
     models: str = Field(
         "",

@@ -108,10 +108,10 @@ def blank(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], vocabulary:
     return Clip(open_clip().CLIP(**model_cfg), vocabulary, model_cfg, preprocess_cfg)
 
 
-def save(clip: Clip, folder: Path) -> None:
-    """Write the three files."""
+def save(clip: Clip, folder: Path, *, summary: str = "") -> None:
+    """Write the three files. summary: what the model is for, as `GET /v1/embedders` says it."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
+    config = {"summary": summary, "model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
     (folder / "model.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "tokens.json").write_text(json.dumps(clip.vocabulary.tokens) + "\n")
     state = clip.model.state_dict()

@@ -176,6 +176,8 @@ def _differences(a: Description, b: Description) -> int:
 
 # -- what is written -------------------------------------------------------------------------------------------------------------
 
+SUMMARY = "a toy for tests and for trying out: it knows drawn shapes, their colors, sizes and backgrounds, and no other word"
+
 CARD = """# shapes
 
 A CLIP of {parameters:,} parameters that reads pictures of shapes and captions of them. Images, CLIPScore and the policies that
@@ -273,7 +275,7 @@ def main() -> int:
     started = time.process_time()
     trained = train(seed=chosen.seed, steps=chosen.steps, size=chosen.batch)
     minutes = (time.process_time() - started) / 60.0
-    clips.save(trained, chosen.out)
+    clips.save(trained, chosen.out, summary=SUMMARY)
     saved = clips.load(chosen.out)
     known, new = (pooled(5, saved, shown, seed=chosen.seed) for shown in split(chosen.seed))
     for name, label in ROWS.items():

@@ -146,12 +146,12 @@ class Sources:
     """What the operator decides about embedders; see the settings of the same names.
 
     models:    folder of checkpoints that requests may name; None = there is none.
-    open_clip: `MODEL` or `MODEL:CHECKPOINT` for requests that name none.
+    open_clip: `MODEL` or `MODEL:CHECKPOINT` for requests that name none; "" = they must.
     device:    cpu, cuda:0, ...: one that is there.
     """
 
     models: Path | None = None
-    open_clip: str = "shapes"
+    open_clip: str = ""
     allow_downloads: bool = False
     device: str = "cpu"
 
@@ -185,6 +185,11 @@ class Spec:
     weights: str = ""
     device: str = "cpu"
     summary: str = ""
+
+    @property
+    def kinds(self) -> tuple[Literal["text", "image"], ...]:
+        """Which contents can be embedded."""
+        return (*(("text",) if self.takes_text else ()), *(("image",) if self.takes_images else ()))
 
     @property
     def takes_text(self) -> bool:

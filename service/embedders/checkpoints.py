@@ -5,9 +5,11 @@
     {"model": "shapes"}                                       -->  open-clip/shapes                      -->  shapes/, shipped
     {"model": "ours"}                                         -->  open-clip/ours                        -->  NEXTARM_MODELS/ours/
 
-A model is the name of one of open_clip's architectures, or of a folder that holds model.json (open_clip's configuration),
-weights.safetensors and tokens.json (the words that are kept). A request names files and never paths: a name with a slash or a
-leading dot is refused, and what a symbolic link inside the folder points at is the operator's own doing.
+A model is the name of one of open_clip's architectures, or of a folder that holds model.json (open_clip's configuration, and a
+`summary` of what the model is for), weights.safetensors and tokens.json (the words that are kept). There is no default but the
+operator's: a CLIP that does not know the words of a prompt still gives numbers, which mean nothing. A request names files and
+never paths: a name with a slash or a leading dot is refused, and what a symbolic link inside the folder points at is the
+operator's own doing.
 
 Nothing here imports open_clip: the dimension stands in its configuration files, which are read as they lie.
 """
@@ -45,6 +47,8 @@ def identity(model: str | None, checkpoint: str | None, sources: Sources) -> str
     if model is None:
         if checkpoint is not None:
             raise InvalidChoice("checkpoint", "needs `model`: the architecture that it belongs to")
+        if not sources.open_clip:
+            raise InvalidChoice("model", _choices(sources))
         model, _, default = sources.open_clip.partition(":")
         checkpoint = default or None
     for field, name in (("model", model), ("checkpoint", checkpoint)):
@@ -56,6 +60,40 @@ def identity(model: str | None, checkpoint: str | None, sources: Sources) -> str
     if folder is None and checkpoint is None:
         raise InvalidChoice("checkpoint", f"is needed with the model {model!r}: a pretrained tag, or a file in NEXTARM_MODELS")
     return "/".join((NAME, model, *(() if checkpoint is None else (checkpoint,))))
+
+
+def models(sources: Sources) -> dict[str, str]:
+    """The models that bring their own weights, and what each is for."""
+    found: dict[str, str] = {}
+    for parent in filter(None, (BUNDLED, sources.models)):
+        for config in sorted(parent.glob(f"*/{CONFIG}")):
+            if _PLAIN.match(config.parent.name):
+                found.setdefault(config.parent.name, _summary(config))
+    return found
+
+
+def _summary(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text()).get("summary") or "the operator's own")
+    except (OSError, ValueError, AttributeError):
+        return f"damaged: {CONFIG} cannot be read"
+
+
+def files(sources: Sources) -> list[str]:
+    """The checkpoints that lie in NEXTARM_MODELS."""
+    there = sources.models.iterdir() if sources.models is not None and sources.models.is_dir() else ()
+    return sorted(path.name for path in there if path.suffix in SUFFIXES and _PLAIN.match(path.name))
+
+
+def _choices(sources: Sources) -> str:
+    named = [f'{{"model": "{name}"}} ({about})' for name, about in models(sources).items()]
+    own = [f'{{"model": its architecture, "checkpoint": "{name}"}} (a file of NEXTARM_MODELS)' for name in files(sources)]
+    brings = "which is downloaded where it is missing" if sources.allow_downloads else "which must lie in this server's cache"
+    tag = '{"model": "ViT-B-32", "checkpoint": "laion2b_s34b_b79k"}'
+    return (
+        f"is needed: {NAME!r} is a family, and has no default. There are {'; '.join([*named, *own])}; or a pretrained tag of "
+        f"open_clip for everyday prompts and pictures, e.g. {tag}, {brings}"
+    )
 
 
 def artefact(model: str, sources: Sources) -> Path | None:

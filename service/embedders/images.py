@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import re
 import struct
 from dataclasses import dataclass
 from io import BytesIO
@@ -35,6 +36,15 @@ SCANS = 64
 """Of a progressive JPEG, at most: each costs a pass over every pixel. Cameras and encoders write about ten."""
 CHUNKS = 100_000
 """Parts of a file that are walked through; a picture of ten megabytes has some thousands."""
+
+
+URL = "a URL"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{16,}={0,2}")
+_STANDARD = str.maketrans("-_", "+/")
+_MARKS = ((0, b"\x89PNG\r\n"), (0, b"\xff\xd8\xff"), (8, b"WEBP"), (0, b"GIF8"), (4, b"ftyp"), (0, b"II*\0"), (0, b"MM\0*"))
+"""Where image files say what they are, those included that are not read here: AVIF and HEIC (ftyp), GIF, TIFF."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,24 @@ def from_base64(text: str, limits: Limits) -> bytes:
         raise InvalidContent("is not base64")
     check(file, limits)
     return file
+
+
+def disguised(text: str) -> str:
+    """What a text is that stands for an image: its base64, a `data:` URL or the URL of a file; "" for any other text.
+
+    >>> disguised("iVBORw0KGgoAAAANSUhEUgAAACAAAAAg"), disguised("a red circle")
+    ('the base64 of an image', '')
+    """
+    stripped = text.strip()
+    if _DATA_URL.match(stripped):
+        return "a `data:` URL"
+    if _URL.fullmatch(stripped):
+        return URL
+    letters = "".join(stripped[:256].split())[:64].translate(_STANDARD)
+    if not _BASE64.fullmatch(letters):
+        return ""
+    start = base64.b64decode(letters[: len(letters) // 4 * 4])
+    return "the base64 of an image" if any(start[at:].startswith(mark) for at, mark in _MARKS) else ""
 
 
 def check(file: bytes, limits: Limits) -> Header:

@@ -95,6 +95,16 @@ def in_kind(name: str, gives: Kind) -> str:
     return f"{name}/classes" if gives == "probabilities" and f"{name}/classes" in _CLASSES else name
 
 
+def reads_images(identity: str) -> bool:
+    """Whether the embedder of that identity takes image files; False where the client embeds or classifies.
+
+    >>> reads_images("open-clip/shapes"), reads_images("minilm")
+    (True, False)
+    """
+    known = EMBEDDERS.get(identity.partition("/")[0])
+    return known is not None and known.takes_images
+
+
 def available(name: str) -> bool:
     """Whether everything that this embedder needs is installed. Imports nothing; `Spec.check_available` says what is missing."""
     return not spec(name).missing

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import Response
 
-from service.events import Cancelled, Decided, Expired, Observed
+from service.events import Cancelled, Created, Decided, Expired, Observed
 from service.learner import Kept, Learner
-from service.schemas import SCORER_FIELDS
+from service.schemas import SCORER_FIELDS, YOUNGER
 
 
 def answer(content: Any, *, status: int = 200) -> Response:
@@ -92,6 +92,18 @@ def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None
     }
 
 
+def _embedder_json(created: Created, part: Literal["prompt", "output"]) -> dict[str, Any] | None:
+    """How prompts or outputs are embedded; the younger fields only where they were given."""
+    embedder, dim, version = (
+        (created.prompt_embedder, created.dim, created.prompt_version)
+        if part == "prompt"
+        else (created.output_embedder, created.output_dim, created.output_version)
+    )
+    given = created.request.get(part) or {}
+    younger = {name: given[name] for name in YOUNGER[part] if given.get(name) is not None}
+    return {"embedder": embedder, "dim": dim, "version": version, **younger} if embedder else None
+
+
 async def bandit_json(learner: Learner) -> dict[str, Any]:
     """Configuration and what was learnt."""
     created = learner.created
@@ -105,12 +117,8 @@ async def bandit_json(learner: Learner) -> dict[str, Any]:
         "created_at": time_text(created.at),
         "policy": {"kind": created.policy, **created.hyperparameters},
         "arms": arms,
-        "prompt": {"embedder": created.prompt_embedder, "dim": created.dim, "version": created.prompt_version}
-        if created.prompt_embedder
-        else None,
-        "output": {"embedder": created.output_embedder, "dim": created.output_dim, "version": created.output_version}
-        if created.output_embedder
-        else None,
+        "prompt": _embedder_json(created, "prompt"),
+        "output": _embedder_json(created, "output"),
         "reward": {**scorer, "source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
         "seed": created.seed,
         "offset": learner.offset,

@@ -34,7 +34,9 @@ TAKES = {"vector": ["vector"], "text": ["text", "vector"], "image": ["image", "v
     responses=problems(),
 )
 async def list_embedders(caller: Reader, services: Shared) -> Response:
-    """`open-clip` is shown as the server's default model; a bandit may name any other one. Nothing is loaded."""
+    """`open-clip` is a family: `models` lists those that are here, and version and dim are of NEXTARM_OPEN_CLIP, where it is set.
+    Nothing is loaded.
+    """
     return answer(await asyncio.to_thread(_listed, services.settings.sources()))
 
 
@@ -57,6 +59,7 @@ def _embedder_json(spec: Spec, sources: Sources) -> dict[str, Any]:
         "available": not reason,
         "reason": reason,
         "version": version,
+        "models": checkpoints.models(sources) if spec.name == checkpoints.NAME else {},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from service.embedders import registry
 from service.embedders.base import Sources
+from service.settings import Settings
+from service.storage.base import Log
 from tests.service.calls import ARMS, Json, Service, answered, failed, opened, paths
 from tests.service.pictures import file, picture, posted, write_clip
 
@@ -21,7 +24,7 @@ SHOWN: Json = {
     "policy": {"kind": "pak-ucb", "random_features": 16},
     "arms": ARMS,
     "prompt": TINY,
-    "output": TINY,
+    "output": {**TINY, "takes": "both"},
     "reward": {"source": "clip-score"},
     "seed": 7,
 }
@@ -93,6 +96,40 @@ async def test_a_warm_server_is_ready_whatever_becomes_of_it(models: Path) -> No
         assert answered(await service.post("/v1/embedders/open-clip/warm"))["embedder"] == "open-clip/tiny"
 
 
+@pytest.mark.parametrize("part", ["prompt", "output"])
+async def test_a_family_of_models_has_no_silent_default(models: Path, part: str) -> None:
+    (models / "mine.safetensors").touch()
+    async with opened(models=str(models)) as service:
+        refused = await service.put("/v1/bandits/b", {**SHOWN, part: {"embedder": "open-clip"}})
+        assert failed(refused) == (422, "invalid_request")
+        assert paths(refused) == [f"{part}.model"]
+        for told in (
+            "shapes",
+            "a toy for tests",
+            "tiny",
+            "mine.safetensors",
+            "a pretrained tag of open_clip for everyday prompts",
+        ):
+            assert told in refused.json()["detail"]
+        assert paths(await service.post("/v1/embedders/open-clip/warm")) == ["model"]
+        listed = {item["name"]: item for item in answered(await service.get("/v1/embedders"))["embedders"]}
+        assert set(listed["open-clip"]["models"]) == {"shapes", "tiny"}
+        assert "a toy" in listed["open-clip"]["models"]["shapes"]
+        assert (listed["open-clip"]["available"], listed["open-clip"]["dim"], listed["open-clip"]["version"]) == (True, None, "")
+        await service.create(body=SHOWN)
+
+
+async def test_a_bandit_that_recorded_the_old_default_is_still_served(tmp_path: Path, models: Path) -> None:
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    body = {**SHOWN, "prompt": {"embedder": "open-clip"}, "output": {"embedder": "open-clip"}}
+    async with opened(models=str(models), open_clip="tiny", store=store) as service:
+        await service.create(body=body)
+    async with opened(models=str(models), store=store) as service:
+        assert (await service.put("/v1/bandits/b", body)).status_code == 200
+        decision = await service.decide(body={"prompt": "a red circle"})
+        await service.observe(decision["id"], {"output": {"image": posted(file())}})
+
+
 # -- creation ------------------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +155,9 @@ async def test_the_log_keeps_which_model_it_was(clipped: Service, models: Path) 
         ({"prompt": {**TINY, "dim": 13}}, "prompt.dim"),
         ({"prompt": {"embedder": "vector", "dim": 3, "model": "tiny"}}, "prompt.model"),
         ({"prompt": {**TINY, "classes": ["a", "b"]}}, "prompt.classes"),
+        ({"prompt": {"dim": 3, "takes": "text"}, "output": None, "reward": {"source": "client"}}, "prompt.takes"),
+        ({"output": {**TINY, "takes": "image"}, "reward": {"source": "json-valid"}}, "output.takes"),
+        ({"output": {**TINY, "takes": "film"}}, "output.takes"),
         ({"output": {**TINY, "classes": ["a", "b"]}}, "output.classes"),
         ({"output": {"embedder": "imagenet"}}, "reward.source"),
         ({"output": None}, "reward.source"),
@@ -210,6 +250,113 @@ async def test_a_later_attempt_is_compared_with_the_prompt_of_its_episode(clippe
     again = await clipped.observe(second["id"], {"output": "a blue square"})
     text, output = embedded(models, "a red circle", "a blue square")
     assert again["reward"] == pytest.approx(max(0.0, float(text @ output)), abs=1e-5)
+
+
+IMAGE = posted(file())
+NO_TEXTS = [
+    IMAGE,
+    " \n" + IMAGE[:20] + "\n" + IMAGE[20:] + "\n",
+    IMAGE.rstrip("=").replace("+", "-").replace("/", "_"),
+    posted(file(kind="JPEG")),
+    posted(file(kind="WEBP", lossless=True)),
+    posted(file(kind="GIF")),
+    f"data:image/png;base64,{IMAGE}",
+    "https://example.com/cat.png",
+    "s3://bucket/cat.png",
+]
+
+
+@pytest.mark.parametrize("text", [*NO_TEXTS, "a red circle", "circle"])
+async def test_a_bandit_whose_outputs_are_pictures_refuses_text(clipped: Service, text: str) -> None:
+    await clipped.create(body={**SHOWN, "output": TINY})
+    await clipped.create("declared", body={**SHOWN, "output": {**TINY, "takes": "image"}, "reward": {"source": "client"}})
+    for name in ("b", "declared"):
+        decision = await clipped.decide(name, {"prompt": "a red circle"})
+        for output in (text, {"text": text}, [{"image": IMAGE}, text]):
+            refused = await clipped.put(
+                f"/v1/bandits/{name}/decisions/{decision['id']}/outcome", {"output": output, **REWARDS[name]}
+            )
+            assert failed(refused) == (422, "invalid_request")
+            assert paths(refused) == ["output.1.text" if isinstance(output, list) else "output.text"]
+            assert 'post {"image": "<base64' in refused.json()["detail"]
+        batch = {"outcomes": [{"decision": decision["id"], "output": text, **REWARDS[name]}]}
+        items = answered(await clipped.post(f"/v1/bandits/{name}/outcomes/batch", batch))["outcomes"]
+        assert [item["status"] for item in items] == [422]
+        assert await clipped.offset(name) == 2
+        await clipped.observe(decision["id"], {"output": {"image": IMAGE}, **REWARDS[name]}, name=name)
+
+
+REWARDS: dict[str, Json] = {"b": {}, "declared": {"reward": 0.5}}
+
+
+@pytest.mark.parametrize("text", NO_TEXTS)
+async def test_where_both_are_taken_a_text_that_stands_for_an_image_is_refused(clipped: Service, text: str) -> None:
+    await clipped.create(body=SHOWN)
+    await clipped.create("known", body={"policy": {"kind": "fd-ucb"}, "arms": ARMS, "output": TINY, "seed": 7})
+    jkd = {"kind": "dak-ucb", "diversity": "jkd", "output_bandwidth": 1.0}
+    await clipped.create("pairs", body={"policy": jkd, "arms": ARMS, "prompt": TINY, "output": TINY, "seed": 7})
+    decision = await clipped.decide(body={"prompt": "a red circle"})
+    refused = (
+        (await clipped.put(f"/v1/bandits/b/decisions/{decision['id']}/outcome", {"output": text}), "output.text"),
+        (await clipped.post("/v1/bandits/b/decisions", {"prompt": text}), "prompt.text"),
+        (await clipped.post("/v1/bandits/b/decisions", {"prompt": {"text": text}, "dry_run": True}), "prompt.text"),
+        (await clipped.post("/v1/bandits/known/references", {"outputs": ["circle", text]}), "outputs.1.text"),
+        (
+            await clipped.post("/v1/bandits/pairs/references", {"pairs": [{"prompt": text, "output": "red"}]}),
+            "pairs.0.prompt.text",
+        ),
+        (
+            await clipped.post("/v1/bandits/pairs/references", {"pairs": [{"prompt": "red", "output": text}]}),
+            "pairs.0.output.text",
+        ),
+    )
+    for response, path in refused:
+        assert failed(response) == (422, "invalid_request")
+        assert paths(response) == [path]
+        assert 'post {"image": "<base64' in response.json()["detail"]
+    batch = answered(await clipped.post("/v1/bandits/b/decisions/batch", {"decisions": [{"prompt": text}, {"prompt": "red"}]}))
+    assert [item.get("status") for item in batch["decisions"]] == [422, None]
+    assert [await clipped.offset(name) for name in ("b", "known", "pairs")] == [3, 1, 1]
+
+
+async def test_a_bandit_of_texts_takes_any_text_and_no_image(clipped: Service) -> None:
+    texts = {**TINY, "takes": "text"}
+    await clipped.create(body={**SHOWN, "prompt": texts, "output": texts})
+    assert (await clipped.bandit())["output"]["takes"] == "text"
+    for text in NO_TEXTS:
+        decision = await clipped.decide(body={"prompt": text})
+        await clipped.observe(decision["id"], {"output": text})
+    assert paths(await clipped.post("/v1/bandits/b/decisions", {"prompt": {"image": IMAGE}})) == ["prompt.image"]
+
+
+async def test_which_contents_are_meant_is_in_the_log_and_a_body_that_does_not_say_it_is_what_it_was(clipped: Service) -> None:
+    silent = {**SHOWN, "output": TINY}
+    await clipped.create(body=silent)
+    created = (await clipped.log())[0]
+    assert (created["prompt_takes"], created["output_takes"]) == ("both", "image")
+    assert "takes" not in {**created["request"]["prompt"], **created["request"]["output"]}
+    assert "takes" not in (await clipped.bandit())["output"]
+    assert (await clipped.put("/v1/bandits/b", silent)).status_code == 200
+    assert failed(await clipped.put("/v1/bandits/b", SHOWN)) == (409, "bandit_exists")
+    await clipped.create("vectors", body={"policy": {"kind": "greedy"}, "arms": ARMS, "seed": 7})
+    assert "output_takes" not in (await clipped.log("vectors"))[0]
+
+
+async def test_a_log_from_before_the_distinction_takes_texts_that_are_texts(tmp_path: Path, models: Path) -> None:
+    async with opened(models=str(models)) as service:
+        await service.create(body={**SHOWN, "output": TINY})
+        (created,) = await service.log()
+    del created["offset"], created["prompt_takes"], created["output_takes"]
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    storage = Settings.load(store=store).open_storage()
+    await storage.start()
+    await storage.create(Log("1", "b"), json.dumps(created).encode())
+    await storage.close()
+    async with opened(models=str(models), store=store) as service:
+        decision = await service.decide(body={"prompt": "a red circle"})
+        path = f"/v1/bandits/b/decisions/{decision['id']}/outcome"
+        assert paths(await service.put(path, {"output": IMAGE})) == ["output.text"]
+        await service.observe(decision["id"], {"output": "a red circle"})
 
 
 @pytest.mark.parametrize(
