@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from service.embedders.images import Limits
 
 
+PREFIX = "NEXTARM_"
+OF_OTHERS = ("NEXTARM_API_KEY", "NEXTARM_MEMORY", "NEXTARM_METRICS_KEY", "NEXTARM_PUBLISHED_PORT", "NEXTARM_REPLICAS")
+"""Variables with the prefix that are no settings of the service: of `nextarm replay` and of the compose files."""
+
 REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
@@ -26,7 +32,7 @@ class InvalidSettings(Exception):
 class Settings(BaseSettings):
     """Everything that an operator can set."""
 
-    model_config = SettingsConfigDict(env_prefix="NEXTARM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 = any free one.")
@@ -117,11 +123,12 @@ class Settings(BaseSettings):
 
     @staticmethod
     def load(**overrides: object) -> Settings:
-        """From the environment; `InvalidSettings` names every variable that is wrong."""
+        """From the environment; `InvalidSettings` names every variable that is wrong or unknown."""
+        _refuse_unknown()
         try:
             return Settings(**overrides)  # type: ignore[arg-type]
         except ValidationError as error:
-            lines = [f"NEXTARM_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+            lines = [f"{PREFIX}{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
             raise InvalidSettings("; ".join(lines)) from error
 
     def sources(self) -> Sources:
@@ -199,6 +206,22 @@ class Settings(BaseSettings):
                 raise InvalidSettings(f"NEXTARM_STORE: {self.scheme}:// is no SQLite store")
             raise InvalidSettings(f"NEXTARM_STORE: {self.scheme!r} is none of sqlite:///PATH, memory://, redis://HOST")
         return Path(self.store[len(prefix) :])
+
+
+def _refuse_unknown() -> None:
+    """A misspelt name would leave its default in force, which for the keys means that none are asked for."""
+    known = [name.upper() for name in Settings.model_fields]
+    lines = []
+    for variable in sorted(os.environ):
+        prefix, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].upper()
+        if prefix != PREFIX or name in known or prefix + name in OF_OTHERS:
+            continue
+        near = get_close_matches(name, known, n=1)
+        lines.append(
+            f"{variable}: is no setting; " + (f"did you mean {PREFIX}{near[0]}?" if near else "remove it, or see the README")
+        )
+    if lines:
+        raise InvalidSettings("; ".join(lines))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import sqlite3
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service.__main__ import main
+from service.settings import OF_OTHERS, Settings
 from service.snapshots import pack as pack_snapshot
 from tests.service.calls import GREEDY, PROMPT, VECTOR, Service, opened
 from tests.service.servers import ROOT, Server, environment
@@ -112,6 +114,9 @@ def test_wrong_usage_exits_with_two(words: list[str]) -> None:
         ({"api_keys": "writer:s3cr3t"}, "NEXTARM_API_KEYS"),
         ({"host": "0.0.0.0"}, "NEXTARM_HOST"),
         ({"host": "0.0.0.0", "api_keys": " "}, "NEXTARM_HOST"),
+        ({"apikeys": "admin:s3cr3t"}, "NEXTARM_APIKEYS: is no setting; did you mean NEXTARM_API_KEYS?"),
+        ({"redis_pasword": "s3cr3t"}, "NEXTARM_REDIS_PASWORD: is no setting; did you mean NEXTARM_REDIS_PASSWORD?"),
+        ({"xyzzy": "s3cr3t"}, "NEXTARM_XYZZY: is no setting; remove it, or see the README"),
     ],
 )
 def test_a_wrong_setting_is_named_and_exits_with_two(settings: dict[str, str], named: str) -> None:
@@ -119,6 +124,20 @@ def test_a_wrong_setting_is_named_and_exits_with_two(settings: dict[str, str], n
     assert result.exit_code == 2
     assert named in told(result)
     assert "s3cr3t" not in result.output
+
+
+@pytest.mark.parametrize("words", ["serve", "digest", "export b", "backup copy.db", "migrate memory:// x"])
+def test_a_misspelt_setting_stops_every_command_that_reads_settings(words: str) -> None:
+    result = nextarm(*words.split(), durabilty="process")
+    assert result.exit_code == 2
+    assert "NEXTARM_DURABILTY: is no setting; did you mean NEXTARM_DURABILITY?" in told(result)
+
+
+def test_variables_of_the_compose_files_and_of_the_replay_are_no_misspelt_settings() -> None:
+    texts = [path.read_text() for path in (*ROOT.glob("docker-compose*.yml"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md")]
+    named = {name for text in texts for name in re.findall(r"\bNEXTARM_[A-Z0-9_]*[A-Z0-9]\b(?!_|\*)", text)}
+    settings = {f"NEXTARM_{name.upper()}" for name in Settings.model_fields}
+    assert named - settings == set(OF_OTHERS) - {"NEXTARM_API_KEY"}  # the replay's is in its --help
 
 
 def test_what_only_a_server_holds_cannot_be_read() -> None:
@@ -153,7 +172,6 @@ def test_a_snapshot_that_lies_exits_with_three(store: str) -> None:
         from bandits import state as states
         from service.learner import Learner
         from service.offline import reading
-        from service.settings import Settings
 
         async with reading(Settings(store=store)) as storage:
             (log,) = [log for log in await storage.logs() if log.name == "b"]
