@@ -3,6 +3,9 @@
 NEXTARM_API_KEYS = KEY | ROLE:KEY | ROLE@TENANT:KEY , ...        KEY has no colon; it may be sha256=HEX: no secret is set then
 
 reader   reads                     router   also decides, observes, cancels, posts references        admin   everything
+
+A key of a tenant sees the bandits of that tenant, any other key those that belong to none. An admin's key without a tenant is the
+operator's: with the header `X-Nextarm-Tenant` one request of it is made as an admin of that tenant.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ import hmac
 import re
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from service.errors import Problem
+from service.errors import Problem, invalid
 from service.settings import InvalidSettings
 
 ROLES = ("reader", "router", "admin")
-_ITEM = re.compile(r"^(?:(?P<role>admin|router|reader)(?:@(?P<tenant>[a-z0-9][a-z0-9_-]{0,62}))?:)?(?P<key>[^\s:]+)$")
+TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TENANT_HEADER = "X-Nextarm-Tenant"
+_ITEM = re.compile(r"^(?:(?P<role>admin|router|reader)(?:@(?P<tenant>" + TENANT.pattern + r"))?:)?(?P<key>[^\s:]+)$")
 BUCKETS = 10_000
 
 
@@ -71,8 +76,10 @@ class Gate:
         """Whether anybody may do anything."""
         return not self._keys
 
-    def enter(self, *, authorization: str, address: str) -> Caller:
-        """Who calls. authorization: the header's value. Called before a byte of the body is read; wrong keys count by address."""
+    def enter(self, *, authorization: str, address: str, tenant: str = "") -> Caller:
+        """Who calls. authorization, tenant: the headers' values. Called before a byte of the body is read; wrong keys count by
+        address.
+        """
         caller = Caller("admin", "", address) if self.open else self._known(authorization)
         if self._rate:
             self._take(address if caller is None else caller.name)
@@ -82,7 +89,7 @@ class Gate:
                 "send the header `authorization: Bearer KEY` with a key that this server knows",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return caller
+        return _within(caller, tenant)
 
     def _known(self, authorization: str) -> Caller | None:
         scheme, _, key = authorization.partition(" ")
@@ -104,6 +111,17 @@ class Gate:
         if tokens < 1.0:
             wait = max(1, round((1.0 - tokens) / self._rate + 0.5))
             raise Problem("rate_limited", f"more than {self._rate:g} requests per second", headers={"Retry-After": str(wait)})
+
+
+def _within(caller: Caller, tenant: str) -> Caller:
+    """The caller at work for the tenant that the request names, if it names one."""
+    if not tenant or tenant == caller.tenant:
+        return caller
+    if caller.tenant or caller.role != "admin":
+        raise Problem("forbidden", f"the header {TENANT_HEADER} is for admin keys without a tenant")
+    if not TENANT.fullmatch(tenant):
+        raise invalid(TENANT_HEADER, f"must match {TENANT.pattern}, as tenants in NEXTARM_API_KEYS do")
+    return replace(caller, tenant=tenant)
 
 
 def check_role(caller: Caller, needs: str) -> None:

@@ -252,7 +252,11 @@ class ReadinessAnswer(Answer):
     """Whether the service can do its work."""
 
     status: Literal["ready", "not ready"] = Field(description="`not ready` comes with 503.")
-    reasons: list[str] = Field(description="Why it is not ready.")
-    damaged: list[str] = Field(description="Bandits whose log cannot be folded; the others are served.")
-    notices: list[str] = Field(description="What an operator should know about how the store is set up.")
+    reasons: list[str] = Field(description="Why it is not ready. Bandits that the caller may not see are counted.")
+    damaged: list[str] = Field(
+        description="Bandits whose log cannot be folded; the others are served. Named or counted as above."
+    )
+    notices: list[str] = Field(
+        description="What an operator should know of how the store is set up: in full for a key without a tenant, else counted."
+    )
     lag: int = Field(description="Events of the bandit that is furthest behind its log, as far as known.")

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from service.access import TENANT_HEADER
 from service.answer_schemas import ProblemAnswer
 from service.schemas import OutcomeItem
 
@@ -37,7 +38,13 @@ def document(app: FastAPI) -> None:
             for unused in ("HTTPValidationError", "ValidationError"):
                 parts["schemas"].pop(unused, None)
             parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
-            described["security"] = [{}, {"key": []}]
+            parts["securitySchemes"]["tenant"] = {
+                "type": "apiKey",
+                "in": "header",
+                "name": TENANT_HEADER,
+                "description": "Beside an admin's key without a tenant: the tenant as whose admin this one request is made.",
+            }
+            described["security"] = [{}, {"key": []}, {"key": [], "tenant": []}]
             app.openapi_schema = described
         return app.openapi_schema
 

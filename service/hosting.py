@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from uuid_utils.compat import uuid7
@@ -156,25 +157,28 @@ class Hosting:
 
     async def names(self, tenant: str) -> list[str]:
         """The bandits of a tenant, in order."""
-        prefix = _path(tenant, "")
         known = {*self._learners, *self._unloaded, *self._damaged}
-        return sorted(name[len(prefix) :] for name in known if name.startswith(prefix) and "/" not in name[len(prefix) :])
+        return sorted(shown for name in known if (shown := seen_by(name, tenant)) is not None)
 
     def loaded(self, tenant: str | None) -> list[tuple[str, Learner]]:
         """Names and learners of a tenant, with the tenant left out; None = of all, tenant/bandit."""
-        prefix = "" if tenant is None else _path(tenant, "")
-        within = [(name[len(prefix) :], learner) for name, learner in self._learners.items() if name.startswith(prefix)]
-        return sorted((name, learner) for name, learner in within if tenant is None or "/" not in name)
+        known = ((seen_by(name, tenant), learner) for name, learner in self._learners.items())
+        return sorted(((name, learner) for name, learner in known if name is not None), key=itemgetter(0))
 
     def lag(self, learner: Learner) -> int:
         """Events of its log that it has not learnt yet, as far as known."""
         return max(0, self._ends.get(learner.log.name, 0) - learner.offset)
 
-    def state(self) -> dict[str, list[str]]:
-        """What is loading and what is damaged, for `readyz`."""
+    def damaged(self) -> dict[str, str]:
+        """Why bandits are not served until an operator looks, by the names of their logs."""
         damaged = {name: str(reason) for name, reason in self._damaged.items()}
         damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage}
-        return {"loading": sorted(self._unloaded), "damaged": [f"{name}: {reason}" for name, reason in sorted(damaged.items())]}
+        return dict(sorted(damaged.items()))
+
+    def state(self) -> dict[str, list[str]]:
+        """What is loading and what is damaged."""
+        damaged = [f"{name}: {reason}" for name, reason in self.damaged().items()]
+        return {"loading": sorted(self._unloaded), "damaged": damaged}
 
     # -- background --------------------------------------------------------------------------------------------------------
 
@@ -336,6 +340,15 @@ class Hosting:
         for name, damage in damaged.items():
             if name in learners:
                 learners[name].stop(damage)
+
+
+def seen_by(name: str, tenant: str | None) -> str | None:
+    """What a log's bandit is called for a tenant, None where it belongs to another. tenant: None sees all, as tenant/bandit."""
+    if tenant is None:
+        return name
+    prefix = _path(tenant, "")
+    rest = name[len(prefix) :]
+    return rest if name.startswith(prefix) and "/" not in rest else None
 
 
 def _path(tenant: str, bandit: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from service.access import Caller
 from service.answer_schemas import HealthAnswer, ReadinessAnswer
-from service.dependencies import Shared
+from service.dependencies import Services, Shared
+from service.hosting import seen_by
+from service.routes import problems
 from service.routes.answers import answer
 from service.storage.base import StorageError
 
@@ -24,25 +28,47 @@ async def healthz() -> Response:
     "/readyz",
     summary="Storage reachable, bandits loaded",
     response_model=ReadinessAnswer,
-    responses={503: {"model": ReadinessAnswer, "description": "Not ready; see `reasons`."}},
-    openapi_extra={"security": []},
+    responses={**problems(), 503: {"model": ReadinessAnswer, "description": "Not ready; see `reasons`."}},
 )
-async def readyz(services: Shared) -> Response:
+async def readyz(request: Request, services: Shared) -> Response:
     """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and does not take the
-    others out of service.
+    others out of service. Without a key everything is only counted; a key of a tenant is told the names of that tenant's bandits,
+    one without a tenant everything.
     """
-    state = services.hosting.state()
-    reasons = [f"loading: {name}" for name in state["loading"]]
+    view = _View(services, request.scope.get("nextarm.caller"))
+    reasons = [f"loading: {name}" for name in view.named(services.hosting.state()["loading"])]
+    damaged = services.hosting.damaged()
     try:
         await services.hosting.storage.ping()
     except StorageError as error:
-        reasons.append(f"storage: {error}")
+        reasons.append(f"storage: {error if view.of_operator else 'it cannot be written or read now'}")
     lag = {name: services.hosting.lag(learner) for name, learner in services.hosting.loaded(None)}
+    notices = services.hosting.storage.notices()
     body: dict[str, Any] = {
         "status": "not ready" if reasons else "ready",
         "reasons": reasons,
-        "damaged": state["damaged"],
-        "notices": services.hosting.storage.notices(),
+        "damaged": view.named(damaged, reasons=damaged),
+        "notices": notices
+        if view.of_operator or not notices
+        else [f"{len(notices)} about the store, for a key without a tenant"],
         "lag": max(lag.values(), default=0),
     }
     return answer(body, status=503 if reasons else 200)
+
+
+class _View:
+    """How much of the state a caller may know. caller: None where no key was sent."""
+
+    def __init__(self, services: Services, caller: Caller | None) -> None:
+        self.of_operator = services.gate.open or (caller is not None and not caller.tenant)
+        self._is_stranger = caller is None
+        self._tenant = caller.tenant if caller else ""
+
+    def named(self, logs: Iterable[str], *, reasons: Mapping[str, str] | None = None) -> list[str]:
+        """Names of the bandits of these logs, and how many more there are. reasons: may hold paths of files; the operator's."""
+        if self.of_operator:
+            return [f"{name}: {reasons[name]}" if reasons else name for name in logs]
+        shown = [None if self._is_stranger else seen_by(name, self._tenant) for name in logs]
+        hidden = shown.count(None)
+        more = f"{hidden} bandit{'s' * (hidden > 1)}, for a key that may see {'them' if hidden > 1 else 'it'}"
+        return [*(name for name in shown if name is not None), *([more] if hidden else [])]

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import httpx
 import pytest
 
 from service.access import Gate, parse_keys
 from service.serving import check_exposure, is_loopback
 from service.settings import InvalidSettings, Settings
-from tests.service.calls import GREEDY, JSON, Service, answered, connected, failed, opened
+from tests.service.calls import GREEDY, JSON, Service, answered, connected, failed, opened, paths
 
 KEYS = {
     "admin": "admin-key-1",
@@ -133,6 +134,48 @@ async def test_tenants_do_not_see_each_other(caller: Caller) -> None:
     assert (await caller("north-reader").bandit())["seed"] == 8
     assert failed(await caller("north-reader").delete("/v1/bandits/b")) == (403, "forbidden")
     assert failed(await caller("admin").get("/v1/bandits/north%2Fb")) == (404, "not_found")
+
+
+async def test_an_admin_without_a_tenant_reaches_the_bandits_of_a_tenant_by_naming_it(caller: Caller) -> None:
+    await caller("north").create("b", {**GREEDY, "seed": 8})
+    await caller("admin").create("b")
+    north = {"x-nextarm-tenant": "north"}
+
+    async def ask(key: str, method: str, path: str, body: Any = None, headers: dict[str, str] = north) -> httpx.Response:
+        return await caller(key).ask(method, path, json=body, headers=headers)
+
+    assert (await ask("admin", "GET", "/v1/bandits/b")).json()["seed"] == 8
+    decided = (await ask("admin", "POST", "/v1/bandits/b/decisions", {"id": "of-north"})).json()
+    assert (await ask("admin", "PUT", "/v1/bandits/b/decisions/of-north/outcome", {"reward": 0.5})).status_code == 200
+    assert (await ask("admin", "GET", "/v1/bandits")).json()["bandits"] == [{"name": "b"}]
+    assert 'bandit="b"' in (await ask("admin", "GET", "/metrics")).text
+    assert (await caller("north").bandit())["offset"] == decided["offset"] + 1 == 3
+    assert (await caller("admin").bandit())["offset"] == 1  # the one of this name without a tenant
+    assert failed(await ask("admin", "GET", "/v1/bandits/b", headers={"x-nextarm-tenant": "south"})) == (404, "bandit_not_found")
+    assert (await ask("admin", "DELETE", "/v1/bandits/b")).status_code == 204
+    assert failed(await caller("north").get("/v1/bandits/b")) == (404, "bandit_not_found")
+    assert (await caller("admin").bandit())["offset"] == 1
+
+
+async def test_no_other_key_goes_to_a_tenant_by_naming_it(caller: Caller) -> None:
+    await caller("north").create()
+    for key, tenant in (("reader", "north"), ("router", "north"), ("north", "south"), ("north-reader", "south")):
+        for method, path, body, _ in [*ROUTES, ("GET", "/metrics", None, "reader")]:
+            response = await caller(key).ask(method, path, json=body, headers={"x-nextarm-tenant": tenant})
+            assert failed(response) == (403, "forbidden"), (key, method, path)
+    for key in ("", "wrong"):
+        response = await caller(key).ask("GET", "/v1/bandits/b", headers={"x-nextarm-tenant": "north"})
+        assert failed(response) == (401, "unauthenticated")
+    assert (await caller("north").ask("GET", "/v1/bandits/b", headers={"x-nextarm-tenant": "north"})).status_code == 200
+    for tenant in ("North", "north/b", "a b", "-", "x" * 64):
+        response = await caller("admin").ask("GET", "/v1/bandits/b", headers={"x-nextarm-tenant": tenant})
+        assert (failed(response), paths(response)) == ((422, "invalid_request"), ["X-Nextarm-Tenant"])
+
+
+async def test_without_keys_every_caller_is_the_operator(service: Service) -> None:
+    await service.ask("PUT", "/v1/bandits/b", json=GREEDY, headers={"x-nextarm-tenant": "north"})
+    assert failed(await service.get("/v1/bandits/b")) == (404, "bandit_not_found")
+    assert (await service.ask("GET", "/v1/bandits/b", headers={"x-nextarm-tenant": "north"})).status_code == 200
 
 
 async def test_no_answer_and_no_setting_repeats_a_key(caller: Caller) -> None:

@@ -107,7 +107,8 @@ def test_nothing_hangs_in_the_air(document: Json) -> None:
 
 def test_it_says_how_a_key_is_sent(document: Json) -> None:
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    assert document["security"] == [{}, {"key": []}]
+    assert document["components"]["securitySchemes"]["tenant"]["name"] == "X-Nextarm-Tenant"
+    assert document["security"] == [{}, {"key": []}, {"key": [], "tenant": []}]
     assert document["paths"]["/healthz"]["get"]["security"] == []
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from service.storage.base import Log, StorageUnavailable
 from service.storage.memory import MemoryStorage
-from tests.service.calls import GREEDY, Service, answered, failed, opened
+from service.storage.sqlite import SqliteStorage
+from tests.service.calls import GREEDY, Json, Service, answered, failed, opened
 
 
 async def test_a_process_that_answers_is_alive_and_ready(service: Service) -> None:
@@ -23,6 +26,61 @@ async def test_probes_need_no_key(tmp_path: Path) -> None:
     async with opened(api_keys="secret-key") as service:
         for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
             assert (await service.get(path)).status_code == 200
+
+
+READERS = {"nobody": "", "operator": "root", "blue": "sky", "red": "rose"}
+
+
+async def readiness(service: Service, key: str, **headers: str) -> Json:
+    """What `readyz` tells a key; "" sends none."""
+    sent = {"authorization": f"Bearer {key}"} if key else {}
+    return answered(await service.ask("GET", "/readyz", headers=sent | headers))
+
+
+async def test_readiness_names_bandits_and_files_only_to_a_key_that_may_see_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "secret-folder" / "bandits.db"
+    keys: Json = {"api_keys": "reader:root,admin@blue:sky,reader@red:rose,admin:boss"}
+    async with opened(store=f"sqlite:///{store}", **keys) as service:
+        for key, name in (("boss", "plain"), ("sky", "cloud"), ("sky", "storm")):
+            created = await service.ask("PUT", f"/v1/bandits/{name}", json=GREEDY, headers={"authorization": f"Bearer {key}"})
+            assert created.status_code == 201
+    with contextlib.closing(sqlite3.connect(store)) as database, database:
+        logs = "SELECT number FROM logs WHERE name IN ('plain', 'blue/cloud')"
+        database.execute(f"UPDATE events SET payload = x'00' WHERE log IN ({logs})")
+
+    async def fail(storage: SqliteStorage) -> None:
+        raise StorageUnavailable(f"{store}: the disk is full")
+
+    async with opened(store=f"sqlite:///{store}", **keys) as service:
+        for key, name in (("boss", "plain"), ("sky", "cloud"), ("sky", "storm")):  # waits until it is loaded
+            await service.ask("GET", f"/v1/bandits/{name}", headers={"authorization": f"Bearer {key}"})
+        monkeypatch.setattr(SqliteStorage, "ping", fail)
+        monkeypatch.setattr(SqliteStorage, "notices", lambda storage: [f"{store} is odd"])
+        told = {who: await readiness(service, key) for who, key in READERS.items()}
+        as_blue = await readiness(service, "boss", **{"x-nextarm-tenant": "blue"})
+        assert (await service.ask("GET", "/readyz", headers={"authorization": "Bearer guess"})).status_code == 401
+    assert [line.split(":")[0] for line in told["operator"]["damaged"]] == ["blue/cloud", "plain"]
+    assert told["operator"]["reasons"] == [f"storage: {store}: the disk is full"]
+    assert told["operator"]["notices"] == [f"{store} is odd"]
+    assert told["blue"] == as_blue
+    assert told["blue"]["damaged"] == ["cloud", "1 bandit, for a key that may see it"]
+    assert told["red"]["damaged"] == told["nobody"]["damaged"] == ["2 bandits, for a key that may see them"]
+    for who in ("blue", "red", "nobody"):
+        assert told[who]["reasons"] == ["storage: it cannot be written or read now"]
+        assert told[who]["notices"] == ["1 about the store, for a key without a tenant"]
+        text = str(told[who])
+        assert not [word for word in ("plain", "storm", "secret-folder", "blue", "disk") if word in text], who
+        assert who == "blue" or "cloud" not in text
+
+
+async def test_bandits_that_are_still_loaded_are_counted_for_a_caller_without_a_key(tmp_path: Path) -> None:
+    async with opened(api_keys="admin:root") as service:
+        hosting = service.client._transport.app.state.services.hosting  # type: ignore[attr-defined]
+        hosting._unloaded = {"a": Log("1", "a"), "blue/b": Log("2", "blue/b")}
+        assert (await readiness(service, ""))["reasons"] == ["loading: 2 bandits, for a key that may see them"]
+        assert (await readiness(service, "root"))["reasons"] == ["loading: a", "loading: blue/b"]
 
 
 async def test_a_store_that_cannot_be_written_makes_it_unready(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
