@@ -32,6 +32,7 @@ from service.learner import (
     NoSuchOffset,
     NothingToObserve,
     OutcomeConflict,
+    ReferenceConflict,
     TooManyOpen,
 )
 from service.storage.base import LogMissing, LogTrimmed, StorageError
@@ -57,6 +58,7 @@ CODES: dict[str, int] = {
     "bandit_exists": 409,
     "outcome_conflict": 409,
     "decision_conflict": 409,
+    "reference_conflict": 409,
     "reference_missing": 409,
     "reference_frozen": 409,
     "episode_finished": 409,
@@ -156,6 +158,8 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             return Problem("decision_not_found", "there is no decision of this id")
         case DecisionConflict():
             return Problem("decision_conflict", "this id was used for another request; choose a new id")
+        case ReferenceConflict():
+            return Problem("reference_conflict", "this id was used for other reference material; choose a new id")
         case OutcomeConflict():
             return Problem("outcome_conflict", "this decision has another outcome already")
         case NothingToObserve():
@@ -270,6 +274,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         DecisionMissing,
         DecisionConflict,
         OutcomeConflict,
+        ReferenceConflict,
         NothingToObserve,
         EpisodeFinished,
         DecisionExpired,

@@ -146,8 +146,10 @@ class MomentsGiven(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
-    """Reference samples, pairs (with prompts), or moments."""
+    """Reference samples, pairs (with prompts), or moments. id, body: the client's id and the digest of the request, or unset."""
 
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    body: str | msgspec.UnsetType = msgspec.UNSET
     outputs: Matrix = EMPTY
     prompts: Matrix = EMPTY
     moments: MomentsGiven | None = None
@@ -267,6 +269,11 @@ def decided_key(decision: str) -> str:
 def closed_key(decision: str) -> str:
     """Under this key a log holds at most one of observed, expired, cancelled: whoever comes first closes the decision."""
     return f"{decision}/closed"
+
+
+def reference_key(reference: str) -> str:
+    """Under this key a log holds at most one `reference_added` of a client's id. (Two slashes: a decision may be called so.)"""
+    return f"reference//{reference}"
 
 
 def added_key(arm: str) -> str:

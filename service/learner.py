@@ -26,7 +26,7 @@ from service import events
 from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
 from service.folding import READ_BATCH, Folding, LogNewer, policy_of
 from service.keeping import Keeping
-from service.ledger import ArmRecord, Inconsistent, Ledger, OpenDecision, View
+from service.ledger import ArmRecord, Inconsistent, KnownReference, Ledger, OpenDecision, View
 from service.line import Line
 from service.pace import Background, Pace
 from service.storage.base import (
@@ -52,6 +52,10 @@ class DecisionMissing(Exception):
 
 class DecisionConflict(Exception):
     """The id stands for another request already."""
+
+
+class ReferenceConflict(Exception):
+    """The id stands for other reference material already."""
 
 
 class OutcomeConflict(Exception):
@@ -548,6 +552,13 @@ class Learner:
                 raise DecisionCancelled(first.id)
             case _:
                 raise Inconsistent(f"{type(first).__name__} closes a decision")
+
+    def known_reference(self, reference: str, body: str) -> KnownReference | None:
+        """The reference material that was learned under this id, if any; `ReferenceConflict` where its body was another."""
+        known = self.ledger.references.get(reference)
+        if known is not None and known.body != body:
+            raise ReferenceConflict(reference)
+        return known
 
     async def record(self, event: AnyEvent, *, key: str, check: Callable[[], object] = lambda: None) -> Receipt:
         """Append any other event (arms, references) and learn it.

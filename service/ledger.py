@@ -72,6 +72,14 @@ class OpenDecision(msgspec.Struct, frozen=True):
     offset: int
 
 
+class KnownReference(msgspec.Struct, frozen=True):
+    """Reference material that carried a client's id. count: reference samples after it. body: digest of the request."""
+
+    offset: int
+    count: int
+    body: str
+
+
 class Episode(msgspec.Struct):
     """Decisions on one prompt. attempts: made and without success, per arm index: those that expired count, those that were
     cancelled do not; open: not closed yet, per arm index; made: all decisions; features: of the first one, empty where there
@@ -95,6 +103,7 @@ class Snapshot(msgspec.Struct):
     offset: int
     decided: int
     referenced: int
+    references: dict[str, KnownReference] = {}
 
 
 class View(NamedTuple):
@@ -165,6 +174,7 @@ class Ledger:
         self.offset = 1
         self.decided = 0  # decisions ever
         self.referenced = 0  # reference samples ever
+        self.references: dict[str, KnownReference] = {}  # by the client's id; kept here, because a store may trim old entries
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -235,7 +245,7 @@ class Ledger:
             case ArmRetired():
                 self._update(event.arm, active=False)
             case ReferenceAdded():
-                return self._referenced(event)
+                return self._referenced(offset, event)
             case Created():
                 raise Inconsistent("a log is created once")
         return []
@@ -322,9 +332,11 @@ class Ledger:
             )
         )
 
-    def _referenced(self, event: ReferenceAdded) -> list[Effect]:
+    def _referenced(self, offset: int, event: ReferenceAdded) -> list[Effect]:
         moments = None if event.moments is None else moments_of(event.moments)
         self.referenced = self.referenced + event.outputs.rows if moments is None else moments.count  # moments replace moments
+        if isinstance(event.id, str) and isinstance(event.body, str):
+            self.references[event.id] = KnownReference(offset, self.referenced, event.body)
         seen = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
         return [Learn(seen)]
 
@@ -378,6 +390,7 @@ class Ledger:
                 self.offset,
                 self.decided,
                 self.referenced,
+                self.references,
             )
         )
 
@@ -391,5 +404,6 @@ class Ledger:
         ledger.episodes = dict(kept.episodes)
         ledger.recent.extend(kept.recent)
         ledger.offset, ledger.decided, ledger.referenced = kept.offset, kept.decided, kept.referenced
+        ledger.references = kept.references
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

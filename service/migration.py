@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from service import events
-from service.events import AnyEvent, ArmAdded, Cancelled, Created, Decided, Expired, Observed
+from service.events import AnyEvent, ArmAdded, Cancelled, Created, Decided, Expired, Observed, ReferenceAdded
 from service.learner import Learner
 from service.settings import InvalidSettings, Settings
 from service.storage.base import Durability, Entry, Log, Receipt, Storage, StorageError, StorageUnavailable
@@ -49,6 +49,8 @@ def key_of(event: AnyEvent, offset: int) -> str:
             return events.closed_key(event.id)
         case ArmAdded():
             return events.added_key(event.name)
+        case ReferenceAdded(id=str(reference)):
+            return events.reference_key(reference)
         case _:
             return f"migrated//{offset}"
 

@@ -606,9 +606,20 @@ class ReferenceBody(Body):
     outputs: list[Content] | None = Field(None, min_length=1, max_length=MAX_BATCH, description="Reference samples.")
     pairs: list[Pair] | None = Field(None, min_length=1, max_length=MAX_BATCH, description="Prompts with their real outputs.")
     moments: MomentsBody | None = Field(None, description="Mean, covariance and count.")
+    id: Id | None = Field(
+        None,
+        description="Your own id, for idempotent retries: the same id and body again is not learned again.",
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if sum(part is not None for part in (self.outputs, self.pairs, self.moments)) != 1:
             raise ValueError("give exactly one of outputs, pairs, moments")
         return self
+
+    def canonical(self) -> list[Any]:
+        """What tells two requests apart."""
+        outputs = None if self.outputs is None else [output.canonical() for output in self.outputs]
+        pairs = None if self.pairs is None else [[pair.prompt.canonical(), pair.output.canonical()] for pair in self.pairs]
+        moments = None if self.moments is None else [self.moments.mean, self.moments.covariance, self.moments.count]
+        return [outputs, pairs, moments]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import numpy as np
 from fastapi import APIRouter, Response
 from uuid_utils.compat import uuid7
 
 from bandits.types import REFERENCE, Observation
+from service import events
 from service.answer_schemas import ReferenceAnswer
 from service.contents import output_matrix, prompt_rows
 from service.dependencies import RoutedLearner, Services, Shared
 from service.errors import Problem, invalid
 from service.events import Matrix, MomentsGiven, ReferenceAdded
-from service.learner import Learner
-from service.ledger import moments_of
+from service.learner import Learner, ReferenceConflict, body_digest
+from service.ledger import KnownReference, moments_of
 from service.routes import problems
 from service.routes.answers import answer
 from service.schemas import ReferenceBody
@@ -29,18 +31,26 @@ router = APIRouter(tags=["references"], route_class=StrictRoute)
     summary="Post reference material",
     status_code=201,
     responses={
-        201: {"model": ReferenceAnswer, "description": "Taken."},
-        **problems("bandit_not_found", "reference_frozen", "overloaded", body=True),
+        201: {"model": ReferenceAnswer, "description": "Learned."},
+        200: {"model": ReferenceAnswer, "description": "A repeated request: the first receipt."},
+        **problems("bandit_not_found", "reference_conflict", "reference_frozen", "overloaded", body=True),
     },
 )
 async def post_references(learner: RoutedLearner, body: ReferenceBody, services: Shared) -> Response:
     """Samples are appended; pairs carry the prompt of each real output; moments are set at once. Texts and images are embedded by
-    the bandit's own embedders.
+    the bandit's own embedders. With an `id`, the same request again is learned once; another one under that id is a 409.
     """
     policy = learner.policy
     if not learner.takes_reference:
         raise invalid("body", f"{policy.kind} takes no reference with this configuration")
+    digest = body_digest(*body.canonical()) if body.id else ""
+    if body.id:
+        await learner.refresh()  # it may have been learned by another replica
+        if known := learner.known_reference(body.id, digest):
+            return _receipt(known, learner, is_repeated=True)
     event = await _event(services, learner, body)
+    if body.id:
+        event = msgspec.structs.replace(event, id=body.id, body=digest)
     seen = Observation(
         arm=REFERENCE,
         features=event.prompts.tensor(),
@@ -49,12 +59,33 @@ async def post_references(learner: RoutedLearner, body: ReferenceBody, services:
     )
 
     def check() -> None:
+        if body.id and learner.known_reference(body.id, digest):
+            raise _LearnedMeanwhile
         if policy.reference_frozen and learner.ledger.decided:
             raise Problem("reference_frozen", "the reference cannot change after the first decision; create another bandit")
         policy.check_reference(learner.state, seen)
 
-    receipt = await learner.record(event, key=f"reference/{uuid7()}", check=check)
-    return answer({"count": learner.ledger.referenced, "offset": receipt.offset}, status=201)
+    if not body.id:
+        receipt = await learner.record(event, key=f"reference/{uuid7()}", check=check)
+        return answer({"count": learner.ledger.referenced, "offset": receipt.offset}, status=201)
+    try:
+        receipt = await learner.record(event, key=events.reference_key(body.id), check=check)
+        if receipt.first is not None:  # learned, and the snapshot of an older version forgot the id
+            if getattr(events.decode(receipt.first), "body", None) != digest:
+                raise ReferenceConflict(body.id)
+            return answer({"count": learner.ledger.referenced, "offset": receipt.offset})
+    except _LearnedMeanwhile:
+        return _receipt(learner.ledger.references[body.id], learner, is_repeated=True)
+    return _receipt(learner.ledger.references[body.id], learner, is_repeated=False)
+
+
+class _LearnedMeanwhile(Exception):
+    """A request with the same id and body was quicker."""
+
+
+def _receipt(known: KnownReference, learner: Learner, *, is_repeated: bool) -> Response:
+    learner.repeated += is_repeated
+    return answer({"count": known.count, "offset": known.offset}, status=200 if is_repeated else 201)
 
 
 async def _event(services: Services, learner: Learner, body: ReferenceBody) -> ReferenceAdded:

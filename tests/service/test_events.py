@@ -83,6 +83,7 @@ any_event: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(ArmChanged, at=times, arm=indices, price=numbers, metadata=objects),
     st.builds(ArmRetired, at=times, arm=indices),
     st.builds(ReferenceAdded, at=times, outputs=matrices(), prompts=matrices(), moments=st.none() | moments),
+    st.builds(ReferenceAdded, at=times, id=st.text(), body=st.text(), outputs=matrices()),
     st.builds(
         Decided,
         at=times,

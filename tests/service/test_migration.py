@@ -14,6 +14,7 @@ from service.settings import InvalidSettings, Settings
 from service.storage.base import Durability, Log, Receipt, StorageLocked, StorageUnavailable
 from service.storage.sqlite import SqliteStorage
 from tests.bandits.examples import EXAMPLES
+from tests.service.calls import opened
 from tests.service.driving import PAK, Clients, Clock, created, learner_of
 from tests.service.redis_server import RedisServer, needs_redis
 
@@ -136,3 +137,24 @@ async def test_a_store_that_is_being_served_is_left_alone(tmp_path: Path) -> Non
     assert not (tmp_path / "nothing.db").exists()
     with pytest.raises(InvalidSettings, match="one"):
         await migrate(source, source, quiet=True)
+
+
+async def test_the_id_of_a_reference_is_still_known_in_the_new_store(tmp_path: Path) -> None:
+    source, destination = sqlite(tmp_path / "a.db"), sqlite(tmp_path / "b.db")
+    body = {"id": "r", "outputs": [{"vector": [1.0, 0.0]}, {"vector": [0.0, 1.0]}]}
+    frechet = {"policy": {"kind": "fd-ucb"}, "arms": [{"name": "a"}], "output": {"dim": 2}, "seed": 7}
+    async with opened(store=source.store) as service:
+        await service.create(body=frechet)
+        first = await service.post("/v1/bandits/b/references", body)
+        assert first.status_code == 201
+    await migrate(source, destination, quiet=True)
+    storage = destination.open_storage()
+    await storage.start()
+    entry = await storage.find((await storage.logs())[0], events.reference_key("r"))
+    assert entry is not None
+    assert entry.offset == 2
+    await storage.close()
+    async with opened(store=destination.store) as service:
+        again = await service.post("/v1/bandits/b/references", body)
+        assert (again.status_code, again.json()) == (200, first.json())
+        assert await service.offset() == 2
