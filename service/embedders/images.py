@@ -1,10 +1,11 @@
 """Images from strangers: what a file claims is read from its first bytes; only then, and one at a time, is it decoded.
 
-    base64 --> bytes --check--> (format, width, height): limits, truncation and animation, microseconds, no decoder involved
+    base64 --> bytes --check--> (format, width, height): limits, truncation and animation, milliseconds, no decoder involved
                  |
-                 '--decode--> RGB picture, upright, alpha laid on white: Pillow, told which one format it may open; worker thread
+                 '--decode--> RGB picture, upright, alpha laid on white: Pillow is given the parts that make the picture and the
+                              one format that it may open; worker thread
 
-Why a reader of headers of our own: opening a WebP with Pillow already allocates the whole canvas, and Pillow's own limit of
+Why a reader of our own (`image_parts`): opening a WebP with Pillow already allocates the whole canvas, and Pillow's own limit of
 pixels only warns. URLs are refused: a server that fetches what strangers name can be sent anywhere inside its network.
 """
 
@@ -14,30 +15,22 @@ import base64
 import binascii
 import logging
 import re
-import struct
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.embedders.base import InvalidContent
+from service.embedders.image_parts import Format, damaged, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 
-Format = Literal["PNG", "JPEG", "WEBP"]
-
 ELONGATED = 50
 """Longer side over shorter one, at most: embedders bring the shorter side to a fixed length, and the longer one grows with it."""
-SCANS = 64
-"""Of a progressive JPEG, at most: each costs a pass over every pixel. Cameras and encoders write about ten."""
-CHUNKS = 100_000
-"""Parts of a file that are walked through; a picture of ten megabytes has some thousands."""
-
-
 URL = "a URL"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[;,]", re.IGNORECASE)
@@ -105,126 +98,15 @@ def check(file: bytes, limits: Limits) -> Header:
     """What the file says about itself, or `InvalidContent` with the reason why it cannot be taken. Nothing is decoded."""
     if len(file) > limits.max_bytes:
         raise InvalidContent(f"is larger than {limits.max_bytes} bytes")
-    try:
-        header = _header(file)
-    except (struct.error, IndexError):
-        header = None
-    if header is None:
-        raise InvalidContent("is cut off or damaged")
-    width, height = header.width, header.height
+    parts = walk(file)
+    width, height = parts.width, parts.height
     if not width or not height:
         raise InvalidContent("has no pixels")
     if width * height > limits.max_pixels:
         raise InvalidContent(f"has {width} x {height} pixels, more than {limits.max_pixels} in all")
     if max(width, height) > ELONGATED * min(width, height):
         raise InvalidContent(f"has {width} x {height} pixels: one side is more than {ELONGATED} times the other")
-    return header
-
-
-def _header(file: bytes) -> Header:
-    if file.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png(file)
-    if file.startswith(b"\xff\xd8\xff"):
-        return _jpeg(file)
-    if file[:4] == b"RIFF" and file[8:12] == b"WEBP":
-        return _webp(file)
-    raise InvalidContent("is no PNG, JPEG or WebP")
-
-
-def _animated() -> InvalidContent:
-    return InvalidContent("is animated; send one picture, or each frame as an output of its own")
-
-
-def _damaged() -> InvalidContent:
-    return InvalidContent("is cut off or damaged")
-
-
-def _png(file: bytes) -> Header:
-    """PNG specification (third edition), sec. 5: chunks of length, type, content, CRC; IHDR first, IEND last."""
-    width, height = struct.unpack(">II", file[16:24])
-    if file[12:16] != b"IHDR":
-        raise _damaged()
-    at = 8
-    for _ in range(CHUNKS):
-        (length,) = struct.unpack(">I", file[at : at + 4])
-        kind = file[at + 4 : at + 8]
-        if kind == b"acTL":
-            raise _animated()
-        at += 12 + length
-        if at > len(file):
-            break
-        if kind == b"IEND":
-            return Header(format="PNG", width=width, height=height)
-    raise _damaged()
-
-
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ALONE = frozenset((0x01, *range(0xD0, 0xD8)))
-
-
-def _jpeg(file: bytes) -> Header:
-    """ITU-T T.81, annex B: segments of marker, length, content; the frame header holds height and width."""
-    if file.count(b"\xff\xda") > SCANS:
-        raise InvalidContent(f"has more than {SCANS} scans")
-    if b"\xff\xd9" not in file[file.rfind(b"\xff\xda") :]:  # no end behind the last scan
-        raise _damaged()
-    at = 2
-    for _ in range(CHUNKS):
-        if file[at] != 0xFF:
-            raise _damaged()
-        marker = file[at + 1]
-        if marker == 0xFF:  # fill
-            at += 1
-        elif marker in _ALONE:
-            at += 2
-        elif marker in _FRAMES:
-            height, width = struct.unpack(">HH", file[at + 5 : at + 9])
-            return Header(format="JPEG", width=width, height=height)
-        else:
-            (length,) = struct.unpack(">H", file[at + 2 : at + 4])
-            at += 2 + max(length, 2)
-    raise _damaged()
-
-
-def _webp(file: bytes) -> Header:
-    """RFC 9649, sec. 2: RIFF of chunks; VP8X says the canvas and whether it moves, else VP8 or VP8L holds the one picture."""
-    (size,) = struct.unpack("<I", file[4:8])
-    if size + 8 > len(file):
-        raise _damaged()
-    kind = file[12:16]
-    if kind == b"VP8X":
-        if file[20] & 0x02:
-            raise _animated()
-        width, height = (1 + int.from_bytes(file[at : at + 3], "little") for at in (24, 27))
-        inner = _webp_picture(file)
-        return Header(format="WEBP", width=max(width, inner.width), height=max(height, inner.height))
-    return _webp_size(file, 12)
-
-
-def _webp_picture(file: bytes) -> Header:
-    """Of the picture in an extended file: a decoder believes it, not the canvas."""
-    at = 30
-    for _ in range(CHUNKS):
-        kind, length = file[at : at + 4], struct.unpack("<I", file[at + 4 : at + 8])[0]
-        if kind in (b"VP8 ", b"VP8L"):
-            return _webp_size(file, at)
-        if kind in (b"ANIM", b"ANMF"):
-            raise _animated()
-        at += 8 + length + length % 2
-    raise _damaged()
-
-
-def _webp_size(file: bytes, at: int) -> Header:
-    """Of the chunk VP8 (RFC 6386, sec. 9.1) or VP8L (RFC 9649, sec. 3.4) at this place."""
-    kind = file[at : at + 4]
-    if kind == b"VP8 " and file[at + 11 : at + 14] == b"\x9d\x01\x2a":
-        width, height = (side & 0x3FFF for side in struct.unpack("<HH", file[at + 14 : at + 18]))
-    elif kind == b"VP8L" and file[at + 8] == 0x2F:
-        (bits,) = struct.unpack("<I", file[at + 9 : at + 13])
-        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    else:
-        raise _damaged()
-    return Header(format="WEBP", width=width, height=height)
+    return Header(format=parts.format, width=width, height=height)
 
 
 def decode(file: bytes) -> Image:
@@ -236,13 +118,14 @@ def decode(file: bytes) -> Image:
 
     picture = None
     try:
-        with Image.open(BytesIO(file), formats=(_header(file).format,)) as opened:
+        parts = walk(file)
+        with Image.open(BytesIO(parts.kept), formats=(parts.format,)) as opened:
             opened.load()
             picture = _rgb(_upright(opened))
     except Exception as error:  # Pillow's plug-ins fail in many ways on garbled files: OSError, SyntaxError, zlib.error ...
         log.debug("an image could not be decoded: %s", type(error).__name__)
     if picture is None:  # raised here: the error above may repeat what is in the file, and would be the cause of ours
-        raise _damaged()
+        raise damaged()
     return picture
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from service.embedders import images
 from service.embedders.base import InvalidContent
+from service.embedders.image_parts import walk
 from service.embedders.images import Header, Limits
 from tests.service.pictures import file, picture, posted
 
@@ -118,6 +119,110 @@ def test_a_picture_that_was_taken_sideways_is_put_upright(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_exif_that_cannot_be_read_turns_nothing() -> None:
     assert images.decode(file(kind="JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40)).size == (24, 20)
+
+
+# -- what is beside the picture --------------------------------------------------------------------------------------------------
+
+NOISE = np.random.default_rng(7).integers(0, 256, 9_000_000, dtype=np.uint8).tobytes()
+
+
+def riff(*chunks: bytes) -> bytes:
+    content = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def webp_chunk(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def same_picture(content: bytes, plain: bytes) -> bool:
+    assert images.check(content, LIMITS) == images.check(plain, LIMITS)
+    return np.array_equal(np.asarray(images.decode(content)), np.asarray(images.decode(plain)))
+
+
+@pytest.mark.parametrize("behind", [NOISE[: 2**16], NOISE, b"\xff\xda" * 200_000, b"\xff\xd8\xff\xc0" * 1_000, b"\xff" * 10**6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_phone_puts_behind_a_picture_is_not_read(kind: str, behind: bytes) -> None:
+    plain = file(picture(size=(120, 90)), kind=kind)
+    assert same_picture(plain + behind, plain)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_preview_and_a_film_inside_a_jpeg_are_not_read(progressive: bool) -> None:
+    plain = file(picture(size=(120, 90)), kind="JPEG", progressive=progressive)
+    preview = b"\xff\xe2" + struct.pack(">H", 60_002) + (b"MPF\0" + file(kind="JPEG") * 99)[:60_000].ljust(60_000, b"\0")
+    comment = b"\xff\xfe" + struct.pack(">H", 12) + b"\xff\xd9\xff\xda" + b"\xff" * 6
+    assert same_picture(plain[:2] + preview + comment + plain[2:], plain)
+
+
+def test_two_pictures_in_one_jpeg_are_the_first_one() -> None:
+    frames = [picture(red=red, size=(120, 90)) for red in (10, 240)]
+    both = file(frames[0], kind="MPO", save_all=True, append_images=frames[1:])
+    assert same_picture(both, file(frames[0], kind="JPEG"))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"tEXt", b"iTXt", b"iCCP", b"prVW", b"gAMA"])
+def test_the_workflow_of_an_image_generator_in_a_png_is_not_read(kind: bytes) -> None:
+    plain = file(picture(size=(120, 90)))
+    packed = zlib.compress(b"node " * 2_000_000) + NOISE[:1_600_000]
+    written = {b"zTXt": b"workflow\0\0", b"tEXt": b"workflow\0", b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0"}.get(kind, b"")
+    extra = chunk(kind, written + packed)
+    assert same_picture(plain[:33] + extra + plain[33:-12] + extra + plain[-12:], plain)
+
+
+@pytest.mark.parametrize("kind", [b"ICCP", b"XMP ", b"ABCD"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_profiles_and_notes_in_a_webp_are_not_read(kind: bytes, mode: str) -> None:
+    plain = file(picture(size=(120, 90), mode=mode), kind="WEBP", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
+    chunks = plain[12:]
+    assert chunks.startswith(b"VP8X")
+    flags = chunks[8] | {b"ICCP": 0x20, b"XMP ": 0x04}.get(kind, 0)
+    extended = riff(chunks[:8] + bytes([flags]) + chunks[9:18], webp_chunk(kind, NOISE[:1_000_001]), chunks[18:])
+    assert same_picture(extended, plain)
+
+
+def test_only_what_makes_the_picture_reaches_the_decoder() -> None:
+    jpeg = file(picture(size=(120, 90)), kind="JPEG", icc_profile=b"x" * 70_000, comment=b"secret", exif=Image.Exif())
+    assert len(walk(jpeg + NOISE).kept) < len(jpeg) - 70_000
+    content = file(picture(size=(120, 90)))
+    assert walk(content[:33] + chunk(b"tEXt", b"Comment\0secret") + content[33:]).kept == content
+    webp = file(picture(size=(120, 90)), kind="WEBP", icc_profile=b"x" * 70_000)
+    assert len(walk(webp).kept) < len(webp) - 70_000
+
+
+@pytest.mark.parametrize("at", [20, 37, 60, -20, -6])
+def test_a_chunk_of_a_png_whose_checksum_is_wrong_is_refused(at: int) -> None:
+    content = bytearray(file(picture(mode="P")))
+    content[at] ^= 0x10
+    assert refusal(bytes(content)) == "is cut off or damaged"
+
+
+def test_a_second_header_that_a_decoder_would_believe_is_refused() -> None:
+    content = file()
+    second = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
+    assert refusal(content[:33] + second + content[33:]) == "is cut off or damaged"
+    jpeg = file(kind="JPEG")
+    frame = jpeg.index(b"\xff\xc0")
+    length = 2 + struct.unpack(">H", jpeg[frame + 2 : frame + 4])[0]
+    assert refusal(jpeg[:frame] + jpeg[frame : frame + length] * 2 + jpeg[frame + length :]) == "is cut off or damaged"
+
+
+@pytest.mark.parametrize("mark", [b"\xff", b"\xff\x00", b"\xff\x01", b"\xff\xda\x00\x02"])
+def test_a_jpeg_of_marks_alone_is_refused(mark: bytes) -> None:
+    with pytest.raises(InvalidContent, match=r"is cut off or damaged|has more than 64 scans"):
+        images.check(file(kind="JPEG")[:-2] + mark * (9_000_000 // len(mark)), LIMITS)
+
+
+def test_an_orientation_in_a_text_of_a_png_is_read_as_before() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes().removeprefix(b"Exif\0\0")
+    raw = b"Exif\0\0" + raw
+    note = f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode()
+    plain = file(picture())
+    for kind, content in ((b"tEXt", note), (b"zTXt", b"\0" + zlib.compress(note))):
+        turned = plain[:33] + chunk(kind, b"Raw profile type exif\0" + content) + plain[33:]
+        assert images.decode(turned).size == (20, 24)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------------
