@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.storage.base import StorageDamaged, StorageUnavailable
-from service.storage.redis_link import Answer, Command, Link, Reconnected, Redirected
+from service.storage.redis_link import Answer, Command, Redirected
 from service.storage.redis_nodes import Node, Nodes
 
 ATTEMPTS = 8
+SCANNED = 10_000
+"""Keys that one call of SCAN looks at."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,24 @@ class LogKeys:
     snapshots: bytes
     alive: bytes
 
+    @property
+    def three(self) -> list[bytes]:
+        """What `sound.lua` looks at."""
+        return [self.head, self.log, self.keys]
+
+    def deleted(self, log_id: str) -> bytes:
+        """Where the deletion of a log is noted."""
+        return self.alive.removesuffix(b"alive") + b"deleted:" + log_id.encode()
+
+
+class Head(NamedTuple):
+    """What a log is now. end: 0 where it is unknown.  damage: why it is not what this service has written; "" = it is."""
+
+    id: str
+    end: int
+    damage: str = ""
+    rewound: bool = False
+
 
 class Keyspace:
     """Every key of one service."""
@@ -31,6 +52,14 @@ class Keyspace:
         self.prefix = prefix.encode()
         self.names = self.prefix + b":logs"
         self.news = self.prefix + b":news"
+
+    def pattern(self) -> bytes:
+        """Which keys are heads, for SCAN."""
+        return re.sub(rb"([*?\[\]\\])", rb"\\\1", self.prefix) + b":{*}:head"
+
+    def name_of(self, head: bytes) -> str:
+        """The name of the log whose head has this key."""
+        return head.removeprefix(self.prefix + b":{").removesuffix(b"}:head").decode()
 
     def of(self, name: str) -> LogKeys:
         """Those of the log that has a name."""
@@ -52,31 +81,24 @@ class Asking:
         *commands: Command,
         writing: bool = False,
         confirmed: bool = True,
-        compare: Callable[[Link], Awaitable[str]] | None = None,
         topic: str = "",
         patience_s: float = 0.0,
     ) -> Answer:
         """What the node that serves a key answers.
 
-        writing: by the connection for events; confirmed: then, when enough replicas have it.  compare: the identity that the
-        connection must have.  topic, patience_s: see `Link.call`.
+        writing: by the connection for events; confirmed: then, when enough replicas have it.  topic, patience_s: see `Link.call`.
         """
         nodes, asking = self.nodes, None
         for _ in range(ATTEMPTS):
             try:
                 node = nodes.at(asking) if asking else await nodes.node(key)
                 link = node.writer if writing else node.reader
-                # A key on its way between two nodes is asked for where it is, and compared once it has arrived.
-                identity = "" if compare is None or asking else await compare(link)
+                # A key on its way between two nodes is asked for where it is.
                 sent = [part for command in commands for part in ((b"ASKING",), command)] if asking else commands
-                answer = await link.call(
-                    *sent, identity=identity, confirmed=writing and confirmed, topic=topic, patience_s=patience_s
-                )
+                answer = await link.call(*sent, confirmed=writing and confirmed, topic=topic, patience_s=patience_s)
                 if topic and nodes.is_cluster:
                     self._told(topic)
                 return Answer(answer.values[1::2], answer.identity) if asking else answer
-            except Reconnected:
-                continue
             except Redirected as error:
                 asking = error.endpoint if error.asking else None
                 await nodes.moved(error)
@@ -85,29 +107,55 @@ class Asking:
                 raise
         raise StorageUnavailable("the cluster keeps sending its callers elsewhere")
 
-    async def heads(self) -> dict[str, tuple[str, int]]:
-        """Name -> (id, end) of every log that exists."""
+    async def heads(self, look: Callable[[str, str], Command], also: Mapping[str, str]) -> tuple[dict[str, Head], list[str]]:
+        """Every log that there is, by name; and those of them that the register does not name.
+
+        look: (name, id) -> what asks `state.lua` about a log.  also: name -> id of logs to look at that may not be registered.
+        """
         flat = (await self.ask(self.keyspace.names, (b"HGETALL", self.keyspace.names))).values[0]
-        names = {bytes(name).decode(): bytes(log_id).decode() for name, log_id in zip(flat[::2], flat[1::2], strict=True)}
+        registered = {bytes(name).decode(): bytes(log_id).decode() for name, log_id in zip(flat[::2], flat[1::2], strict=True)}
+        ids = {**also, **registered}
         by_node: dict[Node, list[str]] = {}
-        for name in names:
+        for name in ids:
             by_node.setdefault(await self.nodes.node(self.keyspace.of(name).head), []).append(name)
-        heads: dict[str, tuple[str, int]] = {}
-        for node, those in by_node.items():
-            answer = await node.reader.call(*(self._head(name) for name in those), raising=False)
-            for name, found in zip(those, answer.values, strict=True):
-                log_id, end = await self._head_alone(name, names[name]) if isinstance(found, Exception) else found
-                if log_id is not None:
-                    heads[name] = (bytes(log_id).decode(), int(end or 0))
-        return heads
+        heads: dict[str, Head] = {}
+        for node, names in by_node.items():
+            answer = await node.reader.call(*(look(name, ids[name]) for name in names), raising=False)
+            for name, found in zip(names, answer.values, strict=True):
+                head = await self._alone(name, ids[name], look) if isinstance(found, Exception) else _head(ids[name], found)
+                if head is not None:
+                    heads[name] = head
+        return heads, [name for name, head in heads.items() if name not in registered and head.id]
 
-    def _head(self, name: str) -> Command:
-        return (b"HMGET", self.keyspace.of(name).head, b"id", b"end")
-
-    async def _head_alone(self, name: str, registered: str) -> list[Any]:
+    async def _alone(self, name: str, log_id: str, look: Callable[[str, str], Command]) -> Head | None:
         """Where it was not found with the others: it has moved to another node, or it is damaged, which harms no other log."""
         try:
-            found: list[Any] = (await self.ask(self.keyspace.of(name).head, self._head(name))).values[0]
-        except StorageDamaged:
-            return [registered.encode(), b"0"]
-        return found
+            return _head(log_id, (await self.ask(self.keyspace.of(name).head, look(name, log_id))).values[0])
+        except StorageDamaged as error:
+            return Head(log_id, 0, error.reason)
+
+    async def scan(self) -> dict[str, str]:
+        """Name -> "" of every log whose head is there."""
+        names: dict[str, str] = {}
+        for node in await self.nodes.all():
+            cursor = b"0"
+            while True:
+                command = (b"SCAN", cursor, b"MATCH", self.keyspace.pattern(), b"COUNT", SCANNED)
+                cursor, found = (await node.reader.call(command)).values[0]
+                names |= {self.keyspace.name_of(bytes(key)): "" for key in found}
+                if cursor == b"0":
+                    break
+        return names
+
+
+def _head(log_id: str, found: Sequence[Any]) -> Head | None:
+    match found:
+        case [b"sound", now, end, *_]:
+            return Head(bytes(now).decode(), int(end))
+        case [b"rewound", end]:
+            return Head(log_id, int(end), rewound=True)
+        case [b"damaged", reason, _, *now]:
+            return Head(bytes(now[0]).decode() if now else log_id, 0, bytes(reason).decode())
+        case [b"missing", now] if now is not None:  # another one that has the name by now
+            return Head(bytes(now).decode(), 0)
+    return None

@@ -7,15 +7,17 @@ noticed     no append-only file, flushes once a second, WAIT off beside replicas
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from service.storage.base import StorageUnavailable
-from service.storage.redis_link import exchange, parsed
+from service.storage.redis_link import Command, exchange, parsed
 
 OLDEST = (6, 2)
 """XTRIM MINID and exclusive ranges came with it."""
+IDENTIFIED = {"run_id", "master_replid"}
+QUESTIONS: tuple[Command, ...] = ((b"INFO",), (b"CONFIG", b"GET", b"appendfsync"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,11 @@ class Expected:
 
 async def look(connection: Any, expected: Expected) -> tuple[str, list[str]]:
     """(identity, notices) of the server; `StorageUnavailable` where the log is not safe there or cannot be written."""
-    answers = await exchange(connection, (b"INFO",), (b"CONFIG", b"GET", b"appendfsync"))
+    return judged(await exchange(connection, *QUESTIONS), expected)
+
+
+def judged(answers: Sequence[Any], expected: Expected) -> tuple[str, list[str]]:
+    """`look`, from what a server answered to `QUESTIONS`; errors are values."""
     if isinstance(answers[0], Exception):
         raise answers[0]
     told = parsed(answers[0])
@@ -45,7 +51,7 @@ async def look(connection: Any, expected: Expected) -> tuple[str, list[str]]:
 
 def identity(told: Mapping[str, str]) -> str:
     """Of this process of the server and of the history of writes that it continues (replication id)."""
-    if "run_id" not in told or "master_replid" not in told:
+    if not told.keys() >= IDENTIFIED:
         return os.urandom(16).hex()  # nobody knows: every connection is to another server
     return f"{told['run_id']} {told['master_replid']}"
 

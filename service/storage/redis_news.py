@@ -15,12 +15,13 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from service.storage.base import StorageError, StorageUnavailable
+from service.storage.base import StorageError
 from service.storage.bell import Bell
-from service.storage.redis_asking import Asking
-from service.storage.redis_link import Command, Reconnected, Redirected, parsed
+from service.storage.redis_asking import Asking, Head
+from service.storage.redis_link import Command, Reconnected, Redirected
 
 logger = logging.getLogger("nextarm.storage")
 
@@ -29,6 +30,7 @@ SWEEP_S = 5.0
 BLOCK_S = 1.0
 NEWS_KEPT = 1000
 RETRY_S = 0.2
+NOTHING = Head("", 0)
 
 
 class _Opened(Protocol):
@@ -37,21 +39,25 @@ class _Opened(Protocol):
     def __call__(self) -> Asking: ...
 
 
-class News:
-    """See the module. asking: how the store is asked, once it is open."""
+Look = Callable[[Mapping[str, str]], Awaitable[dict[str, Head]]]
+"""name -> id of logs that were there -> every log that is there now."""
 
-    def __init__(self, bell: Bell, asking: _Opened, *, key: bytes) -> None:
-        self._bell, self._asking, self._key = bell, asking, key
+
+class News:
+    """See the module. asking: how the store is asked, once it is open.  look: at every log.  known: what the last look found."""
+
+    def __init__(self, bell: Bell, asking: _Opened, look: Look, *, key: bytes) -> None:
+        self.known: dict[str, Head] = {}
+        self._bell, self._asking, self._look, self._key = bell, asking, look, key
         self._origin = os.urandom(8).hex().encode()  # tells this process' own news from others'
         self._tasks: list[asyncio.Task[None]] = []
         self._telling: asyncio.Task[None] | None = None
         self._untold: set[str] = set()
-        self._known: dict[str, tuple[str, int]] = {}  # name -> (id, end) at the last look
         self._identities: dict[str, str] = {}  # place of a node -> identity then
 
     async def start(self) -> None:
         """From now on whatever changes rings."""
-        self._known = await self._asking().heads()
+        self.known = await self._look({})
         self._tasks.append(asyncio.create_task(self._follow()))
 
     async def close(self) -> None:
@@ -101,6 +107,10 @@ class News:
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
         node = await self._asking().nodes.node(self._key)
+        kind = (await node.tail.call((b"TYPE", self._key))).values[0]
+        if kind not in ("none", "stream", b"none", b"stream"):
+            logger.warning("another program has replaced the news, which hold nothing of worth: they are started again")
+            await self._asking().ask(self._key, (b"UNLINK", self._key), writing=True, confirmed=False)
         newest, identity = await node.tail.call((b"XREVRANGE", self._key, b"+", b"-", b"COUNT", 1))
         last = newest[0][0][0] if newest[0] else b"0-0"
         while True:
@@ -120,19 +130,13 @@ class News:
         """Ring for every log whose end is another one than at the last look; where a server is not the one of then, for all: also
         for those that are not there any more, which nobody else would ever tell of.
         """
-        identities = {}
-        for node in await self._asking().nodes.all():
-            answer = await node.reader.call((b"INFO", b"replication"))
-            told = parsed(answer.values[0])
-            if told.get("master_replid", "") not in answer.identity or told.get("role", "master") != "master":
-                await node.drop()  # it changed under the connection; the next one looks at what it is now
-                raise StorageUnavailable(f"{node.place} has changed its history or its role")
-            identities[node.place] = answer.identity
-        before, is_same = self._known, self._identities in ({}, identities)
-        self._known = await self._asking().heads()
+        identities = {node.place: await node.look_again() for node in await self._asking().nodes.all()}
+        before, is_same = self.known, self._identities in ({}, identities)
+        heard = set(self._bell.heard)  # also what came and went since the last look
+        self.known = await self._look({**dict.fromkeys(heard, ""), **{name: head.id for name, head in before.items()}})
         self._identities = identities
-        for name in {*before, *self._known, *(() if is_same else self._bell.heard)}:
-            was, now = before.get(name, ("", 0)), self._known.get(name, ("", 0))
-            if was != now or not is_same:
-                self._bell.ring(name, now[1] if is_same and was[0] == now[0] and now[1] > was[1] else 0)
-        self._bell.heard &= self._known.keys()
+        for name in {*before, *self.known, *heard}:
+            was, now = before.get(name, NOTHING), self.known.get(name, NOTHING)
+            if was != now or now == NOTHING or not is_same:
+                self._bell.ring(name, now.end if is_same and was.id == now.id and now.end > was.end else 0)
+        self._bell.heard -= heard - self.known.keys()

@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from service.storage.base import StorageUnavailable
 from service.storage.redis_address import Address, Endpoint, shown
-from service.storage.redis_checks import Expected, look
-from service.storage.redis_link import Command, Link, Redirected, Script, exchange
+from service.storage.redis_checks import IDENTIFIED, QUESTIONS, Expected, judged, look
+from service.storage.redis_link import Command, Link, Redirected, Script, exchange, parsed
 
 SLOTS = 16384
 REFRESH_S = 0.1
@@ -70,6 +70,19 @@ class Node:
         identity, notices = await look(connection, self._expected)
         self._options.noticed(self.place, notices)
         return identity
+
+    async def look_again(self) -> str:
+        """The identity of the server, and its set-up as it is by now: what is refused at the start is refused at any time."""
+        answer = await self.reader.call(*QUESTIONS, raising=False)
+        try:
+            identity, notices = judged(answer.values, self._expected)
+            if parsed(answer.values[0]).keys() >= IDENTIFIED and identity != answer.identity:
+                raise StorageUnavailable(f"{self.place} has changed its history")
+        except Exception:
+            await self.drop()  # it changed under the connection; the next call looks at what it is now
+            raise
+        self._options.noticed(self.place, notices)
+        return answer.identity
 
     async def drop(self) -> None:
         """Connect anew, and look at what is there, at the next call."""

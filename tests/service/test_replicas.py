@@ -18,11 +18,12 @@ from service.events import ArmAdded, ReferenceAdded, added_key
 from service.hosting import BanditConflict, BanditMissing, Hosting
 from service.learner import Learner, NoSuchOffset, Outcome, OutcomeConflict
 from service.settings import Settings
+from service.storage import redis_news
 from service.storage.base import LogRewound, StorageError
 from service.storage.redis import RedisStorage
 from service.storage.redis_address import parse
 from tests.bandits.examples import EXAMPLES
-from tests.service.calls import ARMS, Service, failed, opened
+from tests.service.calls import ARMS, VECTOR, Service, failed, opened
 from tests.service.driving import GREEDY, Clients, Clock, ask, learner_of
 from tests.service.redis_server import RedisServer, needs_redis, shared
 from tests.service.test_hosting import wanted
@@ -397,3 +398,75 @@ async def test_replicas_notice_by_themselves_that_redis_lost_everything(prefix: 
             for host in hosts:
                 with pytest.raises(BanditMissing):
                     await host.get("", "greeter")
+
+
+# -- a store that other programs write to ------------------------------------------------------------------------------------
+
+
+def redis_keys(prefix: str, *names: str) -> list[str]:
+    return [f"{prefix}:{{b}}:{name}" for name in names]
+
+
+@pytest.mark.parametrize("names", [("keys",), ("log",), ("head",), ("log", "keys"), ("head", "keys")], ids=" and ".join)
+async def test_a_bandit_whose_keys_were_removed_answers_503_and_is_listed_as_damaged_by_everybody(
+    prefix: str, names: tuple[str, ...]
+) -> None:
+    """No second acknowledgment, nothing learned twice, and a restart says the same."""
+    async with two_services(prefix) as (one, two):
+        await one.create(body=VECTOR)
+        decision = await one.decide(body={"id": "d1", **PROMPT})
+        outcome = f"/v1/bandits/b/decisions/{decision['id']}/outcome"
+        assert (await one.put(outcome, {"reward": 1.0})).status_code == 200
+        await two.decide(body={"id": "d2", **PROMPT})
+        shared().client().delete(*redis_keys(prefix, *names))
+        for service in (one, two):
+            for answer in (
+                await service.post("/v1/bandits/b/decisions", {"id": "d1", **PROMPT}),
+                await service.put(outcome, {"reward": 1.0}),
+                await service.put("/v1/bandits/b/decisions/d2/outcome", {"reward": 1.0}),
+            ):
+                assert failed(answer) == (503, "storage_unavailable")
+            assert await damaged(service) == ["b"]
+    async with two_services(prefix) as (one, _):
+        assert failed(await one.post("/v1/bandits/b/decisions", PROMPT)) == (503, "storage_unavailable")
+        assert await damaged(one) == ["b"]
+        assert (await one.delete("/v1/bandits/b")).status_code == 204
+        await one.create(body=VECTOR)
+        assert await damaged(one) == []
+
+
+@pytest.mark.parametrize("names", [("keys",), ("log",), ("head",)], ids=" and ".join)
+async def test_an_idle_replica_lists_a_damaged_bandit_within_one_look(
+    prefix: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
+    async with two_services(prefix) as (one, two):
+        await one.create(body=VECTOR)
+        await one.decide(body=PROMPT)
+        await two.decide(body=PROMPT)
+        shared().client().delete(*redis_keys(prefix, *names))
+        async with asyncio.timeout(PATIENCE_S):
+            while [await damaged(service) for service in (one, two)] != [["b"], ["b"]]:
+                await asyncio.sleep(0.01)
+
+
+async def test_replicas_say_in_readyz_that_redis_was_emptied_under_them(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
+    with RedisServer() as server:
+        settings: dict[str, Any] = {"store": server.url, "redis_prefix": prefix}
+        async with opened(**settings) as one:
+            await one.create(body=VECTOR)
+            await one.decide(body=PROMPT)
+            server.command("FLUSHDB")
+            async with asyncio.timeout(PATIENCE_S):
+                while not any("were lost" in notice for notice in (await one.get("/readyz")).json()["notices"]):
+                    await asyncio.sleep(0.01)
+            assert failed(await one.post("/v1/bandits/b/decisions", PROMPT)) == (404, "bandit_not_found")
+            await one.create(body=VECTOR)
+            assert (await one.decide(body=PROMPT))["offset"] == 2
+
+
+async def damaged(service: Service) -> list[str]:
+    """Names of the bandits that `readyz` lists as damaged."""
+    answer = (await service.get("/readyz")).json()
+    return [line.split(":")[0] for line in answer["damaged"]]

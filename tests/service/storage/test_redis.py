@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
+    LogDamaged,
     LogMissing,
     LogRewound,
     LogTrimmed,
@@ -84,6 +85,20 @@ async def filled(storage: RedisStorage, *, name: str = "greeter", entries: int =
 
 async def everything(storage: RedisStorage, log: Log) -> list[Entry]:
     return await storage.read(log, after=0, limit=1_000_000)
+
+
+class Copy:
+    """The keys of a log as they are now, to be restored later."""
+
+    def __init__(self, server: RedisServer, prefix: str, *, name: str = "greeter", only: str = "*") -> None:
+        self._server = server
+        self._kept = {key: server.command("DUMP", key) for key in server.client().scan_iter(f"{prefix}:{{{name}}}:{only}")}
+
+    def restore(self) -> None:
+        """Under the running service."""
+        for key, kept in self._kept.items():
+            assert isinstance(kept, bytes)
+            self._server.command("RESTORE", key, 0, kept, "REPLACE")
 
 
 async def recovered(storage: RedisStorage) -> None:
@@ -282,23 +297,26 @@ async def test_another_history_that_has_grown_past_what_was_seen_is_noticed(serv
             for number in range(6, 12):
                 await other.append(log, f"key {number}", b"another", POWER)
         await recovered(storage)
-        with pytest.raises(LogRewound, match="another entry stands there"):
+        with pytest.raises(LogRewound, match="acknowledged entries were lost"):
             await storage.read(log, after=6, limit=10)
 
 
 async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_learnt_anew(
-    storage: RedisStorage, monkeypatch: pytest.MonkeyPatch
+    storage: RedisStorage, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outcome of a decision that was lost would spoil the log."""
     log = await filled(storage)
-    compare = storage._compare
+    copy = Copy(shared(), prefix)
+    await storage.append(log, "decision", b"to be lost", POWER)
+    ask = storage._ask
 
-    async def begun_anew_meanwhile(*given: Any) -> str:
+    async def begun_anew_meanwhile(*given: Any, **options: Any) -> Any:
+        copy.restore()
         await storage.begin_anew(log)
-        return await compare(*given)
+        return await ask(*given, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "_compare", begun_anew_meanwhile)
+        patched.setattr(storage, "_ask", begun_anew_meanwhile)
         with pytest.raises(StorageUnavailable, match="learnt anew"):
             await storage.append(log, "outcome", b"x", POWER)
     assert await storage.end(log) == 5
@@ -503,7 +521,7 @@ async def test_a_replica_that_lagged_and_was_promoted_is_noticed(
             for number in range(6, 9):
                 await survivor.append(log, f"new {number}", b"another", POWER)
         await recovered(storage)
-        with pytest.raises(LogRewound, match="another entry"):
+        with pytest.raises(LogRewound, match="acknowledged entries were lost"):
             await storage.read(log, after=7, limit=5)
         await storage.begin_anew(log)
         assert await storage.end(log) == 8
@@ -680,10 +698,10 @@ async def test_a_poisoned_entry_is_named_with_its_offset(storage: RedisStorage, 
     log, well = await filled(storage), await filled(storage, name="well")
     shared().client().xadd(f"{prefix}:{{greeter}}:log", found, id="6-0")  # type: ignore[arg-type]
     shared().client().hset(f"{prefix}:{{greeter}}:keys", "key 6", "6")
-    for asked in (storage.read(log, after=0, limit=100), storage.find(log, "key 6"), storage.append(log, "key 6", b"x", POWER)):
-        with pytest.raises(StorageDamaged) as told:
-            await asked
-        assert told.value.place == "log 'greeter', offset 6"
+    with pytest.raises(LogDamaged) as told:
+        await storage.read(log, after=0, limit=100)
+    assert told.value.place == "log 'greeter', offset 6"
+    await refused(storage, log, "6 entries are there, and its head counts 5|offset 6")
     assert len(await everything(storage, well)) == 5
 
 
@@ -691,22 +709,266 @@ async def test_an_entry_that_was_removed_by_hand_is_named(storage: RedisStorage,
     log = await filled(storage)
     await storage.begin_anew(log)
     shared().client().xdel(f"{prefix}:{{greeter}}:log", "3-0")
-    for asked in (storage.read(log, after=1, limit=100), storage.find(log, "key 3"), storage.append(log, "key 3", b"x", POWER)):
-        with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 3: .*missing"):
-            await asked
+    with pytest.raises(LogDamaged, match=r"log 'greeter', offset 3: .*missing"):
+        await storage.read(log, after=1, limit=100)
+    await refused(storage, log, "4 entries are there, and its head counts 5")
 
 
-@pytest.mark.parametrize("key", ["head", "log", "keys"])
-async def test_garbage_in_the_keys_of_a_log_harms_no_other_log(storage: RedisStorage, prefix: str, key: str) -> None:
+async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = True) -> None:
+    """Whatever is asked about the log is answered with its damage; `inspect` says so at once, and a start, too."""
+    for ask in (
+        lambda: storage.append(log, "key 2", b"payload 2", POWER),
+        lambda: storage.append(log, "key 6", b"x", POWER),
+        lambda: storage.append_all(log, [("key 2", b"payload 2"), ("key 6", b"x")], POWER),
+        lambda: storage.append(log, "key 6", b"x", POWER, expected=5),
+        lambda: storage.find(log, "key 2"),
+        lambda: storage.read(log, after=5, limit=10),
+        lambda: storage.end(log),
+        lambda: storage.save_snapshot(log, 5, b"x"),
+        lambda: storage.load_snapshots(log),
+    ):
+        with pytest.raises(LogDamaged, match=reason):
+            await ask()
+    assert list(await looked_at(storage, log)) == [log.name]
+    if anew:
+        await storage.begin_anew(log)
+        await refused(storage, log, reason, anew=False)
+        async with opened(shared(), prefix=storage._keyspace.prefix.decode()) as again:
+            assert log in await again.logs()
+            assert await again.find_log(log.name) == log
+            with pytest.raises(LogDamaged):
+                await again.read(log, after=0, limit=1)
+
+
+async def looked_at(storage: RedisStorage, log: Log) -> dict[str, LogDamaged]:
+    """What `inspect` says after the next look at all logs."""
+    await storage._news._sweep()
+    return await storage.inspect([log])
+
+
+REMOVED = [
+    ("the keys", [("DEL", "keys")], "0 keys are there, and its entries have 5"),
+    ("one key", [("HDEL", "keys", "key 3")], "4 keys are there"),
+    ("the key of entry 1", [("HDEL", "keys", "created")], "4 keys are there"),
+    ("a key by foreign ones", [("HDEL", "keys", "key 3"), ("HSET", "keys", "x", "3", "y", "3")], "6 keys are there"),
+    ("the entries", [("DEL", "log")], "0 entries are there, and its head counts 5"),
+    ("the last entry", [("XDEL", "log", "5-0")], "4 entries are there"),
+    ("the first entries", [("XTRIM", "log", "MINID", "4-0")], "2 entries are there"),
+    ("an entry in between", [("XDEL", "log", "3-0")], "4 entries are there"),
+    ("the entries and the keys", [("DEL", "log", "keys")], "0 entries are there"),
+    ("the head", [("DEL", "head")], "its head is gone"),
+    ("the head and the keys", [("DEL", "head", "keys")], "its head is gone"),
+    ("the end in the head", [("HDEL", "head", "end")], "its head is garbled"),
+    ("the head's end by a later one", [("HSET", "head", "end", "7")], "5 entries are there, and its head counts 7"),
+    ("the head's end by no number", [("HSET", "head", "end", "five")], "its head is garbled"),
+    ("the name of the keys", [("RENAME", "keys", "elsewhere")], "0 keys are there"),
+    ("the name of the entries", [("RENAME", "log", "elsewhere")], "0 entries are there"),
+    ("the keys, by what they will be for a while", [("PEXPIRE", "keys", "1")], "0 keys are there"),
+    ("the head by garbage", [("SET", "head", "garbage")], "WRONGTYPE"),
+    ("the entries by garbage", [("SET", "log", "garbage")], "WRONGTYPE"),
+    ("the keys by garbage", [("SET", "keys", "garbage")], "WRONGTYPE"),
+    ("the entries by a set", [("DEL", "log"), ("SADD", "log", "garbage")], "WRONGTYPE"),
+]
+
+
+@pytest.mark.parametrize(("commands", "reason"), [row[1:] for row in REMOVED], ids=[row[0] for row in REMOVED])
+async def test_nothing_is_accepted_into_a_log_of_which_something_was_removed_or_replaced(
+    storage: RedisStorage, prefix: str, commands: list[tuple[str, ...]], reason: str
+) -> None:
     log, well = await filled(storage), await filled(storage, name="well")
-    await storage.begin_anew(log)
-    shared().client().set(f"{prefix}:{{greeter}}:{key}", "garbage")
-    for asked in (storage.append(log, "key 2", b"x", POWER), storage.find(log, "key 2")):
-        with pytest.raises(StorageDamaged):
-            await asked
-    assert await storage.logs() == [log, well]
+    keys = {name: f"{prefix}:{{greeter}}:{name}" for name in ("head", "log", "keys", "elsewhere")}
+    for command in commands:
+        shared().command(*(keys.get(word, word) for word in command))
+    await settled(lambda: not shared().client().exists(keys["keys"]) or "PEXPIRE" not in commands[0])
+    await refused(storage, log, reason)
+    assert await looked_at(storage, well) == {}
     assert await storage.append(well, "key 6", b"x", POWER) == Receipt(6)
     await storage.ping()
+    with contextlib.suppress(StorageDamaged):
+        assert await storage.create(Log("another id", "greeter"), b"x") == (log, Receipt(1, b"created"))
+    await storage.delete(log)
+    assert await storage.logs() == [well]
+    assert (await filled(storage)).id == log.id, "the name is free again"
+
+
+async def settled(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("only", "reason"),
+    [("keys", "5 keys are there"), ("log", "5 entries are there"), ("head", "its head counts 5")],
+)
+async def test_a_part_of_a_log_that_was_restored_from_an_older_copy_is_damage(
+    storage: RedisStorage, prefix: str, only: str, reason: str
+) -> None:
+    log = await filled(storage)
+    copy = Copy(shared(), prefix, only=only)
+    await storage.append(log, "key 6", b"x", POWER)
+    await storage.begin_anew(log)  # by the counts alone
+    copy.restore()
+    with pytest.raises(LogDamaged, match=reason):
+        await storage.append(log, "key 6", b"x", POWER)
+    assert list(await looked_at(storage, log)) == [log.name]
+
+
+@pytest.mark.parametrize("grown", [0, 1, 2])
+async def test_a_log_that_was_restored_from_an_older_copy_is_read_again_from_its_start(
+    storage: RedisStorage, other: RedisStorage, prefix: str, grown: int
+) -> None:
+    """Redis is the same process with the same history: nothing but the entries can tell. Meanwhile it may have grown again."""
+    log = await filled(storage)
+    copy = Copy(shared(), prefix)
+    for number in (6, 7):
+        await storage.append(log, f"key {number}", b"to be lost", POWER)
+    await storage.save_snapshot(log, 7, b"of what is lost")
+    copy.restore()
+    async with opened(shared(), prefix=prefix) as third:
+        for number in range(6, 6 + grown):
+            await third.append(log, f"other {number}", b"another", POWER)
+    with pytest.raises(LogRewound):
+        await storage.append(log, "key 6", b"to be lost", POWER)
+    await lost(storage, log, seen=7, end=5 + grown)
+    assert any("were lost" in notice for notice in storage.notices())
+    assert not any("were lost" in notice for notice in other.notices()), "it has seen nothing of it"
+    await storage.begin_anew(log)
+    if grown < 2:
+        assert await storage.load_snapshots(log) == []
+    assert await storage.append(log, "key 6", b"once more", POWER) == Receipt(6 + grown)
+
+
+async def test_a_look_at_all_logs_finds_one_that_was_taken_back(storage: RedisStorage, prefix: str) -> None:
+    log = await filled(storage)
+    copy = Copy(shared(), prefix)
+    await storage.append(log, "key 6", b"to be lost", POWER)
+    copy.restore()
+    await storage._news._sweep()
+    assert any("were lost" in notice for notice in storage.notices())
+    assert "greeter" in await storage.news(timeout_s=PATIENCE_S)
+
+
+async def test_snapshots_of_entries_that_were_lost_are_not_kept_when_others_take_their_place(
+    storage: RedisStorage, prefix: str
+) -> None:
+    log = await filled(storage)
+    copy = Copy(shared(), prefix, only="[hlk]*")
+    await storage.append(log, "key 6", b"to be lost", POWER)
+    await storage.save_snapshot(log, 6, b"of what is lost")
+    copy.restore()
+    await storage.begin_anew(log)
+    await storage.save_snapshot(log, 5, b"of what is there")
+    await storage.append(log, "key 6", b"another", POWER)
+    assert await storage.load_snapshots(log) == [(5, b"of what is there")]
+
+
+async def test_snapshots_that_are_gone_or_garbage_cost_time_and_nothing_else(storage: RedisStorage, prefix: str) -> None:
+    log = await filled(storage)
+    key = f"{prefix}:{{greeter}}:snapshots"
+    await storage.save_snapshot(log, 4, b"x")
+    shared().command("SET", key, "garbage")
+    assert await storage.load_snapshots(log) == []
+    await storage.save_snapshot(log, 5, b"y")
+    shared().command("HSET", key, "garbage", "garbage")
+    assert await storage.load_snapshots(log) == [(5, b"y")]
+    assert await storage.append(log, "key 6", b"x", POWER) == Receipt(6)
+    shared().command("DEL", key)
+    assert await storage.load_snapshots(log) == []
+
+
+async def test_a_log_that_is_gone_and_was_not_deleted_was_lost(storage: RedisStorage, other: RedisStorage, prefix: str) -> None:
+    """All of its keys, or all that Redis holds."""
+    log, deleted = await filled(storage), await filled(storage, name="deleted")
+    await everything(other, deleted)
+    await storage.delete(deleted)
+    with pytest.raises(LogMissing):
+        await other.append(deleted, "key 6", b"x", POWER)
+    assert not any("were lost" in notice for notice in other.notices())
+    shared().client().delete(*shared().client().keys(f"{prefix}:{{greeter}}:*"), f"{prefix}:logs")
+    await storage._news._sweep()
+    assert "greeter" in await storage.news(timeout_s=PATIENCE_S)
+    await lost(storage, log, seen=5, end=0)
+    assert any("in 1 log(s)" in notice for notice in storage.notices())
+    await storage.begin_anew(log)
+    with pytest.raises(LogMissing):
+        await storage.append(log, "key 6", b"x", POWER)
+    assert await storage.create(Log("new", "greeter"), b"created") == (Log("new", "greeter"), Receipt(1))
+
+
+async def test_everything_removed_under_load_acknowledges_nothing_that_is_not_there(server: RedisServer) -> None:
+    async with opened(server) as storage:
+        log = await filled(storage, entries=1)
+        kept: list[int] = []
+
+        async def client(number: int) -> None:
+            with contextlib.suppress(LogMissing, LogRewound):
+                for i in range(100_000):
+                    receipt = await storage.append(log, f"{number}/{i}", b"x", POWER)
+                    kept.append(receipt.offset)
+
+        clients = asyncio.gather(*(client(number) for number in range(8)))
+        await settled(lambda: len(kept) > 200)
+        server.command("FLUSHALL")
+        await clients
+        assert sorted(kept) == list(range(2, len(kept) + 2)), "each once, up to the end, and then no more"
+        await lost(storage, log, seen=len(kept) + 1, end=0)
+
+
+async def test_a_running_process_restores_the_register_of_names(storage: RedisStorage, prefix: str) -> None:
+    log, other = await filled(storage), await filled(storage, name="other")
+    await storage._news._sweep()
+    shared().client().hdel(f"{prefix}:logs", "greeter")
+    await storage._news._sweep()
+    assert await storage.logs() == [log, other]
+    shared().client().delete(f"{prefix}:logs")
+    await storage._news._sweep()
+    assert await storage.logs() == [log, other]
+
+
+async def test_a_start_without_the_register_of_names_finds_the_logs(prefix: str) -> None:
+    prefix = f"{prefix}[*]?"
+    async with opened(shared(), prefix=prefix) as storage:
+        logs = [await filled(storage, name=name) for name in ("a", "tenant/b", "é")]
+    shared().client().delete(f"{prefix}:logs")
+    async with opened(shared(), prefix=prefix) as storage:
+        assert await storage.logs() == logs
+    async with opened(shared(), prefix=prefix.replace("*", "x")) as storage:
+        assert await storage.logs() == []
+
+
+async def test_garbage_for_the_register_of_names_is_no_readiness(storage: RedisStorage, prefix: str) -> None:
+    log = await filled(storage)
+    shared().command("SET", f"{prefix}:logs", "garbage")
+    with pytest.raises(StorageDamaged, match="WRONGTYPE"):
+        await storage.ping()
+    shared().client().delete(f"{prefix}:logs")
+    await storage.ping()
+    await settled(lambda: shared().client().exists(f"{prefix}:logs"))
+    assert await storage.logs() == [log]
+
+
+@pytest.mark.parametrize("command", [("SET", "garbage"), ("DEL",), ("SADD", "garbage")])
+async def test_news_that_were_removed_or_replaced_are_started_again(
+    storage: RedisStorage, other: RedisStorage, prefix: str, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
+    log = await filled(storage)
+    await other.news(timeout_s=PATIENCE_S)
+    word, *rest = command
+    shared().command("DEL", f"{prefix}:news")
+    shared().command(word, f"{prefix}:news", *rest)
+    await storage.append(log, "key 6", b"x", POWER)
+    assert await other.wait(log, after=5, timeout_s=PATIENCE_S) == 6
+    await settled(lambda: shared().client().type(f"{prefix}:news") != b"string")
+
+
+async def test_keys_that_name_other_entries_are_damage(storage: RedisStorage, prefix: str) -> None:
+    log = await filled(storage)
+    shared().client().hset(f"{prefix}:{{greeter}}:keys", "key 3", "4")
+    for ask in (lambda: storage.append(log, "key 3", b"x", POWER), lambda: storage.find(log, "key 3")):
+        with pytest.raises(LogDamaged, match="under the key of another entry"):
+            await ask()
 
 
 async def test_a_name_whose_creation_was_cut_off_is_not_listed_and_can_be_taken(storage: RedisStorage, prefix: str) -> None:
@@ -766,6 +1028,39 @@ async def test_a_server_that_may_evict_the_log_is_refused() -> None:
     ):
         async with opened(server):
             pass
+
+
+async def test_keys_that_may_be_evicted_while_it_runs_are_refused_within_one_look(server: RedisServer) -> None:
+    async with opened(server) as storage:
+        log = await filled(storage)
+        server.command("CONFIG", "SET", "maxmemory", "100mb")
+        server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        with pytest.raises(StorageUnavailable, match="allkeys-lru"):
+            await storage._news._sweep()
+        for ask in (storage.ping, lambda: storage.append(log, "key 6", b"x", POWER)):
+            with pytest.raises(StorageUnavailable):
+                await ask()
+        said = ""
+        async with asyncio.timeout(PATIENCE_S):
+            while "allkeys-lru); set noeviction" not in said:  # what was under way then was cut off
+                with pytest.raises(StorageUnavailable) as refused:
+                    await storage.ping()
+                said = str(refused.value)
+        server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await recovered(storage)
+        assert await storage.append(log, "key 6", b"x", POWER) == Receipt(6)
+
+
+async def test_an_append_only_file_that_is_switched_off_while_it_runs_is_noticed_within_one_look() -> None:
+    with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
+        async with opened(server) as storage:
+            assert storage.notices() == []
+            server.command("CONFIG", "SET", "appendfsync", "no")
+            await storage._news._sweep()
+            assert [notice for notice in storage.notices() if "appendfsync is no" in notice]
+            server.command("CONFIG", "SET", "appendonly", "no")
+            await storage._news._sweep()
+            assert [notice for notice in storage.notices() if "appendonly is off" in notice]
 
 
 @pytest.mark.parametrize(
