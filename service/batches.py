@@ -1,4 +1,5 @@
 """Many decisions or outcomes in one request, answered in order; one bad item is its own problem and harms no other.
+Where nothing was accepted because the store refused, the whole request is a 503, so that clients and proxies see it and retry.
 
     items ──> validate ──┬─ plain: into the learner's line at once, without a task of its own ──┬──> answers
                          └─ what is embedded, scored, or goes on to a next decision: a task ────┘
@@ -14,7 +15,7 @@ from typing import Any
 
 from service.deciding import decide, observe, outcome_of, question
 from service.dependencies import Services
-from service.errors import refusal_of
+from service.errors import Problem, refusal_of
 from service.learner import Kept, Learner
 from service.routes.answers import decision_json, receipt_json
 from service.schemas import DecisionBody, OutcomeItem
@@ -39,7 +40,7 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
     def tell(kept: Kept) -> Answer:
         return decision_json(learner, kept.event, offset=kept.offset)
 
-    return await _all(items, begin, tell)
+    return await _all(services, items, begin, tell)
 
 
 async def observe_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:
@@ -54,11 +55,14 @@ async def observe_all(services: Services, learner: Learner, items: Sequence[Any]
     def tell(kept: Kept) -> Answer:
         return receipt_json(kept, following=None)
 
-    return await _all(items, begin, tell)
+    return await _all(services, items, begin, tell)
 
 
 async def _all(
-    items: Sequence[Any], begin: Callable[[Any], Awaitable[Awaitable[Kept | Answer]]], tell: Callable[[Kept], Answer]
+    services: Services,
+    items: Sequence[Any],
+    begin: Callable[[Any], Awaitable[Awaitable[Kept | Answer]]],
+    tell: Callable[[Kept], Answer],
 ) -> list[Answer]:
     begun: list[Awaitable[Kept | Answer]] = []
     for item in items:
@@ -67,7 +71,15 @@ async def _all(
         except Exception as error:
             begun.append(_failed(error))
     found = await asyncio.gather(*begun, return_exceptions=True)
-    return [_document(one) if isinstance(one, BaseException) else tell(one) if isinstance(one, Kept) else one for one in found]
+    results = [_problem(one) if isinstance(one, BaseException) else tell(one) if isinstance(one, Kept) else one for one in found]
+    problems = [one for one in results if isinstance(one, Problem)]
+    if len(problems) == len(results):
+        for problem in problems:
+            if problem.code == "storage_unavailable":
+                raise problem
+    for problem in problems:
+        services.meter.count_problem(problem.code)
+    return [one.document() if isinstance(one, Problem) else one for one in results]
 
 
 async def _decided(services: Services, learner: Learner, body: DecisionBody) -> Answer:
@@ -89,7 +101,7 @@ def _failed(error: Exception) -> asyncio.Future[Kept | Answer]:
     return future
 
 
-def _document(error: BaseException) -> Answer:
+def _problem(error: BaseException) -> Problem:
     if isinstance(error, Exception):
-        return refusal_of(error).document()
+        return refusal_of(error)
     raise error

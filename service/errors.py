@@ -36,8 +36,10 @@ from service.learner import (
     TooManyOpen,
 )
 from service.storage.base import LogMissing, LogTrimmed, StorageError
+from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.errors")
+throttled = ThrottledLogger(logger)
 
 RETRY_AFTER_S = 1
 LISTED = 50
@@ -179,7 +181,7 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case QueueFull():
             return Problem("overloaded", str(error), headers={"Retry-After": str(error.retry_after_s)})
         case EmbedderError():
-            logger.error("an embedder failed", extra={"reason": str(error)})
+            throttled.error("an embedder failed", reason=str(error))
             return Problem("overloaded", f"the content cannot be embedded now: {error}")
         case LogTrimmed():
             return Problem("log_trimmed", f"events before offset {error.first} are kept in snapshots only; read from there on")
@@ -188,7 +190,7 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case Behind():
             return Problem("replica_behind", str(error))
         case StorageError():
-            logger.error("the store refused", extra={"reason": str(error)})
+            throttled.error("the store refused", reason=str(error))
             return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted")
         case _:
             logger.error("unexpected failure", exc_info=error)

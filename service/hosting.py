@@ -25,8 +25,10 @@ from service.learner import Learner
 from service.schemas import completed
 from service.settings import Settings
 from service.storage.base import Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
+from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.hosting")
+throttled = ThrottledLogger(logger)
 
 LOADING_AT_ONCE = 4
 NEWS_S = 5.0
@@ -323,9 +325,7 @@ class Hosting:
                 except LogMissing:
                     continue  # deleted meanwhile
                 except Exception as error:  # one bandit that cannot be swept must not keep all others from it
-                    logger.error(
-                        "overdue decisions could not be closed", extra={"bandit": learner.log.name, "reason": str(error)}
-                    )
+                    throttled.error("overdue decisions could not be closed", bandit=learner.log.name, reason=str(error))
 
     async def _inspect(self) -> None:
         """Stop every bandit whose log another program has spoilt."""
@@ -335,7 +335,7 @@ class Hosting:
         except StorageUnavailable:
             return  # `readyz` asks the store itself, and says so
         except Exception as error:  # a sweep that ends would leave every decision open for ever
-            logger.error("the store could not be inspected", extra={"reason": str(error)})
+            throttled.error("the store could not be inspected", reason=str(error))
             return
         for name, damage in damaged.items():
             if name in learners:

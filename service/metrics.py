@@ -36,7 +36,10 @@ class Meter:
             collector(registry=self.registry)
         self._requests = Counter("nextarm_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry)
         self._problems = Counter(
-            "nextarm_problems", "Requests answered with a problem, by its code.", ["code"], registry=self.registry
+            "nextarm_problems",
+            "Requests and items of batches answered with a problem, by its code.",
+            ["code"],
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "nextarm_request_seconds", "Seconds per request.", ["route", "method"], buckets=BUCKETS, registry=self.registry
@@ -52,7 +55,7 @@ class Meter:
         duration.observe(seconds)
 
     def count_problem(self, code: str) -> None:
-        """One request that was refused, or failed; `storage_unavailable` are the errors of the store."""
+        """One request, or one item of a batch, that was refused or failed; `storage_unavailable` are the errors of the store."""
         self._problems.labels(code).inc()
 
 

@@ -47,7 +47,9 @@ async def make_decision(learner: RoutedLearner, body: DecisionBody, services: Sh
     responses=problems("bandit_not_found", body=True),
 )
 async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: Shared) -> Response:
-    """Decisions or problems, in order. One bad item is its own problem and harms no other."""
+    """Decisions or problems, in order. One bad item is its own problem and harms no other. Where the store refused and nothing
+    was accepted, the answer is one 503 with `Retry-After`: send the same request again.
+    """
     return answer({"decisions": await decide_all(services, learner, body.decisions)})
 
 

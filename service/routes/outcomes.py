@@ -43,5 +43,7 @@ async def put_outcome(learner: RoutedLearner, decision: DecisionId, body: Outcom
     responses=problems("bandit_not_found", body=True),
 )
 async def post_outcomes(learner: RoutedLearner, body: OutcomeBatch, services: Shared) -> Response:
-    """Receipts or problems, in order. One bad item is its own problem and harms no other."""
+    """Receipts or problems, in order. One bad item is its own problem and harms no other. Where the store refused and nothing was
+    accepted, the answer is one 503 with `Retry-After`: send the same request again.
+    """
     return answer({"outcomes": await observe_all(services, learner, body.outcomes)})

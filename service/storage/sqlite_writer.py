@@ -23,8 +23,10 @@ from typing import Any
 
 from service.storage.base import Durability, StorageError, StorageUnavailable
 from service.storage.opening import DAMAGE, primary
+from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.storage")
+throttled = ThrottledLogger(logger)
 
 Run = Callable[[sqlite3.Connection], Any]
 """What happens inside a transaction."""
@@ -184,7 +186,7 @@ class Writer:
         """What the requests behind a failed commit are told."""
         if primary(error) == sqlite3.SQLITE_FULL:
             self.full = True
-            logger.error("the disk is full: nothing is accepted until there is room again")
+            throttled.error("the disk is full: nothing is accepted until there is room again")
             return StorageUnavailable("the disk is full")
         if primary(error) in UNKNOWN_AFTER:
             self._break(error)
