@@ -260,3 +260,8 @@ class ReadinessAnswer(Answer):
         description="What an operator should know of how the store is set up: in full for a key without a tenant, else counted."
     )
     lag: int = Field(description="Events of the bandit that is furthest behind its log, as far as known.")
+    warming: list[str] = Field(
+        default_factory=list,
+        description="Embedders that are being loaded, left out where there is none; requests that need one wait. Counted for a "
+        "key of a tenant.",
+    )

@@ -73,13 +73,13 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda:
     """
     torch.set_num_threads(1)  # small matrices on shared cores: a second thread stalls more than it helps
     gate = Gate(keys=settings.api_keys, rate_limit=settings.rate_limit)
-    hosting = Hosting(settings.open_storage(), settings, clock=clock)
-    await hosting.start()
     embeddings = EmbeddingQueue(
         find=partial(registry.spec, sources=settings.sources()),
         cache_entries=settings.embedding_cache,
         waiting_limit=settings.embedding_waiting,
     )
+    hosting = Hosting(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
+    await hosting.start()
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)
     try:

@@ -9,7 +9,6 @@ server's defaults become. Choosing blocks: weights are hashed, and tags are look
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +16,7 @@ from service.embedders import checkpoints, registry
 from service.embedders.base import EmbedderError, EmbedderUnavailable, Kind, Sources, Spec, UnknownEmbedder
 from service.embedders.queue import EmbeddingQueue
 from service.errors import invalid
+from service.events import Created
 from service.schemas import EmbedderSpec, ModelChoice
 from service.settings import Settings
 
@@ -122,10 +122,26 @@ def warm(embeddings: EmbeddingQueue, settings: Settings) -> None:
             log.warning("an embedder cannot be warmed", extra={"embedder": name, "reason": str(error)})
 
 
-def warm_for(embeddings: EmbeddingQueue, identities: Iterable[str]) -> None:
-    """Begin to load what a new bandit will use, so that its first request does not wait for it."""
-    for name in {*identities} - {"", "vector", PROBABILITIES}:
+def warm_for(embeddings: EmbeddingQueue, created: Created) -> None:
+    """Begin to load what a bandit uses that was read from the store, so that its first request waits as little as can be."""
+    for name in _loadable(created).values():
         try:
             embeddings.warm_soon(name)
-        except EmbedderError as error:  # it is met again, and told, by the first request
+        except EmbedderError as error:  # the first request meets it again, and answers with it
             log.warning("an embedder cannot be warmed", extra={"embedder": name, "reason": str(error)})
+
+
+async def load_for(embeddings: EmbeddingQueue, created: Created) -> None:
+    """Load what a new bandit will use before it exists: its first request waits for nothing, and one whose model cannot be loaded
+    is refused (422).
+    """
+    for part, name in _loadable(created).items():
+        try:
+            await embeddings.warm(name)
+        except EmbedderUnavailable as error:
+            raise invalid(f"{part}.embedder", str(error)) from error
+
+
+def _loadable(created: Created) -> dict[str, str]:
+    named = {"prompt": created.prompt_embedder, "output": created.output_embedder}
+    return {part: name for part, name in named.items() if name not in ("", "vector", PROBABILITIES)}

@@ -61,10 +61,16 @@ class Hosting:
     """See the module."""
 
     def __init__(
-        self, storage: Storage, settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        storage: Storage,
+        settings: Settings,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_load: Callable[[Created], None] = lambda created: None,
     ) -> None:
         self.storage = storage
         self._own_clock = clock
+        self._on_load = on_load  # called with every bandit that is read from the store
         self._ahead: timedelta | None = None  # the store's clock, of ours
         self._settings = settings
         self._device = settings.where()
@@ -220,6 +226,7 @@ class Hosting:
             self._loading.pop(log.name, None)
         self._unloaded.pop(log.name, None)
         self._learners[log.name] = learner
+        self._on_load(learner.created)
         return learner
 
     async def _learn(self, log: Log) -> Learner:

@@ -142,6 +142,10 @@ class EmbeddingQueue:
         line.warming.append(version)
         self._wake(line)
 
+    def warming(self) -> list[str]:
+        """The embedders that are being loaded now."""
+        return sorted(name for name, line in self._lines.items() if line.warming)
+
     def counts(self) -> dict[str, Counts]:
         """Per embedder that was used."""
         return {

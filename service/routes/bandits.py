@@ -16,7 +16,7 @@ from service import events
 from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
 from service.creation import check_size, created_event
 from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
-from service.embedding import warm_for
+from service.embedding import load_for
 from service.errors import Problem, invalid
 from service.events import ArmAdded, ArmChanged, ArmRetired
 from service.hosting import BanditConflict, BanditMissing
@@ -81,7 +81,9 @@ def _policy_json(kind: str) -> dict[str, Any]:
     },
 )
 async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, services: Shared) -> Response:
-    """201 creates; the same body again is a 200; another body a 409."""
+    """201 creates; the same body again is a 200; another body a 409. The first bandit of an embedder is answered when that is
+    loaded, which takes seconds: its first decision then does not.
+    """
     try:
         learner = await services.hosting.get(caller.tenant, name)
     except BanditMissing:
@@ -102,8 +104,8 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
         clock=services.hosting.clock,
         sources=services.settings.sources(),
     )
+    await load_for(services.embeddings, created)
     learner, is_new = await services.hosting.create(created)  # somebody may have come first
-    warm_for(services.embeddings, (created.prompt_embedder, created.output_embedder))
     return answer(await bandit_json(learner), status=201 if is_new else 200)
 
 

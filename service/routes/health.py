@@ -33,7 +33,7 @@ async def healthz() -> Response:
 async def readyz(request: Request, services: Shared) -> Response:
     """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and does not take the
     others out of service. Without a key everything is only counted; a key of a tenant is told the names of that tenant's bandits,
-    one without a tenant everything.
+    one without a tenant everything. Embedders that are still being loaded keep no request out: those that need one wait for it.
     """
     view = _View(services, request.scope.get("nextarm.caller"))
     reasons = [f"loading: {name}" for name in view.named(services.hosting.state()["loading"])]
@@ -43,7 +43,7 @@ async def readyz(request: Request, services: Shared) -> Response:
     except StorageError as error:
         reasons.append(f"storage: {error if view.of_operator else 'it cannot be written or read now'}")
     lag = {name: services.hosting.lag(learner) for name, learner in services.hosting.loaded(None)}
-    notices = services.hosting.storage.notices()
+    notices, warming = services.hosting.storage.notices(), services.embeddings.warming()
     body: dict[str, Any] = {
         "status": "not ready" if reasons else "ready",
         "reasons": reasons,
@@ -53,6 +53,8 @@ async def readyz(request: Request, services: Shared) -> Response:
         else [f"{len(notices)} about the store, for a key without a tenant"],
         "lag": max(lag.values(), default=0),
     }
+    if warming:
+        body["warming"] = warming if view.of_operator else [f"{len(warming)} of the embedders"]
     return answer(body, status=503 if reasons else 200)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,52 @@ async def test_a_bandit_that_recorded_the_old_default_is_still_served(tmp_path: 
         assert (await service.put("/v1/bandits/b", body)).status_code == 200
         decision = await service.decide(body={"prompt": "a red circle"})
         await service.observe(decision["id"], {"output": {"image": posted(file())}})
+
+
+async def test_a_bandit_is_created_when_its_embedders_are_loaded(
+    clipped: Service, monkeypatch: pytest.MonkeyPatch, models: Path
+) -> None:
+    known: Any = type(registry.spec("open-clip/tiny", Sources(models=models)))
+    original, begun, may_go_on = known.load, threading.Event(), threading.Event()
+
+    def load(spec: Any) -> Any:
+        begun.set()
+        assert may_go_on.wait(60)
+        return original(spec)
+
+    monkeypatch.setattr(known, "load", load)
+    creating = asyncio.create_task(clipped.create(body=SHOWN))
+    await asyncio.to_thread(begun.wait, 60)
+    readiness = await clipped.get("/readyz")
+    assert (readiness.status_code, readiness.json()["warming"]) == (200, ["open-clip/tiny"])
+    assert not creating.done()
+    may_go_on.set()
+    await creating
+    assert "warming" not in answered(await clipped.get("/readyz"))
+
+
+async def test_a_model_that_cannot_be_loaded_is_refused_at_creation(tmp_path: Path) -> None:
+    write_clip(tmp_path / "models" / "tiny")
+    (tmp_path / "models" / "tiny" / "tokens.json").write_text("[1, 2]")
+    async with opened(models=str(tmp_path / "models")) as service:
+        refused = await service.put("/v1/bandits/b", SHOWN)
+        assert failed(refused) == (422, "invalid_request")
+        assert paths(refused) == ["prompt.embedder"]
+        assert answered(await service.get("/v1/bandits"))["bandits"] == []
+
+
+async def test_the_embedders_of_stored_bandits_are_loaded_at_the_start(tmp_path: Path, models: Path) -> None:
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    async with opened(models=str(models), store=store) as service:
+        await service.create(body=SHOWN)
+    async with opened(models=str(models), store=store) as service:
+        await service.bandit()
+        services = service.client._transport.app.state.services  # type: ignore[attr-defined]
+        assert services.embeddings.warming() == ["open-clip/tiny"] or services.embeddings.counts()["open-clip/tiny"].waiting == 0
+        async with asyncio.timeout(60):
+            while "warming" in (await service.get("/readyz")).json():
+                await asyncio.sleep(0)
+        await service.decide(body={"prompt": "a red circle"})
 
 
 # -- creation ------------------------------------------------------------------------------------------------------------------
