@@ -41,9 +41,13 @@ class DecisionAnswer(Answer):
     arm: str | None = Field(description="The model to query; null when `stop`.", examples=["small"])
     stop: bool = Field(description="No arm is worth a (further) call.")
     propensity: float = Field(description="The probability with which this arm was drawn.", examples=[1.0])
-    weights: dict[str, float] = Field(description="The distribution over the arms.", examples=[{"small": 1.0, "large": 0.0}])
+    weights: dict[str, float] = Field(
+        description="The distribution over the arms. Of more than 64 arms, the one that was chosen and the 16 best; "
+        "`GET .../decisions/{id}` and a `dry_run` show all.",
+        examples=[{"small": 1.0, "large": 0.0}],
+    )
     scores: dict[str, dict[str, float | None]] = Field(
-        description="Why: the policy's own terms per arm that could be chosen.",
+        description="Why: the policy's own terms per arm that could be chosen, of the arms of `weights`.",
         examples=[{"small": {"estimate": 0.61, "bonus": 0.2}}],
     )
     offset: int = Field(description="The decision's place in the log.", examples=[2])

@@ -10,6 +10,7 @@ An item that goes into the line costs no more than its validation, its mathemati
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ Answer = dict[str, Any]
 async def decide_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:
     """Decisions or problems."""
 
-    async def begin(item: Any) -> Awaitable[Kept | Answer]:
+    async def begin(item: Any) -> asyncio.Future[Any]:
         body = DecisionBody.model_validate(item)
         if _is_plain_decision(body):
             try:
@@ -46,7 +47,7 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
 async def observe_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:
     """Receipts or problems."""
 
-    async def begin(item: Any) -> Awaitable[Kept | Answer]:
+    async def begin(item: Any) -> asyncio.Future[Any]:
         body = OutcomeItem.model_validate(item)
         if _is_plain_outcome(learner, body):
             return learner.observe_soon(body.decision, await outcome_of(services, learner, body.decision, body))
@@ -61,29 +62,62 @@ async def observe_all(services: Services, learner: Learner, items: Sequence[Any]
 async def _all(
     services: Services,
     items: Sequence[Any],
-    begin: Callable[[Any], Awaitable[Awaitable[Kept | Answer]]],
+    begin: Callable[[Any], Awaitable[asyncio.Future[Any]]],
     tell: Callable[[Kept], Answer],
 ) -> list[Answer]:
-    begun: list[Awaitable[Kept | Answer]] = []
-    for item in items:
-        try:
-            begun.append(await begin(item))
-        except Exception as error:
-            begun.append(_failed(error))
-    found = await asyncio.gather(*begun, return_exceptions=True)
-    results = [_problem(one) if isinstance(one, BaseException) else tell(one) if isinstance(one, Kept) else one for one in found]
-    problems = [one for one in results if isinstance(one, Problem)]
-    if len(problems) == len(results):
+    """The answer of every item is written as soon as its event is there, and the event is let go: an event holds the weights and
+    scores of every arm, and a thousand of them for a thousand arms are hundreds of megabytes.
+    """
+    answers: list[Answer | Problem] = [{}] * len(items)
+    waiting: dict[int, asyncio.Future[Any]] = {}
+    settled = asyncio.Event()
+
+    def settle(i: int, future: asyncio.Future[Any]) -> None:
+        del waiting[i]
+        answers[i] = _answer_of(future, tell)
+        settled.set()
+
+    try:
+        for i, item in enumerate(items):
+            try:
+                future = await begin(item)
+            except Exception as error:
+                answers[i] = refusal_of(error)
+            else:
+                waiting[i] = future
+                future.add_done_callback(functools.partial(settle, i))
+        while waiting:
+            settled.clear()
+            await settled.wait()
+    finally:
+        for future in waiting.values():
+            future.cancel()
+    return _documents(services, answers)
+
+
+def _answer_of(future: asyncio.Future[Any], tell: Callable[[Kept], Answer]) -> Answer | Problem:
+    if future.cancelled():
+        return {}  # with the request
+    try:
+        found: Kept | Answer = future.result()
+        return tell(found) if isinstance(found, Kept) else found
+    except Exception as error:
+        return refusal_of(error)
+
+
+def _documents(services: Services, answers: Sequence[Answer | Problem]) -> list[Answer]:
+    problems = [one for one in answers if isinstance(one, Problem)]
+    if len(problems) == len(answers):
         for problem in problems:
             if problem.code == "storage_unavailable":
                 raise problem
     for problem in problems:
         services.meter.count_problem(problem.code)
-    return [one.document() if isinstance(one, Problem) else one for one in results]
+    return [one.document() if isinstance(one, Problem) else one for one in answers]
 
 
 async def _decided(services: Services, learner: Learner, body: DecisionBody) -> Answer:
-    return (await decide(services, learner, body))[0]
+    return (await decide(services, learner, body, brief=True))[0]
 
 
 def _is_plain_decision(body: DecisionBody) -> bool:
@@ -93,15 +127,3 @@ def _is_plain_decision(body: DecisionBody) -> bool:
 
 def _is_plain_outcome(learner: Learner, body: OutcomeItem) -> bool:
     return learner.created.reward_source == CLIENT and body.output is None and body.reference is None and not body.next
-
-
-def _failed(error: Exception) -> asyncio.Future[Kept | Answer]:
-    future: asyncio.Future[Kept | Answer] = asyncio.get_running_loop().create_future()
-    future.set_exception(error)
-    return future
-
-
-def _problem(error: BaseException) -> Problem:
-    if isinstance(error, Exception):
-        return refusal_of(error)
-    raise error

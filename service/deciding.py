@@ -26,12 +26,13 @@ from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
 from service.storage.base import StorageError
 
 
-async def decide(services: Services, learner: Learner, body: DecisionBody) -> tuple[dict[str, Any], int]:
-    """The decision and its status: 201 new, 200 repeated or dry run."""
+async def decide(services: Services, learner: Learner, body: DecisionBody, *, brief: bool = False) -> tuple[dict[str, Any], int]:
+    """The decision and its status: 201 new, 200 repeated or dry run. brief: of many arms, a dry run shows the best few, too."""
     try:
         ask = await question(services, learner, body)
         if body.dry_run:
-            return decision_json(learner, await learner.preview(ask), offset=learner.offset, dry_run=True), 200
+            preview = await learner.preview(ask)
+            return decision_json(learner, preview, offset=learner.offset, dry_run=True, full=not brief), 200
         kept = await learner.decide(ask)
     except StorageError:
         raise

@@ -26,6 +26,11 @@ BLOCK = 32
 FEW = 4
 """Rows from which on one matrix product is quicker than a product per row."""
 
+REMEMBERED = 2**26
+"""Bytes of products that are kept for the changes that follow. Each memo keeps the whole block of its call, so that an arm that
+is not scored again holds it for good: with a thousand arms gigabytes, for the one product that is looked for.
+"""
+
 
 class Scored:
     """Rows z (B, p) that were scored last, for finding the product with one of them again."""
@@ -122,6 +127,10 @@ def quadratics(inverses: Sequence[Inverse], z: Tensor) -> Tensor:
     """
     products = torch.empty((len(inverses), *z.shape), dtype=z.dtype, device=z.device)
     forms = _few(inverses, z, products) if len(z) < FEW and z.device.type == "cpu" else _many(inverses, z, products)
+    if products.nbytes > REMEMBERED:
+        for inverse in inverses:
+            inverse.memo.last = None
+        return forms.clamp_min_(0.0)
     scored = Scored(z)
     for inverse, product in zip(inverses, products, strict=True):
         inverse.memo.last = scored, product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -24,11 +25,23 @@ def time_text(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def decision_json(learner: Learner, decided: Decided, *, offset: int, dry_run: bool = False) -> dict[str, Any]:
-    """A decision as the contract says."""
+FULL_TABLE = 64
+"""Arms up to which an answer shows the weights and scores of all: a batch of 1,024 decisions over 1,000 arms would be 60 MB."""
+BEST_SHOWN = 16
+"""Arms that an answer shows of more than that."""
+_INDEX = ("estimate", "bonus")
+"""Scores whose sum most policies choose by."""
+
+
+def decision_json(
+    learner: Learner, decided: Decided, *, offset: int, dry_run: bool = False, full: bool = False
+) -> dict[str, Any]:
+    """A decision as the contract says. full: with the weights and scores of every arm, however many there are."""
     names = [arm.name for arm in learner.arms]
     stop = decided.arm < 0
     allowed = set(decided.allowed)
+    several = len(decided.weights)
+    shown = range(several) if full or several <= FULL_TABLE else _best_arms(decided)
     return {
         "id": None if dry_run else decided.id,
         "bandit": learner.created.bandit,
@@ -37,14 +50,23 @@ def decision_json(learner: Learner, decided: Decided, *, offset: int, dry_run: b
         "arm": None if stop else names[decided.arm],
         "stop": stop,
         "propensity": decided.propensity,
-        "weights": {names[i]: weight for i, weight in enumerate(decided.weights)},
-        "scores": {
-            names[i]: {score: values[i] for score, values in decided.scores.items()}
-            for i in range(len(decided.weights))
-            if i in allowed
-        },
+        "weights": {names[i]: decided.weights[i] for i in shown},
+        "scores": {names[i]: {score: values[i] for score, values in decided.scores.items()} for i in shown if i in allowed},
         "offset": offset,
     }
+
+
+def _best_arms(decided: Decided) -> list[int]:
+    """The arm that was chosen and those of the highest weight; among equal weights, those whose index is nearest to its own:
+    whether a policy looks for the highest or the lowest one, these were nearly chosen.
+    """
+    terms = [decided.scores[name] for name in _INDEX if name in decided.scores] if decided.arm >= 0 else []
+
+    def distance(arm: int) -> float:
+        return abs(sum((values[arm] or 0.0) - (values[decided.arm] or 0.0) for values in terms))
+
+    best = heapq.nsmallest(BEST_SHOWN, decided.allowed, key=lambda arm: (-decided.weights[arm], distance(arm)))
+    return sorted({*best, decided.arm} - {-1})
 
 
 def closed_json(closing: Kept | None, *, stop: bool) -> dict[str, Any]:

@@ -60,11 +60,11 @@ async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: 
     responses=problems("bandit_not_found", "decision_not_found"),
 )
 async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
-    """`state` is open, observed, expired or cancelled."""
+    """`state` is open, observed, expired or cancelled. Every arm's weight and scores are shown, however many arms there are."""
     decided, closing = await learner.look_up(decision)
     return answer(
         {
-            **decision_json(learner, decided.event, offset=decided.offset),
+            **decision_json(learner, decided.event, offset=decided.offset, full=True),
             **closed_json(closing, stop=decided.event.arm < 0),
             "decided_at": time_text(decided.event.at),
         }

@@ -127,3 +127,14 @@ def test_three_thousand_rows_stay_close_to_a_fresh_inverse(ridge: float, size: i
     expected = fresh(z, ridge=ridge)
     assert float((now.tensor() - expected).norm() / expected.norm()) < 1e-10
     assert float((now.tensor() - now.tensor().T).norm() / expected.norm()) < 1e-12
+
+
+def test_the_products_of_very_many_inverses_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each memo would hold the block of all of them for as long as its arm is not scored again; the forms are the same."""
+    several = [Inverse(torch.eye(3, dtype=torch.float64) * (i + 1)) for i in range(5)]
+    z = torch.ones(6, 3, dtype=torch.float64)
+    kept = quadratics(several, z)
+    assert all(inverse.memo.last is not None for inverse in several)
+    monkeypatch.setattr(inverses, "REMEMBERED", 100)
+    assert torch.equal(quadratics(several, z), kept)
+    assert all(inverse.memo.last is None for inverse in several)
