@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.faults.cases import away, clocks, duplicates, failover, full, kills, redis_killed, snapshots, starts
+from bench.faults.cases import away, clocks, duplicates, failover, full, kills, redis_killed, snapshots, starts, touched
 from bench.faults.rows import Case
 
 CASES = (
@@ -13,6 +13,7 @@ CASES = (
     Case("duplicates", "the same posts over and over to several replicas at once", duplicates.run),
     Case("clocks", "two replicas whose clocks are an hour apart", clocks.run),
     Case("full", "SQLite's disk is full; Redis' memory is", full.run),
+    Case("touched", "another program removes, restores or would evict keys of Redis under load", touched.run),
     Case("snapshots", "snapshots deleted, and corrupted, before a start", snapshots.run),
     Case("paused", "a replica is paused (SIGSTOP) and resumed", away.paused),
     Case("partition", "a replica is cut off from Redis by the network", away.partition),
@@ -20,5 +21,6 @@ CASES = (
 )
 ORDER = (
     *("kill -9 of one", "kill -9 of a random", "Redis killed", "Redis fails over", "duplicate", "two replicas with clocks"),
-    *("disk full", "maxmemory", "snapshots", "a replica paused", "a replica cut off", "start with", "full replay"),
+    *("disk full", "maxmemory", "keys, entries", "a bandit restored", "FLUSHALL", "eviction", "snapshots"),
+    *("a replica paused", "a replica cut off", "start with", "full replay"),
 )

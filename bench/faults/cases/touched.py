@@ -1,0 +1,203 @@
+"""Another program writes to Redis under running replicas: keys removed, replaced by an older copy, all removed, or soon evicted.
+
+removed     503 and listed as damaged by every replica, also by one that starts afterwards; no id is acknowledged a second time
+older copy  what came after it is lost, and counted; replicas notice, learn the log again and agree
+emptied     the same, with everything
+eviction    refused while keys may be evicted; nothing is lost
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis
+
+from bench.faults.cases.redis_killed import after_a_loss, recover
+from bench.faults.clients import BANDITS, Record
+from bench.faults.redis_server import EVERYSEC, RedisServer
+from bench.faults.replicas import Replicas, at_work, judge
+from bench.faults.rows import Options, Row, judged_row
+from bench.faults.server import Server, ServerFailed
+
+REPLICAS, CLIENTS = 3, 8
+LOOK_S = 5.0
+"""How often replicas look at all logs and at the set-up of Redis; on a busy machine their answer takes a moment more."""
+BOUND_S = 2 * LOOK_S
+REMOVED = {"prompts": "keys", "chance": "log", "late": "head"}
+
+
+def run(options: Options) -> list[Row]:
+    """One row each."""
+    rows = []
+    for number, one in enumerate((_removed, _older_copy, _emptied, _eviction)):
+        options.tell(number, 4)
+        rows.append(one(options))
+    return rows
+
+
+def _removed(options: Options) -> Row:
+    """A part of each bandit: its keys, its entries, its head."""
+    folder = options.space("touched-removed")
+    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+        three.start()
+        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
+            load.until(_events(options))
+            for bandit, part in REMOVED.items():
+                redis.command("DEL", f"nextarm:{{{bandit}}}:{part}")
+            took_s = _until("all bandits are listed as damaged", lambda: all(map(_lists_all, three.servers)))
+            before = load.acknowledged()
+            time.sleep(1.0 if options.quick else 5.0)
+            accepted = load.acknowledged() - before
+            record = load.stop()
+        twice = _twice(redis)
+        left = {part: redis.command("EXISTS", f"nextarm:{{{bandit}}}:{part}") for bandit, part in REMOVED.items()}
+        newcomer = Server(folder, store=redis.url, name="fresh", **three.options)
+        try:
+            newcomer.start()
+            newcomer.wait_until_ready()
+            agrees = _lists_all(newcomer) and all(_refuses(newcomer, bandit) for bandit in BANDITS)
+        finally:
+            newcomer.end()
+    row = Row(fault="keys, entries and heads removed under load, Redis", acknowledged=len(record), twice=len(twice))
+    row.lost, row.may_lose = _lost_with(record, "chance"), True
+    row.seen = (
+        f"one bandit without its keys, one without its entries (whose {row.lost:,} are what was lost), one without its head: "
+        f"each listed as damaged by 3 replicas after {took_s:.1f} s, {accepted} events acknowledged from then on, "
+        f"{record.counts['refused']:,} requests refused (503); a replica that started afterwards says the same"
+    )
+    row.broken = twice + record.broken
+    if accepted or any(left.values()) or not agrees or took_s > BOUND_S:
+        row.broken.append(f"{accepted} accepted, {left} written again, fresh replica agrees: {agrees}, {took_s:.1f} s")
+    return row
+
+
+def _older_copy(options: Options) -> Row:
+    """The same server process with the same history: nothing but the entries can tell."""
+    folder = options.space("touched-older")
+    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+        three.start()
+        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
+            load.until(_events(options))
+            copy = _dumped(redis, "prompts")
+            load.until(_events(options))
+            _restored(redis, copy)
+            took_s = _until("the loss is noticed", lambda: all(_says(server, "were lost") for server in three.servers))
+            recover(three)
+            load.until(_events(options), limit_s=60.0)
+            record = load.stop()
+        judged = judge(three, record)
+    row = judged_row("a bandit restored from an older copy under load, Redis", record, judged, seen="", may_lose=True)
+    row.seen = f"3 replicas said so in readyz after {took_s:.1f} s, and went on without a restart{after_a_loss(record, judged)}"
+    row.broken += [f"noticed after {took_s:.1f} s"] if took_s > BOUND_S else []
+    return row
+
+
+def _emptied(options: Options) -> Row:
+    folder = options.space("touched-emptied")
+    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+        three.start()
+        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
+            load.until(_events(options))
+            redis.command("FLUSHALL")
+            took_s = _until("the loss is noticed", lambda: all(_says(server, "were lost") for server in three.servers))
+            recover(three)
+            load.until(_events(options), limit_s=60.0)
+            record = load.stop()
+        judged = judge(three, record)
+    row = judged_row("FLUSHALL under load, Redis", record, judged, seen="", may_lose=True)
+    row.seen = (
+        f"3 replicas said so in readyz after {took_s:.1f} s; bandits were created again by hand, without a restart"
+        f"{after_a_loss(record, judged)}"
+    )
+    row.broken += [f"noticed after {took_s:.1f} s"] if took_s > BOUND_S else []
+    return row
+
+
+def _eviction(options: Options) -> Row:
+    folder = options.space("touched-eviction")
+    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+        three.start()
+        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
+            load.until(_events(options))
+            redis.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
+            took_s = _until("eviction is refused", lambda: not any(server.is_ready() for server in three.servers))
+            before = load.acknowledged()
+            time.sleep(1.0 if options.quick else 5.0)
+            accepted = load.acknowledged() - before
+            redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+            ready_s = three.wait_until_ready(60.0)
+            load.until(_events(options), limit_s=60.0)
+            record = load.stop()
+        judged = judge(three, record)
+    row = judged_row("eviction switched on under load, Redis", record, judged, seen="")
+    row.seen = (
+        f"3 replicas refused everything after {took_s:.1f} s (readyz red), {accepted} events acknowledged from then on; ready "
+        f"{ready_s:.1f} s after noeviction was set again, without a restart"
+    )
+    if accepted or took_s > BOUND_S:
+        row.broken.append(f"{accepted} accepted, after {took_s:.1f} s")
+    return row
+
+
+def _events(options: Options) -> int:
+    return options.events or (200 if options.quick else 1_000)
+
+
+def _until(what: str, condition: Callable[[], bool], patience_s: float = 60.0) -> float:
+    """Seconds until then."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > patience_s:
+            raise ServerFailed(f"not after {patience_s:.0f} s: {what}")
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def _lists_all(server: Server) -> bool:
+    damaged = server.ask("GET", "/readyz").body["damaged"]
+    return {line.split(":")[0] for line in damaged} == set(BANDITS)
+
+
+def _refuses(server: Server, bandit: str) -> bool:
+    answer = server.ask("GET", f"/v1/bandits/{bandit}")
+    return (answer.status, answer.body.get("code")) == (503, "storage_unavailable")
+
+
+def _says(server: Server, words: str) -> bool:
+    return any(words in notice for notice in server.ask("GET", "/readyz").body.get("notices", ()))
+
+
+def _lost_with(record: Record, bandit: str) -> int:
+    """Acknowledged events of a bandit whose entries were removed."""
+    return sum(key[0] == bandit for told in (record.decided, record.observed, record.cancelled) for key in told)
+
+
+def _twice(redis: RedisServer) -> list[str]:
+    """Keys that stand in the entries of a log more than once."""
+    found = []
+    for bandit in BANDITS:
+        with Redis(port=redis.port) as client:
+            rows: Any = client.xrange(f"nextarm:{{{bandit}}}:log")
+        keys = [fields[b"k"] for _, fields in rows]
+        found += [f"{bandit}: {key!r}" for key in set(keys) if keys.count(key) > 1] if len(keys) > len(set(keys)) else []
+    return found
+
+
+def _dumped(redis: RedisServer, bandit: str) -> dict[bytes, bytes]:
+    """Every key of a bandit, as of one moment."""
+    with Redis(port=redis.port) as client:
+        keys = list(client.scan_iter(f"nextarm:{{{bandit}}}:*"))
+        many = client.pipeline(transaction=True)
+        for key in keys:
+            many.dump(key)
+        return {key: kept for key, kept in zip(keys, many.execute(), strict=True) if kept is not None}
+
+
+def _restored(redis: RedisServer, copy: dict[bytes, bytes]) -> None:
+    with Redis(port=redis.port) as client:
+        many = client.pipeline(transaction=True)
+        for key, kept in copy.items():
+            many.restore(key, 0, kept, replace=True)  # type: ignore[arg-type]
+        many.execute()
