@@ -199,5 +199,5 @@ def _restored(redis: RedisServer, copy: dict[bytes, bytes]) -> None:
     with Redis(port=redis.port) as client:
         many = client.pipeline(transaction=True)
         for key, kept in copy.items():
-            many.restore(key, 0, kept, replace=True)  # type: ignore[arg-type]
+            many.restore(key, 0, kept, replace=True)
         many.execute()
