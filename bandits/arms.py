@@ -144,6 +144,10 @@ class RidgeArm:
         mean, width = ridge_scores([self.ridge(ridge)], z)
         return mean[:, 0], width[:, 0]
 
+    def covariances(self, z: Tensor, *, ridge: float) -> Tensor:
+        """(B, B) z_i' (A + pending)^-1 z_j, whose diagonal are the squares of the widths."""
+        return self.ridge(ridge).width.products(z)
+
 
 def ridge_scores(derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K) means and (B, K) widths of lifted features z (B, p) for K arms: `RidgeArm.score` of all arms in few calls."""

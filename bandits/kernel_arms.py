@@ -191,6 +191,18 @@ class KernelArm:
             explained = explained + now.pending.further(x, shadow, kernel=kernel).square().sum(0)
         return shadow.T @ now.weights.tensor, ((prior - explained).clamp_min(0.0) / ridge).sqrt()
 
+    def covariances(self, x: Tensor, *, kernel: Kernel, ridge: float) -> Tensor:
+        """(B, B) what pending and observed points leave of k(x_i, x_j), over the ridge: the squares of the widths stand on the
+        diagonal.
+        """
+        now = self.dual(kernel, ridge)
+        shadow = now.shadow(x, kernel=kernel)
+        left = kernel(x, x) - shadow.T @ shadow
+        if len(now.pending):
+            further = now.pending.further(x, shadow, kernel=kernel)
+            left = left - further.T @ further
+        return left / ridge
+
 
 def _self(kernel: Kernel, x: Tensor) -> float:
     """k(x, x) of one point (d,)."""

@@ -173,7 +173,12 @@ class Mixture(MixtureSamples):
             self.decide(self.plan(state), contexts, first, values, scores)
         allowed = draw.allowed_mask(contexts)
         finished = draw.finish(torch.from_numpy(values), first, allowed, floor=self.exploration_floor)
-        return Weights(finished, {name: torch.from_numpy(score) for name, score in scores.items()})
+        tables = {name: torch.from_numpy(score) for name, score in scores.items()}
+        return Weights(finished, tables, self.assumed(first, values))
+
+    def assumed(self, first: list[int], values: Vector) -> Sequence[int]:
+        """See `Weights.assumed`. values: (B, K) of the rule. In the rows of a mixture only the burn-in matters."""
+        return first
 
     def _first(self, state: State, contexts: Sequence[Context]) -> list[int]:
         """Per context the arm that burn-in wants, or -1. It goes on, least pulls and pending decisions first, while every allowed

@@ -110,6 +110,12 @@ class Regression:
             mean[:, index], width[:, index] = arm.score(z, kernel=self.kernel, prior=prior, ridge=self.ridge)
         return mean, width
 
+    def covariances(self, arm: RidgeArm | KernelArm, z: Tensor) -> Tensor:
+        """(B, B) of lifted prompts z (B, p) under one arm; the squares of its widths stand on the diagonal."""
+        if isinstance(arm, RidgeArm):
+            return arm.covariances(z, ridge=self.ridge)
+        return arm.covariances(z, kernel=self._exact, ridge=self.ridge)
+
     @property
     def _exact(self) -> Kernel:
         assert self.kernel is not None, "a KernelArm needs the kernel that it was built with"

@@ -11,7 +11,8 @@ from torch import Tensor
 from bandits import draw
 from bandits.placement import Placement
 from bandits.regression import Regression, check_direction, stacked
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+from bandits.row_widths import in_order
+from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights
 
 
 class RegressionUcb(Policy):
@@ -63,11 +64,30 @@ class RegressionUcb(Policy):
         return self.regression.release(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        mean, width = self._score(state, self.regression.lift(stacked(contexts)))
+        return self._best([arm.pulls for arm in state.arms], contexts, mean, width)
+
+    def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
+        z = self.regression.lift(stacked(contexts))
+        mean, width = self._score(state, z)
+        return in_order(
+            contexts,
+            pulls=[arm.pulls for arm in state.arms],
+            widths=width,
+            covariances=lambda arm: self.regression.covariances(state.arms[arm], z),
+            rule=lambda pulls, some, rows, narrowed: self._best(pulls, some, mean[rows], narrowed),
+            choose=choose,
+        )
+
+    def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
         placement = state.cache if isinstance(state.cache, Placement) else None
-        mean, width = self.regression.score(state.arms, self.regression.lift(stacked(contexts)), placement)
-        mean = mean + self.prior_mean
+        mean, width = self.regression.score(state.arms, z, placement)
+        return mean + self.prior_mean, width
+
+    def _best(self, pulls: Sequence[int], contexts: Sequence[Context], mean: Tensor, width: Tensor) -> Weights:
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        first = draw.burn_in(pulls, contexts, self.initial_pulls)
         values = draw.finish(draw.best(mean + bonus, allowed), first, allowed, floor=self.exploration_floor)
         return Weights(values, {"estimate": mean, "bonus": bonus})

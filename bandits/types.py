@@ -10,7 +10,7 @@ p length of the lifted features, D random frequencies, n samples, e length of on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,9 @@ from torch import Tensor
 from bandits import hyperparameters
 
 Need = Literal["features", "reward", "output", "reference", "cost"]
+
+Choose = Callable[[int, Sequence[float]], int]
+"""(place of a row in the call, its weights (K,)) -> the arm that is pending from then on, or a negative number: none is."""
 
 ArmState = Any
 """A frozen dataclass of sums: tensors, ints and floats. Its layout is the policy's own."""
@@ -103,10 +106,22 @@ class Weights:
 
     values: (B, K) rows that sum to 1, or to 0 for "stop".
     scores: name -> (B, K) in the policy's own terms (for ridge policies `estimate` and `bonus`); NaN = not scored.
+    assumed: per row the arm that the rows after it took for pending, negative = they took none; () = no row matters to another.
     """
 
     values: Tensor
     scores: Mapping[str, Tensor] = field(default_factory=dict)
+    assumed: Sequence[int] = ()
+
+    @staticmethod
+    def joined(parts: Sequence[Weights]) -> Weights:
+        """The rows of several calls in one."""
+        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
+        return Weights(torch.cat([part.values for part in parts]), scores)
+
+    def first(self, rows: int) -> Weights:
+        """The first rows of these."""
+        return Weights(self.values[:rows], {name: table[:rows] for name, table in self.scores.items()})
 
 
 @dataclass(frozen=True)
@@ -200,6 +215,29 @@ class Policy(ABC):
     @abstractmethod
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         """One distribution over the arms per context. In the burn-in, the rows of one call count as pending for each other."""
+
+    def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
+        """`weights` of decisions that are made one after the other, at the price of one call: `choose` is asked row by row, and
+        the arm that it answers is pending for the rows after it, burn-in, widths and ties included. It may replace later
+        contexts meanwhile.
+
+        This one serves policies in whose rule an earlier row matters by `Weights.assumed` alone.
+        """
+        parts: list[Weights] = []
+        pending, row = [0] * len(state.arms), 0
+        while row < len(contexts):
+            rest = [replace(one, pending=tuple(map(sum, zip(one.pending, pending, strict=True)))) for one in contexts[row:]]
+            found, count = self.weights(state, rest), 0
+            for values in found.values.tolist():
+                arm = choose(row + count, values)
+                count += 1
+                if arm >= 0:
+                    pending[arm] += 1
+                if found.assumed and found.assumed[count - 1] >= 0 and found.assumed[count - 1] != arm:
+                    break  # the rows after it were told otherwise
+            parts.append(found.first(count))
+            row += count
+        return Weights.joined(parts)
 
     def prepare(self, state: State) -> State:
         """The same state with its derived caches filled, called after every fold and off the request path, so that `weights` is

@@ -20,6 +20,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from bandits import state as states
 from bandits.errors import BanditError
 from bandits.hyperparameters import declared
@@ -42,6 +44,8 @@ ANSWER_BELOW_S = 5e-3
 WAIT_BELOW_S = 0.25
 """A receipt waits until decisions know of it, where that is known to take less than this; `PATIENCE_S` where it was misjudged."""
 PATIENCE_S = 5.0
+REMEMBERED_IDS = 10_000
+"""Decisions whose ids are remembered, so that a repeated request is known before anything is scored: 1.5 MB."""
 
 
 class Published(NamedTuple):
@@ -66,6 +70,14 @@ def policy_of(created: Created) -> Policy:
     if policy.fingerprint != created.fingerprint:
         raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
     return policy
+
+
+class Ahead(NamedTuple):
+    """A state that knows the decisions on their way, too. ready: what it began with; ids: of the decisions."""
+
+    ready: Published
+    ids: frozenset[str]
+    state: State
 
 
 class Folding:
@@ -105,7 +117,9 @@ class Folding:
         # only what is derived from outputs takes long now and then: spectra, mixtures
         self._prepare_pace = Pace(PATIENT, forget=RARELY if "output" in policy.needs else FORGET)
         self._preparing: asyncio.Task[None] | None = None
-        self._reserved: dict[str, int] = {}  # decisions that `ready` does not know yet -> arm
+        self._reserved: dict[str, tuple[int, bytes]] = {}  # decisions that `ready` does not know yet -> arm, features
+        self._ahead: Ahead | None = None
+        self._decided: dict[str, None] = {}  # ids of the decisions that were folded last
         self._landed: deque[tuple[int, str]] = deque()  # those of them that are folded, with their offsets
         self._snapshot_every = snapshot_every
         self._snapshot_at = 1  # of the last one
@@ -185,9 +199,9 @@ class Folding:
 
     # -- decisions on their way -----------------------------------------------------------------------------------------------
 
-    def reserve(self, decision_id: str, arm: int) -> None:
+    def reserve(self, decision: Decided) -> None:
         """Count a decision as pending from now on: it is on its way into the log."""
-        self._reserved[decision_id] = arm
+        self._reserved[decision.id] = decision.arm, decision.features
 
     def withdraw(self, decision_id: str) -> None:
         """It will not be in the log."""
@@ -195,7 +209,33 @@ class Folding:
 
     def reserved(self) -> Counter[int]:
         """Per arm, the decisions that `ready` does not know yet."""
-        return Counter(self._reserved.values())
+        return Counter(arm for arm, _ in self._reserved.values())
+
+    def is_known(self, decision_id: str) -> bool:
+        """Whether the log is known to hold this decision: it is open, or one of the last that were folded."""
+        return decision_id in self.ledger.open or decision_id in self._decided
+
+    def scored(self) -> Published:
+        """`ready` for the next decision: its widths know the decisions on their way as if they had been folded. Where folding
+        is quick there are none, and where a policy's rule does not look at widths nothing changes.
+        """
+        if not self._reserved:
+            self._ahead = None
+            return self.ready
+        ahead = self._ahead
+        if ahead is None or ahead.ready is not self.ready or not ahead.ids <= self._reserved.keys():
+            ahead = Ahead(self.ready, frozenset(), self.ready.state)
+        waiting: dict[int, list[Tensor]] = {}
+        for decision_id, (arm, features) in self._reserved.items():
+            if arm >= 0 and decision_id not in ahead.ids:
+                waiting.setdefault(arm, []).append(events.vector_tensor(features))
+        state = ahead.state
+        for arm, several in waiting.items():
+            narrowed = self._policy.anticipate_all(state.arms[arm], several)
+            if narrowed is not state.arms[arm]:  # else what was derived from these very arms still holds
+                state = states.with_arm(state, arm, narrowed)
+        self._ahead = Ahead(self.ready, frozenset(self._reserved), state)
+        return self.ready._replace(state=state)
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
@@ -245,6 +285,9 @@ class Folding:
                 break
             if isinstance(event, Decided):
                 landed.append((entry.offset, event.id))
+                self._decided[event.id] = None
+        while len(self._decided) > REMEMBERED_IDS:
+            del self._decided[next(iter(self._decided))]
         try:
             state = await self._fold_pace.run(self._after, self.published.state, effects, units=len(effects))
         except StorageDamaged as error:  # comes before what the ledger refused

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import msgspec
 
 from bandits import draw, placement
 from bandits import state as states
-from bandits.errors import BanditError
+from bandits.errors import BanditError, InvalidContext
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service import events
 from service.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
@@ -321,17 +321,20 @@ class Learner:
         return Kept(first, receipt.offset, True)
 
     async def preview(self, ask: Ask) -> Decided:
-        """What would be decided now; nothing is logged."""
-        return (await self._choose([ask]))[0]
+        """What would be decided now; nothing is logged, and for no other decision is it pending."""
+        (found,) = await self._choose([ask])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def _decide_together(self, asks: Sequence[Ask]) -> list[Kept | Exception]:
         """Score what waited, in the order in which it came; log it; learn of it."""
-        known = {ask.id: await self._repeated(ask) for ask in asks if ask.id in self.ledger.open}
+        known = {ask.id: await self._repeated(ask) for ask in asks if self._folding.is_known(ask.id)}
         new = [ask for ask in asks if ask.id not in known]
         chosen = await self._choose_each(new) if new else []
         made = [one for one in chosen if isinstance(one, Decided)]
         for decided in made:
-            self._folding.reserve(decided.id, decided.arm)
+            self._folding.reserve(decided)
         entries = [(events.decided_key(decided.id), decided) for decided in made]
         receipts = iter(await self._keeping.keep(entries, Durability.PROCESS) if entries else [])
         answers = iter(
@@ -366,43 +369,67 @@ class Learner:
         except Exception as error:
             if len(asks) == 1:
                 return [error]
-            return [one for ask in asks for one in await self._choose_each([ask])]
+        found: list[Decided | Exception] = []
+        for ask in asks:
+            (one,) = await self._choose_each([ask])
+            if isinstance(one, Decided):
+                self._folding.reserve(one)  # pending for those after it
+            found.append(one)
+        return found
 
-    async def _choose(self, asks: Sequence[Ask]) -> list[Decided]:
+    async def _choose(self, asks: Sequence[Ask]) -> list[Decided | Exception]:
+        """In order: what was chosen for one is pending for those after it. A failure that is one's own is its result."""
         if any(arm >= len(self._folding.ready.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
             await self.refresh()
             await self._folding.prepared()
-        state, _, arms = self._folding.ready  # one moment for all of it, whatever is folded meanwhile
+        state, _, arms = self._folding.scored()  # one moment for all of it, whatever is folded meanwhile
         view = View.of(arms, self._folding.reserved())
-        contexts = [
-            self.ledger.context(
-                view,
-                features=events.vector_tensor(ask.features) if ask.features else empty(),
-                allowed=ask.allowed,
-                episode=ask.episode,
-            )
-            for ask in asks
-        ]
-        weights = await self._weigh(state, contexts)
-        rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
-        now = self._clock()
-        chosen = []
-        for i, (ask, context) in enumerate(zip(asks, contexts, strict=True)):
-            scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
-            chosen.append(self._decision(ask, context, rows[i], scores, now))
-        return chosen
+        found: dict[int, Decided | Exception] = {}
+        places, contexts = [], []
+        for place, ask in enumerate(asks):
+            try:
+                contexts.append(self._context(ask, view))
+                places.append(place)
+            except InvalidContext as error:
+                found[place] = error
+        if contexts:
+            turns = _Turns([asks[place] for place in places], contexts, self._draw)
+            weights = await self._weigh(state, turns)
+            rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
+            now = self._clock()
+            for i, place in enumerate(places):
+                scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
+                found[place] = self._decision(turns, i, rows[i], scores, now)
+        return [found[place] for place in range(len(asks))]
 
-    async def _weigh(self, state: State, contexts: list[Context]) -> Weights:
-        if not self.policy.is_prepared(state, contexts):
-            return await asyncio.to_thread(self.policy.weights, state, contexts)
-        return await self._weigh_pace.run(self.policy.weights, state, contexts, units=len(contexts))
+    def _context(self, ask: Ask, view: View) -> Context:
+        features = events.vector_tensor(ask.features) if ask.features else empty()
+        return self.ledger.context(view, features=features, allowed=ask.allowed, episode=ask.episode)
 
-    def _decision(
-        self, ask: Ask, context: Context, row: list[float], scores: dict[str, list[float | None]], now: datetime
-    ) -> Decided:
+    async def _weigh(self, state: State, turns: _Turns) -> Weights:
+        """Policies with a quick rule for one alone need not know of any order."""
+
+        def work() -> Weights:
+            if len(turns.contexts) > 1:
+                return self.policy.weights_in_order(state, turns.contexts, turns.choose)
+            weights = self.policy.weights(state, turns.contexts)
+            turns.choose(0, weights.values[0].tolist())
+            return weights
+
+        if not self.policy.is_prepared(state, turns.contexts):
+            return await asyncio.to_thread(work)
+        return await self._weigh_pace.run(work, units=len(turns.contexts))
+
+    def _draw(self, ask: Ask, context: Context, row: Sequence[float]) -> draw.Draw:
         """row: (K,) the weights."""
         _check_distribution(row, context, self.policy)
-        arm, propensity = draw.draw(row, f"{self.log.name}/{self.created.seed}/{ask.id}")
+        return draw.draw(row, f"{self.log.name}/{self.created.seed}/{ask.id}")
+
+    def _decision(
+        self, turns: _Turns, place: int, row: list[float], scores: dict[str, list[float | None]], now: datetime
+    ) -> Decided:
+        """row: (K,) the weights."""
+        ask, context, (arm, propensity) = turns.asks[place], turns.contexts[place], turns.drawn[place]
         episode = self.ledger.episodes.get(ask.episode)
         return Decided(
             at=now,
@@ -415,7 +442,7 @@ class Learner:
             price=0.0 if arm < 0 else context.prices[arm],
             features=ask.features,
             episode=ask.episode or ask.id,
-            attempt=1 if episode is None else episode.made + 1,
+            attempt=1 + turns.earlier(place) + (0 if episode is None else episode.made),
             body=ask.body,
         )
 
@@ -584,12 +611,47 @@ class Learner:
         return await self._background.to_the_end(run())
 
 
+class _Turns:
+    """Requests that are decided together, in order, and what was drawn for each so far.
+
+    A row is pending for the rows after it, and an attempt in its episode. A repeated id is drawn for like its first, and counts
+    once.
+    """
+
+    def __init__(
+        self, asks: Sequence[Ask], contexts: list[Context], drawing: Callable[[Ask, Context, Sequence[float]], draw.Draw]
+    ) -> None:
+        self.asks = asks
+        self.contexts = contexts
+        self.drawn: list[draw.Draw] = []
+        self._drawing = drawing
+
+    def choose(self, place: int, row: Sequence[float]) -> int:
+        """See `bandits.types.Choose`."""
+        ask = self.asks[place]
+        self.drawn.append(self._drawing(ask, self.contexts[place], row))
+        arm = self.drawn[place].arm
+        if arm < 0 or any(earlier.id == ask.id for earlier in self.asks[:place]):
+            return draw.STOP
+        for later in range(place + 1, len(self.asks) if ask.episode else 0):
+            if self.asks[later].episode == ask.episode:
+                context = self.contexts[later]
+                made = tuple(count + (k == arm) for k, count in enumerate(context.attempts))
+                self.contexts[later] = replace(context, attempts=made)
+        return arm
+
+    def earlier(self, place: int) -> int:
+        """How many other decisions of its episode come before it."""
+        ask = self.asks[place]
+        return len({one.id for one in self.asks[:place] if ask.episode and one.episode == ask.episode} - {ask.id})
+
+
 def body_digest(*parts: Any) -> str:
     """A short fingerprint of a request's content, for telling a repeated request from another one."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
-def _check_distribution(row: list[float], context: Context, policy: Policy) -> None:
+def _check_distribution(row: Sequence[float], context: Context, policy: Policy) -> None:
     """Nothing else may reach the log: a NaN there could never be read back."""
     total = sum(row)
     sound = abs(total - 1.0) < 1e-9 or total == 0.0

@@ -85,6 +85,10 @@ class Inverse:
             product -= (rows @ row) @ rows
         return torch.from_numpy(product)
 
+    def products(self, z: Tensor) -> Tensor:
+        """(k, k) z_i' P z_j of the rows of z (k, p)."""
+        return torch.mm(self._rows_times(z), z.T)
+
     def updated(self, z: Tensor) -> tuple[Inverse, Tensor]:
         """The inverse of A + z z' for z (p,); also its gain (p,), that inverse times z: what a residual moves coefficients by."""
         v = self.times(z)

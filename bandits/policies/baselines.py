@@ -78,7 +78,9 @@ class Greedy(_Averages):
         means = _means(state, unseen=self.prior_mean, rows=len(contexts))
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        return Weights(draw.finish(draw.best(means, allowed), first, allowed, floor=self.exploration_floor), {"estimate": means})
+        return Weights(
+            draw.finish(draw.best(means, allowed), first, allowed, floor=self.exploration_floor), {"estimate": means}, first
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +98,4 @@ class EpsilonGreedy(_Averages):
         means = _means(state, unseen=self.prior_mean, rows=len(contexts))
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        return Weights(draw.finish(draw.best(means, allowed), first, allowed, floor=self.epsilon), {"estimate": means})
+        return Weights(draw.finish(draw.best(means, allowed), first, allowed, floor=self.epsilon), {"estimate": means}, first)

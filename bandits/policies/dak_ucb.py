@@ -37,7 +37,8 @@ from bandits.functional.simplex import minimise_quadratic, nearest_psd
 from bandits.histories import ExactHistory, SummedHistory
 from bandits.hyperparameters import hyper
 from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
-from bandits.types import ArmState, Context, Need, NoReference, Observation, Policy, State, Weights
+from bandits.row_widths import in_order
+from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,14 +262,34 @@ class DakUcb(Policy):
         return arm.release(features, using=self.regression)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        z, arms = self.regression.lift(stacked(contexts)), len(state.arms)
+        mean, width, expected = self._score(state, self.regression.lift(stacked(contexts)))
+        return self._choice([arm.pulls for arm in state.arms], contexts, mean, width, expected)
+
+    def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
+        z = self.regression.lift(stacked(contexts))
+        mean, width, expected = self._score(state, z)
+        return in_order(
+            contexts,
+            pulls=[arm.pulls for arm in state.arms],
+            widths=width,
+            covariances=lambda arm: self.regression.covariances(state.arms[arm].fitted(self.regression), z),
+            rule=lambda pulls, some, rows, narrowed: self._choice(pulls, some, mean[rows], narrowed, expected[rows]),
+            choose=choose,
+        )
+
+    def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, K) means, (B, K) widths and (B, K, 1) expected labels, in a mixture (B, K, K), of lifted prompts z (B, p)."""
         mean, width = self.regression.score([arm.fitted(self.regression) for arm in state.arms], z)
-        mean = mean + self.prior_mean
-        bonus = self.exploration * width
-        columns = arms if self.mixture else 1
+        columns = len(state.arms) if self.mixture else 1
         expected = torch.stack([arm.expected(z, using=self.regression, columns=columns) for arm in state.arms], dim=1)
+        return mean + self.prior_mean, width, expected
+
+    def _choice(
+        self, pulls: Sequence[int], contexts: Sequence[Context], mean: Tensor, width: Tensor, expected: Tensor
+    ) -> Weights:
+        bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        first = draw.burn_in(pulls, contexts, self.initial_pulls)
         if self.mixture:
             penalty, extra = expected.diagonal(dim1=1, dim2=2), torch.zeros_like(mean)
             values, objective = self._mix(mean + bonus, expected, allowed, first)

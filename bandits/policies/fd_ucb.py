@@ -169,7 +169,9 @@ class FdUcb(Policy):
         )
         values = draw.finish(draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor)
         rows = (len(contexts), -1)
-        return Weights(values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()})
+        return Weights(
+            values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()}, assumed=chosen.tolist()
+        )
 
     def _score(self, arm: FdArm, reference: FdReference) -> FdScore:
         """The arm's score, computed where it changed; NaN for what is not known yet."""

@@ -146,6 +146,9 @@ class MixtureUcb(Mixture):
         else:
             self._step(plan, contexts, first, values, scores)
 
+    def assumed(self, first: list[int], values: Vector) -> Sequence[int]:
+        return first if self.mixes else np.where(np.array(first) >= 0, first, values.argmax(axis=1)).tolist()
+
     def _step(self, plan: Plan, contexts: Sequence[Context], first: list[int], values: Vector, scores: dict[str, Vector]) -> None:
         """OGD, eq. (8), with pending decisions as derived above. Its `weight` is the share n' / t' where the step starts."""
         assert isinstance(plan.loss, Quadratic)

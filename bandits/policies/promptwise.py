@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,8 @@ from bandits.functional.growing import Rows
 from bandits.functional.logistic import Fit, Quadratic
 from bandits.hyperparameters import hyper
 from bandits.regression import check_direction, lift, stacked
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, derived
+from bandits.row_widths import in_order
+from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, derived
 
 SMALLEST = 1e-12
 """Success probabilities are kept above this, so that cost / q stays finite."""
@@ -279,21 +281,43 @@ class PromptWise(Policy):
         return arm.release(self.lift(features), ridge=self.ridge)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        logits, width = self._score(state, self.lift(stacked(contexts)))
+        return self._choice(state, [arm.pulls for arm in state.arms], contexts, logits, width)
+
+    def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
         z = self.lift(stacked(contexts))
+        logits, width = self._score(state, z)
+        return in_order(
+            contexts,
+            pulls=[arm.pulls for arm in state.arms],
+            widths=width,
+            covariances=lambda arm: state.arms[arm].settle(self.ridge).width.covariances(z, ridge=self.ridge),
+            rule=lambda pulls, some, rows, narrowed: self._choice(state, pulls, some, logits[rows], narrowed),
+            choose=choose,
+        )
+
+    def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K) logits and (B, K) widths of lifted prompts z (B, p)."""
         now = [arm.settle(self.ridge) for arm in state.arms]
         logits = torch.stack([z @ arm.fit.theta for arm in now], dim=1)
-        width = torch.stack([arm.width.score(z, ridge=self.ridge)[1] for arm in now], dim=1)
-        estimate, optimistic = torch.sigmoid(logits), torch.sigmoid(logits + self.exploration * width)
+        return logits, torch.stack([arm.width.score(z, ridge=self.ridge)[1] for arm in now], dim=1)
+
+    def _choice(self, state: State, pulls: Sequence[int], contexts: Sequence[Context], logits: Tensor, width: Tensor) -> Weights:
         attempts = torch.tensor([context.attempts for context in contexts], dtype=torch.float64)
-        q = (optimistic * self.retry_discount**attempts).clamp_min(SMALLEST)
-        cost = self._cost(state, contexts)
-        allowed = draw.allowed_mask(contexts)
-        if self.rule == "ratio":
-            utility, values = by_ratio(q, cost, allowed, cost_weight=self.cost_weight)
-        else:
-            utility, values = by_horizon(q, self.cost_weight * cost, allowed, left=self.max_attempts - attempts.sum(1))
-        first, over = self._forced(state, contexts)
+        cost, allowed = self._cost(state, contexts), draw.allowed_mask(contexts)
+
+        def ruled(bonus: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            optimistic = torch.sigmoid(logits + bonus)
+            q = (optimistic * self.retry_discount**attempts).clamp_min(SMALLEST)
+            if self.rule == "ratio":
+                return optimistic, *by_ratio(q, cost, allowed, cost_weight=self.cost_weight)
+            left = self.max_attempts - attempts.sum(1)
+            return optimistic, *by_horizon(q, self.cost_weight * cost, allowed, left=left)
+
+        optimistic, utility, values = ruled(self.exploration * width)
+        first, over = self._forced(pulls, contexts)
         values = draw.finish(torch.where(over[:, None], 0.0, values), first, allowed, floor=self.exploration_floor)
+        estimate = torch.sigmoid(logits)
         return Weights(values, {"estimate": estimate, "bonus": optimistic - estimate, "cost": cost, "utility": utility})
 
     def _cost(self, state: State, contexts: Sequence[Context]) -> Tensor:
@@ -305,20 +329,20 @@ class PromptWise(Policy):
                     prices[:, index] = arm.cost_sum / arm.pulls
         return prices
 
-    def _forced(self, state: State, contexts: Sequence[Context]) -> tuple[list[int], Tensor]:
+    def _forced(self, pulls: Sequence[int], contexts: Sequence[Context]) -> tuple[list[int], Tensor]:
         """Per context the arm that still lacks forced calls, or -1; and (B,) whether its episode is over whatever the rule says:
         no calls left, or one made while some allowed arm still lacks forced calls (PromptWise C1). As in `draw.burn_in`, rows
         are decided in order, and each forced call counts as pending for the rows after it.
         """
-        pulls = [arm.pulls for arm in state.arms]
+        counts = list(pulls)
         first, over = [], []
         for context in contexts:
             made = sum(context.attempts)
-            [lacking] = draw.burn_in(pulls, [context], self.forced_pulls)
+            [lacking] = draw.burn_in(counts, [context], self.forced_pulls)
             over.append(made >= self.max_attempts or (made > 0 and lacking >= 0))
             first.append(-1 if made > 0 else lacking)
             if first[-1] >= 0:
-                pulls[lacking] += 1
+                counts[lacking] += 1
         return first, torch.tensor(over)
 
     def report(self, state: State) -> dict[str, Any]:
@@ -352,10 +376,16 @@ def by_horizon(q: Tensor, price: Tensor, allowed: Tensor, *, left: Tensor) -> tu
     """(B, K) utility q - price + (1 - q) V_(left - 1) of calling an arm now and going on optimally, and (B, K) all weight on the
     best, zeros where none is positive. price: (B, K) l c.  left: (B,) calls left, this one included.
     """
-    utility = torch.full_like(q, torch.nan)  # no calls left, nothing to score
-    value = torch.zeros(len(q), 1, dtype=q.dtype)
-    for k in range(1, int(left.max()) + 1):
-        stage = q - price + (1.0 - q) * value
-        utility = torch.where(left[:, None] == k, stage, utility)
-        value = torch.where(allowed, stage, -torch.inf).amax(dim=1, keepdim=True).clamp_min(0.0)
+    chance, paid, usable, remaining = q.numpy(), price.numpy(), allowed.numpy(), left.numpy()[:, None]
+    found = np.full(chance.shape, np.nan)  # no calls left, nothing to score
+    value = np.zeros((len(chance), 1))
+    for k in range(1, int(remaining.max()) + 1):
+        stage = chance - paid + (1.0 - chance) * value
+        better = np.maximum(np.where(usable, stage, -np.inf).max(axis=1, keepdims=True), 0.0)
+        is_settled = bool((better == value).all())  # then every later stage is this one: a thousand calls cost as few dozens
+        found = np.where(remaining >= k if is_settled else remaining == k, stage, found)
+        if is_settled:
+            break
+        value = better
+    utility = torch.from_numpy(found)
     return utility, draw.best(utility, allowed) * (allowed & (utility > 0.0)).any(dim=1, keepdim=True)

@@ -106,7 +106,7 @@ class Thompson(Policy):
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
         estimate = torch.tensor([self._mean(arm) for arm in state.arms], dtype=torch.float64).expand(len(contexts), -1)
-        return Weights(draw.finish(values, first, allowed, floor=self.exploration_floor), {"estimate": estimate.clone()})
+        return Weights(draw.finish(values, first, allowed, floor=self.exploration_floor), {"estimate": estimate.clone()}, first)
 
     def _best(self, state: State, mask: tuple[bool, ...]) -> Tensor:
         """(K,) the probability that each arm is the best of the masked ones."""

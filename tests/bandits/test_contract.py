@@ -13,6 +13,7 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
+from bandits import draw
 from bandits import state as states
 from bandits.functional.moments import BLOCK
 from bandits.hyperparameters import declared
@@ -209,6 +210,46 @@ def test_a_batch_of_contexts_is_answered_like_one_after_the_other(example: Examp
         alone = policy.weights(state, [context])
         part = Weights(together.values[i : i + 1], {name: table[i : i + 1] for name, table in together.scores.items()})
         assert same(part, alone, within=1e-9), f"row {i}"
+
+
+@every_form
+@pytest.mark.parametrize("equal", [True, False])
+def test_rows_that_are_decided_in_order_are_decided_as_one_after_the_other(example: Example, equal: bool) -> None:
+    """Also for more rows than the service scores together, with arms that some rows forbid, and where the draw goes against
+    the odds.
+    """
+    g, policy = default_rng(44), example.policy()
+    state = fed(example, policy, g, rounds=9)
+    waiting = example.features(g)
+    state = states.with_arm(state, 1, policy.anticipate(state.arms[1], waiting))
+    shared = example.features(g)
+    mixed = [(True, True, True), (True, False, True), (True, True, True), (False, True, True)]
+    contexts = [
+        a_context(
+            example,
+            g,
+            features=shared if equal else example.features(g),
+            allowed=(True,) * ARMS if equal else mixed[row % 4],
+            pending=(0, 1, 0),
+            attempts=(0,) * ARMS if equal else (row % 2, 0, 0),
+        )
+        for row in range(40)
+    ]
+
+    def choose(row: int, weights: Sequence[float]) -> int:
+        return draw.draw(weights, f"key {row}").arm if row % 7 != 3 else draw.STOP  # a row that counts for none
+
+    together = policy.weights_in_order(state, list(contexts), choose)
+    pending = [0, 1, 0]
+    for row, context in enumerate(contexts):
+        alone = policy.weights(policy.prepare(state), [dataclasses.replace(context, pending=tuple(pending))])
+        part = Weights(together.values[row : row + 1], {name: table[row : row + 1] for name, table in together.scores.items()})
+        assert same(part, alone, within=1e-7), f"row {row}"
+        arm = choose(row, alone.values[0].tolist())
+        if arm >= 0:
+            pending[arm] += 1
+            narrowed = policy.anticipate(state.arms[arm], context.features)
+            state = state if narrowed is state.arms[arm] else states.with_arm(state, arm, narrowed)
 
 
 @every_form
