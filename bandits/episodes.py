@@ -57,15 +57,17 @@ def play_episodes(
     picks: list[int] = []
     owners: list[int] = []
     best, spent = np.zeros(rounds), np.zeros(rounds)
+    skipped = 0
     for t in range(rounds):
         x = empty() if rows is None else rows[t]
         attempts = [0] * arms
         done = False
         while not done:
-            context = Context(features=x, allowed=(True,) * arms, attempts=tuple(attempts), prices=tuple(prices))
+            context = Context(features=x, allowed=(True,) * arms, attempts=tuple(attempts), prices=tuple(prices), skipped=skipped)
             key = f"{policy.seed}/{t}/{sum(attempts)}"
             arm, _ = draw.draw(policy.weights(state, [context]).values[0], key)
             if arm == draw.STOP:
+                skipped += not any(attempts)
                 break
             reward = float(rewards[t, arm, attempts[arm]])
             cost = float(prices[arm] if costs is None else costs[t, arm, attempts[arm]])

@@ -51,6 +51,7 @@ class Context:
     pending:  (K,) decisions per arm whose outcome has not come back yet.
     attempts: (K,) calls per arm already made, without success, in this episode.
     prices:   (K,) price of one call per arm, >= 0.
+    skipped:  prompts so far that got a stop before any call.
     """
 
     allowed: tuple[bool, ...]
@@ -58,6 +59,7 @@ class Context:
     pending: tuple[int, ...] = ()
     attempts: tuple[int, ...] = ()
     prices: tuple[float, ...] = ()
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         arms = len(self.allowed)

@@ -104,6 +104,7 @@ class Snapshot(msgspec.Struct):
     decided: int
     referenced: int
     references: dict[str, KnownReference] = {}
+    skipped: int = 0
 
 
 class View(NamedTuple):
@@ -175,6 +176,7 @@ class Ledger:
         self.decided = 0  # decisions ever
         self.referenced = 0  # reference samples ever
         self.references: dict[str, KnownReference] = {}  # by the client's id; kept here, because a store may trim old entries
+        self.skipped = 0  # episodes ever that were stopped before any call
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -212,7 +214,14 @@ class Ledger:
         if known is not None:
             # an attempt that is still open counts as one that failed: else an impatient client could make any number of them
             attempts = tuple(known.attempts.get(i, 0) + known.open.get(i, 0) for i in range(len(prices)))
-        return Context(features=features, allowed=usable, pending=view.pending, attempts=attempts, prices=prices)
+        return Context(
+            features=features,
+            allowed=usable,
+            pending=view.pending,
+            attempts=attempts,
+            prices=prices,
+            skipped=self.skipped,
+        )
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
@@ -256,6 +265,8 @@ class Ledger:
         if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
             raise Inconsistent(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
         self.decided += 1
+        known = self.episodes.get(event.episode)
+        self.skipped += event.arm < 0 and (known is None or known.made == 0)
         if policy.episodic or event.episode != event.id:  # else nobody can come back to this episode
             episode = self._episode(event.episode)
             episode.made += 1
@@ -391,6 +402,7 @@ class Ledger:
                 self.decided,
                 self.referenced,
                 self.references,
+                self.skipped,
             )
         )
 
@@ -405,5 +417,6 @@ class Ledger:
         ledger.recent.extend(kept.recent)
         ledger.offset, ledger.decided, ledger.referenced = kept.offset, kept.decided, kept.referenced
         ledger.references = kept.references
+        ledger.skipped = kept.skipped
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

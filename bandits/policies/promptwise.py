@@ -6,10 +6,13 @@
     ratio     call argmin c / q; stop when l c > q for every arm             (1 - l c / q is worth calling without limit)
     horizon   V_0 = 0, V_k = max(0, max_arm q - l c + (1 - q) V_(k-1)) with k calls left; call the maximiser, stop at 0
 
-(c cost of a call, l cost_weight.) What is kept: theta has no finite sufficient statistic. An arm keeps its last `max_samples`
-observations and refits theta exactly, from where it was, off the request path (`prepare`); of the oldest quarter, once it must
-go, it keeps the Taylor polynomial of its likelihood to second order, at the theta of that moment: two sums. Memory and time
-per call are bounded; up to `max_samples` the fit *is* the refit of everything, beyond it stays near (bench/promptwise_memory.py).
+(c cost of a call, l cost_weight.) Where a prompt would get no call at all, the width grows with the logarithm of the number of
+such prompts: a stop teaches nothing, so that a few failures at the start would be believed for ever.
+
+What is kept: theta has no finite sufficient statistic. An arm keeps its last `max_samples` observations and refits theta exactly,
+from where it was, off the request path (`prepare`); of the oldest quarter, once it must go, it keeps the Taylor polynomial of its
+likelihood to second order, at the theta of that moment: two sums. Memory and time per call are bounded; up to `max_samples` the
+fit *is* the refit of everything, beyond it stays near (bench/promptwise_memory.py).
 
 What a call costs: with `costs: realised` the price stands until the arm's first outcome, from then on the mean of what its calls
 really cost, and a new price of the arm, or a price for one decision alone, moves nothing. With `costs: price` it is the price of
@@ -19,11 +22,13 @@ wants `price`.
 
 Departures from the released code, each on purpose: the width is a square root and starts at I / ridge (theirs: no root, 1e-6 I,
 which explores nothing); a bias; exploration is applied once; forced exploration goes by index, not at random; any reward from
-`success_threshold` on is a success; free arms (cost 0), which a ratio cannot tell apart, are compared by q.
+`success_threshold` on is a success; optimism that grows while nothing is called (`stop_optimism`); free arms (cost 0), which a
+ratio cannot tell apart, are compared by q.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -211,6 +216,15 @@ class PromptWise(Policy):
     normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
     ridge: float = hyper(1.0, "Regulariser of the logistic fit and of the width.", above=0, source="released code, 1/2 |theta|^2")
     exploration: float = hyper(1.0, "Multiplier eta of the width, in logits.", at_least=0, source="PromptWise, arXiv 2505.18901")
+    stop_optimism: float = hyper(
+        0.35,
+        "How optimism grows while nothing is called: where a prompt would get no call at all, the width is multiplied by "
+        "1 + stop_optimism * sqrt(ln(1 + prompts that got none) / (p (1 - p))), p the estimate. 0: as in the paper, where an "
+        "unlucky start can be a stop for ever. sqrt(2) / 4 is half the rate of a UCB of the mean.",
+        at_least=0,
+        at_most=10,
+        source="ours, measured",
+    )
     exploration_floor: float = hyper(
         0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
     )
@@ -315,6 +329,16 @@ class PromptWise(Policy):
             return optimistic, *by_horizon(q, self.cost_weight * cost, allowed, left=left)
 
         optimistic, utility, values = ruled(self.exploration * width)
+        skipped = (attempts.sum(1) == 0.0) & (values.sum(1) == 0.0)
+        if self.stop_optimism > 0.0 and bool(skipped.any()):
+            logs = torch.tensor([math.log1p(context.skipped) for context in contexts], dtype=torch.float64)
+            spread = logistic.variance(logits).clamp_min(SMALLEST)
+            growth = 1.0 + self.stop_optimism * (logs[:, None] / spread).sqrt()
+            grown = ruled(self.exploration * growth * width)
+            optimistic, utility, values = (
+                torch.where(skipped[:, None], more, plain)
+                for more, plain in zip(grown, (optimistic, utility, values), strict=True)
+            )
         first, over = self._forced(pulls, contexts)
         values = draw.finish(torch.where(over[:, None], 0.0, values), first, allowed, floor=self.exploration_floor)
         estimate = torch.sigmoid(logits)

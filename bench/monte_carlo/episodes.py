@@ -50,6 +50,7 @@ GOLDEN: dict[str, Any] = {
     "forced_pulls": 1,
     "rule": "ratio",
     "retry_discount": 1.0,
+    "stop_optimism": 0.0,
     "max_attempts": 5,
 }
 """What the golden runs chose, whatever the defaults are. The features of the worlds bring their own constant."""

@@ -237,6 +237,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             _pairs(
                 cost_weight=(0.1, 0.9),
                 max_attempts=(2, 5),
+                stop_optimism=(0.0, 0.5, {"cost_weight": 6.0, "costs": "price"}),
                 forced_pulls=(1, 4),
                 rule=("ratio", "horizon"),
                 retry_discount=(1.0, 0.4),

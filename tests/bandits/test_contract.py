@@ -398,7 +398,8 @@ def course(example: Example, policy: Policy) -> list[Any]:
     state = started(example, policy, g)
     seen: list[Any] = [policy.fingerprint]
     for t in range(36):
-        context = a_context(example, g, attempts=tuple(int(x) for x in g.integers(0, 2 + t % 2, ARMS)))
+        attempts = tuple(int(x) for x in g.integers(0, 2 + t % 2, ARMS) * (t % 5 != 4))
+        context = a_context(example, g, attempts=attempts, skipped=t)
         weights = policy.weights(state, [context])
         seen += [weights.values.tolist(), *(np.nan_to_num(table.numpy()).tolist() for table in weights.scores.values())]
         arm = int(g.integers(ARMS)) if t >= 2 * ARMS else t % ARMS

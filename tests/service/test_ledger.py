@@ -300,6 +300,24 @@ def test_an_older_log_with_more_attempts_than_are_given_now_is_still_folded() ->
     )
 
 
+def test_episodes_that_were_stopped_before_any_call_are_counted() -> None:
+    log: list[AnyEvent] = [
+        decided("d1", -1, episode="a"),
+        decided("d2", 0, episode="b"),
+        decided("d3", -1, episode="b"),
+        decided("d4", -1),
+        decided("d5", -1, episode="a"),
+    ]
+    book = told(*log, policy=EPISODIC)[0]
+    assert book.skipped == 2, "b had a call, and a is counted once"
+    assert book.context(View.of(book.arms, {}), features=X, allowed={}, episode="").skipped == 2
+    again = Ledger.unpack(created(), book.pack())
+    assert again.skipped == 2
+    older = msgspec.json.decode(book.pack())
+    del older["skipped"]
+    assert Ledger.unpack(created(), msgspec.json.encode(older)).skipped == 0, "a snapshot of before it was counted"
+
+
 def test_the_least_recently_used_episode_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "KEPT_EPISODES", 3)
     log = [decided(f"d{i}", 0, episode=episode) for i, episode in enumerate("abcadb")]

@@ -27,7 +27,7 @@ from tests.tables import shared_table
 
 def golden(**others: Any) -> PromptWise:
     """As in the golden runs: the features bring their own constant and are not scaled; the paper's rule, without a discount."""
-    chosen = {"dim": 4, "normalize": False, "bias": False, "rule": "ratio", "retry_discount": 1.0}
+    chosen = {"dim": 4, "normalize": False, "bias": False, "rule": "ratio", "retry_discount": 1.0, "stop_optimism": 0.0}
     return PromptWise(**{**chosen, **others})
 
 
@@ -321,6 +321,47 @@ def test_the_rule_stops_exactly_where_cost_exceeds_the_chance() -> None:
     assert 0.5 < q < 1.0
     assert picked(policy, state, context(1, prices=(q * 0.999999,))) == [0]
     assert picked(policy, state, context(1, prices=(q * 1.000001,))) == [-1]
+
+
+def test_optimism_grows_while_prompts_get_no_call_and_decides_about_the_first_call_alone() -> None:
+    policy = PromptWise(dim=2, cost_weight=0.3, max_attempts=3)
+    state = folded(policy, *[seen(0, 0.0)] * 4, arms=1)
+    for rule in ("ratio", "horizon"):
+        ruled = replace(policy, rule=rule)
+        assert picked(ruled, state, context(1), context(1, skipped=1), context(1, skipped=9)) == [-1, 0, 0]
+        assert picked(ruled, state, context(1, skipped=9, attempts=(1,))) == [-1], "there was a call, and it was learned from"
+        assert picked(replace(ruled, stop_optimism=0.0), state, context(1, skipped=10**9)) == [-1], "the paper's rule"
+        assert picked(replace(ruled, exploration=0.0), state, context(1, skipped=10**9)) == [-1], "no optimism, nothing grows"
+    scores = policy.weights(state, [context(1, skipped=9), context(1, skipped=99)]).scores
+    assert float(scores["bonus"][0]) < float(scores["bonus"][1]), "what was decided by is what is told"
+
+
+def test_where_a_call_pays_anyway_prompts_without_a_call_change_nothing() -> None:
+    policy = PromptWise(dim=2, cost_weight=0.3, exploration_floor=0.1)
+    state = folded(policy, seen(0, 1.0), seen(1, 0.0), arms=2)
+    plain, later = (policy.weights(state, [context(2, skipped=skipped)]) for skipped in (0, 10**6))
+    assert torch.equal(plain.values, later.values)
+    assert all(torch.equal(plain.scores[name], later.scores[name]) for name in plain.scores)
+
+
+@pytest.mark.parametrize("price", [3.4, 100.0])
+def test_an_arm_that_is_not_worth_its_price_even_if_it_always_succeeds_stays_uncalled(price: float) -> None:
+    policy = PromptWise(dim=2, cost_weight=0.3, forced_pulls=0)
+    state = folded(policy, arms=1)
+    assert picked(policy, state, context(1, prices=(price,), skipped=10**12)) == [-1]
+
+
+@pytest.mark.parametrize("rule", ["ratio", "horizon"])
+def test_four_failures_at_the_start_do_not_stop_an_arm_that_is_worth_its_price(rule: Any) -> None:
+    rewards = (np.random.default_rng(3).random((120, 1, 5)) < 0.4).astype(np.float64)
+    rewards[:4] = 0.0
+    features = np.tile([0.6, -0.8], (120, 1))
+    tried = {}
+    for growth in (0.0, 0.35):
+        policy = PromptWise(dim=2, cost_weight=0.3, rule=rule, stop_optimism=growth)
+        tried[growth] = set(play_episodes(policy, features, rewards, (1.0,)).episodes.tolist())
+    assert not any(episode >= 30 for episode in tried[0.0]), "the paper's rule never comes back"
+    assert sum(episode >= 30 for episode in tried[0.35]) >= 45
 
 
 def test_success_is_a_reward_from_the_threshold_on() -> None:

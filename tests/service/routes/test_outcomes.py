@@ -289,6 +289,23 @@ async def test_an_episode_has_no_more_attempts_than_its_policy_allows_even_if_no
     assert [decision["stop"] for decision in given] == [False, False, True], "a cancelled attempt was never made"
 
 
+@pytest.mark.parametrize("rule", ["ratio", "horizon"])
+async def test_an_unlucky_start_does_not_lock_an_arm_out(service: Service, rule: str) -> None:
+    wise = {"kind": "promptwise", "rule": rule, "cost_weight": 0.3, "max_attempts": 1}
+    await service.create(body={**EPISODES, "policy": wise, "arms": [{"name": "only", "price": 1.0}]})
+    stops = []
+    for number in range(30):
+        decision = await service.decide(body={**PROMPT, "id": f"d{number}"})
+        stops.append(decision["stop"])
+        if not decision["stop"]:
+            assert decision["propensity"] == 1.0
+            calls = stops.count(False)
+            await service.observe(f"d{number}", {"reward": float(calls > 4 and calls % 2)})
+    assert any(stops[:8]), "the failures at the start were believed"
+    assert not all(stops[8:]), "and tried again"
+    assert sum(stops[20:]) <= 2, "until the successes were believed"
+
+
 async def test_an_expired_success_ends_its_episode(service: Service, clock: Clock) -> None:
     await service.create(body={**EPISODES, "reward": {"timeout_s": 60, "default": 1.0}})
     await service.decide(body={**PROMPT, "id": "first", "episode": "mine"})
