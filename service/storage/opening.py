@@ -6,7 +6,6 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from service.storage import wal
 from service.storage.base import StorageDamaged, StorageError, StorageUnavailable
 
 SCHEMA_VERSION = 1
@@ -39,17 +38,13 @@ def failure(path: Path, error: sqlite3.Error) -> StorageError:
 
 def open_writer(path: Path) -> sqlite3.Connection:
     """The one connection that writes; the file is created, or checked."""
-    if damaged := wal.damage(path):
-        place, reason = damaged.split(": ", 1)
-        raise StorageDamaged(place, f"{reason}; restore a backup")
     connection = open_reader(path)
     try:
         _check_version(path, connection)
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        if is_new(connection):
             connection.executescript(SCHEMA)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        if _schema(connection) != _fresh_schema():
-            raise StorageDamaged(str(path), "its tables are not those of this service; restore a backup")
+        check_schema(path, connection)
         if path.stat().st_size <= CHECKED_BYTES:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
@@ -101,6 +96,17 @@ def _check_version(path: Path, connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StorageDamaged(str(path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
+
+
+def is_new(connection: sqlite3.Connection) -> bool:
+    """Whether nothing was ever stored there."""
+    return bool(connection.execute("PRAGMA user_version").fetchone()[0] == 0)
+
+
+def check_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """`StorageDamaged` where a table is missing, or another."""
+    if _schema(connection) != _fresh_schema():
+        raise StorageDamaged(str(path), "its tables are not those of this service; restore a backup")
 
 
 def _schema(connection: sqlite3.Connection) -> list[str]:

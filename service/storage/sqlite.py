@@ -6,22 +6,27 @@
 Decisions need process durability only: a commit without a flush survives kill -9. Outcomes need power durability: one flush
 serves every outcome that waits. A write that failed was rolled back and acknowledged to nobody. A full disk may be tried again;
 after any other input/output error the state of the file is unknown, and the store stays read-only until the process is started
-anew.
+anew. So it does where another program removed, replaced or cut one of the files; and a start is refused where acknowledged events
+are missing (acknowledged.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from service.storage import wal
+from service.storage.acknowledged import AcknowledgedEnds, acknowledged_path, fingerprint, told
 from service.storage.base import (
     KEPT_SNAPSHOTS,
     Durability,
@@ -32,12 +37,16 @@ from service.storage.base import (
     Receipt,
     StorageConflict,
     StorageDamaged,
+    StorageError,
     StorageLocked,
     StorageUnavailable,
 )
 from service.storage.bell import Bell
-from service.storage.opening import SCHEMA_VERSION, failure, open_read_only, open_reader, open_writer
+from service.storage.opening import SCHEMA_VERSION, check_schema, failure, is_new, open_read_only, open_reader, open_writer
 from service.storage.sqlite_writer import Run, Writer
+from service.storage.store_files import StoreFiles, lock_path
+
+logger = logging.getLogger("nextarm.storage")
 
 T = TypeVar("T")
 
@@ -57,10 +66,15 @@ class SqliteStorage:
         self._path = path
         self._read_only = read_only
         self._strongest = durability
-        self._lock = FileLock(f"{path.resolve()}.lock")  # one lock for one file, by whatever name it is reached
+        self._lock = FileLock(lock_path(path))
         self._writer: Writer | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nextarm-reader")
         self._reading: sqlite3.Connection | None = None
+        self._anchor: sqlite3.Connection | None = None  # read-only; where the files were touched it is closed last
+        self._acknowledged: AcknowledgedEnds | None = None
+        self._files: StoreFiles | None = None
+        self._fingerprints: dict[int, int] = {}  # by number of the log
+        self._grown: dict[int, tuple[int, int]] = {}  # number -> fingerprint, end; of the transaction under way
         self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
         self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
@@ -83,17 +97,90 @@ class SqliteStorage:
         except OSError as error:
             raise StorageUnavailable(f"{self._path}: {error.strerror}") from error
         try:
+            await asyncio.to_thread(self._check_acknowledged)
             writing = await asyncio.to_thread(open_writer, self._path)
             try:
                 self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, open_reader, self._path)
                 await self._know_logs()
+                await asyncio.to_thread(self._begin, writing)
+                assert self._files is not None
+                self._writer = Writer(
+                    self._path,
+                    writing,
+                    strongest=self._strongest,
+                    undone=self._undone,
+                    committed=self._committed,
+                    files=self._files,
+                    compare=self._compare,
+                )
             except BaseException:
                 writing.close()
                 raise
+        except OSError as error:
+            await self.close()
+            raise StorageUnavailable(f"{error.filename or self._path}: {error.strerror}") from error
         except BaseException:
             await self.close()
             raise
-        self._writer = Writer(self._path, writing, strongest=self._strongest, undone=self._ends.clear)
+
+    def _check_acknowledged(self) -> None:
+        """Refuse a store that lacks what was acknowledged, before anything is written into it."""
+        if damaged := wal.damage(self._path):
+            place, reason = damaged.split(": ", 1)
+            raise StorageDamaged(place, f"{reason}; restore a backup")
+        target = self._path.resolve()
+        self._acknowledged = AcknowledgedEnds(acknowledged_path(target))
+        is_empty = not target.exists() or (target.is_file() and not target.stat().st_size)
+        if not is_empty:
+            # As long as it is open, no other connection of this process moves the write-ahead log when it is closed; and it
+            # cannot do so itself. So a store that is refused, now or later, is left as it is.
+            self._anchor = open_read_only(self._path)
+            if not self._acknowledged.existed:
+                logger.warning("no record of what was acknowledged: missing events cannot be noticed at this start")
+        try:
+            if self._anchor is not None and not is_new(self._anchor):
+                check_schema(self._path, self._anchor)
+            missing = self._acknowledged.missing(self._anchor)
+        except sqlite3.Error as error:
+            raise failure(self._path, error) from error
+        if missing:
+            raise StorageDamaged(
+                str(self._path),
+                f"acknowledged events are missing: {told(missing)}. Put the files back as they were (the -wal file belongs to "
+                "the store). To give those events up, as after restoring an older copy, "
+                f"remove {self._acknowledged.path} and start again",
+            )
+
+    def _begin(self, writing: sqlite3.Connection) -> None:
+        assert self._acknowledged is not None
+        self._acknowledged.begin(writing)
+        if self._anchor is None:  # the store is new
+            self._anchor = open_read_only(self._path)
+        self._files = StoreFiles(self._path)
+
+    def _undone(self) -> None:
+        self._ends.clear()
+        self._grown.clear()
+
+    def _committed(self, durability: Durability) -> None:
+        """With the writer's turn: what is acknowledged next is noted first."""
+        assert self._acknowledged is not None
+        for number, (log, end) in self._grown.items():
+            self._acknowledged.note(number, log, end, flushed=durability is Durability.POWER)
+        self._grown.clear()
+
+    def _compare(self) -> str:
+        """With the writer's turn: what of what was acknowledged the files do not hold any more."""
+        assert self._acknowledged is not None
+        try:
+            with closing(open_read_only(self._path)) as connection:
+                missing = self._acknowledged.missing(connection, whole=True)
+                if missing:
+                    return f"another program has changed it, and acknowledged events are missing: {told(missing)}"
+                found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+                return "" if found == "ok" else f"another program has changed it: {found}"
+        except (sqlite3.Error, StorageError) as error:
+            return f"another program has changed it: {error}"
 
     async def _start_reading(self) -> None:
         try:
@@ -109,26 +196,40 @@ class SqliteStorage:
 
     async def close(self) -> None:
         self._closed = True  # before the last job of the writer: nothing may queue up behind it and wait for ever
+        is_touched = self._writer is None
         if self._writer is not None:
+            is_touched = await self._writer.inspect() is not None
+            if not is_touched and self._anchor is not None:
+                self._anchor.close()
             await self._writer.close()
             self._writer = None
         await asyncio.to_thread(self._reader.shutdown)
         if self._reading is not None:
             self._reading.close()
+        if is_touched and self._anchor is not None:
+            self._anchor.close()
+        if self._acknowledged is not None:
+            self._acknowledged.close()
+            self._acknowledged = None
         self._lock.release()
 
     async def ping(self) -> None:
-        broken = "" if self._writer is None else self._writer.broken
-        if broken or self._closed:
-            raise StorageUnavailable(broken or "the store is closed")
-        if self._writer is not None and self._writer.full:
+        if self._closed:
+            raise StorageUnavailable("the store is closed")
+        if self._writer is None:
+            return
+        self._writer.check()
+        if self._files is not None and (reason := self._files.unreadable()):
+            raise StorageUnavailable(reason)
+        if self._writer.full:
             # An empty commit may fit into what the failed one left behind, so that real room is asked for first.
             if shutil.disk_usage(self._path.parent).free < ROOM_BYTES:
                 raise StorageUnavailable("the disk is full")
             await self._submit(_touch, Durability.POWER)
 
     async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
-        return {}
+        damage = None if self._writer is None or self._closed else await self._writer.inspect()
+        return {} if damage is None else {log.name: damage for log in logs}
 
     def notices(self) -> list[str]:
         return []
@@ -159,10 +260,13 @@ class SqliteStorage:
             return
 
         def run(connection: sqlite3.Connection) -> None:
+            if self._acknowledged is not None:
+                self._acknowledged.forget(number)
             connection.execute("DELETE FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1))
             connection.execute("DELETE FROM snapshots WHERE log = ?", (number,))
             connection.execute("DELETE FROM logs WHERE number = ?", (number,))
             self._ends.pop(number, None)
+            self._grown.pop(number, None)
 
         await self._submit(run, Durability.POWER)
         self._numbers.pop(log.id, None)
@@ -227,6 +331,9 @@ class SqliteStorage:
             self._ends[number] = end
             return _first(connection, log, number, "log = ? AND key = ?", number, key)
         self._ends[number] = end + 1
+        if number not in self._fingerprints:
+            self._fingerprints[number] = fingerprint(log.id)
+        self._grown[number] = (self._fingerprints[number], end + 1)
         return Receipt(end + 1)
 
     def _end(self, connection: sqlite3.Connection, log: Log, number: int) -> int:

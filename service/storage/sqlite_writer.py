@@ -6,23 +6,30 @@
 At once, because such a commit is 30 us of write(), and a thread that sleeps costs ten times that to be woken. It never waits:
 while the thread is at work, or another process has the file locked, the line is taken. Moving the write-ahead log into the file,
 which flushes, is the thread's work alone.
+
+Around every commit the files are looked at (store_files.py): what was removed, replaced or written by another program is
+noticed before anything is acknowledged. What was written is compared with what was acknowledged; where that fails, nothing is
+written, and nothing is moved between files, until the process is started again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.storage.base import Durability, StorageError, StorageUnavailable
+from service.storage.base import Durability, LogDamaged, StorageError, StorageUnavailable
 from service.storage.opening import DAMAGE, primary
+from service.storage.store_files import StoreFiles
 from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.storage")
@@ -33,13 +40,16 @@ Run = Callable[[sqlite3.Connection], Any]
 
 UNKNOWN_AFTER = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, *DAMAGE)
 """After these failures nobody knows what the file holds."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 PATIENCE_MS = 5000
 """So long the thread waits for another process that has the file locked."""
 AT_ONCE_BYTES = 256 * 2**10
 """More than this is written by the thread."""
-CHECKPOINT_COMMITS = 500
-"""Commits after which the write-ahead log is moved into the file: about 4 MB of it."""
+CHECKPOINT_COMMITS, CHECKPOINT_BYTES, CHECKPOINT_S = 500, 16 * 2**20, 5.0
+"""The write-ahead log is moved into the file after so many commits, when it is larger than this, or when its oldest commit is
+older (then with the next sweep): a copy of the file alone lacks this much.
+"""
 
 
 @dataclass
@@ -55,22 +65,42 @@ class _Busy(Exception):
 
 class Writer:
     """See the module. strongest: what `POWER` comes to.  undone: called where offsets that were handed out were rolled back.
+    committed: called after a commit, before anything of it is acknowledged.  files: those of the store.  compare: which
+    acknowledged entries the files lack ("" = none), for when another program has written to them.
 
-    broken: why nothing is written any more; "" while all is well.  full: the last commit met a full disk.
+    broken: why nothing is written any more; "" while all is well.  full: the last commit met a full disk.  damage: what another
+    program has done to the files; then nothing is read either.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, strongest: Durability, undone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        *,
+        strongest: Durability,
+        undone: Callable[[], None],
+        committed: Callable[[Durability], None],
+        files: StoreFiles,
+        compare: Callable[[], str],
+    ) -> None:
+        self.damage: LogDamaged | None = None
         self.broken = ""
         self.full = False
         self._path = path
         self._connection = connection
         self._strongest = strongest
         self._undone = undone
+        self._committed = committed
+        self._files = files
+        self._compare = compare
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._turn = threading.Lock()  # of the connection
         self._patience_ms = -1  # as the connection has it
         self._commits = 0  # since the last checkpoint
+        self._oldest_s = 0.0  # when the first of them was
         connection.execute("PRAGMA wal_autocheckpoint=0")
+        # Begun again from its beginning, it is cut to this: its size says then how much of it is in use.
+        connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES}")
         self._thread = threading.Thread(target=self._work, name="nextarm-writer", daemon=True)
         self._thread.start()
 
@@ -81,14 +111,33 @@ class Writer:
 
     async def submit(self, run: Run, durability: Durability, *, size: int | None = None) -> Any:
         """The result of `run`, once it is durable. size: bytes that it writes; None = many."""
-        if self.broken:
-            raise StorageUnavailable(self.broken)
+        self.check()
         if size is not None and size <= AT_ONCE_BYTES and self._effective(durability) is Durability.PROCESS:
             with contextlib.suppress(_Busy):
                 return self._at_once(run)
         job = _Job(run, durability, asyncio.get_running_loop().create_future())
         self._jobs.put(job)
         return await job.future
+
+    def check(self) -> None:
+        """Raise why nothing can be written."""
+        if self.damage is not None:
+            raise LogDamaged(self.damage.place, self.damage.reason)
+        if self.broken:
+            raise StorageUnavailable(self.broken)
+
+    async def inspect(self) -> LogDamaged | None:
+        """What another program has done to the files, found also where nothing is written. With every sweep."""
+        if self.damage is None and not self.broken:
+            reason, is_changed = self._files.look_at_all()
+            if reason:
+                self._spoilt(reason)
+            elif is_changed or self._is_checkpoint_due():
+                with contextlib.suppress(StorageError):
+                    job = _Job(_nothing, Durability.PROCESS, asyncio.get_running_loop().create_future())
+                    self._jobs.put(job)
+                    await job.future
+        return self.damage
 
     def _effective(self, asked: Durability) -> Durability:
         return asked if self._strongest is Durability.POWER else Durability.PROCESS
@@ -104,7 +153,7 @@ class Writer:
             (result,) = self._transact([run], Durability.PROCESS, patience_ms=0)
         finally:
             self._turn.release()
-        if self._commits == CHECKPOINT_COMMITS:
+        if self._commits == CHECKPOINT_COMMITS or self._files.wal_bytes > CHECKPOINT_BYTES:
             self._jobs.put(_Job(_nothing, Durability.PROCESS, asyncio.get_running_loop().create_future()))  # wakes the thread
         if isinstance(result, Exception):
             raise result
@@ -126,9 +175,10 @@ class Writer:
                         results = self._transact([job.run for job in group], durability, patience_ms=PATIENCE_MS)
                     _deliver(group, results)
             with self._turn:
-                if self._commits >= CHECKPOINT_COMMITS:
+                is_last = len(now) < len(jobs)
+                if is_last or self._is_checkpoint_due():
                     self._checkpoint()
-                if len(now) < len(jobs):
+                if is_last:
                     self._connection.close()
                     return
 
@@ -137,8 +187,8 @@ class Writer:
         results: list[Any] = []
         running = False
         try:
-            if self.broken:
-                raise StorageUnavailable(self.broken)
+            self.check()
+            self._look(self._files.look(), patience_ms=patience_ms, busy=_Busy())
             self._connection.execute(f"PRAGMA synchronous={'FULL' if durability is Durability.POWER else 'NORMAL'}")
             if patience_ms != self._patience_ms:
                 self._connection.execute(f"PRAGMA busy_timeout={patience_ms}")
@@ -152,8 +202,16 @@ class Writer:
                     results.append(error)
             running = False
             self._connection.execute("COMMIT")
-            self.full = False
             self._commits += 1
+            if self._commits == 1:
+                self._oldest_s = time.monotonic()
+            # Not acknowledged, though it may be in the log: the same key again is answered with it.
+            changed = StorageUnavailable("another program writes to the files of the store; they are being checked, try again")
+            self._look(self._files.look_after_commit(), patience_ms=patience_ms, busy=changed)
+            self._committed(durability)
+            self.full = False
+        except _Busy:
+            raise
         except Exception as error:  # whatever it is: the thread must go on, or every later write waits for ever
             self._undo()
             if primary(error) in LOCKED and not patience_ms:
@@ -164,13 +222,50 @@ class Writer:
             results = [self._failed(error)] * len(runs)
         return results
 
+    def _is_checkpoint_due(self) -> bool:
+        if not self._commits:
+            return False
+        is_old = time.monotonic() - self._oldest_s >= CHECKPOINT_S
+        return is_old or self._commits >= CHECKPOINT_COMMITS or self._files.wal_bytes > CHECKPOINT_BYTES
+
     def _checkpoint(self) -> None:
-        """What cannot be moved now stays in the write-ahead log, where it is as safe; the next checkpoint takes it along."""
+        """What cannot be moved now stays in the write-ahead log, where it is as safe; the next checkpoint takes it along.
+        Nothing is moved into a file that another program put there.
+        """
         self._commits = 0
         try:
+            self.check()
+            self._look(self._files.look(), patience_ms=PATIENCE_MS, busy=_Busy())
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            logger.warning("the write-ahead log could not be moved into the file", extra={"reason": str(error)})
+            self._files.remember()
+        except StorageError:
+            pass  # told to every request
+        except (sqlite3.Error, OSError) as error:
+            throttled.warning("the write-ahead log could not be moved into the file", reason=str(error))
+
+    # -- other programs ----------------------------------------------------------------------------------------------------------
+
+    def _look(self, found: tuple[str, bool], *, patience_ms: int, busy: Exception) -> None:
+        """Raise where the files are not what this process left. With the turn taken.
+
+        busy: raised where the files have to be compared, which takes a while, and there is no time for it.
+        """
+        reason, is_changed = found
+        if is_changed and not reason:
+            if not patience_ms:
+                raise busy
+            reason = self._compare()
+            if not reason:
+                logger.warning("another program has written to the files of the store; nothing is missing")
+                self._files.remember()
+        if reason:
+            self._spoilt(reason)
+            self.check()
+
+    def _spoilt(self, reason: str) -> None:
+        if self.damage is None:
+            self.damage = LogDamaged(str(self._path), f"{reason}; nothing is accepted until the service is started again")
+            logger.critical(str(self.damage))
 
     # -- failures --------------------------------------------------------------------------------------------------------------
 
@@ -179,22 +274,29 @@ class Writer:
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+                self._files.look_after_commit()  # a large transaction has written to the write-ahead log before it was undone
         except sqlite3.Error as error:
             self._break(error)
 
     def _failed(self, error: Exception) -> Exception:
         """What the requests behind a failed commit are told."""
-        if primary(error) == sqlite3.SQLITE_FULL:
+        if primary(error) == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in FULL):
             self.full = True
             throttled.error("the disk is full: nothing is accepted until there is room again")
             return StorageUnavailable("the disk is full")
-        if primary(error) in UNKNOWN_AFTER:
+        if primary(error) in UNKNOWN_AFTER or isinstance(error, OSError):
             self._break(error)
+        if self.damage is not None:
+            return LogDamaged(self.damage.place, self.damage.reason)
         if self.broken:
             return StorageUnavailable(self.broken)
         return StorageUnavailable(f"{self._path}: {error}") if isinstance(error, sqlite3.Error) else error
 
     def _break(self, error: Exception) -> None:
+        reason, _ = self._files.look()
+        if reason:  # that is why
+            self._spoilt(reason)
+            return
         self.broken = f"the store failed to write ({error}) and is read-only until the service is started anew"
         logger.critical(self.broken)
 

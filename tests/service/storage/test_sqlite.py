@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from service.storage import sqlite_writer
+from service.storage import acknowledged, sqlite_writer
 from service.storage.base import (
     Durability,
     Entry,
     Log,
+    LogDamaged,
     LogMissing,
     Receipt,
     StorageDamaged,
@@ -95,7 +97,7 @@ async def test_a_store_can_be_opened_again_after_a_clean_end_and_after_a_failed_
 async def test_a_store_that_cannot_be_created_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.db").mkdir()
-    for name, reason in (("file/store.db", "File exists"), ("folder.db", "unable to open")):
+    for name, reason in (("file/store.db", "File exists"), ("folder.db", "I/O error|unable to open")):
         with pytest.raises(StorageUnavailable, match=reason):
             await SqliteStorage(tmp_path / name).start()
 
@@ -292,7 +294,8 @@ class Crashed:
     def restore(self, tail: bytes) -> None:
         self.image.write_bytes(self._database)
         self.wal.write_bytes(tail)
-        self.image.with_name(self.image.name + "-shm").unlink(missing_ok=True)
+        for leftover in ("-shm", "-acknowledged"):
+            self.image.with_name(self.image.name + leftover).unlink(missing_ok=True)
 
     def acknowledged_before(self, position: int) -> int:
         return sum(end <= position for end in self.ends)
@@ -594,3 +597,248 @@ async def test_an_entry_is_flushed_as_asked_but_never_more_than_set(
         assert trace.commits() == [{1: "NORMAL", 2: "FULL"}[level]]
         in_force = await storage._submit(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0], asked)
         assert in_force == level
+
+
+# -- touched by another program ---------------------------------------------------------------------------------------------
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def older_copy(path: Path) -> Path:
+    """A consistent copy of what the store holds now, as `nextarm backup` makes it."""
+    copy = path.with_name("older.db")
+    with contextlib.closing(sqlite3.connect(path)) as here, contextlib.closing(sqlite3.connect(copy)) as there:
+        here.backup(there)
+    return copy
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """In place, as cp does: the inode stays."""
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.write(content)
+
+
+TOUCHES: dict[str, Callable[[Path, Path], object]] = {
+    "the file is removed": lambda path, copy: path.unlink(),
+    "an older copy is moved over the file": lambda path, copy: copy.replace(path),
+    "an older copy is written into the file": lambda path, copy: overwrite(path, copy.read_bytes()),
+    "the file is emptied": lambda path, copy: overwrite(path, b""),
+    "the file is cut": lambda path, copy: overwrite(path, path.read_bytes()[: path.stat().st_size // 2]),
+    "the write-ahead log is removed": lambda path, copy: beside(path, "-wal").unlink(),
+    "the write-ahead log is emptied": lambda path, copy: overwrite(beside(path, "-wal"), b""),
+    "the write-ahead log is cut": lambda path, copy: overwrite(
+        beside(path, "-wal"), beside(path, "-wal").read_bytes()[: 32 + 2 * 4120]
+    ),
+    "the lock file is removed": lambda path, copy: beside(path, ".lock").unlink(),
+    "the folder is renamed": lambda path, copy: path.parent.rename(path.parent.with_name("renamed")),
+}
+"""Each changes what a restart would find."""
+
+
+@pytest.fixture
+async def touched(tmp_path: Path) -> AsyncIterator[tuple[SqliteStorage, Log, Path, Path]]:
+    """A served store with entries in the file, others in the write-ahead log alone, and a copy from before the last ones."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    path = folder / "store.db"
+    async with opened(path) as storage:
+        log = await filled(storage, entries=30, size=900)
+        copy = tmp_path / "older.db"
+        older_copy(path).replace(copy)
+        for number in range(30):
+            await storage.append(log, f"newer {number}", b"." * 900, PROCESS)
+        assert storage._writer is not None
+        await storage._submit(lambda connection: None, POWER)
+        await asyncio.to_thread(checkpoint, storage)
+        for number in range(12):
+            await storage.append(log, f"newest {number}", b"." * 900, (POWER, PROCESS)[number % 2])
+        yield storage, log, path, copy
+
+
+def checkpoint(storage: SqliteStorage) -> None:
+    assert storage._writer is not None
+    with storage._writer._turn:
+        storage._writer._checkpoint()
+
+
+@pytest.mark.parametrize("touch", sorted(TOUCHES))
+@pytest.mark.parametrize("durability", [PROCESS, POWER], ids=["process", "power"])
+async def test_nothing_is_acknowledged_once_the_files_were_touched(
+    touched: tuple[SqliteStorage, Log, Path, Path], touch: str, durability: Durability, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, log, path, copy = touched
+    TOUCHES[touch](path, copy)
+    for number in range(3):
+        with pytest.raises(StorageError):
+            await storage.append(log, f"after {number}", b"x", durability)
+    found = await storage.inspect([log])
+    assert set(found) == {log.name}
+    assert "until the service is started again" in str(found[log.name])
+    with pytest.raises(LogDamaged):
+        await storage.append(log, "later", b"x", durability)
+    with pytest.raises(LogDamaged):
+        await storage.ping()
+    assert [record.levelname for record in caplog.records].count("CRITICAL") == 1, "loudly, and once"
+
+
+@pytest.mark.parametrize("touch", sorted({*TOUCHES, "the index of the write-ahead log is removed", "the record is removed"}))
+async def test_a_store_that_is_idle_notices_with_the_next_sweep(
+    touched: tuple[SqliteStorage, Log, Path, Path], touch: str
+) -> None:
+    storage, log, path, copy = touched
+    others = {"the index of the write-ahead log is removed": "-shm", "the record is removed": "-acknowledged"}
+    if touch in others:
+        beside(path, others[touch]).unlink()
+    else:
+        TOUCHES[touch](path, copy)
+    assert set(await storage.inspect([log])) == {log.name}
+
+
+async def test_a_file_that_a_restart_could_not_open_is_told(path: Path, storage: SqliteStorage) -> None:
+    await filled(storage)
+    path.chmod(0)
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)
+        with pytest.raises(StorageUnavailable, match="permissions"):
+            await storage.ping()
+    finally:
+        os.seteuid(user)
+    path.chmod(0o644)
+    await storage.ping()
+
+
+async def test_a_restored_file_is_left_as_it_is_by_a_server_that_stops(
+    touched: tuple[SqliteStorage, Log, Path, Path],
+) -> None:
+    storage, _, path, copy = touched
+    whole = copy.read_bytes()
+    overwrite(path, whole)
+    await storage.close()
+    assert path.read_bytes() == whole
+
+
+async def test_a_program_that_writes_properly_beside_the_server_stops_nothing(
+    path: Path, storage: SqliteStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = await filled(storage)
+    await storage.save_snapshot(log, 4, b"as of 4")
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        with other:
+            other.execute("DELETE FROM snapshots")
+        assert await storage.append(log, "next", b"x", PROCESS) == Receipt(13)
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert await storage.inspect([log]) == {}
+        assert await storage.append(log, "after", b"x", PROCESS) == Receipt(14)
+    assert await storage.append(log, "more", b"x", POWER) == Receipt(15)
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+# -- what was acknowledged -------------------------------------------------------------------------------------------------
+
+
+def killed(path: Path, folder: Path) -> Path:
+    """The files as kill -9 leaves them, and what was acknowledged beside them."""
+    image = crash_image(path, folder)
+    shutil.copy(beside(path, "-acknowledged"), beside(image, "-acknowledged"))
+    return image
+
+
+@pytest.mark.parametrize("what", ["removed", "emptied", "cut by a frame", "behind a checkpoint", "all removed"])
+async def test_a_start_without_the_end_that_was_acknowledged_is_refused_with_what_is_missing(
+    path: Path, storage: SqliteStorage, what: str
+) -> None:
+    log = await filled(storage, entries=20)
+    if what == "behind a checkpoint":
+        await asyncio.to_thread(checkpoint, storage)
+        await storage.append(log, "last", b"x", PROCESS)
+    image = killed(path, path.parent / "image")
+    tail = beside(image, "-wal")
+    if what == "cut by a frame":
+        tail.write_bytes(tail.read_bytes()[: tail.stat().st_size - 4120])
+    elif what == "emptied":
+        tail.write_bytes(b"")
+    else:
+        tail.unlink()
+    if what == "all removed":
+        image.unlink()
+    left = {each.name: each.read_bytes() for each in image.parent.iterdir()}
+    for _ in range(2):
+        with pytest.raises(StorageDamaged, match=r"acknowledged events are missing: log .* offsets .* to 2[01]") as refused:
+            await SqliteStorage(image).start()
+        assert "store.db-acknowledged" in str(refused.value)
+    for name, content in left.items():
+        assert (image.parent / name).read_bytes() == content, "what is refused is left as it is"
+    beside(image, "-acknowledged").unlink()  # as the message says, for those who give them up
+    async with opened(image) as again:
+        assert len(await again.logs()) <= 1
+
+
+async def test_a_start_on_an_older_copy_is_refused_with_the_offsets_that_it_lacks(path: Path) -> None:
+    async with opened(path) as storage:
+        log = await filled(storage)
+        copy = older_copy(path)
+        for number in range(5):
+            await storage.append(log, f"newer {number}", b"x", POWER)
+    copy.replace(path)
+    with pytest.raises(StorageDamaged, match=r"log 'greeter', offsets 13 to 17"):
+        await SqliteStorage(path).start()
+
+
+async def test_after_a_loss_of_power_only_what_was_flushed_is_asked_for(
+    path: Path, storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await filled(storage)
+    await storage.append(log, "flushed", b"x", POWER)
+    image = crash_image(path, path.parent / "image")
+    for number in range(5):
+        await storage.append(log, f"not flushed {number}", b"x", PROCESS)
+    shutil.copy(beside(path, "-acknowledged"), beside(image, "-acknowledged"))
+    monkeypatch.setattr(acknowledged, "boot_id", lambda: "another boot")
+    async with opened(image) as again:
+        assert await again.append(log, "next", b"x", POWER) == Receipt(14)
+    short = crash_image(path, path.parent / "short")
+    shutil.copy(beside(path, "-acknowledged"), beside(short, "-acknowledged"))
+    beside(short, "-wal").unlink()
+    with pytest.raises(StorageDamaged, match=r"offsets .* to 13"):
+        await SqliteStorage(short).start()
+
+
+async def test_a_log_that_was_deleted_is_not_missed(path: Path, storage: SqliteStorage) -> None:
+    log, other = await filled(storage), await filled(storage, name="other")
+    await storage.delete(log)
+    new = await filled(storage, entries=2)
+    async with opened(killed(path, path.parent / "image")) as again:
+        assert sorted(each.name for each in await again.logs()) == [new.name, other.name]
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 40, b"", b"nxtrmack"])
+async def test_a_record_that_is_damaged_is_no_reason_to_refuse_a_store(path: Path, content: bytes) -> None:
+    async with opened(path) as storage:
+        log = await filled(storage)
+    beside(path, "-acknowledged").write_bytes(content)
+    async with opened(path) as storage:
+        assert await storage.append(log, "next", b"x", POWER) == Receipt(13)
+    async with opened(path) as storage:
+        assert await storage.end(log) == 13
+
+
+async def test_the_write_ahead_log_is_moved_by_its_size_and_by_its_age(
+    path: Path, storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await filled(storage)
+    assert await storage.inspect([log]) == {}
+    before = path.stat().st_size
+    monkeypatch.setattr(sqlite_writer, "CHECKPOINT_S", 0.0)
+    assert await storage.inspect([log]) == {}
+    await storage._submit(lambda connection: None, PROCESS)
+    assert path.stat().st_size > before, "by its age"
+    monkeypatch.setattr(sqlite_writer, "CHECKPOINT_S", 1e9)
+    monkeypatch.setattr(sqlite_writer, "CHECKPOINT_BYTES", 200_000)
+    for number in range(8):
+        await storage.append(log, f"large {number}", b"." * 100_000, POWER)
+    await storage._submit(lambda connection: None, POWER)
+    assert path.stat().st_size > 600_000, "by its size"
