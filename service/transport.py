@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -95,7 +96,7 @@ class Doorkeeper:
         self._tell(scope, status, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        check_target(scope["raw_path"])
+        check_target(scope.get("raw_path") or quote(scope["path"]).encode())
         path = scope["path"]
         if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
             address = scope["client"][0] if scope.get("client") else ""
