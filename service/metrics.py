@@ -10,9 +10,10 @@ them reports the same sum: take `max by (bandit, arm)`, not the sum. Requests, r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -34,6 +35,8 @@ class Meter:
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        build = Gauge("nextarm_build_info", "The version that runs, as a label; always 1.", ["version"], registry=self.registry)
+        build.labels(version("nextarm")).set(1)
         self._requests = Counter("nextarm_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry)
         self._problems = Counter(
             "nextarm_problems",
@@ -96,10 +99,9 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
         "nextarm_decisions", "Decisions for the arm; overridden ones for the arm called.", labels=labels
     )
     outcomes = CounterMetricFamily("nextarm_outcomes", "Outcomes learnt.", labels=labels)
-    rewards = GaugeMetricFamily(
-        "nextarm_reward_sum", "Sum of the rewards learnt; divide by nextarm_rewards_total.", labels=labels
+    rewards = SummaryMetricFamily(
+        "nextarm_reward", "Rewards learnt: their sum, and the outcomes that carried one.", labels=labels
     )
-    rewarded = CounterMetricFamily("nextarm_rewards", "Outcomes learnt that carried a reward.", labels=labels)
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
     for bandit, learner in learners:
@@ -107,13 +109,12 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
             for family, value in (
                 (decisions, arm.pulls),
                 (outcomes, arm.outcomes),
-                (rewards, arm.reward_sum),
-                (rewarded, arm.rewards),
                 (costs, arm.cost_sum),
                 (pending, arm.pending),
             ):
                 family.add_metric([bandit, arm.name], value)
-    yield from (decisions, outcomes, rewards, rewarded, costs, pending)
+            rewards.add_metric([bandit, arm.name], count_value=arm.rewards, sum_value=arm.reward_sum)
+    yield from (decisions, outcomes, rewards, costs, pending)
 
 
 def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: Hosting) -> Iterator[Metric]:

@@ -22,7 +22,7 @@ ASKED = [pytest.param(rule["expr"], id=rule["alert"]) for rule in RULES] + [
 ]
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$bandit": ".*"}
 
-OF_THE_LOG = re.compile(r"nextarm_(decisions_total|outcomes_total|rewards_total|reward_sum|cost_total|pending|offset)")
+OF_THE_LOG = re.compile(r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|pending|offset)")
 """Equal on every replica."""
 
 
@@ -114,7 +114,7 @@ def test_the_dashboard_shows_what_is_promised() -> None:
         "histogram_quantile(0.99,",
         "nextarm_decisions_total",
         "nextarm_reward_sum",
-        "nextarm_rewards_total",
+        "nextarm_reward_count",
         "nextarm_pending",
         "nextarm_duplicates_total",
         "nextarm_fold_lag",

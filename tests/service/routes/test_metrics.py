@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,8 +58,89 @@ async def test_a_mean_reward_can_be_read_off_the_metrics_where_not_every_outcome
         decision = await service.decide(body={"id": f"d{number}"})
         await service.observe(decision["id"], {"output": {"vector": [1.0, float(number)]}, "reward": reward})
     found = await scraped(service)
-    names = ("nextarm_outcomes_total", "nextarm_rewards_total", "nextarm_reward_sum")
+    names = ("nextarm_outcomes_total", "nextarm_reward_count", "nextarm_reward_sum")
     assert [of(found, name, bandit="b", arm="a") for name in names] == [4, 2, 2.0]
+
+
+# -- the rules of `promtool check metrics` -------------------------------------------------------------------------------------
+
+OTHER_UNITS = re.compile(
+    r"(^|_)(ms|us|ns|sec|kb|mb|gb|tb|(milli|micro|nano|kilo|mega|giga)(seconds?|bytes?|grams?|meters?)|minutes?|hours?|days?|weeks?"
+    r"|bits?|percent(ages?)?|fahrenheit|kelvin)(_|$)"
+)
+
+
+def faults(text: str) -> list[str]:
+    """What `promtool check metrics` says about names, types and help of an exposition."""
+    types: dict[str, str] = {}
+    helped: dict[str, str] = {}
+    found: list[str] = []
+    for line in text.splitlines():
+        word, _, rest = line.partition("# ")[2].partition(" ")
+        name, _, what = rest.partition(" ")
+        if word in ("TYPE", "HELP"):
+            known = types if word == "TYPE" else helped
+            found += [f"{name}: a second {word}"] if name in known else []
+            known[name] = what
+    for name, kind in types.items():
+        rules = {
+            "no help": not helped.get(name),
+            "a counter without _total": kind == "counter" and not name.endswith("_total"),
+            "_total, and no counter": kind != "counter" and name.endswith("_total"),
+            "_sum, _count or _bucket, and no histogram": kind not in ("histogram", "summary")
+            and re.search(r"_(sum|count|bucket)$", name),
+            "its type in its name": re.search(r"_(counter|gauge|histogram|summary)(_|$)", name),
+            "camel case or a colon": not re.fullmatch(r"[a-z0-9_]+", name),
+            "a unit that is no base unit": OTHER_UNITS.search(name),
+            "an untyped metric": kind == "untyped",
+        }
+        found += [f"{name}: {rule}" for rule, broken in rules.items() if broken]
+    for family in text_string_to_metric_families(text):
+        reserved = {"le", "quantile"} if family.type not in ("histogram", "summary") else set()
+        found += [f"{family.name}: a reserved label" for sample in family.samples if reserved & sample.labels.keys()]
+        found += [f"{family.name}: no type" for _ in (1,) if family.type in ("unknown", "untyped")]
+    return found
+
+
+async def worked(service: Service) -> str:
+    """The exposition of a service that has done everything that is counted."""
+    await service.create()
+    await service.observe((await service.decide())["id"], {"reward": -0.5})
+    await service.get("/v1/bandits/nobody")
+    await service.create("texts", {"policy": {"kind": "pak-ucb"}, "arms": [{"name": "a"}], "prompt": {"embedder": "static"}})
+    await service.decide("texts", {"prompt": "good morning"})
+    return (await service.get("/metrics")).text
+
+
+async def test_the_exposition_keeps_the_rules_of_promtool(service: Service) -> None:
+    text = await worked(service)
+    assert faults(text) == []
+    if promtool := shutil.which("promtool"):
+        checked = subprocess.run([promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "# HELP a_sum Help.\n# TYPE a_sum gauge\na_sum 1\n",
+        "# HELP a Help.\n# TYPE a counter\na 1\n",
+        "# HELP a_total Help.\n# TYPE a_total gauge\na_total 1\n",
+        "# TYPE a gauge\na 1\n",
+        "# HELP a_gauge Help.\n# TYPE a_gauge gauge\na_gauge 1\n",
+        "# HELP aB Help.\n# TYPE aB gauge\naB 1\n",
+        "# HELP a_milliseconds Help.\n# TYPE a_milliseconds gauge\na_milliseconds 1\n",
+        '# HELP a Help.\n# TYPE a gauge\na{quantile="1"} 1\n',
+    ],
+)
+def test_the_check_of_the_exposition_sees_a_mistake(wrong: str) -> None:
+    assert faults(wrong)
+    if promtool := shutil.which("promtool"):
+        assert subprocess.run([promtool, "check", "metrics"], input=wrong, text=True, capture_output=True, check=False).returncode
+
+
+async def test_the_version_can_be_read_off_the_metrics(service: Service) -> None:
+    assert of(await scraped(service), "nextarm_build_info", version=version("nextarm")) == 1
 
 
 async def test_requests_are_counted_by_route_and_problems_by_code(service: Service) -> None:
