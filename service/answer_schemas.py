@@ -42,8 +42,8 @@ class DecisionAnswer(Answer):
     stop: bool = Field(description="No arm is worth a (further) call.")
     propensity: float = Field(description="The probability with which this arm was drawn.", examples=[1.0])
     weights: dict[str, float] = Field(
-        description="The distribution over the arms. Of more than 64 arms, the one that was chosen and the 16 best; "
-        "`GET .../decisions/{id}` and a `dry_run` show all.",
+        description="The distribution over the arms, without those that are retired and have nothing open. Of more than 64 arms, "
+        "the one that was chosen and the 16 best; `GET .../decisions/{id}` and a `dry_run` show all.",
         examples=[{"small": 1.0, "large": 0.0}],
     )
     scores: dict[str, dict[str, float | None]] = Field(

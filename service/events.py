@@ -156,7 +156,9 @@ class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
 
 
 class Decided(Event, frozen=True, kw_only=True, tag="decided"):
-    """A decision. weights and scores are per arm index; null = not scored. arm = -1 is a stop, which is closed at once."""
+    """A decision. weights and scores are per arm index; null = not scored. arm = -1 is a stop, which is closed at once.
+    present: the arms that answers show, where others are gone (retired, with nothing open); unset = all.
+    """
 
     id: str
     arm: int
@@ -169,6 +171,7 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     episode: str
     attempt: int
     body: str
+    present: list[int] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_finite(self.propensity, self.price, *self.weights)

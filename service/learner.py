@@ -397,9 +397,11 @@ class Learner:
             weights = await self._weigh(state, turns)
             rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
             now = self._clock()
+            present = view.present()
+            shown = msgspec.UNSET if len(present) == len(arms) else present
             for i, place in enumerate(places):
                 scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
-                found[place] = self._decision(turns, i, rows[i], scores, now)
+                found[place] = self._decision(turns, i, rows[i], scores, present=shown, now=now)
         return [found[place] for place in range(len(asks))]
 
     def _context(self, ask: Ask, view: View) -> Context:
@@ -426,7 +428,14 @@ class Learner:
         return draw.draw(row, f"{self.log.name}/{self.created.seed}/{ask.id}")
 
     def _decision(
-        self, turns: _Turns, place: int, row: list[float], scores: dict[str, list[float | None]], now: datetime
+        self,
+        turns: _Turns,
+        place: int,
+        row: list[float],
+        scores: dict[str, list[float | None]],
+        *,
+        present: list[int] | msgspec.UnsetType,
+        now: datetime,
     ) -> Decided:
         """row: (K,) the weights."""
         ask, context, (arm, propensity) = turns.asks[place], turns.contexts[place], turns.drawn[place]
@@ -444,6 +453,7 @@ class Learner:
             episode=ask.episode or ask.id,
             attempt=1 + turns.earlier(place) + (0 if episode is None else episode.made),
             body=ask.body,
+            present=present,
         )
 
     # -- learning ----------------------------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ class ArmRecord(msgspec.Struct, frozen=True):
     cost_sum: float = 0.0
     rewards: int = 0  # outcomes that carried a reward
 
+    @property
+    def is_gone(self) -> bool:
+        """Retired, with nothing open: only what was learned of it is left, under its index, until it comes back."""
+        return not self.active and not self.pending
+
 
 class OpenDecision(msgspec.Struct, frozen=True):
     """A decision without an outcome yet."""
@@ -119,6 +124,10 @@ class View(NamedTuple):
         """reserved: arm index -> decisions on their way."""
         pending = tuple(arm.pending + reserved.get(i, 0) for i, arm in enumerate(arms))
         return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending)
+
+    def present(self) -> list[int]:
+        """The arms that are not gone."""
+        return [i for i, is_active in enumerate(self.active) if is_active or self.pending[i]]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
     for bandit, learner in learners:
-        for arm in learner.arms:
+        for arm in (arm for arm in learner.arms if not arm.is_gone):
             for family, value in (
                 (decisions, arm.pulls),
                 (outcomes, arm.outcomes),

@@ -43,6 +43,9 @@ MAX_ARM_NAME = 128
 ID = r"^[A-Za-z0-9_-]{1,64}$"
 MAX_DIM = 65_536
 MAX_ARMS = 1_000
+"""Of a bandit at one time: active, or retired with open decisions."""
+MAX_ARMS_EVER = 10_000
+"""In a bandit's life: a decision in the log weighs every index, gone ones too."""
 MAX_SAMPLES = 256
 MAX_BATCH = 1_024
 MAX_METADATA_BYTES = 4_096

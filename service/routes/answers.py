@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -40,8 +41,9 @@ def decision_json(
     names = [arm.name for arm in learner.arms]
     stop = decided.arm < 0
     allowed = set(decided.allowed)
-    several = len(decided.weights)
-    shown = range(several) if full or several <= FULL_TABLE else _best_arms(decided)
+    shown: Sequence[int] = range(len(decided.weights)) if decided.present is msgspec.UNSET else decided.present
+    if not full and len(shown) > FULL_TABLE:
+        shown = _best_arms(decided)
     return {
         "id": None if dry_run else decided.id,
         "bandit": learner.created.bandit,

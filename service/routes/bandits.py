@@ -23,7 +23,7 @@ from service.hosting import BanditConflict, BanditMissing
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer, arm_json, bandit_json
-from service.schemas import MAX_ARMS, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, completed
+from service.schemas import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, completed
 from service.transport import StrictRoute
 
 
@@ -172,7 +172,11 @@ async def put_arm(
     price = wanted.price if "price" in wanted.model_fields_set else kept.price
     metadata = wanted.metadata if "metadata" in wanted.model_fields_set else kept.metadata
     if (price, metadata, True) != (kept.price, kept.metadata, kept.active):
-        await learner.record(ArmChanged(at=now, arm=index, price=price, metadata=metadata), key=f"arm/{arm}/{uuid7()}")
+        await learner.record(
+            ArmChanged(at=now, arm=index, price=price, metadata=metadata),
+            key=f"arm/{arm}/{uuid7()}",
+            check=lambda: _check_room(learner) if learner.ledger.arms[index].is_gone else None,
+        )
     return answer(_arm_receipt(learner, arm))
 
 
@@ -187,10 +191,20 @@ def _check_new(learner: Learner, arm: str, services: Services) -> None:
         check_arm_name(arm)
     except ValueError as error:
         raise invalid("arm", str(error)) from None
-    if len(learner.ledger.arms) >= MAX_ARMS:
-        raise invalid("arm", f"a bandit has at most {MAX_ARMS} arms, retired ones included")
+    _check_room(learner)
+    if len(learner.ledger.arms) >= MAX_ARMS_EVER:
+        raise invalid(
+            "arm", f"a bandit has at most {MAX_ARMS_EVER:,} arms in its life; bring a retired one back, or create a new bandit"
+        )
     arms = len(learner.ledger.arms) + 1
     check_size(learner.policy, learner.created.hyperparameters, arms=arms, max_bytes=services.settings.max_state_bytes)
+
+
+def _check_room(learner: Learner) -> None:
+    if sum(not arm.is_gone for arm in learner.ledger.arms) >= MAX_ARMS:
+        raise invalid(
+            "arm", f"a bandit has at most {MAX_ARMS:,} arms at a time; retire one (it counts until nothing of it is open)"
+        )
 
 
 def _index(learner: Learner, arm: str) -> int:
@@ -212,7 +226,9 @@ def _arm_receipt(learner: Learner, arm: str) -> dict[str, Any]:
     responses=problems("bandit_not_found", "arm_not_found"),
 )
 async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) -> Response:
-    """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt."""
+    """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt. When nothing of it is
+    open it leaves answers, metrics and the limit of arms.
+    """
     await learner.refresh()
     index = _index(learner, arm)
     if learner.ledger.arms[index].active:

@@ -164,6 +164,85 @@ async def test_a_retired_arm_still_learns_what_was_under_way(service: Service) -
     assert (await service.arm(decision["arm"]))["mean_reward"] == 0.5
 
 
+async def test_an_arm_that_is_retired_leaves_answers_and_metrics_once_nothing_of_it_is_open(service: Service) -> None:
+    await service.create()
+    first = await service.decide(body={"id": "first"})
+    gone, left = first["arm"], {"small": "large", "large": "small"}[first["arm"]]
+    await service.delete(f"/v1/bandits/b/arms/{gone}")
+    assert set((await service.decide(body={"id": "second"}))["weights"]) == {gone, left}
+    assert f'arm="{gone}"' in (await service.get("/metrics")).text  # its decision is open
+    await service.observe("first", {"reward": 0.5})
+    for body in ({"id": "third"}, {"dry_run": True}):
+        answer = await service.decide(body=body)
+        assert (answer["weights"], set(answer["scores"])) == ({left: 1.0}, {left})
+    assert f'arm="{gone}"' not in (await service.get("/metrics")).text
+    assert f'arm="{left}"' in (await service.get("/metrics")).text
+    shown = answered(await service.get("/v1/bandits/b/decisions/first"))
+    assert (shown["arm"], set(shown["weights"])) == (gone, {gone, left})  # it could be chosen then
+    assert set((await service.decide(body={"id": "second"}))["weights"]) == {gone, left}  # the same request, the same answer
+    again = await service.post("/v1/bandits/b/decisions", {"id": "third"})
+    assert (again.status_code, set(again.json()["weights"])) == (200, {left})
+    arm = await service.arm(gone)
+    assert (arm["active"], arm["outcomes"], arm["mean_reward"]) == (False, 1, 0.5)  # its history stays
+    await service.put(f"/v1/bandits/b/arms/{gone}")
+    back = await service.decide(body={"id": "fourth", "arms": [gone]})
+    assert (back["arm"], set(back["weights"])) == (gone, {gone, left})
+    assert (await service.arm(gone))["mean_reward"] == 0.5
+
+
+async def test_arms_count_towards_the_limit_until_they_are_retired_and_nothing_of_them_is_open(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.routes.bandits.MAX_ARMS", 2)
+    monkeypatch.setattr("service.routes.bandits.MAX_ARMS_EVER", 8)
+
+    async def put(arm: str) -> int:
+        response = await service.put(f"/v1/bandits/b/arms/{arm}")
+        assert response.status_code < 400 or paths(response) == ["arm"]
+        return response.status_code
+
+    await service.create()
+    decided = await service.decide(body={"arms": ["small"]})
+    assert await put("a") == 422
+    await service.delete("/v1/bandits/b/arms/small")
+    assert await put("a") == 422  # a decision for it is open
+    await service.observe(decided["id"])
+    assert [await put(arm) for arm in ("a", "b")] == [201, 422]
+    assert await put("small") == 422  # nor does one come back beyond the limit
+    for arm in ("a", "b", "c", "d", "e"):
+        assert await put(arm) in (200, 201)
+        await service.delete(f"/v1/bandits/b/arms/{arm}")
+    assert await put("small") == 200
+    await service.delete("/v1/bandits/b/arms/small")
+    assert [await put("f"), await service.delete("/v1/bandits/b/arms/f")][0] == 201
+    assert await put("g") == 422  # so many in a bandit's life
+    assert set((await service.decide())["weights"]) == {"large"}
+
+
+async def test_indices_of_gone_arms_stay_valid_over_a_restart(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    async with opened(store=store) as service:
+        await service.create(body={**GREEDY, "arms": [{"name": f"arm-{i}"} for i in range(3)]})
+        for i in range(3):
+            decided = await service.decide(body={"arms": [f"arm-{i}"]})
+            await service.observe(decided["id"], {"reward": i / 4})
+        await service.delete("/v1/bandits/b/arms/arm-1")
+        await service.put("/v1/bandits/b/arms/new")
+        made = await service.decide(body={"arms": ["new"]})
+        before = answered(await service.get("/v1/bandits/b/digest"))
+    async with opened(store=store) as service:
+        assert answered(await service.get("/v1/bandits/b/digest")) == before
+        assert set(made["weights"]) == {"arm-0", "arm-2", "new"}
+        await service.put("/v1/bandits/b/arms/arm-1")
+        arms = (await service.bandit())["arms"]
+        assert [(arm["name"], arm["mean_reward"]) for arm in arms] == [
+            ("arm-0", 0),
+            ("arm-1", 0.25),
+            ("arm-2", 0.5),
+            ("new", None),
+        ]
+
+
 async def test_no_arm_is_left(service: Service) -> None:
     await service.create()
     for arm in ("small", "large"):
