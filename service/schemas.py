@@ -5,8 +5,6 @@ The policy part is made from the registry: a new policy appears in the schema, t
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import math
 import operator
@@ -37,6 +35,7 @@ from pydantic_core import CoreSchema
 
 from bandits.hyperparameters import Declared, declared
 from bandits.registry import POLICIES
+from service.encoding import decode_base64
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_ARM_NAME = 128
@@ -84,10 +83,7 @@ class Body(BaseModel):
 def to_vector(value: object) -> np.ndarray:
     """(d,) float32 from a JSON list of numbers, or from base64 of little-endian float32."""
     if isinstance(value, str):
-        try:
-            raw = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ValueError("is not base64") from error
+        raw = decode_base64(value)
         if len(raw) % 4:
             raise ValueError("base64 must hold little-endian float32: a multiple of 4 bytes")
         array = np.frombuffer(raw, dtype="<f4")

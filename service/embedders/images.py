@@ -12,7 +12,6 @@ pixels only warns. URLs are refused: a server that fetches what strangers name c
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 import re
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from service.embedders.base import InvalidContent
 from service.embedders.image_parts import Format, damaged, walk
+from service.encoding import decode_base64
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,11 +67,9 @@ def from_base64(text: str, limits: Limits) -> bytes:
     if len(text) * 3 // 4 - 2 > limits.max_bytes:
         raise InvalidContent(f"is larger than {limits.max_bytes} bytes")
     try:
-        file = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        file = None  # raised below: this error would be the cause of ours
-    if file is None:
-        raise InvalidContent("is not base64")
+        file = decode_base64(text)
+    except ValueError as error:
+        raise InvalidContent(str(error)) from None
     check(file, limits)
     return file
 

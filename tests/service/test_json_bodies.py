@@ -103,3 +103,79 @@ async def test_large_bodies_are_answered_together(service: Service) -> None:
     bodies = [json.dumps({**PROMPT, "id": f"d{i}"}) + padding for i in range(5)]
     asked = [service.ask("POST", "/v1/bandits/b/decisions", content=body, headers=JSON) for body in bodies]
     assert [answer.status_code for answer in await asyncio.gather(*asked)] == [201] * 5
+
+
+# -- where it is wrong ---------------------------------------------------------------------------------------------------------
+
+
+def detail_of(body: bytes) -> str:
+    with pytest.raises(Problem) as caught:
+        parse_json(body)
+    assert caught.value.code == "malformed_json"
+    return caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b'{"reward": 0.5,}', "line 1 column 16"),
+        (b'{\n  "reward": nought\n}', "line 2 column 14"),
+        (b'{"reward": 1' + b"0" * 4300 + b"}", "line 1 column"),
+        (b"[" * 300 + b"]" * 300, "line 1 column"),
+        (b'{"prompt": "\xff"}', "line 1 column"),
+        (b"", "line 1 column 0"),
+        (b"\xef\xbb\xbf", "line 1 column 0"),
+        (b'{"reward": 1, "reward": 2}', "'reward' twice in one object, at line 1 column 15"),
+        (b'{"a": [{"b": 1,\n "c": 2,\n "b" : 3}]}', "'b' twice in one object, at line 3 column 2"),
+        (b'{"a": 1, "\\u0061": 2}', "'a' twice in one object, at line 1 column 10"),
+        (b'{"a" :1, "b":1, "b":2}', "'b' twice in one object, at line 1 column 17"),
+        (b'{"": 1, "": 1}', "'' twice in one object, at line 1 column 9"),
+        (b'{"a\\":": "x:y\\":", "b": {"a": 1}, "a\\":": {}}', "at line 1 column 35"),
+    ],
+)
+def test_what_is_no_json_and_what_is_given_twice_is_named_with_its_place(body: bytes, place: str) -> None:
+    assert place in detail_of(body)
+
+
+def test_of_a_large_body_a_repeated_name_is_named_without_its_place() -> None:
+    body = b'{"a": "' + b"x" * json_bodies._PLACED + b'", "a": 1}'
+    assert detail_of(body) == "the body has the field 'a' twice in one object; send it once"
+
+
+def test_a_byte_order_mark_is_left_out() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"reward": 0.5}') == {"reward": 0.5}
+
+
+@given(value=values, ascii_only=st.booleans(), blanks=st.sampled_from([(",", ":"), (", ", ": "), (" , ", " \n: ")]))
+def test_distinct_names_pass_however_they_are_written(value: Any, ascii_only: bool, blanks: tuple[str, str]) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only, separators=blanks).encode()) == value
+
+
+pairs = st.lists(st.tuples(st.sampled_from(["a", 'b":', "c{"]), st.integers(0, 9) | texts), max_size=5)
+
+
+@given(pairs=pairs, blank=st.sampled_from(["", " "]))
+def test_a_repeated_name_is_always_found(pairs: list[tuple[str, Any]], blank: str) -> None:
+    inner = "{" + ",".join(f"{json.dumps(name)}{blank}:{json.dumps(value)}" for name, value in pairs) + "}"
+    body = f'{{"list": [[1, {inner}]], "text": "a:{{"}}'.encode()
+    if len(dict(pairs)) == len(pairs):
+        assert parse_json(body)["list"][0][1] == dict(pairs)
+    else:
+        assert "twice in one object, at line 1" in detail_of(body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/bandits/b/decisions"),
+        ("PUT", "/v1/bandits/b/decisions/d/outcome"),
+        ("POST", "/v1/bandits/b/outcomes/batch"),
+        ("PUT", "/v1/bandits/new"),
+    ],
+)
+async def test_every_route_refuses_a_name_that_is_given_twice(service: Service, method: str, path: str) -> None:
+    await service.create(body=VECTOR)
+    response = await service.ask(method, path, content=b'{"x": 1, "x": 2}', headers=JSON)
+    assert failed(response) == (400, "malformed_json")
+    assert "line 1 column 10" in response.json()["detail"]
+    assert await service.offset() == 1
