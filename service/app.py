@@ -21,7 +21,7 @@ from service.embedders.queue import EmbeddingQueue
 from service.express import Express
 from service.hosting import Hosting
 from service.metrics import Meter
-from service.routes import bandits, decisions, embedders, health, metrics, outcomes, records, references
+from service.routes import bandits, decisions, embedders, health, metrics, outcomes, pages, records, references
 from service.scorers.scoring import Scoring
 from service.settings import Settings
 from service.transport import Doorkeeper
@@ -42,10 +42,14 @@ class Application(FastAPI):
             description=DESCRIPTION,
             license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
             openapi_tags=TAGS,
+            docs_url=None,  # the page of routes/pages.py, which loads nothing from elsewhere
+            redoc_url=None,
             redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
         )
         self.state.services = services
-        routers = [module.router for module in (bandits, decisions, outcomes, references, embedders, records, metrics, health)]
+        routers = [
+            module.router for module in (bandits, decisions, outcomes, references, embedders, records, metrics, health, pages)
+        ]
         for router in routers:
             self.include_router(router)
         errors.install(self, [route for router in routers for route in router.routes])

@@ -26,7 +26,8 @@ from service.json_bodies import check_structure, parse_json
 from service.metrics import Meter
 from service.targets import check_target
 
-PUBLIC = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js")
+PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/docs", "/redoc", *(f"/docs/{name}" for name in ASSETS))
 """What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
 
 ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
