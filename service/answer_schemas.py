@@ -135,6 +135,8 @@ class EmbedderAnswer(Answer):
     takes: Literal["text", "image", "both"] = Field(
         "both", description="What is posted; left out where it follows from the rest."
     )
+    reads: Literal["last_user", "conversation"] = Field("last_user", description="Of messages; left out where it was not given.")
+    keep: Literal["start", "end", "both"] = Field("start", description="Of longer texts; left out where it was not given.")
 
 
 class RewardAnswer(Answer):
@@ -207,6 +209,8 @@ class EmbedderListed(Answer):
     summary: str = Field(description="What it is.")
     takes: list[Literal["text", "image", "vector"]] = Field(description="What it can embed.")
     dim: int | None = Field(description="Length of a vector; null = the client says.", examples=[384])
+    reads: str = Field(description="How much of a text it reads; of a longer one what `prompt.keep` says. Empty: no texts.")
+    languages: list[str] = Field(description="That its texts were written in (BCP 47); empty where that is not known.")
     unit_norm: bool = Field(description="Every vector has length one.")
     licence: str = Field(description="Of the weights (SPDX); empty where there are none.", examples=["Apache-2.0"])
     available: bool = Field(description="It can be used on this server.")

@@ -8,18 +8,19 @@ All contents of a request go to the embedder together: either every one is let i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from service import events
 from service.dependencies import Services
 from service.embedders import base, images, registry
-from service.embedders.base import InvalidContent, Vector
+from service.embedders.base import InvalidContent, Keep, Vector
 from service.embedding import PROBABILITIES
 from service.errors import invalid
 from service.events import Created, Matrix
-from service.schemas import Content
+from service.schemas import Content, Prompt
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT
 
@@ -33,7 +34,7 @@ SHARPNESS = 100.0
 
 
 async def prompt_vector(
-    services: Services, created: Created, prompt: Content | None, *, required: bool = True, path: str = "prompt"
+    services: Services, created: Created, prompt: Prompt | None, *, required: bool = True, path: str = "prompt"
 ) -> bytes:
     """The features of a decision. A bandit without `prompt` ignores a prompt: it is neither embedded nor logged, so that a
     router can switch to a policy that needs none without changing its requests. required: the policy decides by the prompt.
@@ -45,11 +46,31 @@ async def prompt_vector(
     return events.vector_bytes((await prompt_rows(services, created, [prompt], paths=[path]))[0])
 
 
-async def prompt_rows(services: Services, created: Created, prompts: Sequence[Content], *, paths: Sequence[str]) -> Vector:
+async def prompt_rows(services: Services, created: Created, prompts: Sequence[Prompt], *, paths: Sequence[str]) -> Vector:
     """(n, d) one row per prompt."""
     takes = created.prompt_takes or ("both" if registry.reads_images(created.prompt_embedder) else "text")
-    given = await _read_all(services, created.prompt_embedder, takes, prompts, paths=paths)
-    return await _rows(services, created.prompt_embedder, created.dim, given, paths=paths)
+    spec = created.request.get("prompt") or {}
+    said = [_said(services, spec, prompt, path=path) for prompt, path in zip(prompts, paths, strict=True)]
+    given = await _read_all(services, created.prompt_embedder, takes, said, paths=paths)
+    keep: Keep = spec.get("keep") or "start"
+    return await _rows(services, created.prompt_embedder, created.dim, given, paths=paths, keep=keep)
+
+
+def _said(services: Services, spec: Mapping[str, Any], prompt: Prompt, *, path: str) -> Content:
+    """The text that is read of messages; any other prompt as it is. spec: `prompt` of the bandit."""
+    if prompt.messages is None:
+        return prompt
+    texts = [message.text() for message in prompt.messages]
+    if spec.get("reads") != "conversation":
+        texts = [text for message, text in zip(prompt.messages, texts, strict=True) if message.role == "user"][-1:]
+        if not texts:
+            raise invalid(f"{path}.messages", "holds none of role 'user'; send one, or set prompt.reads 'conversation'")
+    text = "\n".join(filter(None, texts))
+    if not text.strip():
+        raise invalid(f"{path}.messages", 'holds no text where it is read; send a text, or {"image": ...} in place of messages')
+    if len(text) > services.settings.max_prompt_chars:
+        raise invalid(f"{path}.messages", f"says more than {services.settings.max_prompt_chars} characters where it is read")
+    return Content(text=text)
 
 
 async def output_matrix(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> Matrix:
@@ -132,7 +153,9 @@ async def _read(services: Services, embedder: str, content: Content, *, path: st
     return given
 
 
-async def _rows(services: Services, embedder: str, dim: int, given: Sequence[Given], *, paths: Sequence[str]) -> Vector:
+async def _rows(
+    services: Services, embedder: str, dim: int, given: Sequence[Given], *, paths: Sequence[str], keep: Keep = "start"
+) -> Vector:
     """(n, dim) one row each; what is no vector yet is embedded, together."""
     rows = np.empty((len(given), dim), dtype=np.float32)
     to_embed: list[int] = []
@@ -146,13 +169,15 @@ async def _rows(services: Services, embedder: str, dim: int, given: Sequence[Giv
             rows[i] = content
     if to_embed:
         contents = [content for content in given if isinstance(content, str | bytes)]
-        rows[to_embed] = await _embed(services, embedder, contents, paths=[paths[i] for i in to_embed])
+        rows[to_embed] = await _embed(services, embedder, contents, paths=[paths[i] for i in to_embed], keep=keep)
     return rows
 
 
-async def _embed(services: Services, embedder: str, contents: Sequence[base.Content], *, paths: Sequence[str]) -> Vector:
+async def _embed(
+    services: Services, embedder: str, contents: Sequence[base.Content], *, paths: Sequence[str], keep: Keep = "start"
+) -> Vector:
     try:
-        return await services.embeddings.embed_many(embedder, contents)
+        return await services.embeddings.embed_many(embedder, contents, keep=keep)
     except InvalidContent as error:
         field = "image" if isinstance(contents[error.position], bytes) else "text"
         raise invalid(f"{paths[error.position]}.{field}", str(error)) from None

@@ -17,7 +17,7 @@ from service.embedders.base import EmbedderError, EmbedderUnavailable, Kind, Sou
 from service.embedders.queue import EmbeddingQueue
 from service.errors import invalid
 from service.events import Created
-from service.schemas import EmbedderSpec, ModelChoice
+from service.schemas import EmbedderSpec, ModelChoice, PromptSpec
 from service.settings import Settings
 
 log = logging.getLogger("nextarm.embedders")
@@ -72,6 +72,8 @@ def chosen(spec: EmbedderSpec | None, sources: Sources, *, path: Literal["prompt
         raise invalid(f"{path}.embedder", f"must be one of {', '.join(registry.EMBEDDERS)}") from error
     except EmbedderUnavailable as error:
         raise invalid(f"{path}.embedder", str(error)) from error
+    if isinstance(spec, PromptSpec):
+        _check_reading(spec, known)
     if spec.classes is None:
         return _with_dim(found, spec, known.dim, path=path)
     return _with_dim(replace(found, gives="probabilities", classes=tuple(spec.classes)), spec, len(spec.classes), path=path)
@@ -86,6 +88,17 @@ def _check_classes(spec: EmbedderSpec, *, path: str, gives: Kind) -> None:
         raise invalid(f"{path}.classes", f"is for {checkpoints.NAME!r}, whose texts and images can be compared")
     if path == "prompt" or gives != "probabilities":
         raise invalid(f"{path}.classes", "is for the outputs of policies that learn from probabilities")
+
+
+def _check_reading(spec: PromptSpec, known: Spec) -> None:
+    """`reads` and `keep` are for texts that are embedded here."""
+    for field in ("reads", "keep"):
+        if getattr(spec, field) is not None and not known.takes_text:
+            raise invalid(f"prompt.{field}", f"is for texts, and {spec.embedder!r} takes none; leave it out")
+    if spec.keep is not None and spec.keep not in known.keeps:
+        raise invalid(
+            "prompt.keep", f"must be {' or '.join(map(repr, known.keeps))}: the tokenizer of this model reads no other part"
+        )
 
 
 def _with_dim(found: Chosen, spec: EmbedderSpec, dim: int | None, *, path: str) -> Chosen:

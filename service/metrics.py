@@ -146,6 +146,8 @@ class _Embedders(Collector):
         cached = CounterMetricFamily("nextarm_embedding_cached", "Contents answered from the cache.", labels=labels)
         refused = CounterMetricFamily("nextarm_embedding_refused", "Requests that met a full line.", labels=labels)
         waiting = GaugeMetricFamily("nextarm_embedding_waiting", "Contents that wait now.", labels=labels)
+        cut = CounterMetricFamily("nextarm_texts_cut", "Texts embedded of which only a part was read.", labels=labels)
+        unknown = CounterMetricFamily("nextarm_texts_unknown", "Texts embedded with words that the model lacks.", labels=labels)
         for name, counts in self._embeddings.counts().items():
             for family, value in (
                 (embedded, counts.embedded),
@@ -153,6 +155,8 @@ class _Embedders(Collector):
                 (cached, counts.cached),
                 (refused, counts.refused),
                 (waiting, counts.waiting),
+                (cut, counts.cut),
+                (unknown, counts.unknown),
             ):
                 family.add_metric([name], value)
-        yield from (embedded, passes, cached, refused, waiting)
+        yield from (embedded, passes, cached, refused, waiting, cut, unknown)

@@ -11,7 +11,7 @@ import operator
 import re
 import unicodedata
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -52,11 +52,12 @@ MAX_AMOUNT = 1e12
 """Of a reward, a cost or a price: one number beyond it would drown every other in the float64 sums, or overflow them."""
 MAX_MOMENTS_DIM = 8_192
 MAX_CLASSES = 1_000
+MAX_MESSAGES = 10_000
 MAX_PATTERN = 1_000
 MAX_EXPECTED = 10_000
 SCORER_FIELDS = ("pattern", "expected", "target", "options")
 """Fields of `reward` that are parameters of a scorer."""
-YOUNGER = {"prompt": ("takes",), "output": ("takes",)}
+YOUNGER = {"prompt": ("takes", "reads", "keep"), "output": ("takes",)}
 """Optional fields of a bandit's body that came after the first release; null where they are not given."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
@@ -133,6 +134,8 @@ class OrString(Body):
 class Content(OrString):
     """A prompt or an output: exactly one of its fields. A plain string stands for `text`."""
 
+    ONE_OF: ClassVar[tuple[str, ...]] = ("text", "vector", "image", "probabilities")
+
     text: str | None = Field(None, description="Text to embed.", examples=["Translate this to French: good morning"])
     vector: Vector | None = Field(None, description="The client's own embedding.")
     image: str | None = Field(None, description="Base64 of a PNG, JPEG or WebP file. URLs are not fetched.")
@@ -145,9 +148,9 @@ class Content(OrString):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [name for name in ("text", "vector", "image", "probabilities") if getattr(self, name) is not None]
+        given = [name for name in self.ONE_OF if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of text, vector, image, probabilities; got {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(self.ONE_OF)}; got {', '.join(given) or 'none'}")
         if self.text is not None and not self.text.strip():
             raise ValueError("text is empty")
         return self
@@ -158,10 +161,49 @@ class Content(OrString):
         return [self.text, self.image, None if given is None else given.tobytes()]
 
 
+class _Foreign(Body):
+    """A part of a request of another API: what is not read here is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class MessagePart(_Foreign):
+    """A part of a message. Only texts are read."""
+
+    type: str = Field(description="`text` (or `input_text`, `output_text`); others are not read.", examples=["text"])
+    text: str | None = Field(None, description="The text.", examples=["Translate this to French: good morning"])
+
+
+class Message(_Foreign):
+    """A message as chat APIs have it; further fields are ignored."""
+
+    role: str = Field(min_length=1, max_length=64, description="`user`, `assistant`, `system`, ...", examples=["user"])
+    content: str | list[MessagePart] | None = Field(
+        None, description="A text, or parts.", examples=["Translate this to French: good morning"]
+    )
+
+    def text(self) -> str:
+        """What it says in words."""
+        if isinstance(self.content, list):
+            texts = (part.text for part in self.content if part.type in ("text", "input_text", "output_text"))
+            return "\n".join(filter(None, texts))
+        return self.content or ""
+
+
 class Prompt(Content):
-    """A string, `{"text"}`, `{"vector"}` or `{"image"}`."""
+    """A string, `{"text"}`, `{"messages"}`, `{"vector"}` or `{"image"}`."""
+
+    ONE_OF: ClassVar[tuple[str, ...]] = ("text", "messages", "vector", "image")
 
     probabilities: None = Field(None, exclude=True, description="Not for prompts.")
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
+        None, description="A conversation in the form of chat APIs; the bandit's `prompt.reads` says what is read of it."
+    )
+
+    def canonical(self) -> list[Any]:
+        if self.messages is None:
+            return super().canonical()
+        return [*super().canonical(), [message.model_dump() for message in self.messages]]
 
 
 def _as_list(value: object) -> object:
@@ -315,6 +357,22 @@ class EmbedderSpec(ModelChoice):
         return classes
 
 
+class PromptSpec(EmbedderSpec):
+    """How prompts become vectors."""
+
+    reads: Literal["last_user", "conversation"] | None = Field(
+        None,
+        description="Of a prompt of `messages`: the last one of role `user` (null is the same), or the texts of all of them.",
+        examples=["last_user"],
+    )
+    keep: Literal["start", "end", "both"] | None = Field(
+        None,
+        description="Of a text that is longer than the embedder reads (`GET /v1/embedders`): its start (null is the same), its "
+        "end, or half of it from either end.",
+        examples=["end"],
+    )
+
+
 class RewardSpec(Body):
     """Where rewards come from, and what happens when none comes."""
 
@@ -417,7 +475,7 @@ class BanditBody(Body):
 
     policy: AnyPolicy = Field(description="`kind` and its hyperparameters; `GET /v1/policies` describes them.")
     arms: list[ArmSpec] = Field(max_length=MAX_ARMS, description="The models to choose from; more can come and go later.")
-    prompt: EmbedderSpec | None = Field(
+    prompt: PromptSpec | None = Field(
         None, description="How prompts are embedded; not needed by policies that ignore the prompt."
     )
     output: EmbedderSpec | None = Field(None, description="How outputs are embedded; only for policies that learn from outputs.")
@@ -471,7 +529,7 @@ class DecisionBody(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": "request-1", "prompt": {"vector": [0.1, -0.2, 0.3]}}]})
 
-    prompt: Prompt | None = Field(None, description="A string, or an object with text, vector or image.")
+    prompt: Prompt | None = Field(None, description="A string, or an object with text, messages, vector or image.")
     arms: list[ArmChoice] | None = Field(
         None, min_length=1, max_length=MAX_ARMS, description="Restrict this decision to these arms; null = every active one."
     )
@@ -570,7 +628,7 @@ class OutcomeBatch(Body):
 class Pair(Body):
     """A prompt with its real output."""
 
-    prompt: Prompt = Field(description="A string, or an object with text, vector or image.")
+    prompt: Prompt = Field(description="A string, or an object with text, messages, vector or image.")
     output: Content = Field(description="The real output for this prompt.")
 
 

@@ -41,6 +41,9 @@ Pixels = npt.NDArray[np.float32]
 Content = str | bytes
 """A text, or an image file."""
 
+Keep = Literal["start", "end", "both"]
+"""Which part is read of a text that is longer than an embedder reads; `both` = half of it from either end."""
+
 Modality = Literal["vector", "text", "image", "both"]
 Kind = Literal["vector", "probabilities"]
 
@@ -126,8 +129,8 @@ class Embedder(Protocol):
 class TextEmbedder(Embedder, Protocol):
     """One that takes texts."""
 
-    def embed(self, texts: Sequence[str]) -> Vector:
-        """(n, dim) float32, row i for texts[i]. Blocks; called from one thread at a time."""
+    def embed(self, texts: Sequence[str], keep: Keep = "start") -> Vector:
+        """(n, dim) float32, row i for texts[i]. Blocks; called from one thread at a time. keep: one of `Spec.keeps`."""
 
 
 @runtime_checkable
@@ -139,6 +142,32 @@ class ImageEmbedder(Embedder, Protocol):
 
     def embed_images(self, pictures: Sequence[Pixels]) -> Vector:
         """(n, dim) float32, row i for pictures[i]. Blocks; called from one thread at a time."""
+
+
+@dataclass
+class Tally:
+    """What an embedder noticed about texts since it was loaded. cut: those of which only a part was read.  unknown: those with
+    words that it does not know, and leaves out.
+    """
+
+    cut: int = 0
+    unknown: int = 0
+
+    def kept(self, text: str, limit: int, keep: Keep) -> str:
+        """At most so many characters of a text, before it is taken to pieces."""
+        if len(text) <= limit:
+            return text
+        half = limit // 2
+        return {"start": text[:limit], "end": text[-limit:], "both": f"{text[:half]} {text[-half:]}"}[keep]
+
+    def pieces(self, pieces: list[int], limit: int, keep: Keep, *, is_short: bool) -> list[int]:
+        """At most so many pieces of a text. is_short: no characters were left out before."""
+        if len(pieces) <= limit:
+            self.cut += not is_short
+            return pieces
+        self.cut += 1
+        head = {"start": limit, "end": 0, "both": limit // 2}[keep]
+        return pieces[:head] + pieces[len(pieces) - (limit - head) :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +198,9 @@ class Spec:
     weights:      path of the weights inside that package.
     device:       where it is loaded to: cpu, cuda:0, ....
     summary:      one line for people.
+    reach:        how much it reads of a text, for people.
+    languages:    that its texts were written in (BCP 47); none where that is not known.
+    keeps:        which parts of a longer text it can read.
     """
 
     name: str
@@ -185,6 +217,9 @@ class Spec:
     weights: str = ""
     device: str = "cpu"
     summary: str = ""
+    reach: str = ""
+    languages: tuple[str, ...] = ()
+    keeps: tuple[Keep, ...] = ("start", "end", "both")
 
     @property
     def kinds(self) -> tuple[Literal["text", "image"], ...]:

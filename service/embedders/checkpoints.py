@@ -23,13 +23,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from service.embedders.base import Embedder, EmbedderUnavailable, Sources, Spec, UnknownEmbedder, package_file, sha256
+from service.embedders.base import Embedder, EmbedderUnavailable, Keep, Sources, Spec, UnknownEmbedder, package_file, sha256
 
 NAME = "open-clip"
 BUNDLED = Path(__file__).parent
 REQUIRES = ("torch", "safetensors", "PIL", "torchvision", "open_clip")
 INSTALL = 'pip install "nextarm[images]"'
 WEIGHTS, CONFIG, TOKENS = "weights.safetensors", "model.json", "tokens.json"
+CONTEXT = 77
 SUFFIXES = (".safetensors", ".pt", ".bin")
 _PLAIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
@@ -148,7 +149,11 @@ class ClipSpec(Spec):
         config = self.configuration()
         foreign = {"hf_tokenizer_name", "hf_model_name"} & set(config.get("text_cfg", {}))
         requires = (*self.requires, "transformers") if foreign else self.requires
-        return replace(self, dim=int(config["embed_dim"]), requires=requires)
+        length = config.get("text_cfg", {}).get("context_length", CONTEXT)
+        # tokenizers of other makers read from the start alone
+        keeps: tuple[Keep, ...] = ("start",) if foreign or "siglip" in self.model.lower() else ("start", "end", "both")
+        reach = f"{length - 2} word pieces"
+        return replace(self, dim=int(config["embed_dim"]), requires=requires, reach=reach, keeps=keeps)
 
     def configuration(self) -> dict[str, Any]:
         """open_clip's configuration of the model: embed_dim, vision_cfg, text_cfg."""

@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from service.embedders import images
-from service.embedders.base import EmbedderUnavailable, Pixels, Vector
+from service.embedders.base import EmbedderUnavailable, Keep, Pixels, Tally, Vector
 from service.embedders.checkpoints import TOKENS, ClipSpec
 
 MAX_CHARACTERS = 4_096
 """Later text is not even cut into pieces: 77 tokens, CLIP's context, end long before."""
 
-Tokenize = Callable[[list[str]], Tensor]
+Tokenize = Callable[[Sequence[str], Keep, Tally], Tensor]
 
 _importing = threading.Lock()
 _declared: list[torch.library.Library] = []
@@ -72,12 +72,13 @@ class Clip:
     transform: Callable[[Any], Tensor]
     device: torch.device
     unit_norm: bool = True
+    tally: Tally = field(default_factory=Tally)
 
-    def embed(self, texts: Sequence[str]) -> Vector:
+    def embed(self, texts: Sequence[str], keep: Keep = "start") -> Vector:
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
         with torch.inference_mode():
-            tokens = self.tokenize([text[:MAX_CHARACTERS] for text in texts]).to(self.device)
+            tokens = self.tokenize(texts, keep, self.tally).to(self.device)
             return _rows(self.model.encode_text(tokens, normalize=True))
 
     def read(self, file: bytes) -> Pixels:
@@ -104,7 +105,9 @@ def load(spec: ClipSpec) -> Clip:
     if spec.folder is None:
         model = open_clip.create_model(spec.model, pretrained=None, pretrained_text=False, **_as_trained(open_clip, spec))
         open_clip.load_checkpoint(model, str(weights), weights_only=True)  # tensors and nothing else: no pickled code runs
-        tokenize: Tokenize = open_clip.get_tokenizer(spec.model)
+        tokenizer = open_clip.get_tokenizer(spec.model)
+        simple = type(tokenizer) is open_clip.SimpleTokenizer and tokenizer.reduction_fn is None
+        tokenize: Tokenize = Words(tokenizer, context_length=tokenizer.context_length) if simple else _beginnings(tokenizer)
         preprocessing = model.visual.preprocess_cfg
     else:
         model = open_clip.CLIP(**spec.configuration())
@@ -133,29 +136,50 @@ def _as_trained(open_clip: ModuleType, spec: ClipSpec) -> dict[str, Any]:
     return {"force_quick_gelu": bool(tag.get("quick_gelu")), "force_preprocess_cfg": chosen}
 
 
-class KeptWords:
-    """open_clip's tokenizer, cut down to the tokens that a small model knows; the others are dropped from a text.
+def _beginnings(tokenizer: Any) -> Tokenize:
+    """A tokenizer of another kind, which reads from the start and does not say what it left out."""
+    return lambda texts, keep, tally: tokenizer([tally.kept(text, MAX_CHARACTERS, "start") for text in texts])
+
+
+class Words:
+    """open_clip's own tokenizer, which also reads the end of a text: start-of-text, the pieces that fit, end-of-text, zeros."""
+
+    def __init__(self, tokenizer: Any, *, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._length = context_length
+        self._start, self._end = tokenizer.sot_token_id, tokenizer.eot_token_id
+
+    def __call__(self, texts: Sequence[str], keep: Keep, tally: Tally) -> Tensor:
+        rows = torch.zeros((len(texts), self._length), dtype=torch.long)
+        for row, text in zip(rows, texts, strict=True):
+            pieces = self._pieces(tally.kept(text, MAX_CHARACTERS, keep), tally)
+            pieces = tally.pieces(pieces, self._length - 2, keep, is_short=len(text) <= MAX_CHARACTERS)
+            row[: len(pieces) + 2] = torch.tensor([self._start, *pieces, self._end])
+        return rows
+
+    def _pieces(self, text: str, tally: Tally) -> list[int]:
+        return list(self._tokenizer.encode(text))
+
+
+class KeptWords(Words):
+    """The same, cut down to the tokens that a small model knows; the others are dropped from a text.
 
     tokens.json lists the ids that are kept, in order: the place in the list is the new id. The first pads, start-of-text is the
     last but one and end-of-text the last, because open_clip reads a text's vector at its largest id.
     """
 
     def __init__(self, folder: Path, *, context_length: int, tokenizer: Any) -> None:
+        super().__init__(tokenizer, context_length=context_length)
         kept: list[int] = json.loads((folder / TOKENS).read_text())
         if kept[-2:] != [tokenizer.sot_token_id, tokenizer.eot_token_id]:
             raise ValueError(f"{TOKENS} must end with start-of-text and end-of-text")
-        self._tokenizer = tokenizer
-        self._length = context_length
         self._start, self._end = len(kept) - 2, len(kept) - 1
         self._places = {token: place for place, token in enumerate(kept[:-2]) if place}
 
-    def __call__(self, texts: list[str]) -> Tensor:
-        rows = torch.zeros((len(texts), self._length), dtype=torch.long)
-        for row, text in zip(rows, texts, strict=True):
-            known = [self._places[token] for token in self._tokenizer.encode(text) if token in self._places]
-            ids = [self._start, *known[: self._length - 2], self._end]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
+    def _pieces(self, text: str, tally: Tally) -> list[int]:
+        tokens = self._tokenizer.encode(text)
+        tally.unknown += any(token not in self._places and self._tokenizer.decode([token]).strip().isalnum() for token in tokens)
+        return [self._places[token] for token in tokens if token in self._places]
 
 
 def cached(spec: ClipSpec, *, download: bool) -> Path:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from service.embedders.base import Spec, Vector
+from service.embedders.base import Keep, Spec, Tally, Vector
 
 DIM = 384
 LAYERS = 6
 HEADS = 12
 NORM_EPSILON = 1e-12
 MAX_PIECES = 256  # sentence_bert_config.json, [CLS] and [SEP] included; the 128 in tokenizer.json is not the model's
+FIRST, LAST = 101, 102  # the pieces [CLS] and [SEP]
 MAX_CHARACTERS = 16_384  # a departure: later text is not even cut into pieces. 254 pieces of real text end long before
 PIECES_PER_PASS = 1_024  # keeps the widest intermediate, (t, 1536) float32, in the cache of the core
 
@@ -63,9 +64,15 @@ class MiniLM:
     layers: tuple[Layer, ...]
     dim: int = DIM
     unit_norm: bool = True
+    tally: Tally = field(default_factory=Tally)
 
-    def embed(self, texts: Sequence[str]) -> Vector:
-        pieces = [encoding.ids for encoding in self.tokenizer.encode_batch_fast([text[:MAX_CHARACTERS] for text in texts])]
+    def embed(self, texts: Sequence[str], keep: Keep = "start") -> Vector:
+        shortened = [self.tally.kept(text, MAX_CHARACTERS, keep) for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(shortened, add_special_tokens=False)
+        pieces = [
+            [FIRST, *self.tally.pieces(encoding.ids, MAX_PIECES - 2, keep, is_short=len(text) <= MAX_CHARACTERS), LAST]
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
         with torch.inference_mode():
             rows: list[Vector] = [self._pass(group).cpu().numpy() for group in _groups(pieces)]
         return np.concatenate([np.empty((0, DIM), dtype=np.float32), *rows])
@@ -115,7 +122,7 @@ def load(spec: Spec) -> MiniLM:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = Tokenizer.from_file(str(spec.file("model/tokenizer.json")))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_PIECES)
+    tokenizer.no_truncation()
     tensors = load_file(spec.file(spec.weights), device=spec.device)
     return MiniLM(
         name=spec.name,

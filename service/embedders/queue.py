@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from service.embedders import registry
-from service.embedders.base import Content, EmbedderError, InvalidContent, QueueClosed, QueueFull, Spec, Vector
+from service.embedders.base import Content, EmbedderError, InvalidContent, Keep, QueueClosed, QueueFull, Spec, Vector
 from service.embedders.worker import Done, Worker
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ HASHED_APART = 2**20
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """Of one embedder since the start. cached: contents answered from the cache.  shared: contents that joined one that waited or
-    ran.  passes: turns of the worker.  embedded: contents in them.  refused: requests that met a full line.  waiting: now.
+    ran.  cut, unknown: texts read in part, and with words that it does not know; the cache answers without counting again.
+    passes: turns of the worker.  embedded: contents in them.  refused: requests that met a full line.  waiting: now.
     """
 
     cached: int
@@ -49,6 +50,8 @@ class Counts:
     embedded: int
     refused: int
     waiting: int
+    cut: int = 0
+    unknown: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +60,7 @@ class _Wanted:
 
     content: Content
     vector: asyncio.Future[Vector]
+    keep: Keep
     waiters: int = 0
 
 
@@ -77,6 +81,8 @@ class _Line:
     passes: int = 0
     embedded: int = 0
     refused: int = 0
+    cut: int = 0
+    unknown: int = 0
 
 
 class EmbeddingQueue:
@@ -117,11 +123,11 @@ class EmbeddingQueue:
         """
         return (await self._vectors(name, [content]))[0].copy()
 
-    async def embed_many(self, name: str, contents: Sequence[Content]) -> Vector:
-        """(n, dim) one row per content, in order; raises as `embed`, `InvalidContent` with the position of the first that is.
-        Either every content is admitted to the line, or none is.
+    async def embed_many(self, name: str, contents: Sequence[Content], *, keep: Keep = "start") -> Vector:
+        """(n, dim) one row per content, in order. keep: what is read of longer texts. Raises as `embed`, `InvalidContent` with
+        the position of the first that is. Either every content is admitted to the line, or none is.
         """
-        vectors = await self._vectors(name, contents)
+        vectors = await self._vectors(name, contents, keep=keep)
         return np.stack(vectors) if vectors else np.empty((0, self._line(name).worker.spec.dim or 0), dtype=np.float32)
 
     async def warm(self, name: str) -> str:
@@ -156,6 +162,8 @@ class EmbeddingQueue:
                 embedded=line.embedded,
                 refused=line.refused,
                 waiting=len(line.waiting),
+                cut=line.cut,
+                unknown=line.unknown,
             )
             for name, line in self._lines.items()
         }
@@ -171,10 +179,10 @@ class EmbeddingQueue:
 
     # -- one request ---------------------------------------------------------------------------------------------------------
 
-    async def _vectors(self, name: str, contents: Sequence[Content]) -> list[Vector]:
+    async def _vectors(self, name: str, contents: Sequence[Content], *, keep: Keep = "start") -> list[Vector]:
         """The cache's own arrays, one per content."""
         line = self._line(name)
-        keys = await _keys(line.worker.spec, contents)
+        keys = await _keys(line.worker.spec, contents, keep)
         found: dict[bytes, Vector] = {}
         absent: dict[bytes, Content] = {}
         for key, content in zip(keys, contents, strict=True):
@@ -185,7 +193,7 @@ class EmbeddingQueue:
                 found[key] = vector
         line.cached += sum(key in found for key in keys)
         if absent:
-            joined = self._join(line, absent)
+            joined = self._join(line, absent, keep)
             try:
                 await asyncio.wait([wanted.vector for wanted in joined.values()], return_when=asyncio.FIRST_EXCEPTION)
             finally:
@@ -193,7 +201,7 @@ class EmbeddingQueue:
             found |= _results(joined, keys)
         return [found[key] for key in keys]
 
-    def _join(self, line: _Line, contents: Mapping[bytes, Content]) -> dict[bytes, _Wanted]:
+    def _join(self, line: _Line, contents: Mapping[bytes, Content], keep: Keep) -> dict[bytes, _Wanted]:
         """Stand in line for these contents, with those who want the same."""
         if self._closed:  # meanwhile: hashing may have taken a while
             raise QueueClosed
@@ -206,7 +214,7 @@ class EmbeddingQueue:
         for key in new:
             vector: asyncio.Future[Vector] = loop.create_future()
             vector.add_done_callback(_heard)
-            line.waiting[key] = _Wanted(contents[key], vector)
+            line.waiting[key] = _Wanted(contents[key], vector, keep)
         line.shared += len(contents) - len(new)
         joined = {key: line.running.get(key) or line.waiting[key] for key in contents}
         for wanted in joined.values():
@@ -247,7 +255,8 @@ class EmbeddingQueue:
         for key in line.running:
             del line.waiting[key]
         contents = [wanted.content for wanted in line.running.values()]
-        line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, contents)
+        keeps = [wanted.keep for wanted in line.running.values()]
+        line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, contents, keeps)
         line.job.add_done_callback(partial(self._finish, line))
 
     def _finish(self, line: _Line, job: asyncio.Future[Done]) -> None:
@@ -259,6 +268,7 @@ class EmbeddingQueue:
             line.passes += 1
             line.embedded += len(ran)
             line.seconds_each = done.seconds / len(ran)
+            line.cut, line.unknown = done.cut, done.unknown
             for (key, wanted), row in zip(ran.items(), done.rows, strict=True):
                 if isinstance(row, EmbedderError):
                     _fail([wanted.vector], row)
@@ -292,14 +302,14 @@ class EmbeddingQueue:
             self._cache.popitem(last=False)
 
 
-async def _keys(spec: Spec, contents: Sequence[Content]) -> list[bytes]:
+async def _keys(spec: Spec, contents: Sequence[Content], keep: Keep) -> list[bytes]:
     if sum(map(len, contents)) > HASHED_APART:
-        return await asyncio.to_thread(lambda: [_key(spec, content, position=i) for i, content in enumerate(contents)])
-    return [_key(spec, content, position=i) for i, content in enumerate(contents)]
+        return await asyncio.to_thread(lambda: [_key(spec, content, keep, position=i) for i, content in enumerate(contents)])
+    return [_key(spec, content, keep, position=i) for i, content in enumerate(contents)]
 
 
-def _key(spec: Spec, content: Content, *, position: int) -> bytes:
-    """sha256 of embedder, kind and content; refuses what this embedder does not take."""
+def _key(spec: Spec, content: Content, keep: Keep, *, position: int) -> bytes:
+    """sha256 of embedder, kind, what is kept, and content; refuses what this embedder does not take."""
     if isinstance(content, bytes):
         if not spec.takes_images:
             raise InvalidContent(f"the embedder {spec.name!r} takes no images", position=position)
@@ -312,7 +322,7 @@ def _key(spec: Spec, content: Content, *, position: int) -> bytes:
         encoded = None  # raised below: this error holds the text, and would be the cause of ours
     if encoded is None:
         raise InvalidContent("the text holds half a character (a lone surrogate), which is not Unicode", position=position)
-    return hashlib.sha256(spec.name.encode() + b"\0text\0" + encoded).digest()
+    return hashlib.sha256(f"{spec.name}\0text {keep}\0".encode() + encoded).digest()
 
 
 def _leave(line: _Line, joined: Mapping[bytes, _Wanted]) -> None:

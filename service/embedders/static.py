@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from service.embedders.base import Spec, Vector
+from service.embedders.base import Keep, Spec, Tally, Vector
 
 DIM = 256
 MAX_CHARACTERS = 65_536  # a departure: what follows is not read, so that one giant text costs 15 ms at most
@@ -35,9 +35,12 @@ class Static:
     table: np.ndarray  # (32000, 256) float16, as shipped
     dim: int = DIM
     unit_norm: bool = True
+    tally: Tally = field(default_factory=Tally)
 
-    def embed(self, texts: Sequence[str]) -> Vector:
-        encodings = self.tokenizer.encode_batch_fast([text[:MAX_CHARACTERS] for text in texts], add_special_tokens=False)
+    def embed(self, texts: Sequence[str], keep: Keep = "start") -> Vector:
+        self.tally.cut += sum(len(text) > MAX_CHARACTERS for text in texts)
+        shortened = [self.tally.kept(text, MAX_CHARACTERS, keep) for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(shortened, add_special_tokens=False)
         embedded = np.zeros((len(texts), DIM), dtype=np.float32)
         for row, encoding in zip(embedded, encodings, strict=True):
             if encoding.ids:

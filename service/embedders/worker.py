@@ -18,8 +18,10 @@ from service.embedders.base import (
     EmbeddingFailed,
     ImageEmbedder,
     InvalidContent,
+    Keep,
     Pixels,
     Spec,
+    Tally,
     TextEmbedder,
     Vector,
 )
@@ -33,12 +35,14 @@ Row = Vector | EmbedderError
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """version: of the embedder, "" if it could not be loaded.  rows: one per content, or the failure of all of them.
-    seconds: of reading and embedding, without loading.
+    seconds: of reading and embedding, without loading.  cut, unknown: texts since the start, see `base.Tally`.
     """
 
     version: str = ""
     rows: Sequence[Row] | EmbedderError
     seconds: float = 0.0
+    cut: int = 0
+    unknown: int = 0
 
 
 class Worker:
@@ -48,15 +52,18 @@ class Worker:
         self.spec = spec
         self._embedder: Embedder | None = None
 
-    def run(self, contents: Sequence[Content]) -> Done:
-        """Embed the contents, or only load for none. Never raises, so that every waiter hears of a failure. A load that failed is
-        tried again the next time.
+    def run(self, contents: Sequence[Content], keeps: Sequence[Keep] = ()) -> Done:
+        """Embed the contents, or only load for none. keeps: one per content; () = the start of each. Never raises, so that every
+        waiter hears of a failure. A load that failed is tried again the next time.
         """
         version = ""
         try:
             embedder = self._loaded()
             version, started = embedder.version, time.perf_counter()
-            return Done(version=version, rows=self._rows(embedder, contents), seconds=time.perf_counter() - started)
+            rows = self._rows(embedder, contents, keeps or ["start"] * len(contents))
+            tally = getattr(embedder, "tally", Tally())  # embedders of images have none
+            seconds = time.perf_counter() - started
+            return Done(version=version, rows=rows, seconds=seconds, cut=tally.cut, unknown=tally.unknown)
         except EmbedderError as failure:
             return Done(version=version, rows=failure)
         except BaseException as error:  # a panic of the tokenizer is no Exception
@@ -69,10 +76,15 @@ class Worker:
             log.info("embedder %s loaded in %.1f s: %s", self.spec.name, time.perf_counter() - started, self._embedder.version)
         return self._embedder
 
-    def _rows(self, embedder: Embedder, contents: Sequence[Content]) -> list[Row]:
-        """One forward pass for the texts and one for the images. An image that cannot be read harms no other content."""
+    def _rows(self, embedder: Embedder, contents: Sequence[Content], keeps: Sequence[Keep]) -> list[Row]:
+        """One forward pass for the texts of each `keep` and one for the images. An image that cannot be read harms no other
+        content.
+        """
         rows: dict[int, Row] = {}
-        texts = {i: content for i, content in enumerate(contents) if isinstance(content, str)}
+        texts: dict[Keep, dict[int, str]] = {}
+        for i, (content, keep) in enumerate(zip(contents, keeps, strict=True)):
+            if isinstance(content, str):
+                texts.setdefault(keep, {})[i] = content
         pictures: dict[int, Pixels] = {}
         for i, content in enumerate(contents):
             if isinstance(content, bytes):
@@ -81,9 +93,11 @@ class Worker:
                     pictures[i] = embedder.read(content)
                 except InvalidContent as failure:
                     rows[i] = failure
-        if texts:
+        for keep, kept in texts.items():
             assert isinstance(embedder, TextEmbedder)
-            rows |= zip(texts, self._checked(embedder.embed(list(texts.values())), count=len(texts)), strict=True)
+            some = list(kept.values())
+            embedded = embedder.embed(some) if keep == "start" else embedder.embed(some, keep)
+            rows |= zip(kept, self._checked(embedded, count=len(kept)), strict=True)
         if pictures:
             assert isinstance(embedder, ImageEmbedder)
             embedded = embedder.embed_images(list(pictures.values()))

@@ -54,6 +54,8 @@ def _embedder_json(spec: Spec, sources: Sources) -> dict[str, Any]:
         "summary": spec.summary,
         "takes": TAKES[spec.modality],
         "dim": dim,
+        "reads": spec.reach,
+        "languages": list(spec.languages),
         "unit_norm": spec.unit_norm,
         "licence": spec.licence,
         "available": not reason,

@@ -282,3 +282,15 @@ def test_the_shipped_model_tells_colours_apart() -> None:
     cosines = embedder.embed([f"a {colour} circle" for colour in colours]) @ embedder.embed_images(pixels).T
     assert cosines[0, 0] > cosines[0, 1]
     assert cosines[1, 1] > cosines[1, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a cat", "the quick brown fox, 42 times! " * 40, "caf\u00e9 \u6771\u4eac " * 90, "x" * 9_000]
+)
+def test_pieces_are_those_of_open_clip(text: str) -> None:
+    from service.embedders import clip
+    from service.embedders.base import Tally
+
+    tokenizer: Any = clip.package().SimpleTokenizer()
+    expected = tokenizer([text[: clip.MAX_CHARACTERS]])
+    assert clip.Words(tokenizer, context_length=77)([text], "start", Tally()).tolist() == expected.tolist()

@@ -121,3 +121,25 @@ def test_attention_is_the_softmax_of_query_times_key_within_each_text() -> None:
     import torch
 
     assert minilm._attention(torch.from_numpy(qkv), lengths).numpy() == pytest.approx(expected, abs=1e-12)
+
+
+def test_prompts_that_begin_alike_are_told_apart_by_their_ends(loaded: Loaded) -> None:
+    system = "You are a helpful assistant of a bank. Answer in one sentence, and never give advice about the law. " * 15
+    texts = [system + question for question in ("What is the capital of France?", "Sort a list of numbers in Python.")]
+    embedder = loaded("minilm")
+    start, end, both = (embedder.embed(texts, keep) for keep in ("start", "end", "both"))
+    assert start[0] == pytest.approx(start[1], abs=1e-6)
+    assert float(end[0] @ end[1]) < 0.99
+    assert float(both[0] @ both[1]) < 0.99
+    short = embedder.embed([texts[0][:400]], "both")
+    assert short[0] == pytest.approx(embedder.embed([texts[0][:400]])[0], abs=1e-6)
+
+
+def test_a_text_longer_than_is_cut_into_pieces_keeps_the_part_that_is_named(loaded: Loaded) -> None:
+    embedder = loaded("minilm")
+    filler = "the weather is fine today " * 1_000
+    text = "A recipe for apple pie. " + filler + " Proofs about prime numbers."
+    for keep, part in (("start", "A recipe for apple pie."), ("end", "Proofs about prime numbers.")):
+        near = embedder.embed([text], keep)[0] @ embedder.embed([part])[0]  # type: ignore[arg-type]
+        far = embedder.embed([filler])[0] @ embedder.embed([part])[0]
+        assert near > far

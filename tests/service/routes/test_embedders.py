@@ -177,6 +177,111 @@ async def test_the_embedders_of_stored_bandits_are_loaded_at_the_start(tmp_path:
         await service.decide(body={"prompt": "a red circle"})
 
 
+# -- what is read of a prompt ----------------------------------------------------------------------------------------------------
+
+CHAT: list[Json] = [
+    {"role": "system", "content": "green square"},
+    {"role": "user", "content": "a red circle", "name": "ada"},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]},
+    {"role": "assistant", "content": "on red"},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "a large blue"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+            {"type": "input_text", "text": "square"},
+        ],
+    },
+    {"role": "tool", "content": "circle", "tool_call_id": "1"},
+]
+LAST = "a large blue\nsquare"
+ALL = "green square\na red circle\non red\na large blue\nsquare\ncircle"
+
+
+def chosen_by(event: Json) -> Any:
+    """(d,) the features of a decision."""
+    return np.frombuffer(base64.b64decode(event["features"]), dtype="<f4")
+
+
+@pytest.mark.parametrize(("reads", "text"), [({}, LAST), ({"reads": "last_user"}, LAST), ({"reads": "conversation"}, ALL)])
+async def test_of_messages_the_last_turn_of_the_user_is_read_or_all_of_them(
+    clipped: Service, models: Path, reads: Json, text: str
+) -> None:
+    await clipped.create(body={**SHOWN, "prompt": {**TINY, **reads}})
+    assert (await clipped.bandit())["prompt"].get("reads") == reads.get("reads")
+    body = {"id": "chat", "prompt": {"messages": CHAT}}
+    await clipped.decide(body=body)
+    assert chosen_by((await clipped.log())[-1]) == pytest.approx(embedded(models, text)[0], abs=1e-5)
+    assert (await clipped.post("/v1/bandits/b/decisions", body)).status_code == 200
+    other = {**body, "prompt": {"messages": [*CHAT[:-2], {"role": "user", "content": LAST}]}}
+    assert failed(await clipped.post("/v1/bandits/b/decisions", other)) == (409, "decision_conflict")
+    batch = answered(await clipped.post("/v1/bandits/b/decisions/batch", {"decisions": [{"prompt": {"messages": CHAT}}]}))
+    assert batch["decisions"][0]["arm"]
+    assert chosen_by((await clipped.log())[-1]) == pytest.approx(embedded(models, text)[0], abs=1e-5)
+
+
+async def test_pairs_of_references_take_messages(clipped: Service, models: Path) -> None:
+    policy = {"kind": "dak-ucb", "diversity": "jkd", "output_bandwidth": 1.0}
+    await clipped.create(body={"policy": policy, "arms": ARMS, "prompt": TINY, "output": TINY, "seed": 7})
+    pairs = [{"prompt": {"messages": CHAT}, "output": "red"}]
+    assert (await clipped.post("/v1/bandits/b/references", {"pairs": pairs})).status_code == 201
+    assert vectors((await clipped.log())[-1]["prompts"]) == pytest.approx(embedded(models, LAST), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "path"),
+    [
+        ({"messages": [{"role": "assistant", "content": "red"}]}, "prompt.messages"),
+        ({"messages": [{"role": "user", "content": []}]}, "prompt.messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "prompt.messages"),
+        ({"messages": [{"role": "user", "content": "x" * 100_001}]}, "prompt.messages"),
+        ({"messages": []}, "prompt.messages"),
+        ({"messages": [{"content": "red"}]}, "prompt.messages.0.role"),
+        ({"messages": CHAT, "text": "red"}, "prompt"),
+    ],
+)
+async def test_messages_that_say_nothing_are_refused(clipped: Service, prompt: Json, path: str) -> None:
+    await clipped.create(body=SHOWN)
+    refused = await clipped.post("/v1/bandits/b/decisions", {"prompt": prompt})
+    assert failed(refused) == (422, "invalid_request")
+    assert paths(refused) == [path]
+    assert await clipped.offset() == 1
+
+
+async def test_of_a_long_text_the_part_is_read_that_the_bandit_names(clipped: Service, models: Path) -> None:
+    """The model reads eight pieces."""
+    start, middle, end = "a red circle on", "green green green", "a large blue square"
+    text = " ".join((start, middle, end))
+    read = {None: f"{start} {middle} a", "start": f"{start} {middle} a", "both": f"{start} {end}", "end": f"on {middle} {end}"}
+    for keep, part in read.items():
+        name = f"b-{keep}".lower()
+        await clipped.create(name, body={**SHOWN, "prompt": {**TINY, **({"keep": keep} if keep else {})}})
+        await clipped.decide(name, {"prompt": text})
+        assert chosen_by((await clipped.log(name))[-1]) == pytest.approx(embedded(models, part)[0], abs=1e-5), keep
+    services = clipped.client._transport.app.state.services  # type: ignore[attr-defined]
+    assert services.embeddings.counts()["open-clip/tiny"].cut == 3
+    assert 'nextarm_texts_cut_total{embedder="open-clip/tiny"} 3.0' in (await clipped.get("/metrics")).text
+    body = {**SHOWN, "prompt": {"dim": 12, "keep": "end"}, "reward": {"source": "client"}}
+    assert paths(await clipped.put("/v1/bandits/c", body)) == ["prompt.keep"]
+
+
+async def test_words_that_a_small_model_does_not_know_are_counted(clipped: Service) -> None:
+    await clipped.create(body=SHOWN)
+    for text in ("a red circle", "a red circle, large!", "translate this to French"):
+        await clipped.decide(body={"prompt": text})
+    assert 'nextarm_texts_unknown_total{embedder="open-clip/tiny"} 1.0' in (await clipped.get("/metrics")).text
+
+
+async def test_how_much_of_a_text_is_read_is_listed(clipped: Service) -> None:
+    listed = {item["name"]: item for item in answered(await clipped.get("/v1/embedders"))["embedders"]}
+    assert (listed["minilm"]["reads"], listed["minilm"]["languages"]) == (
+        "254 word pieces, about 1,000 characters of English",
+        ["en"],
+    )
+    assert listed["open-clip"]["reads"].startswith("75 word pieces")
+    assert (listed["imagenet"]["reads"], listed["vector"]["languages"]) == ("", [])
+
+
 # -- creation ------------------------------------------------------------------------------------------------------------------
 
 
