@@ -14,7 +14,11 @@ from bandits.errors import InvalidHyperparameter
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameter:
-    """What stands behind one field of a policy. The bounds are inclusive, except `above`."""
+    """What stands behind one field of a policy. The bounds are inclusive, except `above`.
+
+    former: defaults of earlier versions. A bandit that was created with one keeps it, and the body that created it, which may
+    have left the field out, is still the same request.
+    """
 
     doc: str
     at_least: float | None = None
@@ -22,6 +26,7 @@ class Hyperparameter:
     at_most: float | None = None
     source: str = ""
     unit: str = ""
+    former: tuple[Any, ...] = ()
 
 
 def hyper(
@@ -33,9 +38,10 @@ def hyper(
     at_most: float | None = None,
     source: str = "",
     unit: str = "",
+    former: tuple[Any, ...] = (),
 ) -> Any:
     """Declare a hyperparameter as a dataclass field."""
-    facts = Hyperparameter(doc=doc, at_least=at_least, above=above, at_most=at_most, source=source, unit=unit)
+    facts = Hyperparameter(doc=doc, at_least=at_least, above=above, at_most=at_most, source=source, unit=unit, former=former)
     return dataclasses.field(default=default, metadata={"hyperparameter": facts})
 
 

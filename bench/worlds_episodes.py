@@ -1,6 +1,7 @@
 """Worlds of episodes: what every call of every arm would return on every prompt, and what it costs.
 
 cheap_to_expensive   four arms, two kinds of prompt; retries are independent
+free_and_paid        an arm that costs nothing and hardly ever succeeds, and one that costs 1 and nearly always does
 retries              328 programming tasks, two models, ten recorded answers each: retries are correlated, as they are in truth
 """
 
@@ -36,6 +37,15 @@ def cheap_to_expensive(*, rounds: int = 800, calls: int = 5, seed: int = 31) -> 
     rates = np.array([[0.30, 0.55, 0.70, 0.95], [0.60, 0.20, 0.85, 0.90]])
     rewards = g.random((rounds, 4, calls)) < rates[kind][:, :, None]
     return EpisodeWorld(features=x, rewards=rewards.astype(np.float64), prices=(0.75, 1.37, 5.5, 12.5))
+
+
+def free_and_paid(*, rounds: int = 60, calls: int = 5, seed: int = 0) -> EpisodeWorld:
+    """A free local model (.05) and a paid one (.95), prompts in any direction: the commonest set-up of all."""
+    g = np.random.default_rng(seed)
+    x = g.standard_normal((rounds, 3))
+    rewards = g.random((rounds, 2, calls)) < np.array([0.05, 0.95])[:, None]
+    features = np.c_[x / np.linalg.norm(x, axis=1, keepdims=True), np.ones(rounds)]
+    return EpisodeWorld(features=features, rewards=rewards.astype(np.float64), prices=(0.0, 1.0))
 
 
 def retries(*, rounds: int = 1000, calls: int = 5, seed: int = 2026, recorded: Path = RECORDED) -> EpisodeWorld:

@@ -506,6 +506,16 @@ def completed(request: dict[str, Any]) -> dict[str, Any]:
     return BanditBody.model_validate(request).request()
 
 
+def is_same_request(stored: dict[str, Any], body: BanditBody) -> bool:
+    """Whether a body asks for what a stored request asked for; what it leaves out may have had another default then."""
+    kept, asked = completed(stored), body.request()
+    if kept["policy"]["kind"] == body.policy.kind:
+        for item in declared(POLICIES[body.policy.kind]):
+            if item.name not in body.policy.model_fields_set and kept["policy"][item.name] in item.facts.former:
+                asked["policy"][item.name] = kept["policy"][item.name]
+    return kept == asked
+
+
 # -- decisions and outcomes ------------------------------------------------------------------------------------------------------
 
 

@@ -20,10 +20,12 @@ this very decision, so both are obeyed at once, and what calls really cost is on
 price was quoted for it, so an outdated price cannot be told from a realised cost: who changes prices and posts no costs
 wants `price`.
 
-Departures from the released code, each on purpose: the width is a square root and starts at I / ridge (theirs: no root, 1e-6 I,
-which explores nothing); a bias; exploration is applied once; forced exploration goes by index, not at random; any reward from
-`success_threshold` on is a success; optimism that grows while nothing is called (`stop_optimism`); free arms (cost 0), which a
-ratio cannot tell apart, are compared by q.
+Departures from paper and released code, each on purpose. The default is `horizon` with a retry discount of .8: the paper's c / q
+never leaves an arm that costs nothing, whatever the others promise, and no discount helps at cost 0. Optimism grows while nothing
+is called. (`rule: ratio`, `retry_discount: 1` and `stop_optimism: 0` are the paper's.) The width is a square root and starts at
+I / ridge (theirs: no root, 1e-6 I, which explores nothing); a bias; exploration is applied once; forced exploration goes by
+index, not at random; any reward from `success_threshold` on is a success; free arms, which a ratio cannot tell apart, are
+compared by q.
 """
 
 from __future__ import annotations
@@ -186,18 +188,20 @@ class PromptWise(Policy):
         source="PromptWise, arXiv 2505.18901, tau_exp; released class 5, test.py 1",
     )
     rule: Literal["ratio", "horizon"] = hyper(
-        "ratio",
-        "ratio: lowest cost per success, as if calls were unlimited. horizon: optimal for the calls that are left, if retries "
-        "were independent and the optimistic probabilities true.",
+        "horizon",
+        "horizon: optimal for the calls that are left, if retries were independent and the optimistic probabilities true. ratio: "
+        "the paper's rule, lowest cost per success, as if calls were unlimited; it never leaves an arm that costs nothing.",
         source="ratio: PromptWise, arXiv 2505.18901; horizon: ours",
+        former=("ratio",),
     )
     retry_discount: float = hyper(
-        1.0,
-        "kappa: factor on an arm's success probability per failed call of it in this episode. 1 = retries are independent; they "
-        "rarely are: 0.3 to 0.6 moves on to other arms after a failure.",
+        0.8,
+        "kappa: factor on an arm's success probability per failed call of it in this episode. 1 = retries are independent, as in "
+        "the paper; they rarely are: 0.3 to 0.6 moves on to other arms after a failure.",
         at_least=0,
         at_most=1,
         source="ours, measured on real retries",
+        former=(1.0,),
     )
     success_threshold: float = hyper(1.0, "A reward from here on is a success and ends the episode.", unit="reward")
     costs: Literal["realised", "price"] = hyper(

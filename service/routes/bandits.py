@@ -23,7 +23,7 @@ from service.hosting import BanditConflict, BanditMissing
 from service.learner import Learner
 from service.routes import problems
 from service.routes.answers import answer, arm_json, bandit_json
-from service.schemas import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, completed
+from service.schemas import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, is_same_request
 from service.transport import StrictRoute
 
 
@@ -88,7 +88,7 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
         learner = await services.hosting.get(caller.tenant, name)
     except BanditMissing:
         return await _create(name, body, caller.tenant, services)
-    if completed(learner.created.request) != body.request():
+    if not is_same_request(learner.created.request, body):
         raise BanditConflict(name)
     return answer(await bandit_json(learner))
 

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.random import default_rng
 
 from bandits.registry import POLICIES
 from service import events, folding
-from service.events import ArmRetired, Decided
+from service.events import ArmRetired, Created, Decided
 from service.learner import Ask, Kept, Learner
+from service.storage.base import Durability, Log
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import EXAMPLES, Example
 from tests.service.calls import Service, answered
@@ -191,3 +193,26 @@ async def test_a_batch_over_http_is_spread_like_single_requests(service: Service
     found = answered(response)["decisions"]
     assert Counter(decision["arm"] for decision in found) == {arm["name"]: ROWS // 4 for arm in arms}
     assert [event["id"] for event in await service.log() if event["event"] == "decided"] == [item["id"] for item in items]
+
+
+async def test_a_log_that_names_no_rule_is_folded_to_the_digest_of_one_that_does() -> None:
+    """What a default is today enters no statistic."""
+    form = form_of("promptwise", rule="ratio", cost_weight=0.05)
+    storage, clock = MemoryStorage(), Clock()
+    bandit = await learner_of(storage, form, options={"clock": clock})
+    g = default_rng(5)
+    for i in range(30):
+        kept = await bandit.decide(ask(form, g, f"d{i}"))
+        if kept.event.arm >= 0:
+            await bandit.observe(f"d{i}", outcome(form, g, kept.event.arm))
+    silent = {name: value for name, value in bandit.created.hyperparameters.items() if name != "rule"}
+    first = events.encode(replace_hyperparameters(bandit.created, silent))
+    copy, _ = await storage.create(Log("another", "another"), first)
+    for offset, payload in await bandit.entries(after=1, limit=1000):
+        await storage.append(copy, f"{offset}", payload, Durability.PROCESS)
+    folded = await Learner.load(storage, copy)
+    assert folded.digest() == bandit.digest()
+
+
+def replace_hyperparameters(created: Created, hyperparameters: dict[str, Any]) -> Created:
+    return msgspec.structs.replace(created, hyperparameters=hyperparameters)

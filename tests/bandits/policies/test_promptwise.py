@@ -21,7 +21,7 @@ from bandits.functional import logistic
 from bandits.functional.logistic import Quadratic
 from bandits.policies.promptwise import LogisticArm, PromptWise, by_horizon, by_ratio
 from bandits.types import Context, Observation, State
-from bench.worlds_episodes import cheap_to_expensive, retries
+from bench.worlds_episodes import cheap_to_expensive, free_and_paid, retries
 from tests.tables import shared_table
 
 
@@ -321,6 +321,20 @@ def test_the_rule_stops_exactly_where_cost_exceeds_the_chance() -> None:
     assert 0.5 < q < 1.0
     assert picked(policy, state, context(1, prices=(q * 0.999999,))) == [0]
     assert picked(policy, state, context(1, prices=(q * 1.000001,))) == [-1]
+
+
+def test_a_free_arm_that_hardly_ever_succeeds_does_not_keep_the_calls_from_a_paid_one_by_default() -> None:
+    """With several seeds, as in docs/policies/promptwise.md; the paper's rule never leaves the free arm."""
+    reached: dict[str, list[float]] = {"default": [], "paper": []}
+    for seed in range(3):
+        world = free_and_paid(seed=seed)
+        paper: dict[str, Any] = {"rule": "ratio", "retry_discount": 1.0, "stop_optimism": 0.0}
+        for name, chosen in (("default", dict[str, Any]()), ("paper", paper)):
+            policy = PromptWise(dim=4, bias=False, **chosen)
+            trace = play_episodes(policy, world.features, world.rewards, world.prices)
+            reached[name].append(trace.utility(cost_weight=0.05))
+    assert min(reached["default"]) > 0.9
+    assert max(reached["paper"]) < 0.4
 
 
 def test_optimism_grows_while_prompts_get_no_call_and_decides_about_the_first_call_alone() -> None:

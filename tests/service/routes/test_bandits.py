@@ -532,3 +532,18 @@ async def test_two_tenants_can_use_one_name(clock: Clock) -> None:
             assert answered(await default.get("/v1/bandits"))["bandits"] == [{"name": "b"}]
             await north.delete("/v1/bandits/b")
             assert (await south.bandit())["seed"] == 2
+
+
+async def test_a_body_that_leaves_out_what_had_another_default_is_still_the_request_that_created_its_bandit(
+    service: Service,
+) -> None:
+    body: Json = {"policy": {"kind": "promptwise"}, "arms": ARMS, "prompt": {"dim": 3}, "seed": 7}
+    former: Json = {"rule": "ratio", "retry_discount": 1.0}
+    await service.create("old", {**body, "policy": {**body["policy"], **former}})
+    again = await service.put("/v1/bandits/old", body)
+    assert again.status_code == 200
+    assert {name: answered(again)["policy"][name] for name in former} == former, "it keeps what it was created with"
+    other = {**body, "policy": {"kind": "promptwise", "rule": "horizon"}}
+    assert failed(await service.put("/v1/bandits/old", other)) == (409, "bandit_exists")
+    new = await service.create("new", body)
+    assert (new["policy"]["rule"], new["policy"]["retry_discount"]) == ("horizon", 0.8)
