@@ -329,6 +329,8 @@ class Hosting:
                     continue
                 try:
                     await learner.expire()
+                    if self.storage.lacks_snapshot(learner.log):
+                        await learner.snapshot()
                 except LogMissing:
                     continue  # deleted meanwhile
                 except Exception as error:  # one bandit that cannot be swept must not keep all others from it

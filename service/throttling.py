@@ -26,11 +26,11 @@ class ThrottledLogger:
         """One line of level warning, unless the same message was written lately."""
         self._write(logging.WARNING, message, extra)
 
-    def error(self, message: str, **extra: object) -> None:
-        """One line of level error, unless the same message was written lately."""
-        self._write(logging.ERROR, message, extra)
+    def error(self, message: str, *, exc_info: BaseException | None = None, **extra: object) -> None:
+        """One line of level error, unless the same message was written lately. exc_info: whose trace goes with it."""
+        self._write(logging.ERROR, message, extra, exc_info)
 
-    def _write(self, level: int, message: str, extra: dict[str, object]) -> None:
+    def _write(self, level: int, message: str, extra: dict[str, object], exc_info: BaseException | None = None) -> None:
         now = self._clock()
         if now < self._silent_until.get(message, now):
             self._suppressed[message] = self._suppressed.get(message, 0) + 1
@@ -38,4 +38,4 @@ class ThrottledLogger:
         self._silent_until[message] = now + self._every_s
         if count := self._suppressed.pop(message, 0):
             extra["suppressed"] = count
-        self._logger.log(level, message, extra=extra)
+        self._logger.log(level, message, exc_info=exc_info, extra=extra)

@@ -163,6 +163,11 @@ class Storage(Protocol):
         at every sweep, so that an idle service notices too. `StorageUnavailable` where it cannot be known now.
         """
 
+    def lacks_snapshot(self, log: Log) -> bool:
+        """Whether entries of the log were trimmed and no snapshot stands for them any more, as far as known: only a process that
+        holds what was learned from them can still write one.
+        """
+
     def notices(self) -> list[str]:
         """What an operator should know about how this store is set up, for `readyz` and the metrics; empty where all is well."""
 

@@ -36,6 +36,9 @@ class MemoryStorage:
     async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
         return {}
 
+    def lacks_snapshot(self, log: Log) -> bool:
+        return False  # nothing is trimmed here
+
     def notices(self) -> list[str]:
         return []
 

@@ -157,6 +157,10 @@ class RedisStorage:
         found = [(log, heads[log.name]) for log in logs if log.name in heads]
         return {log.name: _damaged(log, head.damage) for log, head in found if head.damage and head.id == log.id}
 
+    def lacks_snapshot(self, log: Log) -> bool:
+        head = self._news.known.get(log.name)
+        return head is not None and head.lacks_snapshot and head.id == log.id
+
     def notices(self) -> list[str]:
         notices = [notice for notices in self._noticed.values() for notice in notices]
         if self._past.losses:
@@ -238,7 +242,13 @@ class RedisStorage:
         for name, head in heads.items():
             if head.rewound:
                 self._past.rewound(Log(head.id, name), end=head.end)
+            if head.floor > 1 and not await self._has_snapshots(name):
+                heads[name] = head._replace(lacks_snapshot=True)
         return heads
+
+    async def _has_snapshots(self, name: str) -> bool:
+        key = self._keys(name).snapshots
+        return bool((await self._ask(key, (b"EXISTS", key))).values[0])
 
     def _look(self, name: str, log_id: str) -> Command:
         return STATE(self._keys(name).three, log_id.encode(), *self._past.known(log_id))
@@ -330,6 +340,8 @@ class RedisStorage:
         command = self._call(log, SAVE, offset, sealed, KEPT_SNAPSHOTS, snapshots=True)
         answer = await self._about(log, command, writing=True, confirmed=False, patience_s=SNAPSHOT_PATIENCE_S)
         await self._checked(log, answer.values[0], epoch)
+        if self.lacks_snapshot(log):
+            self._news.known[log.name] = self._news.known[log.name]._replace(lacks_snapshot=False)
         if self._keep_events:
             await self._trim(log)
 

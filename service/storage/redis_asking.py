@@ -37,12 +37,21 @@ class LogKeys:
 
 
 class Head(NamedTuple):
-    """What a log is now. end: 0 where it is unknown.  damage: why it is not what this service has written; "" = it is."""
+    """What a log is now. end: 0 where it is unknown.  damage: why it is not what this service has written; "" = it is.
+    rewound: it is an earlier state of what this process has seen.  floor: its first kept offset.  lacks_snapshot: nothing stands
+    for the entries before that.
+    """
 
     id: str
     end: int
     damage: str = ""
     rewound: bool = False
+    floor: int = 1
+    lacks_snapshot: bool = False
+
+    def changed(self, now: Head) -> bool:
+        """Whether something happened that a learner must look at; that it was trimmed is nothing."""
+        return self[:4] != now[:4]
 
 
 class Keyspace:
@@ -150,8 +159,8 @@ class Asking:
 
 def _head(log_id: str, found: Sequence[Any]) -> Head | None:
     match found:
-        case [b"sound", now, end, *_]:
-            return Head(bytes(now).decode(), int(end))
+        case [b"sound", now, end, floor, *_]:
+            return Head(bytes(now).decode(), int(end), floor=int(floor))
         case [b"rewound", end]:
             return Head(log_id, int(end), rewound=True)
         case [b"damaged", reason, _, *now]:

@@ -34,8 +34,9 @@ from redis.exceptions import (
 )
 
 from service.storage.base import StorageDamaged, StorageError, StorageUnavailable
+from service.throttling import ThrottledLogger
 
-logger = logging.getLogger("nextarm.storage")
+throttled = ThrottledLogger(logging.getLogger("nextarm.storage"))
 
 Command = tuple[Any, ...]
 
@@ -270,7 +271,7 @@ class Link:
             raise
         self._failures = 0
         if self.identity not in ("", identity):
-            logger.warning("Redis is another process, or continues another history, than before", extra={"store": self.place})
+            throttled.warning("Redis is another process, or continues another history, than before", store=self.place)
         self._connection, self.identity = connection, identity
         return connection
 
@@ -291,7 +292,7 @@ class Link:
             return StorageUnavailable(f"{self.place} refuses the user name or the password")
         reason = _code(error) + self._redacted(str(error)) or type(error).__name__
         if not isinstance(error, RedisError | OSError):
-            logger.error("an exchange with Redis failed in an unforeseen way", exc_info=error)
+            throttled.error("an exchange with Redis failed in an unforeseen way", exc_info=error)
         return StorageUnavailable(f"{self.place}: {reason}")
 
     def _meaning(self, error: Exception) -> Exception:

@@ -22,8 +22,10 @@ from service.storage.base import StorageError
 from service.storage.bell import Bell
 from service.storage.redis_asking import Asking, Head
 from service.storage.redis_link import Command, Reconnected, Redirected
+from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.storage")
+throttled = ThrottledLogger(logger)
 
 SWEEP_S = 5.0
 """How often every log's end is looked at, seconds: who was told of it by nobody learns of it then."""
@@ -100,8 +102,8 @@ class News:
             except (Reconnected, Redirected, StorageError) as error:
                 self._asking().nodes.doubt()
                 logger.debug("news are interrupted", extra={"reason": str(error)})
-            except Exception:
-                logger.exception("news are interrupted in an unforeseen way")
+            except Exception as error:
+                throttled.error("news are interrupted in an unforeseen way", exc_info=error)
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
@@ -109,7 +111,7 @@ class News:
         node = await self._asking().nodes.node(self._key)
         kind = (await node.tail.call((b"TYPE", self._key))).values[0]
         if kind not in ("none", "stream", b"none", b"stream"):
-            logger.warning("another program has replaced the news, which hold nothing of worth: they are started again")
+            throttled.warning("another program has replaced the news, which hold nothing of worth: they are started again")
             await self._asking().ask(self._key, (b"UNLINK", self._key), writing=True, confirmed=False)
         newest, identity = await node.tail.call((b"XREVRANGE", self._key, b"+", b"-", b"COUNT", 1))
         last = newest[0][0][0] if newest[0] else b"0-0"
@@ -137,6 +139,6 @@ class News:
         self._identities = identities
         for name in {*before, *self.known, *heard}:
             was, now = before.get(name, NOTHING), self.known.get(name, NOTHING)
-            if was != now or now == NOTHING or not is_same:
+            if was.changed(now) or now == NOTHING or not is_same:
                 self._bell.ring(name, now.end if is_same and was.id == now.id and now.end > was.end else 0)
         self._bell.heard -= heard - self.known.keys()

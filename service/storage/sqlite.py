@@ -231,6 +231,9 @@ class SqliteStorage:
         damage = None if self._writer is None or self._closed else await self._writer.inspect()
         return {} if damage is None else {log.name: damage for log in logs}
 
+    def lacks_snapshot(self, log: Log) -> bool:
+        return False  # nothing is trimmed here
+
     def notices(self) -> list[str]:
         return []
 

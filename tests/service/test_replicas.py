@@ -450,6 +450,31 @@ async def test_an_idle_replica_lists_a_damaged_bandit_within_one_look(
                 await asyncio.sleep(0.01)
 
 
+async def test_a_trimmed_bandit_whose_snapshots_were_removed_is_there_after_a_restart(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else stands for what was trimmed: the running service writes one at once."""
+    monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
+    settings: dict[str, Any] = {
+        "store": shared().url,
+        "redis_prefix": prefix,
+        "redis_keep_events": 1,
+        "snapshot_every": 10,
+        "sweep_s": 0.02,
+    }
+    (snapshots,) = redis_keys(prefix, "snapshots")
+    async with opened(**settings) as one:
+        await one.create(body=VECTOR)
+        for _ in range(40):
+            await one.decide(body=PROMPT)
+        await until(lambda: int(shared().client().hget(redis_keys(prefix, "head")[0], "floor") or 1) > 1)
+        shared().client().delete(snapshots)
+        await until(lambda: shared().client().exists(snapshots))
+    async with opened(**settings) as again:
+        assert (await again.decide(body=PROMPT))["offset"] == 42
+        assert await damaged(again) == []
+
+
 async def test_replicas_say_in_readyz_that_redis_was_emptied_under_them(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
     with RedisServer() as server:

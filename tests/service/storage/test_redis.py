@@ -682,6 +682,22 @@ async def test_nothing_is_trimmed_unless_it_is_asked_for(storage: RedisStorage) 
     assert len(await everything(storage, log)) == 40
 
 
+async def test_a_trimmed_log_whose_snapshots_were_removed_asks_for_one(prefix: str) -> None:
+    async with opened(shared(), prefix=prefix, keep_events=1) as storage:
+        log = await filled(storage, entries=9)
+        for offset in (5, 7):
+            await storage.save_snapshot(log, offset, b"x")
+        await storage._news._sweep()
+        assert not storage.lacks_snapshot(log)
+        shared().command("DEL", f"{prefix}:{{greeter}}:snapshots")
+        await storage._news._sweep()
+        assert storage.lacks_snapshot(log)
+        await storage.save_snapshot(log, 9, b"x")
+        assert not storage.lacks_snapshot(log)
+        await storage._news._sweep()
+        assert not storage.lacks_snapshot(log)
+
+
 async def test_a_damaged_snapshot_is_left_out(storage: RedisStorage, prefix: str) -> None:
     log = await filled(storage)
     await storage.save_snapshot(log, 3, b"older")
