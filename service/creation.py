@@ -62,9 +62,15 @@ def created_event(
     except InvalidHyperparameter as error:
         raise invalid(f"policy.{error.field}", error.message) from error
     if policy.contextual and not prompt.identity:
-        raise invalid("prompt", f'{kind} decides by the prompt; say how prompts are embedded, e.g. {{"dim": 384}}')
+        raise invalid(
+            "prompt",
+            f'{kind} decides by the prompt; say how: {{"embedder": "minilm"}} for texts, {{"dim": 384}} for your own vectors',
+        )
     if "output" in policy.needs and not output.identity:
-        raise invalid("output", f'{kind} learns from outputs; say how they are embedded, e.g. {{"dim": 512}}')
+        raise invalid(
+            "output",
+            f'{kind} learns from outputs; say how: {{"embedder": "open-clip"}} for texts and images, {{"dim": 512}} for vectors',
+        )
     if "output" in policy.needs and output.gives != gives:
         raise invalid("output.embedder", f"{kind} learns from {policy.outputs}; {_FOR[gives]}")
     if "output" in policy.needs and body.reward.default is not None:

@@ -35,6 +35,7 @@ from service.learner import (
     ReferenceConflict,
     TooManyOpen,
 )
+from service.schemas import ID, NAME
 from service.storage.base import LogMissing, LogTrimmed, StorageError
 from service.throttling import ThrottledLogger
 
@@ -214,16 +215,32 @@ def validation_problem(error: RequestValidationError | ValidationError) -> Probl
 MESSAGES = {
     "extra_forbidden": "is not a field here; check the spelling",
     "missing": "is missing",
-    "model_attributes_type": "must be an object",
-    "model_type": "must be an object",
-    "dict_type": "must be an object",
+    "model_attributes_type": "must be a JSON object, e.g. {}; GET /openapi.json describes its fields",
+    "model_type": "must be a JSON object, e.g. {}; GET /openapi.json describes its fields",
+    "dict_type": "must be a JSON object, e.g. {}",
+    "list_type": "must be a list, e.g. []",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number; for yes and no send 1 and 0, without quotes",
+    "finite_number": "must be a finite number",
 }
 """By type of error, where pydantic speaks of Python or says too little."""
+
+
+PATTERNS = {
+    NAME: "must be 1 to 63 characters of a-z 0-9 _ -, the first a letter or digit",
+    ID: "must be 1 to 64 characters of A-Z a-z 0-9 _ -",
+    r"\S": "must not be empty or blank",
+}
+"""In words, what each regular expression asks for."""
 
 
 def _message(item: Any) -> str:
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
+    if item["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(item["ctx"]["pattern"]) or str(item["msg"])
     return MESSAGES.get(item["type"]) or str(item["msg"])
 
 
@@ -256,11 +273,14 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         if code is None:
             return answered(request, Problem("invalid_request", str(error.detail)))
         if code == "not_found":
-            return answered(request, Problem(code, "there is nothing here; see /docs"))
+            return answered(request, Problem(code, "not found; GET /openapi.json and /docs list every path"))
         # every method that the path takes: the framework knows those of the first route that matches it
         takes = [route for route in routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
         methods = sorted({method for route in takes for method in route.methods or ()})
         allowed = ", ".join(methods) or (error.headers or {}).get("Allow", "")
+        if request.method == "POST" and request.url.path == "/v1/bandits":
+            hint = "create a bandit with PUT /v1/bandits/{name}; GET lists them"
+            return answered(request, Problem(code, hint, headers={"Allow": allowed}))
         return answered(request, Problem(code, f"this takes {allowed}; see /docs", headers={"Allow": allowed}))
 
     async def on_failure(request: Request, error: Exception) -> Response:

@@ -458,3 +458,21 @@ async def test_no_error_and_no_log_line_repeats_a_prompt_or_a_key(
     assert SECRET not in caplog.text
     assert key not in caplog.text
     assert all(SECRET not in str(vars(record)) and key not in str(vars(record)) for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "text"),
+    [
+        ("PUT", OUTCOME, {"reward": True}, "for yes and no send 1 and 0"),
+        ("PUT", OUTCOME, [], "must be a JSON object"),
+        ("POST", DECISIONS, {"id": "a b"}, "1 to 64 characters of A-Z a-z 0-9 _ -"),
+        ("PUT", "/v1/bandits/Big", GREEDY, "1 to 63 characters of a-z 0-9 _ -"),
+        ("PUT", "/v1/bandits/new", {"policy": {"kind": "pak-ucb"}, "arms": []}, "minilm"),
+        ("POST", "/v1/bandits", GREEDY, "create a bandit with PUT"),
+        ("GET", "/v1/nothing", None, "not found"),
+    ],
+)
+async def test_a_message_says_what_to_send_instead(prepared: Service, method: str, path: str, body: Any, text: str) -> None:
+    response = await prepared.ask(method, path, json=body)
+    assert text in response.json()["detail"]
+    assert "pattern" not in response.text
