@@ -144,9 +144,10 @@ class RewardAnswer(Answer):
 
     source: str = Field(description="`client`: posted with the outcome; else a scorer.", examples=["client"])
     override: bool = Field(False, description="With a scorer: a posted reward wins; left out where false.")
-    pattern: str = Field("", description="Of the scorer; left out where it has none, as the next three.")
+    pattern: str = Field("", description="Of the scorer; left out where it has none, as the next four.")
     expected: str = Field("", description="Of the scorer.")
     target: int = Field(0, description="Of the scorer.")
+    fences: str = Field("", description="Of the scorer.")
     options: dict[str, Any] = Field(default_factory=dict, description="Of the scorer.")
     default: float | None = Field(description="Learnt when no outcome came in time; null = nothing is.")
     timeout_s: float = Field(description="Seconds after which an open decision expires.", examples=[86400.0])

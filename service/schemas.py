@@ -55,9 +55,9 @@ MAX_CLASSES = 1_000
 MAX_MESSAGES = 10_000
 MAX_PATTERN = 1_000
 MAX_EXPECTED = 10_000
-SCORER_FIELDS = ("pattern", "expected", "target", "options")
+SCORER_FIELDS = ("pattern", "expected", "target", "fences", "options")
 """Fields of `reward` that are parameters of a scorer."""
-YOUNGER = {"prompt": ("takes", "reads", "keep"), "output": ("takes",)}
+YOUNGER = {"reward": ("fences",), "prompt": ("takes", "reads", "keep"), "output": ("takes",)}
 """Optional fields of a bandit's body that came after the first release; null where they are not given."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
@@ -393,6 +393,9 @@ class RewardSpec(Body):
     )
     target: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
         None, description="`length-penalty`: characters up to which the reward is 1."
+    )
+    fences: Literal["strip"] | None = Field(
+        None, description="`json-valid`: `strip` takes a Markdown fence off that is around the whole text."
     )
     options: Metadata | None = Field(None, description="A scorer of another package: its own parameters, up to 4 KiB.")
     default: Reward | None = Field(

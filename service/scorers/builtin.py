@@ -9,6 +9,7 @@ length-penalty   min(1, target / length)                       characters; 1 up 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from service.scorers.base import CannotScore, InvalidParameter, Sample, Scorer, ScorerUnavailable
 
+_FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(?P<inside>.*)\n[ \t]*```", re.DOTALL)
 REGEX_S = 0.1
 """Seconds that one search may take."""
 
@@ -81,11 +83,17 @@ def regex(parameters: Mapping[str, Any]) -> Scorer:
 
 
 def json_valid(parameters: Mapping[str, Any]) -> Scorer:
-    """See the module. Nesting deeper than the decoder goes (about a thousand levels) is not valid."""
+    """See the module. Nesting deeper than the decoder goes (about a thousand levels) is not valid. fences: `strip` takes one
+    Markdown fence off first, as chat models put it around an answer that is nothing but JSON.
+    """
+    strips = parameters.get("fences") == "strip"
 
     def score(sample: Sample) -> float:
+        text = sample.output
+        if strips and isinstance(text, str) and (fenced := _FENCED.fullmatch(text.strip())):
+            text = fenced["inside"]
         try:
-            msgspec.json.decode(sample.output)
+            msgspec.json.decode(text)
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             return 0.0
         return 1.0

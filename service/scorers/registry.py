@@ -34,7 +34,7 @@ SCORERS: dict[str, ScorerSpec] = {
         ScorerSpec(name="regex", reads=("text",), build=builtin.regex, parameters={"pattern": True}, gives="0 or 1",
                    requires=("regex",), install='pip install "nextarm[scorers]"',
                    summary="Whether `reward.pattern` is found in the text; a search ends after 0.1 s."),
-        ScorerSpec(name="json-valid", reads=("text",), build=builtin.json_valid, parameters={}, gives="0 or 1",
+        ScorerSpec(name="json-valid", reads=("text",), build=builtin.json_valid, parameters={"fences": False}, gives="0 or 1",
                    summary="Whether the text is JSON."),
         ScorerSpec(name="length-penalty", reads=("text",), build=builtin.length_penalty, parameters={"target": True},
                    summary="1 up to `reward.target` characters, target / length beyond."),
