@@ -124,17 +124,17 @@ class RidgeArm:
         """Widen again: the pending pair never came."""
         old = self.ridge(ridge)
         left = max(old.pending - 1, 0)
-        width = old.width.downdated(z) if left else old.inverse
+        # where no digits are left for a downdate the width stays narrow until nothing is pending, as then it is the inverse again
+        width = (old.width.downdated(z) or old.width) if left else old.inverse
         return replace(self, cache=replace(old, width=width, pending=left))
 
     def ridge(self, ridge: float) -> Ridge:
         """The derived values, factored afresh where nothing was carried along (after a restart)."""
         if self.cache is None:
-            eye = torch.eye(len(self.moment), dtype=torch.float64)
             if self.pulls == 0:
-                inverse = Inverse(eye / ridge)
+                inverse = Inverse(torch.eye(len(self.moment), dtype=torch.float64) / ridge)
             else:
-                inverse = Inverse(torch.cholesky_inverse(linalg.cholesky(self.gram + ridge * eye, what="gram + ridge")))
+                inverse = Inverse(linalg.ridge_inverse(self.gram, ridge))
             object.__setattr__(self, "cache", Ridge(inverse.times(self.moment), inverse, inverse))  # a memo, not a change
         assert self.cache is not None
         return self.cache

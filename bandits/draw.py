@@ -16,7 +16,6 @@ from torch import Tensor
 from bandits.types import Context
 
 STOP = -1
-LOWEST = np.finfo(np.float64).min
 
 
 class Draw(NamedTuple):
@@ -52,12 +51,20 @@ def allowed_mask(contexts: Sequence[Context]) -> Tensor:
 
 
 def best(scores: Tensor, allowed: Tensor) -> Tensor:
-    """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index, as NumPy's argmax promises."""
-    finite = np.maximum(scores.numpy(), LOWEST)  # so that an allowed arm of score -inf still beats a forbidden one
-    chosen = np.where(allowed.numpy(), finite, -np.inf).argmax(axis=1)
-    values = np.zeros(scores.shape)
-    values[np.arange(len(chosen)), chosen] = 1.0
-    return torch.from_numpy(values)
+    """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index, as NumPy's argmax promises.
+
+    A score that is not a finite number says nothing, and its arm is not chosen. Where no allowed arm has a finite one, each has
+    the same weight: that is what is known, and the propensity says so.
+    """
+    usable = np.isfinite(scores.numpy()) & allowed.numpy()
+    chosen = np.where(usable, scores.numpy(), -np.inf).argmax(axis=1)
+    rows, values = np.arange(len(chosen)), np.zeros(scores.shape)
+    values[rows, chosen] = 1.0
+    found = torch.from_numpy(values)
+    if not usable[rows, chosen].all():
+        lost = torch.from_numpy(~usable[rows, chosen])[:, None]
+        found = torch.where(lost, uniform_over(allowed), found)
+    return found
 
 
 def one_hot(arms_chosen: Tensor, *, arms: int) -> Tensor:
@@ -66,12 +73,17 @@ def one_hot(arms_chosen: Tensor, *, arms: int) -> Tensor:
 
 
 def uniform_over(allowed: Tensor) -> Tensor:
-    """(B, K) the same weight on every allowed arm."""
-    return allowed.to(torch.float64) / allowed.sum(dim=1, keepdim=True)
+    """(B, K) the same weight on every allowed arm; zeros where none is allowed."""
+    return allowed.to(torch.float64) / allowed.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def finish(values: Tensor, first: Sequence[int], allowed: Tensor, *, floor: float) -> Tensor:
-    """(B, K) the rule's distribution, with burn-in rows replaced and the exploration floor mixed in. A stop stays a stop."""
+    """(B, K) the rule's distribution, with burn-in rows replaced and the exploration floor mixed in. A stop stays a stop; where
+    the rule's numbers are no numbers, every allowed arm has the same weight.
+    """
+    total = values.sum(dim=1, keepdim=True)
+    if not bool(total.isfinite().all()):
+        values = torch.where(total.isfinite(), values, uniform_over(allowed))
     if any(arm >= 0 for arm in first):
         values = values.clone()
         for row, arm in enumerate(first):

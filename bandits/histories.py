@@ -37,6 +37,14 @@ outputs on a sphere in R^4; 128 frequencies would halve that for four times the 
 JOINT, PROMPT, OUTPUT, DISTANCE, WEIGHT = range(5)
 """The sums of a summed history, of features for k_T^2 k_X^2, k_T^2, k_X^2; for JKD also Phi(t, x) - Phi(t, y), and k_T."""
 
+
+def _kernel(a: Tensor, b: Tensor, *, bandwidth: float) -> Tensor:
+    """(n, m) Gaussian kernel. Labels are part of the statistic, so this form of the distance, and its rounding, is for ever: far
+    from the origin (see `kernels.FAR`) it loses digits that `kernels.gaussian` keeps.
+    """
+    return kernels.of_squares(kernels.squared_distances(a, b), bandwidth=bandwidth)
+
+
 Scores = Mapping[str, float | int | None]
 
 
@@ -109,11 +117,11 @@ class ExactHistory(History):
 
     def k_prompt(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, m) kernel of prompts."""
-        return kernels.gaussian(a, b, bandwidth=self.prompt_bandwidth)
+        return _kernel(a, b, bandwidth=self.prompt_bandwidth)
 
     def k_output(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, m) kernel of outputs."""
-        return kernels.gaussian(a, b, bandwidth=self.output_bandwidth)
+        return _kernel(a, b, bandwidth=self.output_bandwidth)
 
     def scores(self, arms: Sequence[DiversityArm]) -> Scores:
         """Scores of the newest rows of all these arms, each arm with its share of what was served, `REPORT_ROWS` in all."""

@@ -11,6 +11,17 @@ from typing import Any, Literal, get_args, get_origin
 
 from bandits.errors import InvalidHyperparameter
 
+LARGEST = 1e12
+"""Of a hyperparameter without a closer bound, as of a reward: beyond it numbers drown each other. Where 0 is excluded, its
+inverse is the smallest."""
+SMALLEST_RIDGE = 1e-9
+"""A ridge below it keeps too few digits beside vectors of length one."""
+
+
+def unit_scale(prior_mean: float) -> tuple[float, float] | None:
+    """The range of rewards that a policy with this prior mean is meant for: [0, 1], as its defaults, or whatever else was set."""
+    return (0.0, 1.0) if 0.0 <= prior_mean <= 1.0 else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameter:
@@ -18,6 +29,7 @@ class Hyperparameter:
 
     former: defaults of earlier versions. A bandit that was created with one keeps it, and the body that created it, which may
     have left the field out, is still the same request.
+    sound_at_least: what a new bandit may have at least (see `check_sound`); logs of earlier versions may hold less.
     """
 
     doc: str
@@ -27,6 +39,15 @@ class Hyperparameter:
     source: str = ""
     unit: str = ""
     former: tuple[Any, ...] = ()
+    sound_at_least: float | None = None
+
+    @property
+    def sound(self) -> tuple[float | None, float | None]:
+        """The smallest and the largest number (inclusive) that a new bandit may have; None where the bounds above say it all."""
+        low: float | None = self.sound_at_least
+        if low is None:
+            low = 1.0 / LARGEST if self.above == 0 else -LARGEST if self.at_least is None and self.above is None else None
+        return low, LARGEST if self.at_most is None else None
 
 
 def hyper(
@@ -39,9 +60,19 @@ def hyper(
     source: str = "",
     unit: str = "",
     former: tuple[Any, ...] = (),
+    sound_at_least: float | None = None,
 ) -> Any:
     """Declare a hyperparameter as a dataclass field."""
-    facts = Hyperparameter(doc=doc, at_least=at_least, above=above, at_most=at_most, source=source, unit=unit, former=former)
+    facts = Hyperparameter(
+        doc=doc,
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        source=source,
+        unit=unit,
+        former=former,
+        sound_at_least=sound_at_least,
+    )
     return dataclasses.field(default=default, metadata={"hyperparameter": facts})
 
 
@@ -77,6 +108,22 @@ def validate(policy: Any) -> None:
         _check_type(item.name, item.type, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_range(item.name, item.facts, value)
+
+
+def check_sound(policy: Any) -> None:
+    """Raise `InvalidHyperparameter` for a number so small or large that sums of float64 would keep no digits of anything else.
+
+    For new bandits alone: what stands in a log was accepted, and is folded for ever.
+    """
+    for item in declared(type(policy)):
+        value = getattr(policy, item.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high = item.facts.sound
+        if low is not None and value < low:
+            raise InvalidHyperparameter(item.name, f"must be at least {low:g}: the numbers would keep too few digits")
+        if high is not None and value > high:
+            raise InvalidHyperparameter(item.name, f"must be at most {high:g}: the numbers would keep too few digits")
 
 
 def _check_type(name: str, kind: Any, value: Any) -> None:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 Lift = Callable[[Tensor], Tensor]
 """(..., d) -> (..., p)."""
 
+LONGEST_SQUARED = 1e10
+"""Of k(x, x), in units of the ridge. A width is a difference of numbers up to k(x, x) / ridge times larger than itself, and a
+number has 16 digits: at this bound six are left, at 1e14 two."""
+LARGEST = 1e100
+"""Of k(x, x): its square, times a reward, times a long log, must stay a number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
@@ -87,6 +93,21 @@ class Regression:
         if isinstance(arm, RidgeArm):
             return arm.release(z, ridge=self.ridge)
         return arm.release(z, kernel=self._exact, ridge=self.ridge)
+
+    def check(self, x: Tensor) -> None:
+        """`InvalidContext` for a prompt x (d,) that is so long that the numbers would keep no digits of the ridge."""
+        z = self.lift(x)
+        with np.errstate(all="ignore"):
+            squared = float(z @ z) if self.kernel is None else float(self.kernel(z[None], z[None]))
+        check_squared(squared, ridge=self.ridge)
+
+    def is_finite(self, arm: RidgeArm | KernelArm) -> bool:
+        """Whether what is derived from an arm consists of numbers: its means and widths then do, too."""
+        if isinstance(arm, RidgeArm):
+            now = arm.ridge(self.ridge)
+            return bool(now.theta.isfinite().all()) and bool(now.width.tensor().isfinite().all())
+        dual = arm.dual(self._exact, self.ridge)
+        return bool(dual.weights.tensor.isfinite().all()) and bool(dual.factor.factor.isfinite().all())
 
     def derive(self, arms: Sequence[RidgeArm | KernelArm]) -> None:
         """Factor what was not derived yet, so that the next score does not."""
@@ -170,3 +191,14 @@ def check_direction(features: Tensor, *, normalize: bool) -> None:
     """`InvalidContext` for a vector that cannot be scaled to length one."""
     if normalize and not features.numpy().any():
         raise InvalidContext("prompt", "a vector of zeros cannot be scaled to length one; send another, or set normalize: false")
+
+
+def check_squared(squared: float, *, ridge: float) -> None:
+    """`InvalidContext` for a prompt whose k(x, x) is `squared`, where that drowns the ridge."""
+    bound = min(LONGEST_SQUARED * ridge, LARGEST)
+    if not squared <= bound:
+        raise InvalidContext(
+            "prompt",
+            f"is too long for the ridge {ridge:g}: k(x, x) is {squared:.3g} and may be at most {bound:.3g}, else too few "
+            "digits are left; scale it down, or set normalize: true or a larger ridge",
+        )

@@ -6,9 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bandits import draw
+from bandits.errors import InvalidContext, InvalidHyperparameter
+from bandits.hyperparameters import unit_scale
 from bandits.placement import Placement
 from bandits.regression import Regression, check_direction, stacked
 from bandits.row_widths import in_order
@@ -32,8 +35,27 @@ class RegressionUcb(Policy):
     def regression(self) -> Regression:
         """Of r - prior_mean on the prompt."""
 
+    @property
+    def reward_scale(self) -> tuple[float, float] | None:
+        return unit_scale(self.prior_mean)
+
+    def arms_without_estimate(self, state: State) -> list[int]:
+        return [index for index, arm in enumerate(state.arms) if not self.regression.is_finite(arm)]
+
+    def check_new(self) -> None:
+        super().check_new()
+        unit = torch.full((self.dim,), max(self.dim, 1) ** -0.5, dtype=torch.float64)
+        try:
+            self.regression.check(unit)
+        except InvalidContext as error:
+            raise InvalidHyperparameter(
+                "ridge", f"is too small for this kernel: a prompt of length one {error.message}"
+            ) from error
+
     def check_context(self, context: Context) -> None:
         check_direction(context.features, normalize=self.normalize)
+        if not self.normalize:  # else every prompt has the length that was looked at when the bandit was created
+            self.regression.check(context.features)
 
     def blank(self) -> ArmState:
         return self.regression.blank()

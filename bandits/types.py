@@ -274,6 +274,12 @@ class Policy(ABC):
 
     # -- what it refuses (before anything is logged) -----------------------------------------------------------------------
 
+    def check_new(self) -> None:
+        """Raise `InvalidHyperparameter` for settings with which a new bandit could not compute. Not asked of bandits that exist:
+        what was accepted by an earlier version is folded for ever.
+        """
+        hyperparameters.check_sound(self)
+
     def check_ready(self, state: State) -> None:
         """Raise `ReferenceMissing` where the policy cannot decide yet."""
 
@@ -289,6 +295,15 @@ class Policy(ABC):
         """Raise `InvalidObservation` for reference material that this policy cannot take."""
 
     # -- what it tells -----------------------------------------------------------------------------------------------------
+
+    @property
+    def reward_scale(self) -> tuple[float, float] | None:
+        """The range of rewards that the hyperparameters are meant for; None = any."""
+        return None
+
+    def arms_without_estimate(self, state: State) -> list[int]:
+        """Arms whose numbers are not finite any more, so that they are not chosen (see `draw.best`)."""
+        return []
 
     def report(self, state: State) -> dict[str, Any]:
         """What was learnt, in the policy's own terms, as plain JSON values: `arms` (one object per arm) and whatever is global.

@@ -168,6 +168,9 @@ class BanditAnswer(Answer):
     decisions: int = Field(description="Decisions ever.")
     open: int = Field(description="Decisions without an outcome yet.")
     references: int = Field(description="Reference samples ever.")
+    notices: list[str] = Field(
+        description="What you should know of this bandit: what is seen, and the fix. Empty where all is well.", examples=[[]]
+    )
     report: dict[str, Any] = Field(description="What was learnt, in the policy's own terms.")
 
 

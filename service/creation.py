@@ -77,6 +77,10 @@ def created_event(
         raise invalid("reward.default", f"{kind} learns from outputs; a reward cannot stand for a missing one")
     _check_scorer(body.reward, prompt, output)
     check_size(policy, hyperparameters, arms=len(body.arms), max_bytes=max_bytes)
+    try:
+        policy.check_new()
+    except InvalidHyperparameter as error:
+        raise invalid(f"policy.{error.field}", error.message) from error
     _rehearse(policy)
     return Created(
         at=clock(),

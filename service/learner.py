@@ -277,6 +277,30 @@ class Learner:
         """What the policy tells of the newest state that decisions use."""
         return await self._report_pace.run(self.policy.report, self._folding.ready.state)
 
+    async def notices(self) -> list[str]:
+        """What its owner should know: plain sentences that say what is seen, and the fix. Empty where all is well."""
+        return [*self._notices_of_rewards(), *await self._notices_of_arms()]
+
+    def _notices_of_rewards(self) -> list[str]:
+        scale, seen = self.policy.reward_scale, self.ledger.reward_range
+        if scale is None or seen is None or (scale[0] <= seen[0] and seen[1] <= scale[1]):
+            return []
+        return [
+            f"Rewards from {seen[0]:g} to {seen[1]:g} were learned, and {self.policy.kind} is set for rewards in "
+            f"[{scale[0]:g}, {scale[1]:g}]: its optimism is out of scale, and choices can be no better than random. "
+            "Post rewards scaled into that range, or create a bandit with prior_mean and exploration on the scale of the rewards."
+        ]
+
+    async def _notices_of_arms(self) -> list[str]:
+        state, _, arms = self._folding.ready
+        lost = await self._report_pace.run(self.policy.arms_without_estimate, state)
+        return [
+            f"The numbers of arm {arms[index].name!r} are not finite any more, so it has no score and is not chosen; where no "
+            "arm has one, all are equally likely. Its log holds numbers too large for these hyperparameters: "
+            "create another bandit with normalize: true or a larger ridge."
+            for index in lost
+        ]
+
     @property
     def takes_reference(self) -> bool:
         """Whether reference material can be posted: the policy keeps a statistic of it."""

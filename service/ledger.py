@@ -110,6 +110,8 @@ class Snapshot(msgspec.Struct):
     referenced: int
     references: dict[str, KnownReference] = {}
     skipped: int = 0
+    lowest_reward: float | None = None
+    highest_reward: float | None = None
 
 
 class View(NamedTuple):
@@ -186,6 +188,7 @@ class Ledger:
         self.referenced = 0  # reference samples ever
         self.references: dict[str, KnownReference] = {}  # by the client's id; kept here, because a store may trim old entries
         self.skipped = 0  # episodes ever that were stopped before any call
+        self.reward_range: tuple[float, float] | None = None  # lowest and highest reward learned; None before the first
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -339,6 +342,8 @@ class Ledger:
         anticipated: bool,
     ) -> Learn:
         arm = self._arm(index)
+        low, high = self.reward_range or (reward, reward)
+        self.reward_range = min(low, reward), max(high, reward)
         self._update(index, outcomes=arm.outcomes + 1, reward_sum=arm.reward_sum + reward, cost_sum=arm.cost_sum + cost)
         return Learn(
             Observation(
@@ -412,6 +417,7 @@ class Ledger:
                 self.referenced,
                 self.references,
                 self.skipped,
+                *(self.reward_range or ()),
             )
         )
 
@@ -427,5 +433,7 @@ class Ledger:
         ledger.offset, ledger.decided, ledger.referenced = kept.offset, kept.decided, kept.referenced
         ledger.references = kept.references
         ledger.skipped = kept.skipped
+        if kept.lowest_reward is not None and kept.highest_reward is not None:
+            ledger.reward_range = kept.lowest_reward, kept.highest_reward
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

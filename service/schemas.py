@@ -11,7 +11,7 @@ import operator
 import re
 import unicodedata
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -428,7 +428,10 @@ def _hyperparameter_field(item: Declared) -> Any:
         kind = FiniteFloat | None
     elif get_origin(kind) is Literal:  # the policy itself refuses other words: it can say why
         kind = Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(kind))})]
-    return (kind, Field(item.default, description=about, **{name: bound for name, bound in bounds.items() if bound is not None}))
+    low, high = facts.sound if numeric else (None, None)
+    extra = {name: bound for name, bound in (("minimum", low), ("maximum", high)) if bound is not None}
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    return (kind, Field(item.default, description=about, json_schema_extra=cast("dict[str, Any]", extra) or None, **given))
 
 
 class PolicySpec(Body):

@@ -138,6 +138,7 @@ def spread_best(
     the burn-in's choice for the rows that have one, else -1). Among arms that must be tried, pulls count too. Then to the lowest
     index.
     """
+    scores = torch.where(scores.isnan(), -torch.inf, scores)  # what is no number says nothing: chosen only where no other is left
     masked = torch.where(allowed, scores, -torch.inf)
     tied = (masked == masked.amax(dim=1, keepdim=True)) & allowed
     chosen = tied.to(torch.uint8).argmax(dim=1)

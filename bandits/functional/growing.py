@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bandits.errors import NotPositiveDefinite
 from bandits.functional.kernels import product
 from bandits.functional.linalg import cholesky
 
@@ -60,6 +61,22 @@ _BLOCK = 64
 """Rows of a factor that are solved at once. From 64 to 256 the time is the same; more waste the upper half of the corners."""
 
 
+def _factor(gram: Tensor, *, ridge: float) -> Tensor:
+    """(n, n) lower factor of gram + ridge I, which has one wherever its rows could be appended one by one.
+
+    Rounding can make a Gram matrix that drowns its ridge indefinite. Appending survives that, as a pivot is never taken below the
+    ridge, so here rows are appended too: a log that was learned live can be learned again after a restart.
+    """
+    try:
+        return cholesky(gram + ridge * torch.eye(len(gram), dtype=torch.float64), what="kernel matrix + ridge")
+    except NotPositiveDefinite:
+        with np.errstate(all="ignore"):
+            grown = GrowingCholesky(gram[:0, :0], ridge=ridge)
+            for n in range(len(gram)):
+                grown = grown.append(gram[n, :n], float(gram[n, n]))
+            return grown.factor
+
+
 class GrowingCholesky:
     """Lower factor L of a Gram matrix plus ridge that grows by one row at a time in O(n^2), sharing its blocks like `Rows`.
 
@@ -73,7 +90,7 @@ class GrowingCholesky:
     def __init__(self, gram: Tensor, *, ridge: float) -> None:
         n = len(gram)
         eye = torch.eye(n, dtype=torch.float64)
-        dense = cholesky(gram + ridge * eye, what="kernel matrix + ridge") if n else gram
+        dense = _factor(gram, ridge=ridge) if n else gram
         self._blocks: list[tuple[Floats, Floats]] = []
         for start in range(0, n, _BLOCK):
             stop = min(start + _BLOCK, n)

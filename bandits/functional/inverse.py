@@ -23,6 +23,8 @@ from bandits.functional import linalg
 
 BLOCK = 32
 """Changes kept aside, at most; they make a score dearer by q / p."""
+FEWEST_DIGITS = 1e-6
+"""A downdate by a smaller pivot would be wrong by more than about 1e-4: its rounding is 1e-16 over the square of the pivot."""
 FEW = 4
 """Rows from which on one matrix product is quicker than a product per row."""
 
@@ -92,7 +94,7 @@ class Inverse:
     def updated(self, z: Tensor) -> tuple[Inverse, Tensor]:
         """The inverse of A + z z' for z (p,); also its gain (p,), that inverse times z: what a residual moves coefficients by."""
         v = self.times(z)
-        pivot = 1.0 + float(z @ v)
+        pivot = 1.0 + max(float(z @ v), 0.0)  # its exact lower bound is 1: rounding can make z @ v negative
         return self._with((v / pivot**0.5)[None]), v / pivot
 
     def updated_all(self, z: Tensor) -> tuple[Inverse, Tensor]:
@@ -101,13 +103,27 @@ class Inverse:
         core = torch.mm(z, reach.T)
         core.diagonal().add_(1.0)
         # (k, k) and at least I: its factor can be inverted, in NumPy, whose calls on small matrices cost half of torch's
-        unfold = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(core.cpu().numpy()))).to(z.device)
+        try:
+            unfold = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(core.cpu().numpy()))).to(z.device)
+        except np.linalg.LinAlgError:  # not even I by rounding: one by one every pivot has a lower bound
+            return self._updated_one_by_one(z)
         half = torch.mm(unfold, reach)
         return self._with(half), torch.mm(unfold.T, half).T
 
-    def downdated(self, z: Tensor) -> Inverse:
-        """The inverse of A - z z' for z (p,): dense at once, for the rare decision that expires."""
-        return Inverse(linalg.rank_one_inverse(self.tensor(), z, sign=-1.0)[0])
+    def _updated_one_by_one(self, z: Tensor) -> tuple[Inverse, Tensor]:
+        now = self
+        for row in z:
+            now = now.updated(row)[0]
+        return now, now.times(z.T)
+
+    def downdated(self, z: Tensor) -> Inverse | None:
+        """The inverse of A - z z' for z (p,): dense at once, for the rare decision that expires. None where too few digits are
+        left for it: the pivot 1 / (1 + z'(A - z z')^-1 z) comes out as a difference of numbers near 1, and is divided by.
+        """
+        dense = self.tensor()
+        if not 1.0 - float(z @ (dense @ z)) >= FEWEST_DIGITS:
+            return None
+        return Inverse(linalg.rank_one_inverse(dense, z, sign=-1.0)[0])
 
     def tensor(self) -> Tensor:
         """(p, p) all of it; do not write into it."""

@@ -53,7 +53,26 @@ def gaussian(x: Tensor, y: Tensor, *, bandwidth: float) -> Tensor:
     >>> float(gaussian(torch.zeros(1, 2), torch.ones(1, 2), bandwidth=1.0))  # exp(-1)
     0.3678794503211975
     """
-    return torch.exp(squared_distances(x, y) / (-2.0 * bandwidth**2))
+    if _are_far(x, y, bandwidth):
+        return of_squares(torch.cdist(x, y, compute_mode=DIRECT).square(), bandwidth=bandwidth)
+    return of_squares(squared_distances(x, y), bandwidth=bandwidth)
+
+
+def of_squares(squares: Tensor, *, bandwidth: float) -> Tensor:
+    """The same of squared distances."""
+    return torch.exp(squares / (-2.0 * bandwidth**2))
+
+
+FAR = 1e6
+"""Squared length, in units of the squared bandwidth, beyond which |x|^2 + |y|^2 - 2 x.y costs the kernel more than 1e-9: points
+far from the origin are then subtracted before they are squared. Slower, and no digit depends on where the origin lies."""
+DIRECT = "donot_use_mm_for_euclid_dist"
+
+
+def _are_far(x: Tensor, y: Tensor, bandwidth: float) -> bool:
+    """Whether some of both may be far from the origin. Where those of one alone are, no digits cancel."""
+    fewer = x if len(x) < len(y) else y
+    return bool(len(fewer)) and not float(_squared_lengths(fewer).max()) <= FAR * bandwidth**2
 
 
 def polynomial(x: Tensor, y: Tensor, *, scale: float, offset: float, degree: int) -> Tensor:

@@ -67,7 +67,7 @@ def gradient(theta: Tensor, x: Tensor, y: Tensor, *, prior: Quadratic) -> Tensor
 
 def minimise(x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
     """The minimiser of F, from the prior's own: a fixed procedure, whose result may enter a statistic."""
-    factor = linalg.cholesky(prior.precision, what="precision of the logistic prior")
+    factor = linalg.cholesky_of_sums(prior.precision, what="precision of the logistic prior")
     start = torch.cholesky_solve(prior.moment[:, None], factor)[:, 0]
     return settle(Fit(start, _inverse(start, x, prior), False), x, y, prior=prior)
 
@@ -105,7 +105,7 @@ def settle(fit: Fit, x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
 def _inverse(theta: Tensor, x: Tensor, prior: Quadratic) -> Tensor:
     """(p, p) inverse Hessian of F at theta."""
     hessian = torch.addmm(prior.precision, x.T, variance(x @ theta)[:, None] * x)
-    return torch.cholesky_inverse(linalg.cholesky(hessian, what="logistic Hessian"))
+    return torch.cholesky_inverse(linalg.cholesky_of_sums(hessian, what="logistic Hessian"))
 
 
 def _shortened(theta: Tensor, direction: Tensor, f: Callable[[Tensor], float], *, slope: float) -> Tensor:

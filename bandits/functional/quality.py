@@ -21,8 +21,6 @@ from bandits.functional import kernels
 BLOCK = 512
 """Reference points whose distances to all others are held at once."""
 
-DIRECT = "donot_use_mm_for_euclid_dist"
-
 
 def neighbour_radii(reference: Tensor, *, neighbours: int) -> Tensor:
     """(n,) distance from every reference point (n, e) to its k-th nearest other one.
@@ -39,7 +37,7 @@ def neighbour_radii(reference: Tensor, *, neighbours: int) -> Tensor:
         quick = kernels.squared_distances(centred[rows], centred)
         quick[torch.arange(len(rows)), rows] = torch.inf  # itself is no neighbour
         nearest = quick.topk(neighbours, dim=1, largest=False).indices
-        radii[rows] = torch.cdist(reference[rows, None], reference[nearest], compute_mode=DIRECT).amax((1, 2))
+        radii[rows] = torch.cdist(reference[rows, None], reference[nearest], compute_mode=kernels.DIRECT).amax((1, 2))
     return radii
 
 
@@ -60,4 +58,4 @@ def density(x: Tensor, reference: Tensor, radii: Tensor, *, neighbours: int) -> 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """(b, n) |x_i - y_j| of (b, e) and (n, e), pair by pair."""
-    return torch.cdist(x, y, compute_mode=DIRECT)
+    return torch.cdist(x, y, compute_mode=kernels.DIRECT)

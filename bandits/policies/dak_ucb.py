@@ -35,7 +35,7 @@ from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
 from bandits.functional.simplex import minimise_quadratic, nearest_psd
 from bandits.histories import ExactHistory, SummedHistory
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import SMALLEST_RIDGE, hyper, unit_scale
 from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
 from bandits.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
@@ -99,7 +99,7 @@ class DakUcb(Policy):
         at_most=65_536,
         source="DAK-UCB",
     )
-    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, source="DAK-UCB")
+    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, sound_at_least=SMALLEST_RIDGE, source="DAK-UCB")
     prior_mean: float = hyper(
         1.0,
         "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
@@ -316,7 +316,10 @@ class DakUcb(Policy):
         for row in range(len(worth)):
             if first[row] >= 0:
                 continue  # a first pull, whatever the mixture
-            arms = allowed[row].nonzero()[:, 0]
+            arms = (allowed[row] & worth[row].isfinite() & cross[row].isfinite().all(dim=1)).nonzero()[:, 0]
+            if not len(arms):
+                values[row] = draw.uniform_over(allowed[row : row + 1])[0]
+                continue
             linear = worth[row, arms].numpy()
             matrix = self.diversity_weight * nearest_psd(cross[row][arms][:, arms].numpy())
             mixed = minimise_quadratic(matrix, -linear).weights
@@ -325,6 +328,17 @@ class DakUcb(Policy):
         return values, marginal
 
     # -- what it tells -----------------------------------------------------------------------------------------------------
+
+    @property
+    def reward_scale(self) -> tuple[float, float] | None:
+        return unit_scale(self.prior_mean)
+
+    def arms_without_estimate(self, state: State) -> list[int]:
+        def is_finite(arm: DiversityArm) -> bool:
+            known = self.regression.is_finite(arm.fitted(self.regression))
+            return known and bool(arm.solved(self.regression).isfinite().all())
+
+        return [index for index, arm in enumerate(state.arms) if not is_finite(arm)]
 
     def report(self, state: State) -> dict[str, Any]:
         """Diversity of what was served, per arm and pooled. Vendi scores have order 1; conditional_rke is the conditional Vendi

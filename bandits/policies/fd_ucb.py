@@ -198,7 +198,7 @@ class FdUcb(Policy):
             spread = moments.spread(covariance)
             overlap = moments.overlap(covariance, target.root)
         gap = float(torch.linalg.vector_norm(arm.mean() - target.mean))
-        estimate = max(gap**2 + spread.trace + target.trace - 2.0 * overlap, 0.0)
+        estimate = max(gap * gap + spread.trace + target.trace - 2.0 * overlap, 0.0)
         if spread.top == 0.0:  # identical samples: see the head of this file
             return estimate, 0.0 if arm.count >= concentration.identical_samples(self.delta) else math.nan
         return estimate, self._radius(arm, spread, gap, target.root_trace)
@@ -233,6 +233,12 @@ class FdUcb(Policy):
         moments.check_given(given.mean, given.covariance, given.count, d=self.output_dim)
 
     # -- what it tells -------------------------------------------------------------------------------------------------
+
+    def arms_without_estimate(self, state: State) -> list[int]:
+        if state.reference.count < 2:
+            return []
+        scored = [self._score(arm, state.reference) for arm in state.arms]
+        return [i for i, arm in enumerate(state.arms) if arm.count >= 2 and not math.isfinite(scored[i].estimate)]
 
     def report(self, state: State) -> dict[str, Any]:
         """Per arm the samples n, estimate (squared Frechet distance), bonus and index = estimate - bonus; None for what is not

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import SMALLEST_RIDGE, hyper
 from bandits.regression import Regression, as_float64, remembered
 from bandits.regression_ucb import RegressionUcb
 
@@ -25,7 +25,7 @@ class LinUcb(RegressionUcb):
     summary: ClassVar[str] = "Baseline: one linear regression with a bias per arm, optimism by its width."
 
     normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
-    ridge: float = hyper(1.0, "Regulariser.", above=0, source="Li et al. 2010, Alg. 1 (identity)")
+    ridge: float = hyper(1.0, "Regulariser.", above=0, sound_at_least=SMALLEST_RIDGE, source="Li et al. 2010, Alg. 1 (identity)")
     exploration: float = hyper(1.0, "Multiplier of the width.", at_least=0, source="Li et al. 2010, alpha")
     prior_mean: float = hyper(1.0, "r0: what an unseen region is believed to be worth.", unit="reward")
     initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)

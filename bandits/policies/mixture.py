@@ -164,7 +164,9 @@ class MixtureUcb(Mixture):
                 share = (n + more) / (n + more).sum()
                 gradient = plan.loss.at(share)[1]
                 bonus = self.bonus(plan, more)
-                chosen = int(np.argmin(np.where(known & np.array(context.allowed), gradient - bonus, np.inf)))
+                usable = known & np.array(context.allowed)
+                index = np.where(usable & np.isfinite(gradient - bonus), gradient - bonus, np.inf)
+                chosen = int(np.argmin(np.where(usable & np.isinf(index), np.finfo(np.float64).max, index)))
                 values[row, chosen] = 1.0
                 scores["weight"][row] = share
                 scores["gradient"][row] = np.where(known, gradient, np.nan)

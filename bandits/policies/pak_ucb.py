@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import SMALLEST_RIDGE, hyper
 from bandits.regression import Regression, as_float64, lift, remembered
 from bandits.regression_ucb import RegressionUcb
 
@@ -53,7 +53,7 @@ class PakUcb(RegressionUcb):
         source="RFF-UCB",
     )
     add_linear: bool = hyper(False, "Append [1, x] to the random features.")
-    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, source="PAK-UCB, arXiv 2410.13287")
+    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, sound_at_least=SMALLEST_RIDGE, source="PAK-UCB, arXiv 2410.13287")
     exploration: float = hyper(
         0.1,
         "Multiplier eta of the width. With an optimistic prior_mean little is needed; measured in docs/defaults.md.",

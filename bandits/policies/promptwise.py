@@ -42,19 +42,17 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.arms import RidgeArm
-from bandits.errors import InvalidContext, InvalidObservation
+from bandits.errors import InvalidObservation
 from bandits.functional import kernels, logistic
 from bandits.functional.growing import Rows
 from bandits.functional.logistic import Fit, Quadratic
-from bandits.hyperparameters import hyper
-from bandits.regression import check_direction, lift, stacked
+from bandits.hyperparameters import SMALLEST_RIDGE, hyper
+from bandits.regression import check_direction, check_squared, lift, stacked
 from bandits.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, derived
 
 SMALLEST = 1e-12
 """Success probabilities are kept above this, so that cost / q stays finite."""
-LONGEST_SQUARED = 1e10
-"""Squared length of a vector, in units of the ridge, beyond which the Gram leaves the ridge no digits."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,13 @@ class PromptWise(Policy):
         128, "rff only: number D of random frequencies (2D features).", at_least=1, at_most=2048, source="RFF-UCB"
     )
     normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
-    ridge: float = hyper(1.0, "Regulariser of the logistic fit and of the width.", above=0, source="released code, 1/2 |theta|^2")
+    ridge: float = hyper(
+        1.0,
+        "Regulariser of the logistic fit and of the width.",
+        above=0,
+        sound_at_least=SMALLEST_RIDGE,
+        source="released code, 1/2 |theta|^2",
+    )
     exploration: float = hyper(1.0, "Multiplier eta of the width, in logits.", at_least=0, source="PromptWise, arXiv 2505.18901")
     stop_optimism: float = hyper(
         0.35,
@@ -259,11 +263,7 @@ class PromptWise(Policy):
     def check_context(self, context: Context) -> None:
         check_direction(context.features, normalize=self.normalize)
         if not self.normalize and self.features == "linear":
-            length = float(torch.linalg.vector_norm(context.features.to(torch.float64)))
-            if not length**2 <= LONGEST_SQUARED * self.ridge:
-                raise InvalidContext(
-                    "prompt", f"a vector of length {length:.3g} drowns the ridge; scale it, or set normalize: true"
-                )
+            check_squared(float(self.lift(context.features).square().sum()), ridge=self.ridge)
 
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         if seen.cost < 0.0:
@@ -322,7 +322,8 @@ class PromptWise(Policy):
 
     def _choice(self, state: State, pulls: Sequence[int], contexts: Sequence[Context], logits: Tensor, width: Tensor) -> Weights:
         attempts = torch.tensor([context.attempts for context in contexts], dtype=torch.float64)
-        cost, allowed = self._cost(state, contexts), draw.allowed_mask(contexts)
+        cost = self._cost(state, contexts)
+        allowed = draw.allowed_mask(contexts) & (logits + self.exploration * width).isfinite()  # without numbers nothing pays
 
         def ruled(bonus: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             optimistic = torch.sigmoid(logits + bonus)
@@ -372,6 +373,9 @@ class PromptWise(Policy):
             if first[-1] >= 0:
                 counts[lacking] += 1
         return first, torch.tensor(over)
+
+    def arms_without_estimate(self, state: State) -> list[int]:
+        return [index for index, arm in enumerate(state.arms) if not bool(arm.settle(self.ridge).fit.theta.isfinite().all())]
 
     def report(self, state: State) -> dict[str, Any]:
         return {

@@ -26,7 +26,7 @@ from torch import Tensor
 from bandits import draw
 from bandits.arms import MeanArm
 from bandits.errors import InvalidObservation
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import hyper, unit_scale
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 Fall = Callable[[Tensor], Tensor]
@@ -129,6 +129,10 @@ class Thompson(Policy):
         if self.posterior == "beta":
             return (self.prior_successes + arm.reward_sum) / (self.prior_successes + self.prior_failures + arm.pulls)
         return float(self._posteriors([arm]).mode)
+
+    @property
+    def reward_scale(self) -> tuple[float, float] | None:
+        return unit_scale(self.prior_mean) if self.posterior == "gaussian" else None
 
     def report(self, state: State) -> dict[str, Any]:
         return {"arms": [{"pulls": arm.pulls, "estimate": self._mean(arm)} for arm in state.arms]}

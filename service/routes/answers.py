@@ -149,5 +149,6 @@ async def bandit_json(learner: Learner) -> dict[str, Any]:
         "decisions": learner.ledger.decided,
         "open": len(learner.ledger.open),
         "references": learner.ledger.referenced,
+        "notices": await learner.notices(),
         "report": report,
     }

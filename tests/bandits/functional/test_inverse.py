@@ -103,6 +103,7 @@ def test_a_downdate_undoes_an_update() -> None:
     z = rows(7, 9, 5)
     before = started(5, ridge=0.4).updated_all(z[:8])[0]
     after = before.updated(z[8])[0].downdated(z[8])
+    assert after is not None
     torch.testing.assert_close(after.tensor(), before.tensor(), rtol=1e-10, atol=1e-12)
 
 

@@ -646,7 +646,7 @@ def test_random_features_learn_what_no_line_separates() -> None:
 def test_what_cannot_be_decided_or_learnt_is_refused() -> None:
     with pytest.raises(InvalidContext, match="zeros"):
         PromptWise(dim=2).check_context(context(1, (0.0, 0.0)))
-    with pytest.raises(InvalidContext, match="drowns the ridge"):
+    with pytest.raises(InvalidContext, match="too long for the ridge"):
         PromptWise(dim=2, normalize=False).check_context(context(1, (3e5, 0.0)))
     PromptWise(dim=2, normalize=False).check_context(context(1, (0.0, 3e3)))
     PromptWise(dim=2).check_context(context(1, (3e30, 0.0)))
