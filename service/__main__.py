@@ -118,15 +118,18 @@ def digest(bandit: str | None, store: str | None, quiet: bool) -> None:
 @click.argument("bandit")
 @store_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @_plainly
-def export(bandit: str, store: str | None, out: Path | None, quiet: bool) -> None:
+def export(bandit: str, store: str | None, out: Path | None, force: bool, quiet: bool) -> None:
     """Write the log of BANDIT as NDJSON, one event per line, as `GET /v1/bandits/BANDIT/log` streams it."""
+    from service.offline import check_free
     from service.offline import export as run
 
     if out is None:
         asyncio.run(run(_settings(store), bandit, sys.stdout.buffer, quiet=True))
         return
+    check_free(out, force=force)
     partial = out.with_name(out.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -139,12 +142,16 @@ def export(bandit: str, store: str | None, out: Path | None, quiet: bool) -> Non
 @main.command()
 @click.argument("destination", type=click.Path(dir_okay=False, path_type=Path))
 @store_option
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
 @_plainly
-def backup(destination: Path, store: str | None) -> None:
-    """Copy an SQLite store to DESTINATION while the server runs; the copy is complete and consistent."""
+def backup(destination: Path, store: str | None, force: bool) -> None:
+    """Copy an SQLite store to DESTINATION while the server runs; the copy is complete and consistent.
+
+    A copy made by `cp` is neither: the newest events are in another file. A file that exists is not overwritten.
+    """
     from service.offline import backup as run
 
-    run(_settings(store), destination)
+    run(_settings(store), destination, force=force)
 
 
 @main.command()

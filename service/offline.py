@@ -89,13 +89,20 @@ async def export(settings: Settings, bandit: str, out: BinaryIO, *, quiet: bool)
     return offset
 
 
-def backup(settings: Settings, destination: Path) -> None:
-    """A consistent copy, checked, under its final name only when it is complete."""
+def check_free(destination: Path, *, force: bool) -> None:
+    """`StorageUnavailable` where a file would be overwritten without `force`."""
+    if not force and (destination.exists() or destination.is_symlink()):
+        raise StorageUnavailable(f"{destination} exists; name another file, or give --force to replace it")
+
+
+def backup(settings: Settings, destination: Path, *, force: bool = False) -> None:
+    """A consistent copy, checked, under its final name only when it is complete. force: another file of that name is replaced."""
     source = settings.sqlite_path()
     if not source.is_file():
         raise StorageUnavailable(f"{source}: there is no such store")
     if destination.resolve() == source.resolve():
         raise StorageUnavailable(f"{destination}: this is the store itself; name another file")
+    check_free(destination, force=force)
     partial = destination.with_name(destination.name + ".partial")
     try:
         partial.unlink(missing_ok=True)

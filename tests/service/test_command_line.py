@@ -207,7 +207,11 @@ def test_the_export_is_what_the_server_streams(store: str, tmp_path: Path) -> No
 def test_an_export_that_fails_leaves_what_was_there(store: str, tmp_path: Path) -> None:
     out = tmp_path / "log.ndjson"
     out.write_text("precious")
-    unknown = nextarm("export", "nobody", "--store", store, "--out", out)
+    taken = nextarm("export", "b", "--store", store, "--out", out)
+    assert taken.exit_code == 1
+    assert "--force" in told(taken)
+    assert out.read_text() == "precious"
+    unknown = nextarm("export", "nobody", "--store", store, "--out", out, "--force")
     assert unknown.exit_code == 1
     assert "nobody" in told(unknown)
     assert "b, plain" in told(unknown)
@@ -222,6 +226,10 @@ def test_a_backup_is_a_store(store: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     assert nextarm("backup", copy, "--store", store).exit_code == 0
     assert nextarm("digest", "--store", f"sqlite:///{copy}").stdout == nextarm("digest", "--store", store).stdout
+    taken = nextarm("backup", copy, "--store", store)
+    assert taken.exit_code == 1
+    assert "--force" in told(taken)
+    assert nextarm("backup", copy, "--store", store, "--force").exit_code == 0
     failing = nextarm("backup", tmp_path / "nowhere" / "copy.db", "--store", store)
     assert failing.exit_code == 1
     told(failing)

@@ -120,6 +120,19 @@ async def test_a_backup_is_a_store_of_its_own(
     assert (found.offset, found.sha256) == bandit.digest()
 
 
+async def test_a_backup_overwrites_no_file_unless_it_is_forced_to(
+    settings: Settings, serving: tuple[SqliteStorage, Learner, Clients], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.db"
+    copy.write_text("yesterday's")
+    with pytest.raises(StorageUnavailable, match="--force"):
+        offline.backup(settings, copy)
+    assert copy.read_text() == "yesterday's"
+    offline.backup(settings, copy, force=True)
+    (found,) = await offline.digests(Settings(store=f"sqlite:///{copy}"), None, quiet=True)
+    assert found.snapshot_agrees
+
+
 async def test_a_backup_never_overwrites_the_store_itself(
     settings: Settings, serving: tuple[SqliteStorage, Learner, Clients], tmp_path: Path
 ) -> None:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from bench.faults.cases import away, clocks, duplicates, failover, full, kills, redis_killed, snapshots, starts, touched
+from bench.faults.cases import (
+    away,
+    clocks,
+    duplicates,
+    failover,
+    full,
+    kills,
+    redis_killed,
+    snapshots,
+    starts,
+    touched,
+    touched_files,
+)
 from bench.faults.rows import Case
 
 CASES = (
@@ -14,6 +26,7 @@ CASES = (
     Case("clocks", "two replicas whose clocks are an hour apart", clocks.run),
     Case("full", "SQLite's disk is full; Redis' memory is", full.run),
     Case("touched", "another program removes, restores or would evict keys of Redis under load", touched.run),
+    Case("files-touched", "SQLite's files removed, replaced, cut under the server and after a kill", touched_files.run),
     Case("snapshots", "snapshots deleted, and corrupted, before a start", snapshots.run),
     Case("paused", "a replica is paused (SIGSTOP) and resumed", away.paused),
     Case("partition", "a replica is cut off from Redis by the network", away.partition),
@@ -21,6 +34,7 @@ CASES = (
 )
 ORDER = (
     *("kill -9 of one", "kill -9 of a random", "Redis killed", "Redis fails over", "duplicate", "two replicas with clocks"),
-    *("disk full", "maxmemory", "keys, entries", "a bandit restored", "FLUSHALL", "eviction", "snapshots"),
+    *("disk full", "maxmemory", "keys, entries", "a bandit restored", "FLUSHALL", "eviction"),
+    *("under a running server", "after kill -9:", "snapshots"),
     *("a replica paused", "a replica cut off", "start with", "full replay"),
 )
