@@ -18,6 +18,8 @@ from bench.faults.server import PATIENCE_S, ROOT, Server
 CLIENTS = 4
 NOTICED_S = 5.0
 """A sweep is 0.1 s here; the rest is for a busy machine."""
+MOVED_S = 8.0
+"""By then what came after the copy was moved into the file; until then the write-ahead log makes the copy whole."""
 FRAME = 4120
 
 Touch = Callable[[Path, Path], object]
@@ -81,6 +83,7 @@ def _running(what: str, touch: Touch, folder: Path, options: Options) -> Row:
             load.until(150)
             _back_up(server, older)
             load.until(150)
+            time.sleep(MOVED_S)
             load.let_go()
         row.acknowledged = load.acknowledged()
         time.sleep(0.5)
