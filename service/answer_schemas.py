@@ -29,6 +29,11 @@ class ProblemAnswer(Answer):
     code: str = Field(description="Stable machine code.", examples=["invalid_request"])
     detail: str = Field(description="For people.", examples=["prompt.vector: has 2 numbers, this bandit takes 3"])
     errors: list[FieldProblem] = Field(default_factory=list, description="For 422: every wrong field.")
+    request_id: str = Field(
+        "",
+        description="The request's `x-request-id`; not in the items of a batch.",
+        examples=["checkout-4711"],
+    )
 
 
 class DecisionAnswer(Answer):

@@ -20,10 +20,11 @@ from service.embedders import registry
 from service.embedders.queue import EmbeddingQueue
 from service.express import Express
 from service.hosting import Hosting
+from service.hosts import ANY, AllowedHosts
 from service.metrics import Meter
 from service.routes import bandits, decisions, embedders, health, metrics, outcomes, pages, records, references
 from service.scorers.scoring import Scoring
-from service.settings import Settings
+from service.settings import Settings, listed
 from service.transport import Doorkeeper
 
 DESCRIPTION = """
@@ -60,13 +61,22 @@ class Application(FastAPI):
             express,
             gate=services.gate,
             meter=services.meter,
-            max_body_bytes=settings.max_body_bytes,
-            max_concurrent=settings.max_concurrent,
+            settings=settings,
+            hosts=allowed_hosts(settings, has_keys=not services.gate.open),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every request comes in here."""
         await self._entrance(scope, receive, send)
+
+
+def allowed_hosts(settings: Settings, *, has_keys: bool) -> AllowedHosts:
+    """Loopback's names alone where whoever reaches the server may use it, and only this machine should. With keys a web page gets
+    nothing; a server that others reach is reached by names that it cannot know.
+    """
+    is_private = not (has_keys or settings.allow_anonymous)
+    names = [name.lower() for name in listed(settings.allowed_hosts)] or ([] if is_private else [ANY])
+    return AllowedHosts(names, are_addresses_allowed=not is_private)
 
 
 @asynccontextmanager

@@ -13,6 +13,19 @@ from service.schemas import OutcomeItem
 
 REFERENCE = "#/components/schemas/{model}"
 
+REQUEST_ID_PARAMETER = {
+    "name": "x-request-id",
+    "in": "header",
+    "required": False,
+    "description": "Your id of this request: 1 to 128 of `A-Za-z0-9._:-`. Left out, or otherwise: the server makes one.",
+    "schema": {"type": "string"},
+    "example": "checkout-4711",
+}
+REQUEST_ID_ANSWERED = {
+    "description": "The id of this request, as it stands in problem documents (`request_id`) and in the server's log.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+}
+
 TAGS = [
     {"name": "bandits", "description": "Create them, look at them, change their arms."},
     {"name": "decisions", "description": "Ask for the next model to query."},
@@ -45,6 +58,12 @@ def document(app: FastAPI) -> None:
                 "description": "Beside an admin's key without a tenant: the tenant as whose admin this one request is made.",
             }
             described["security"] = [{}, {"key": []}, {"key": [], "tenant": []}]
+            parts.setdefault("headers", {})["RequestId"] = REQUEST_ID_ANSWERED
+            for path in described["paths"].values():
+                for operation in path.values():
+                    operation.setdefault("parameters", []).append(dict(REQUEST_ID_PARAMETER))
+                    for response in operation["responses"].values():
+                        response.setdefault("headers", {})["x-request-id"] = {"$ref": "#/components/headers/RequestId"}
             app.openapi_schema = described
         return app.openapi_schema
 

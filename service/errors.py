@@ -37,6 +37,7 @@ from service.learner import (
 )
 from service.schemas import ID, NAME
 from service.storage.base import LogMissing, LogTrimmed, StorageError
+from service.telemetry import REQUEST_ID
 from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.errors")
@@ -51,6 +52,7 @@ NAMED = 64
 CODES: dict[str, int] = {
     "malformed_json": 400,
     "malformed_path": 400,
+    "malformed_request": 400,
     "unauthenticated": 401,
     "forbidden": 403,
     "not_found": 404,
@@ -58,6 +60,7 @@ CODES: dict[str, int] = {
     "arm_not_found": 404,
     "decision_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "bandit_exists": 409,
     "outcome_conflict": 409,
     "decision_conflict": 409,
@@ -70,8 +73,10 @@ CODES: dict[str, int] = {
     "log_trimmed": 410,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
+    "host_not_allowed": 421,
     "invalid_request": 422,
     "rate_limited": 429,
+    "headers_too_large": 431,
     "internal_error": 500,
     "storage_unavailable": 503,
     "replica_behind": 503,
@@ -114,10 +119,11 @@ class Problem(Exception):
         return body
 
     def response(self) -> Response:
-        """The answer."""
-        return Response(
-            msgspec.json.encode(self.document()), self.status, headers=self.headers, media_type="application/problem+json"
-        )
+        """The answer to the request that this task works on."""
+        document = self.document()
+        if request_id := REQUEST_ID.get():
+            document["request_id"] = request_id
+        return Response(msgspec.json.encode(document), self.status, headers=self.headers, media_type="application/problem+json")
 
 
 def invalid(path: str, message: str) -> Problem:
@@ -182,7 +188,7 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case QueueFull():
             return Problem("overloaded", str(error), headers={"Retry-After": str(error.retry_after_s)})
         case EmbedderError():
-            throttled.error("an embedder failed", reason=str(error))
+            throttled.error("an embedder failed", reason=str(error), request_id=REQUEST_ID.get())
             return Problem("overloaded", f"the content cannot be embedded now: {error}")
         case LogTrimmed():
             return Problem("log_trimmed", f"events before offset {error.first} are kept in snapshots only; read from there on")
@@ -191,10 +197,10 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case Behind():
             return Problem("replica_behind", str(error))
         case StorageError():
-            throttled.error("the store refused", reason=str(error))
+            throttled.error("the store refused", reason=str(error), request_id=REQUEST_ID.get())
             return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted")
         case _:
-            logger.error("unexpected failure", exc_info=error)
+            logger.error("unexpected failure", exc_info=error, extra={"request_id": REQUEST_ID.get()})
             return Problem("internal_error", "an unexpected failure; it was logged")
 
 
@@ -276,8 +282,10 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             return answered(request, Problem(code, "not found; GET /openapi.json and /docs list every path"))
         # every method that the path takes: the framework knows those of the first route that matches it
         takes = [route for route in routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
-        methods = sorted({method for route in takes for method in route.methods or ()})
-        allowed = ", ".join(methods) or (error.headers or {}).get("Allow", "")
+        methods = {method for route in takes for method in route.methods or ()}
+        if "GET" in methods:
+            methods.add("HEAD")  # the door turns it into GET
+        allowed = ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
         if request.method == "POST" and request.url.path == "/v1/bandits":
             hint = "create a bandit with PUT /v1/bandits/{name}; GET lists them"
             return answered(request, Problem(code, hint, headers={"Allow": allowed}))

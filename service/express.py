@@ -49,6 +49,7 @@ class Express:
             return
         template, match, handle = found
         scope["nextarm.route"] = template
+        scope["path_params"] = match.groupdict()  # for the access log, as the framework's router does
         try:
             content, status = await handle(self._services, scope, match, parse_json(body))
         except Exception as error:

@@ -10,12 +10,14 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 
 from service.access import parse_keys
 from service.app import running
-from service.settings import InvalidSettings, Settings
+from service.connections import BoundedProtocol, ConnectionLimits, available_connections
+from service.settings import InvalidSettings, Settings, listed
 from service.telemetry import configure_logging
 
 logger = logging.getLogger("nextarm")
@@ -112,10 +114,16 @@ async def serve(settings: Settings) -> None:
     async with running(settings) as app:
         listening, url = _listen(settings)
         with listening:
+            limits = ConnectionLimits(
+                settings, connections=available_connections(settings.max_connections), meter=app.state.services.meter
+            )
             config = uvicorn.Config(
                 app,
-                http="httptools",
+                http=partial(BoundedProtocol, limits=limits),  # type: ignore[arg-type]
+                ws="none",
                 lifespan="off",
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=listed(settings.trusted_proxies),  # never uvicorn's own variable of the environment
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.storage.base import Durability, Storage, StorageUnavailable
@@ -23,6 +24,11 @@ OF_OTHERS = ("NEXTARM_API_KEY", "NEXTARM_MEMORY", "NEXTARM_METRICS_KEY", "NEXTAR
 """Variables with the prefix that are no settings of the service: of `nextarm replay` and of the compose files."""
 
 REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+
+
+def listed(text: str) -> list[str]:
+    """The items of a setting that is a list with commas."""
+    return [item for item in (part.strip() for part in text.split(",")) if item]
 
 
 class InvalidSettings(Exception):
@@ -52,7 +58,35 @@ class Settings(BaseSettings):
         "KEY has no colon and may be `sha256=HEX`. Empty = no authentication.",
     )
     allow_anonymous: bool = Field(False, description="Allow listening beyond loopback without any API key.")
+    allowed_hosts: str = Field(
+        "",
+        description="Comma-separated names, besides loopback's, by which requests may address this server (their Host header); "
+        "others are a 421. `*` = any. Empty = loopback's alone on a server on loopback without keys, else any.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Comma-separated addresses or networks of proxies whose `X-Forwarded-For` names the client, for the rate "
+        "limit; `*` = any. Empty = the header is not read.",
+    )
+    max_connections: int = Field(
+        1024,
+        ge=1,
+        description="Connections at once, or fewer where the limit of file descriptors is lower. Beyond, those that wait longest "
+        "for a request are closed, and only probes and metrics are answered besides.",
+    )
+    head_timeout_s: FiniteFloat = Field(
+        10.0, gt=0, description="Seconds from the first byte of a request to the end of its headers; more is a 408."
+    )
+    body_timeout_s: FiniteFloat = Field(
+        60.0, gt=0, description="Seconds from the end of a request's headers to the end of its body; more is a 408."
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body; more is a 413.")
+    max_bodies_bytes: int = Field(
+        0,
+        ge=0,
+        description="Request bodies in memory, all together, in bytes; more are a 503 with Retry-After. "
+        "0: eight times `NEXTARM_MAX_BODY_BYTES`.",
+    )
     max_prompt_chars: int = Field(100_000, ge=1, description="Longest prompt or output text; more is a 422.")
     max_concurrent: int = Field(
         128, ge=1, description="Requests worked on at once; more are a 503 with Retry-After, so that those accepted stay quick."
@@ -120,6 +154,24 @@ class Settings(BaseSettings):
         "for the last so many.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        for item in listed(text):
+            if item != "*":
+                try:
+                    ipaddress.ip_network(item)
+                except ValueError as error:
+                    raise ValueError(f"{item!r} is no address and no network: {error}") from error
+        return text
+
+    @field_validator("max_bodies_bytes")
+    @classmethod
+    def _holds_one_body(cls, value: int, info: ValidationInfo) -> int:
+        if 0 < value < info.data.get("max_body_bytes", 0):
+            raise ValueError("is less than NEXTARM_MAX_BODY_BYTES: no body of that size could ever be read")
+        return value
 
     @staticmethod
     def load(**overrides: object) -> Settings:

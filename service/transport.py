@@ -1,6 +1,7 @@
 """What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
 
-    room (503) ──> path (400) ──> key (401), rate (429) ──> size (413) ──> encoding, type (415) ──> room (503) ──> route
+    id ──> room (503) ──> host (421) ──> path (400) ──> key (401), rate (429) ──> size (413)
+       ──> parts (413), encoding, type (415) ──> room (503) ──> route
 
 Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
 turn a failure while reading into an error of its own.
@@ -20,11 +21,16 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import telemetry
 from service.access import TENANT_HEADER, Gate
 from service.errors import Problem
+from service.hosts import AllowedHosts
 from service.json_bodies import check_structure, parse_json
 from service.metrics import Meter
+from service.settings import Settings
 from service.targets import check_target
+from service.telemetry import REQUEST_ID, REQUEST_ID_HEADER, AccessLog
+from service.throttling import ThrottledLogger
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js")
 PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/docs", "/redoc", *(f"/docs/{name}" for name in ASSETS))
@@ -38,65 +44,84 @@ LARGE_BODY = 2**18
 between two of them, others are answered.
 """
 
-TELL_EVERY_S = 10.0
-"""Between two lines of the log about refused requests."""
-
 TENANT = TENANT_HEADER.lower().encode()
-HEADERS = (b"authorization", b"content-length", b"content-encoding", b"content-type", TENANT)
+HEADERS = frozenset((b"authorization", b"content-length", b"content-encoding", b"content-type", REQUEST_ID_HEADER, TENANT))
+READINESS = "/readyz"
+LONGEST_NAME = 64
+"""Characters of a bandit's name in a log line; there is none longer."""
+
+NO_CONNECTION_LEFT = "nextarm.no_connection_left"
+"""In the scope of a request whose connection was only accepted for probes (connections.py)."""
 
 logger = logging.getLogger("nextarm.http")
 
 
 class Doorkeeper:
-    """Lets in who may call and what can be read; counts every request, and writes one log line per failed one."""
+    """Lets in who may call and what can be read; counts every request, names it by an id, and writes one log line about it."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, max_body_bytes: int, max_concurrent: int) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, settings: Settings, hosts: AllowedHosts) -> None:
         self._app = app
-        self._room = max_concurrent
+        self._room = settings.max_concurrent
         self._gate = gate
+        self._hosts = hosts
         self._meter = meter
-        self._limit = max_body_bytes
-        refusal = Problem("overloaded", "too many requests are being worked on; try again, or ask another replica").response()
-        self._refusal_head = {"type": "http.response.start", "status": refusal.status_code, "headers": refusal.raw_headers}
-        self._refusal_body = {"type": "http.response.body", "body": refusal.body}
-        self._tell_after = 0.0
+        self._limit = settings.max_body_bytes
+        self._bodies_room = settings.max_bodies_bytes or 8 * settings.max_body_bytes
+        # The two refusals that must cost little are written before.
+        self._busy = _Prepared("requests are being worked on", setting="NEXTARM_MAX_CONCURRENT")
+        self._too_many = _Prepared("connections are open", setting="NEXTARM_MAX_CONNECTIONS")
+        self._throttled = ThrottledLogger(logger)
+        self._access_log = AccessLog()
         self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = {name: value for name, value in scope["headers"] if name in HEADERS}
+        request_id = scope["nextarm.id"] = telemetry.request_id(headers.get(REQUEST_ID_HEADER))
+        REQUEST_ID.set(request_id)  # a request is a task of its own
         if self._is_full(scope):  # before anything else is done for it
             await self._refuse(scope, send)
             return
         started = time.perf_counter()
         status = 500
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # what GET answers, without its body; the server's own scope stays as it is
+            scope = {**scope, "method": "GET", "nextarm.is_head": True}
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id.encode())]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
-        headers = {name: value for name, value in scope["headers"] if name in HEADERS}
+        held = 0
         try:
             self._admit(scope, headers)
-            body = scope["nextarm.body"] = await self._collect(headers, receive)
+            body = await self._collect(headers, receive)
+            if body is None:
+                return
+            held = len(body)
+            await self._check(headers, body)
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, watch)
         else:
-            if body is None:
-                return
-            if len(body) > LARGE_BODY:
-                await self._take_turn()
             if self._is_full(scope):  # others came while it was read
                 await self._refuse(scope, send)
                 return
+            scope["nextarm.body"] = body
             await self._work_on(body, scope, receive, watch)
+        finally:
+            self._bodies_room += held
         self._tell(scope, status, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        self._hosts.check(scope["headers"])
         check_target(scope.get("raw_path") or quote(scope["path"]).encode())
         path = scope["path"]
         if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
@@ -112,53 +137,76 @@ class Doorkeeper:
             self._room += 1
 
     def _is_full(self, scope: Scope) -> bool:
-        return self._room <= 0 and scope["path"] not in ALWAYS_SERVED
+        return (self._room <= 0 or NO_CONNECTION_LEFT in scope) and scope["path"] not in ALWAYS_SERVED
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
         """At the price of little more than a bare route: the answer was written before, and of many one is logged."""
-        await send(self._refusal_head)
-        await send(self._refusal_body)
-        self._meter.count(route="", method=scope["method"], status=503, seconds=0.0)
+        refusal = self._too_many if NO_CONNECTION_LEFT in scope else self._busy
+        for message in refusal.messages(scope["nextarm.id"]):
+            await send(message)
+        self._meter.count(route="", method=_method(scope), status=503, seconds=0.0)
         self._meter.count_problem("overloaded")
-        if (now := time.monotonic()) >= self._tell_after:
-            self._tell_after = now + TELL_EVERY_S
-            logger.warning("requests are refused: as many are worked on as NEXTARM_MAX_CONCURRENT allows")
+        self._throttled.warning(f"requests are refused: as many {refusal.what} allows")
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path_format", ""))
-        self._meter.count(route=route, method=scope["method"], status=status, seconds=seconds)
+        method = _method(scope)
+        self._meter.count(route=route, method=method, status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])
-        if status >= 500 or logger.isEnabledFor(logging.DEBUG):
-            logger.log(
-                logging.ERROR if status >= 500 else logging.DEBUG,
-                "request",
-                extra={"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)},
-            )
+        is_failure = status >= 500 and scope["path"] != READINESS  # whose 503 is an answer: not yet
+        if not (is_failure or logger.isEnabledFor(logging.INFO)):
+            return
+        fields = {
+            "request_id": scope["nextarm.id"],
+            "method": method,
+            "route": route,
+            "bandit": scope.get("path_params", {}).get("name", "")[:LONGEST_NAME],
+            "status": status,
+            "ms": round(1e3 * seconds, 2),
+        }
+        if is_failure:
+            logger.error("request", extra=fields)
+        else:
+            self._access_log.write(fields)
 
     async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
-        """The whole body; None where the client went away in the middle of it: half a request is none."""
+        """The whole body, for which room was taken; None where the client went away in the middle of it: half a request is none.
+        Bodies are limited one by one and all together, from the first byte that is kept of them.
+        """
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
         chunks, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._limit:
-                raise self._too_large()
-            more = message.get("more_body", False)
-        body = b"".join(chunks)
-        if size > LARGE_BODY:
+        is_whole = False
+        try:
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return None
+                chunk = message.get("body", b"")
+                chunks.append(chunk)
+                size += len(chunk)
+                self._bodies_room -= len(chunk)
+                if size > self._limit:
+                    raise self._too_large()
+                if self._bodies_room < 0:
+                    raise self._no_room_for_bodies()
+                more = message.get("more_body", False)
+            is_whole = True
+        finally:
+            if not is_whole:
+                self._bodies_room += size
+        return b"".join(chunks)
+
+    async def _check(self, headers: Mapping[bytes, bytes], body: bytes) -> None:
+        if len(body) > LARGE_BODY:
             await asyncio.to_thread(check_structure, body)
+            await self._take_turn()
         else:
             check_structure(body)
-        if size:
+        if body:
             _check_type(headers, body)
-        return body
 
     async def _take_turn(self) -> None:
         """Return in an iteration of the loop of its own. What follows, up to the parser, does not wait for anything."""
@@ -168,6 +216,32 @@ class Doorkeeper:
     def _too_large(self) -> Problem:
         # The rest of the body is not read: the connection cannot be used for another request.
         return Problem("payload_too_large", f"a body may have {self._limit} bytes", headers={"Connection": "close"})
+
+    def _no_room_for_bodies(self) -> Problem:
+        self._throttled.warning("requests are refused: their bodies fill NEXTARM_MAX_BODIES_BYTES")
+        detail = "the bodies of other requests fill the memory that there is for them; try again, or ask another replica"
+        return Problem("overloaded", detail, headers={"Connection": "close"})
+
+
+class _Prepared:
+    """A 503 into which only the id of the request is put."""
+
+    def __init__(self, what: str, *, setting: str) -> None:
+        self.what = f"{what} as {setting}"
+        answer = Problem("overloaded", f"too many {what}; try again, or ask another replica").response()
+        self._headers = [item for item in answer.raw_headers if item[0] != b"content-length"]
+        self._body = bytes(answer.body).removesuffix(b"}") + b',"request_id":"%s"}'
+
+    def messages(self, request_id: str) -> tuple[Message, Message]:
+        """What is sent; the id has only characters that JSON and headers take as they are."""
+        named = request_id.encode()
+        body = self._body % named
+        headers = [*self._headers, (b"content-length", b"%d" % len(body)), (REQUEST_ID_HEADER, named)]
+        return {"type": "http.response.start", "status": 503, "headers": headers}, {"type": "http.response.body", "body": body}
+
+
+def _method(scope: Scope) -> str:
+    return "HEAD" if "nextarm.is_head" in scope else str(scope["method"])
 
 
 def _check_type(headers: Mapping[bytes, bytes], body: bytes) -> None:

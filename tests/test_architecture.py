@@ -31,7 +31,7 @@ DOORS: dict[str, set[str]] = {
     "pandas": set(),
     "scipy": set(),
     "httpx": {"service/replay"},
-    "uvicorn": {"service/serving.py", "service/replay"},
+    "uvicorn": {"service/serving.py", "service/connections.py", "service/replay"},
     "sqlite3": {"service/storage", "service/offline.py"},
     "pickle": set(),
     "yaml": set(),

@@ -8,9 +8,13 @@ from typing import Any
 from service.errors import CODES
 
 ALWAYS = (
+    "malformed_request",
     "malformed_path",
     "unauthenticated",
     "forbidden",
+    "request_timeout",
+    "host_not_allowed",
+    "headers_too_large",
     "invalid_request",
     "rate_limited",
     "storage_unavailable",

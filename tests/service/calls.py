@@ -102,13 +102,14 @@ class Service:
 def check_answer(response: httpx.Response) -> None:
     """No answer is a failure of the server, and every error is a problem document that says where it is wrong."""
     assert response.status_code != 500, f"{response.request.method} {response.request.url}: {response.text}"
+    assert response.headers["x-request-id"]
     if response.status_code < 400 or response.request.method == "HEAD" or "readyz" in str(response.request.url):
         return
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
-    assert (
-        {"type", "title", "status", "code", "detail"} <= set(problem) <= {"type", "title", "status", "code", "detail", "errors"}
-    )
+    fields = {"type", "title", "status", "code", "detail", "request_id"}
+    assert fields <= set(problem) <= fields | {"errors"}
+    assert problem["request_id"] == response.headers["x-request-id"]
     assert problem["status"] == response.status_code
     for wrong in problem.get("errors", []):
         assert set(wrong) == {"path", "message"}
@@ -152,7 +153,7 @@ async def connected(app: Any, *, key: str = "", address: str = "127.0.0.1") -> A
     """A client of a running app."""
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False, client=(address, 50_000))
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
         yield Service(client)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,14 @@ class Server:
 
     def logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Returns once it is so; fails where it does not become so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
 
 
 def _checked(response: httpx.Response) -> None:

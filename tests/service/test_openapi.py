@@ -261,7 +261,7 @@ def test_requests_made_from_the_document_are_answered_as_it_says(document: Json,
         def ask(case: Any) -> None:
             nonlocal asked
             asked += 1
-            sent = case.as_transport_kwargs(base_url="http://service")
+            sent = case.as_transport_kwargs(base_url="http://localhost")
             sent["content"] = sent.pop("data", None)
             sent.pop("cookies", None)
             case.validate_response(schemathesis.Response.from_httpx(send(**_named(sent)), verify=False), checks=CHECKS)

@@ -59,7 +59,7 @@ class Scripted:
 
 def play(service: Callable[[httpx.Request], httpx.Response], **changes: Any) -> Any:
     with httpx.Client(transport=httpx.MockTransport(service)) as client:
-        return play_all(Api("http://service/", client=client), small_table(), [BANDIT], PLAN, **changes)
+        return play_all(Api("http://localhost/", client=client), small_table(), [BANDIT], PLAN, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_a_server_of_another_kind_is_one_line(answer: httpx.Response, says: str)
 def test_a_server_without_a_list_of_policies_is_no_nextarm_server() -> None:
     client = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(200, json={"hello": 1})))
     with client, pytest.raises(ServerError, match="is it a nextarm server"):
-        offered(Api("http://service", client=client))
+        offered(Api("http://localhost", client=client))
 
 
 def test_nobody_at_the_url_is_one_line() -> None:

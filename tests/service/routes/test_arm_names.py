@@ -131,7 +131,9 @@ def status_of(url: str, method: bytes, target: bytes) -> int:
     """Sent as it is: clients resolve such paths before they send them."""
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
-        connection.sendall(method + b" " + target + b" HTTP/1.1\r\nhost: host\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        connection.sendall(
+            method + b" " + target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        )
         answer = b""
         while chunk := connection.recv(65_536):
             answer += chunk

@@ -88,7 +88,12 @@ async def test_an_embedder_can_be_loaded_ahead(clipped: Service) -> None:
     assert failed(await clipped.post("/v1/embedders/bert/warm")) == (404, "not_found")
     assert paths(await clipped.post("/v1/embedders/vector/warm")) == ["embedder"]
     assert paths(await clipped.post("/v1/embedders/minilm/warm", {"model": "x"})) == ["model"]
-    assert failed(await clipped.post("/v1/embedders/open-clip/warm", {"model": "RN50", "checkpoint": "x"}))[0] == 503
+
+
+async def test_warming_a_checkpoint_that_is_not_there_is_refused_and_not_to_be_retried(clipped: Service) -> None:
+    response = await clipped.post("/v1/embedders/open-clip/warm", {"model": "RN50", "checkpoint": "x"})
+    assert (failed(response), paths(response)) == ((422, "invalid_request"), ["checkpoint"])
+    assert "retry-after" not in response.headers
 
 
 async def test_a_warm_server_is_ready_whatever_becomes_of_it(models: Path) -> None:
