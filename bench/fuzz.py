@@ -208,15 +208,16 @@ def _mutated(data: bytes, draw: random.Random) -> bytes:
 # -- sending -------------------------------------------------------------------------------------------------------------------
 
 
-def answer_to(port: int, request: bytes, *, slowly: bool = False) -> tuple[int, str, bytes] | str:
-    """The first answer, "closed" where the connection ended without one, or what is wrong with what came. The client closes its
-    side after the request, so that half a request has an end.
+def answer_to(port: int, request: bytes, *, slowly: bool = False, ends: bool) -> tuple[int, str, bytes] | str:
+    """The first answer, "closed" where the connection ended without one, or what is wrong with what came. ends: the client closes
+    its side after the request, so that half a request has an end; a server may then drop an answer that it has yet to work out.
     """
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         try:
             for part in [request[i : i + 7] for i in range(0, 70, 7)] + [request[70:]] if slowly else [request]:
                 connection.sendall(part)
-            connection.shutdown(socket.SHUT_WR)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # refused before all of it was sent; there may be an answer all the same
         response = HTTPResponse(connection, method=request.split(b" ", 1)[0].decode("latin-1"))
@@ -261,8 +262,10 @@ def run(server: Server, *, requests: int, seed: int, record: Record) -> list[flo
         for number in range(worker, requests, WORKERS):
             if server.process.poll() is not None:
                 return
-            kind, request = ("by the document", drawn.request()) if number // WORKERS % 2 else garbage(drawn.random)
-            record.add(kind, request, answer_to(server.port, request, slowly=drawn.random.random() < 0.05))
+            is_whole = bool(number // WORKERS % 2)
+            kind, request = ("by the document", drawn.request()) if is_whole else garbage(drawn.random)
+            slowly = drawn.random.random() < 0.05
+            record.add(kind, request, answer_to(server.port, request, slowly=slowly, ends=not is_whole))
 
     try:
         with ThreadPoolExecutor(WORKERS) as pool:
