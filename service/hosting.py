@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any
+from weakref import WeakValueDictionary
 
 from uuid_utils.compat import uuid7
 
@@ -22,9 +23,17 @@ from service import events
 from service.events import Created
 from service.folding import LogNewer
 from service.learner import Learner
-from service.schemas import completed
 from service.settings import Settings
-from service.storage.base import Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
+from service.storage.base import (
+    Log,
+    LogMissing,
+    LogRewound,
+    LogTrimmed,
+    Storage,
+    StorageDamaged,
+    StorageError,
+    StorageUnavailable,
+)
 from service.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.hosting")
@@ -76,7 +85,8 @@ class Hosting:
         self._device = settings.where()
         self._learners: dict[str, Learner] = {}
         self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
-        self._loading: dict[str, asyncio.Task[Learner]] = {}
+        self._loading: dict[Log, asyncio.Task[Learner]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of creating a name or looking for it
         self._damaged: dict[str, BanditDamaged] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._ends: dict[str, int] = {}  # last known ends of the logs of a shared store
@@ -114,20 +124,21 @@ class Hosting:
     # -- names -------------------------------------------------------------------------------------------------------------
 
     async def create(self, created: Created) -> tuple[Learner, bool]:
-        """The learner of a new bandit and True; of an existing one with the same request and False; else `BanditConflict`."""
+        """The learner of a new bandit and True, or of the one that has the name already and False."""
         name = _path(created.tenant, created.bandit)
         wanted = Log(str(uuid7()), name)
         learner = Learner(self.storage, wanted, created, **self._options())  # what it refuses is refused before it is logged
-        log, receipt = await self.storage.create(wanted, events.encode(created))
-        if receipt.first is None:
-            self._learners[name] = learner
-            return learner, True
-        if name not in self._learners and name not in self._damaged:  # the request that created it was cut off
-            self._unloaded.setdefault(name, log)
-        learner = await self.get(created.tenant, created.bandit)
-        if completed(learner.created.request) != created.request:
-            raise BanditConflict(created.bandit)
-        return learner, False
+        async with self._turn(name):
+            log, receipt = await self.storage.create(wanted, events.encode(created))
+            if receipt.first is None:
+                self._learners[name] = learner
+                self._unloaded.pop(name, None)
+                self._damaged.pop(name, None)
+                return learner, True
+            known = self._learners.get(name)
+            if name not in self._damaged and (known is None or known.log != log):  # e.g. the request that created it was cut off
+                self._adopt(log)
+        return await self.get(created.tenant, created.bandit), False
 
     async def get(self, tenant: str, bandit: str) -> Learner:
         """The learner of a bandit; waits while it is being loaded."""
@@ -138,6 +149,7 @@ class Hosting:
             learner = None
         if learner is None and self.storage.shared and not {name} & (self._unloaded.keys() | self._damaged.keys()):
             await self._look_for(name)
+            learner = self._learners.get(name)  # it may have been created meanwhile
         if learner is None and name in self._unloaded:
             learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
         if name in self._damaged:
@@ -151,17 +163,14 @@ class Hosting:
     async def delete(self, tenant: str, bandit: str) -> None:
         """Remove the bandit and its log, whatever is open; a damaged one can be deleted too."""
         name = _path(tenant, bandit)
-        if name in self._loading:
-            await asyncio.wait([self._loading[name]])
-        learner = self._learners.get(name)
-        logs = [learner.log] if learner else [log for log in await self.storage.logs() if log.name == name]
-        if not logs:
+        log = await self.storage.find_log(name)  # another process may have given the name to another log
+        if log is None:
             raise BanditMissing(bandit)
-        await self.storage.delete(logs[0])
-        if self._learners.get(name) is learner:  # else it was created anew meanwhile
-            self._learners.pop(name, None)
-        self._unloaded.pop(name, None)
+        if log in self._loading:
+            await asyncio.wait([self._loading[log]])
+        await self.storage.delete(log)
         self._damaged.pop(name, None)
+        self._forget(log)
 
     async def names(self, tenant: str) -> list[str]:
         """The bandits of a tenant, in order."""
@@ -200,9 +209,9 @@ class Hosting:
         }
 
     def _begin_to_load(self, log: Log) -> asyncio.Task[Learner]:
-        task = self._loading.get(log.name)
+        task = self._loading.get(log)
         if task is None:
-            task = self._loading[log.name] = asyncio.create_task(self._load(log))
+            task = self._loading[log] = asyncio.create_task(self._load(log))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is told by `get` and `state`
         return task
 
@@ -212,22 +221,51 @@ class Hosting:
             async with self._few:
                 learner = await self._learn(log)
         except LogMissing:  # deleted meanwhile
-            self._unloaded.pop(log.name, None)
+            self._forget(log)
             raise
         except (StorageUnavailable, LogRewound):
             raise
         except Exception as error:
-            self._unloaded.pop(log.name, None)
+            if not self._is_wanted(log):
+                raise LogMissing(log.name) from error
+            self._forget(log)
             is_newer = isinstance(error, LogNewer | events.NewerEvent)
             self._damaged[log.name] = BanditNewer(str(error)) if is_newer else BanditDamaged(str(error))
             logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
             raise (LogNewer if is_newer else StorageDamaged)(f"bandit {log.name!r}", str(error)) from error
         finally:
-            self._loading.pop(log.name, None)
-        self._unloaded.pop(log.name, None)
+            self._loading.pop(log, None)
+        if not self._is_wanted(log):
+            raise LogMissing(log.name)
+        del self._unloaded[log.name]
         self._learners[log.name] = learner
         self._on_load(learner.created)
         return learner
+
+    def _is_wanted(self, log: Log) -> bool:
+        """Whether a log that is being loaded was not deleted, and its name not given to another one, meanwhile."""
+        return self._unloaded.get(log.name) == log
+
+    def _adopt(self, log: Log) -> None:
+        """Begin to load the log that has a name now, whatever had it before."""
+        self._learners.pop(log.name, None)
+        self._damaged.pop(log.name, None)
+        self._unloaded[log.name] = log
+        self._begin_to_load(log)
+
+    def _forget(self, log: Log) -> None:
+        """Drop what is known of a log, and nothing of another one that has its name by now."""
+        name = log.name
+        if name in self._learners and self._learners[name].log == log:
+            del self._learners[name]
+        if self._unloaded.get(name) == log:
+            del self._unloaded[name]
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """Held from asking the store to create a log, or which log has a name, until its answer is taken in: a look between a
+        creation and its learner would load a second learner of the log, and an answer from before it would drop the first.
+        """
+        return self._turns.setdefault(name, asyncio.Lock())
 
     async def _learn(self, log: Log) -> Learner:
         await self.storage.begin_anew(log)
@@ -281,7 +319,7 @@ class Hosting:
                 if self._ends.get(name, 0) == end:
                     return
         except (LogMissing, LogRewound, LogTrimmed):
-            await self._look_for(name)
+            await self._look_until_answered(name)
         except StorageUnavailable:
             pass  # whoever asks next is told, and there will be news
         except StorageDamaged as error:
@@ -291,22 +329,32 @@ class Hosting:
 
     async def _look_for(self, name: str) -> None:
         """Bring what is known of a name up to what the store holds under it now."""
-        log = await self.storage.find_log(name)
-        learner = self._learners.get(name)
-        if log is None:
-            self._learners.pop(name, None)
-            self._unloaded.pop(name, None)
-            self._damaged.pop(name, None)
-            self._ends.pop(name, None)
-        elif learner is None or learner.log != log:
-            self._learners.pop(name, None)
-            self._damaged.pop(name, None)
-            self._unloaded[name] = log
-            self._begin_to_load(log)
-        elif learner.astray:
+        async with self._turn(name):
+            log = await self.storage.find_log(name)
+            learner = self._learners.get(name)
+            if log is None:
+                self._learners.pop(name, None)
+                self._unloaded.pop(name, None)
+                self._damaged.pop(name, None)
+                self._ends.pop(name, None)
+                return
+            if learner is None or learner.log != log:
+                self._adopt(log)
+                return
+        if learner.astray:
             self._load_anew(name, learner)
         else:
             await learner.catch_up()
+
+    async def _look_until_answered(self, name: str) -> None:
+        """What is known of a name is wrong, and there may be no news that say so again."""
+        while True:
+            try:
+                return await self._look_for(name)
+            except StorageUnavailable:
+                await asyncio.sleep(RETRY_S)
+            except StorageError:  # told to whoever asks
+                return None
 
     def _load_anew(self, name: str, learner: Learner) -> None:
         """Forget what was learnt from a log that lost entries, or whose entries are behind its snapshots by now."""

@@ -85,15 +85,15 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
     loaded, which takes seconds: its first decision then does not.
     """
     try:
-        learner = await services.hosting.get(caller.tenant, name)
+        learner, is_new = await services.hosting.get(caller.tenant, name), False
     except BanditMissing:
-        return await _create(name, body, caller.tenant, services)
-    if not is_same_request(learner.created.request, body):
+        learner, is_new = await _create(name, body, caller.tenant, services)
+    if not is_new and not is_same_request(learner.created.request, body):
         raise BanditConflict(name)
-    return answer(await bandit_json(learner))
+    return answer(await bandit_json(learner), status=201 if is_new else 200)
 
 
-async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> Response:
+async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> tuple[Learner, bool]:
     created = await asyncio.to_thread(
         created_event,
         name,
@@ -105,8 +105,7 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
         sources=services.settings.sources(),
     )
     await load_for(services.embeddings, created)
-    learner, is_new = await services.hosting.create(created)  # somebody may have come first
-    return answer(await bandit_json(learner), status=201 if is_new else 200)
+    return await services.hosting.create(created)  # another request may have come first
 
 
 @router.get("/v1/bandits", summary="List the bandits", response_model=BanditsAnswer, responses=problems())

@@ -219,6 +219,8 @@ class RedisStorage:
             found = (await self._ask(keys.head, STATE(keys.three, b"", b"", b""))).values[0]
         except StorageDamaged:
             found = [b"damaged"]
+        if found[0] == b"damaged" and len(found) > 3 and found[3] is not None:
+            return Log(bytes(found[3]).decode(), name)
         if found[0] == b"damaged":
             registered = (await self._ask(names, (b"HGET", names, name.encode()))).values[0]
             return Log("of unknown id" if registered is None else bytes(registered).decode(), name)

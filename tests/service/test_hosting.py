@@ -16,7 +16,7 @@ from service import events
 from service.errors import problem_of
 from service.events import Cancelled, Created
 from service.folding import LogNewer
-from service.hosting import BanditConflict, BanditDamaged, BanditMissing, BanditNewer, Hosting
+from service.hosting import BanditDamaged, BanditMissing, BanditNewer, Hosting
 from service.learner import Learner, Outcome
 from service.schemas import BanditBody
 from service.settings import Settings
@@ -80,8 +80,7 @@ async def test_a_bandit_is_created_once_and_found_by_its_name(opener: Opener) ->
         assert is_new
         assert await hosting.get("", "greeter") is learner
         assert await hosting.create(wanted()) == (learner, False), "the same request again"
-        with pytest.raises(BanditConflict):
-            await hosting.create(wanted(price=0.3))
+        assert await hosting.create(wanted(price=0.3)) == (learner, False), "another one: the caller compares them"
         assert len(await hosting.storage.logs()) == 1
 
 
@@ -352,8 +351,7 @@ async def test_a_creation_that_was_cut_off_after_its_commit_can_be_repeated() ->
         learner, is_new = await hosting.create(wanted())
         assert not is_new
         await learner.decide(ask(GREEDY, default_rng(5), "d1"))
-        with pytest.raises(BanditConflict):
-            await hosting.create(wanted(price=0.7))
+        assert await hosting.create(wanted(price=0.7)) == (learner, False)
 
 
 async def test_a_bandit_created_while_the_old_one_is_being_deleted_stays() -> None:
@@ -373,6 +371,121 @@ async def test_a_bandit_created_while_the_old_one_is_being_deleted_stays() -> No
         await deleting
         assert is_new
         assert await hosting.get("", "greeter") is new
+
+
+class Held(MemoryStorage):
+    """A storage that other processes write to as well (`elsewhere`); answers to `create` and `read` wait for a gate each, after
+    the work is done.
+    """
+
+    shared = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.creating, self.reading = asyncio.Event(), asyncio.Event()
+        self.creating.set()
+        self.reading.set()
+        self.looks = self.reads = 0
+
+    async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
+        answer = await super().create(log, payload)
+        await self.creating.wait()
+        return answer
+
+    async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
+        entries = await super().read(log, after=after, limit=limit)
+        self.reads += 1
+        await self.reading.wait()
+        return entries
+
+    async def find_log(self, name: str) -> Log | None:
+        self.looks += 1
+        return await super().find_log(name)
+
+    async def elsewhere(self, *, delete: str = "", create: Created | None = None) -> Log:
+        """Another process deletes a bandit, then creates one."""
+        log = Log("another", delete)
+        if delete:
+            found = await super().find_log(delete)
+            assert found is not None
+            await super().delete(found)
+        if create is not None:
+            log, _ = await super().create(Log("another", create.bandit), events.encode(create))
+        return log
+
+
+async def turns() -> None:
+    """As many as anything that does not wait for a gate takes."""
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+async def test_a_look_during_a_creation_loads_no_second_learner_of_the_log() -> None:
+    storage = Held()
+    async with hosted(storage) as hosting:
+        storage.creating.clear()
+        storage.reading.clear()
+        creating = asyncio.create_task(hosting.create(wanted()))
+        await until(lambda: storage._names)
+        looking = asyncio.create_task(hosting.get("", "greeter"))
+        await turns()
+        storage.creating.set()
+        learner, is_new = await creating
+        assert is_new
+        storage.reading.set()
+        assert await looking is learner
+        await turns()
+        assert await hosting.get("", "greeter") is learner
+        assert hosting.state()["loading"] == []
+
+
+async def test_a_bandit_that_another_replica_deletes_before_its_creation_is_answered_is_gone() -> None:
+    storage = Held()
+    async with hosted(storage) as hosting:
+        storage.creating.clear()
+        creating = asyncio.create_task(hosting.create(wanted()))
+        await until(lambda: storage._names)
+        await storage.elsewhere(delete="greeter")
+        await turns()
+        storage.creating.set()
+        assert (await creating)[1], "it was created"
+        await until(lambda: not hosting.loaded(""))
+        with pytest.raises(BanditMissing):
+            await hosting.get("", "greeter")
+
+
+@pytest.mark.parametrize("is_created_again", [False, True])
+async def test_what_is_loaded_of_a_log_that_another_replica_deleted_meanwhile_is_dropped(is_created_again: bool) -> None:
+    storage = Held()
+    await filled(storage, "greeter")
+    storage.reading.clear()
+    async with hosted(storage) as hosting:
+        await until(lambda: storage.reads)
+        before = storage.looks
+        log = await storage.elsewhere(delete="greeter", create=wanted(price=0.9) if is_created_again else None)
+        await until(lambda: storage.looks > before)
+        await turns()
+        storage.reading.set()
+        await until(lambda: not hosting.state()["loading"])
+        if is_created_again:
+            assert (await hosting.get("", "greeter")).log == log
+        else:
+            with pytest.raises(BanditMissing):
+                await hosting.get("", "greeter")
+
+
+async def test_a_name_that_another_replica_gave_to_another_log_is_deleted_and_created_as_that_log() -> None:
+    """Before there was news of it."""
+    storage = Held()
+    async with hosted(storage) as hosting:
+        old, _ = await hosting.create(wanted())
+        hosting._tasks[1].cancel()  # which follows the news
+        log = await storage.elsewhere(delete="greeter", create=wanted(price=0.9))
+        new, is_new = await hosting.create(wanted())
+        assert (is_new, new.log) == (False, log)
+        hosting._learners["greeter"] = old
+        await hosting.delete("", "greeter")
+        assert await storage.logs() == []
 
 
 async def test_a_bandit_that_cannot_run_is_refused_before_it_is_logged() -> None:

@@ -15,7 +15,7 @@ from bandits.registry import POLICIES
 from service import folding
 from service.errors import Problem
 from service.events import ArmAdded, ReferenceAdded, added_key
-from service.hosting import BanditConflict, BanditMissing, Hosting
+from service.hosting import BanditMissing, Hosting
 from service.learner import Learner, NoSuchOffset, Outcome, OutcomeConflict
 from service.settings import Settings
 from service.storage import redis_news
@@ -118,8 +118,7 @@ async def test_a_bandit_of_one_replica_is_a_bandit_of_all(prefix: str) -> None:
         await until(lambda: three.loaded(""))
         _, is_new = await three.create(wanted("ours"))
         assert not is_new
-        with pytest.raises(BanditConflict):
-            await three.create(wanted("ours", price=9.0))
+        assert (await three.create(wanted("ours", price=9.0)))[1] is False
         await two.delete("", "ours")
         await until(lambda: not one.loaded(None) and not three.loaded(None))
         for host in (one, three):
@@ -128,6 +127,43 @@ async def test_a_bandit_of_one_replica_is_a_bandit_of_all(prefix: str) -> None:
         again, is_new = await three.create(wanted("ours", price=9.0))
         assert is_new
         assert (await one.get("", "ours")).log == again.log
+
+
+async def test_a_replica_without_news_deletes_and_creates_what_has_the_name_now(prefix: str) -> None:
+    async with replicas(prefix, 2) as (one, two):
+        for is_deleted in (False, True):
+            await one.create(wanted("ours"))
+            old = await two.get("", "ours")
+            for task in two._tasks:
+                task.cancel()
+            await one.delete("", "ours")
+            new, _ = await one.create(wanted("ours", price=9.0))
+            assert new.log != old.log
+            if is_deleted:
+                await two.delete("", "ours")
+                assert await one.storage.logs() == []
+            else:
+                again, is_new = await two.create(wanted("ours", price=9.0))
+                assert (is_new, again.log) == (False, new.log)
+                await one.delete("", "ours")
+                two._learners.clear()
+
+
+async def test_replicas_that_create_and_delete_one_name_at_once_agree_in_the_end(prefix: str) -> None:
+    g = default_rng(5)
+    async with replicas(prefix, 3) as hosts:
+        for _ in range(10):
+            requests: list[Any] = []
+            for host in hosts:
+                requests += [host.create(wanted("ours", price=float(g.integers(9)))) for _ in range(2)]
+                requests += [host.delete("", "ours"), host.get("", "ours")]
+            await asyncio.gather(*(requests[i] for i in g.permutation(len(requests))), return_exceptions=True)
+        await hosts[0].create(wanted("ours"))
+        (log,) = await hosts[0].storage.logs()
+        await until(lambda: all([learner.log for _, learner in host.loaded("")] == [log] for host in hosts))
+        learner = await hosts[1].get("", "ours")
+        await learner.decide(ask(GREEDY, g, "d1"))
+        await until(lambda: all(host.loaded("")[0][1].offset == learner.offset for host in hosts))
 
 
 async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(prefix: str) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import pytest
 
+from service.hosting import BanditMissing, Hosting
+from service.learner import Learner
 from tests.service.calls import ARMS, GREEDY, VECTOR, Clock, Json, Service, answered, connected, failed, opened, paths
 
 
@@ -553,3 +555,26 @@ async def test_a_body_that_leaves_out_what_had_another_default_is_still_the_requ
     assert failed(await service.put("/v1/bandits/old", other)) == (409, "bandit_exists")
     new = await service.create("new", body)
     assert (new["policy"]["rule"], new["policy"]["retry_discount"]) == ("horizon", 0.8)
+
+
+async def test_of_two_creations_at_once_the_second_is_compared_as_it_would_be_later(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: Json = {"policy": {"kind": "promptwise"}, "arms": ARMS, "prompt": {"dim": 3}, "seed": 7}
+    former: Json = {"rule": "ratio", "retry_discount": 1.0}
+    await service.create("old", {**body, "policy": {**body["policy"], **former}})
+    get = Hosting.get
+    for sent, status in ((body, 200), ({**body, "seed": 8}, 409)):
+        looks = 0
+
+        async def late(hosting: Hosting, tenant: str, bandit: str) -> Learner:
+            nonlocal looks
+            looks += 1
+            if looks == 1:  # the other one is not there yet
+                raise BanditMissing(bandit)
+            return await get(hosting, tenant, bandit)
+
+        monkeypatch.setattr(Hosting, "get", late)
+        response = await service.put("/v1/bandits/old", sent)
+        assert (response.status_code, looks) == (status, 2)
+        monkeypatch.undo()
