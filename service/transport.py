@@ -46,7 +46,6 @@ between two of them, others are answered.
 
 TENANT = TENANT_HEADER.lower().encode()
 HEADERS = frozenset((b"authorization", b"content-length", b"content-encoding", b"content-type", REQUEST_ID_HEADER, TENANT))
-READINESS = "/readyz"
 LONGEST_NAME = 64
 """Characters of a bandit's name in a log line; there is none longer."""
 
@@ -154,7 +153,7 @@ class Doorkeeper:
         self._meter.count(route=route, method=method, status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])
-        is_failure = status >= 500 and scope["path"] != READINESS  # whose 503 is an answer: not yet
+        is_failure = status >= 500 and status != 503  # whose cause is logged where it is found, once for many requests
         if not (is_failure or logger.isEnabledFor(logging.INFO)):
             return
         fields = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +45,26 @@ def decisions(number: int = ITEMS) -> Json:
 
 def outcomes(number: int = ITEMS) -> Json:
     return {"outcomes": [{"decision": f"d{i}", "reward": 0.25} for i in range(number)]}
+
+
+async def test_many_requests_that_the_store_refuses_are_one_line_of_level_error_and_an_access_line_each(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await service.create()
+    await service.decide(body={"id": "d"})
+    await asyncio.sleep(0)  # access lines are written at the end of an iteration of the loop
+    capsys.readouterr()
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+        refuse(patch)
+        for i in range(20):
+            assert failed(await service.post("/v1/bandits/b/decisions", {"id": f"e{i}"})) == (503, "storage_unavailable")
+            refused = await service.put("/v1/bandits/b/decisions/d/outcome", {"reward": 0.5})
+            assert failed(refused) == (503, "storage_unavailable")
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == ["the store refused"]
+    await asyncio.sleep(0)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["message"], line["status"], line["level"]) for line in lines] == [("request", 503, "INFO")] * 40
 
 
 async def test_a_batch_that_the_store_refuses_as_a_whole_is_a_503_and_one_line_of_the_log(
