@@ -54,14 +54,18 @@ class Verdict:
         """What the service has learnt per arm is what its log says, event by event."""
         chosen = {event["id"]: event["arm"] for event in events if event["event"] == "decided"}
         outcomes: Counter[int] = Counter()
-        rewards: Counter[int] = Counter()
+        rewarded: Counter[int] = Counter()
+        total: Counter[int] = Counter()
         for event in events:
-            if event["event"] in ("observed", "expired") and event["reward"] is not None:
+            reward = event.get("reward")
+            if event["event"] == "observed" or (event["event"] == "expired" and reward is not None):
                 arm = event.get("arm", chosen[event["id"]])
                 outcomes[arm] += 1
-                rewards[arm] += event["reward"]
+                if reward is not None:
+                    rewarded[arm] += 1
+                    total[arm] += reward
         for index, arm in enumerate(shown["arms"]):
-            mean = rewards[index] / outcomes[index] if outcomes[index] else None
+            mean = total[index] / rewarded[index] if rewarded[index] else None
             same_mean = mean == arm["mean_reward"] or (mean is not None and abs(mean - (arm["mean_reward"] or 0.0)) < 1e-9)
             if arm["outcomes"] != outcomes[index] or not same_mean:
                 self.twice.append(f"{bandit}, arm {arm['name']}: {arm['outcomes']} learnt, {outcomes[index]} in the log")

@@ -82,6 +82,21 @@ def test_what_is_learnt_twice_is_seen() -> None:
         assert (verdict.twice == []) == is_fine
 
 
+def test_an_outcome_without_a_reward_is_learnt_and_has_no_part_in_the_mean() -> None:
+    closed: list[dict[str, Any]] = [
+        {"event": "observed", "id": "d2", "arm": 1},
+        {"event": "expired", "id": "d3", "reward": None},
+        {"event": "expired", "id": "d4", "reward": 0.0},
+    ]
+    decided = [{**DECIDED, "id": event["id"]} for event in closed]
+    events = [{"offset": i, **event} for i, event in enumerate((CREATED, DECIDED, OBSERVED, *decided, *closed), start=1)]
+    mean = OBSERVED["reward"] / 2
+    shown = {"arms": [{"name": "a", "outcomes": 0, "mean_reward": None}, {"name": "b", "outcomes": 3, "mean_reward": mean}]}
+    verdict = Verdict()
+    verdict.check_learnt("chance", events, shown)
+    assert verdict.twice == []
+
+
 def test_two_clients_that_were_told_different_things_are_seen() -> None:
     record = Record(decided={KEY: (2, "b")}, observed={KEY: 3})
     record.add(Record(decided={KEY: (2, "b")}, observed={KEY: 4}))
