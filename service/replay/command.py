@@ -71,6 +71,7 @@ def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of plot.png and results.json. [default: out/NAME]"
 )
+@click.option("--force", is_flag=True, help="Replace plot.png and results.json that are there.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def replay(file: Path, **options: Any) -> None:
     """Play a recorded prompts x models table through the HTTP API.

@@ -24,6 +24,8 @@ from service.replay.report import Report, render, summarise
 from service.replay.server import private_server
 from service.replay.tables import Table, read_table
 
+RESULTS, PLOT = "results.json", "plot.png"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -48,11 +50,14 @@ class Options:
     url: str
     api_key: str
     keep: bool
+    force: bool
     quiet: bool
 
 
 def run(options: Options) -> Report:
     """Play, and show what came of it; the report is also returned."""
+    if not options.force:
+        check_free(options.out)
     table = read_table(
         options.file,
         reward=options.reward,
@@ -69,6 +74,13 @@ def run(options: Options) -> Report:
     notes = [f"reward: {options.reward}"] if options.reward != "score" else []
     notes += [f"set for all that have it: {', '.join(options.settings)}"] if options.settings else []
     return finish(table, players, runs, plan, out=options.out, notes=notes)
+
+
+def check_free(out: Path) -> None:
+    """`ReplayError` where results of an earlier replay would be overwritten."""
+    for path in (out / RESULTS, out / PLOT):
+        if path.exists() or path.is_symlink():
+            raise ReplayError(f"{path} exists; name another folder by --out, or give --force to replace what is in it")
 
 
 @contextmanager
@@ -149,9 +161,9 @@ def finish(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        save_plot(out / "plot.png", report, runs)
+        (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+        save_plot(out / PLOT, report, runs)
     except OSError as error:
         raise ReplayError(f"cannot write into {out}: {error.strerror or error}") from None
-    click.echo(f"plot: {out / 'plot.png'}\nresults: {out / 'results.json'}")
+    click.echo(f"plot: {out / PLOT}\nresults: {out / RESULTS}")
     return report

@@ -45,6 +45,22 @@ def test_a_replay_ends_in_a_table_a_plot_and_results(api: Api, table: Path, tmp_
     assert (out / "plot.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("kept", ["results.json", "plot.png"])
+def test_an_earlier_replay_is_overwritten_only_with_force(api: Api, table: Path, tmp_path: Path, kept: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / kept).write_bytes(b"earlier")
+    arguments = (table, "--policy", "greedy", "--rounds", "3", "--url", api.url, "--out", out, "--quiet")
+    code, output = call(*arguments)
+    assert code == 1
+    assert f"{out / kept} exists; name another folder by --out, or give --force" in output
+    assert [path.name for path in out.iterdir()] == [kept], "and nothing was played"
+    assert (out / kept).read_bytes() == b"earlier"
+    code, output = call(*arguments, "--force")
+    assert code == 0, output
+    assert json.loads((out / "results.json").read_text())["seeds"] == [0]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
