@@ -39,7 +39,7 @@ from service.embedders.base import Content, EmbedderUnavailable, Spec
 from service.embedders.queue import EmbeddingQueue
 from service.replay.server import private_server
 
-IDENTITIES = ("minilm", "static", "open-clip/shapes", "imagenet")
+IDENTITIES = ("minilm", "static/2", "open-clip/shapes", "imagenet")
 TEXT = "Write a short story about a lighthouse keeper who finds a letter in a bottle, number {}."
 PACE_S = 0.02
 HIDDEN = (

@@ -112,8 +112,8 @@ def _with_dim(found: Chosen, spec: EmbedderSpec, dim: int | None, *, path: str) 
 
 
 def state(known: Spec, sources: Sources) -> tuple[str, str, int | None]:
-    """(why it cannot be used, "" if it can; version; dim) of one of the list. `open-clip` stands for the operator's choice, or
-    for the whole family where there is none.
+    """(why it cannot be used, "" if it can; version; dim) of one of the list, as a new bandit gets it. `open-clip` stands for the
+    operator's choice, or for the whole family where there is none.
     """
     try:
         if known.name == checkpoints.NAME:
@@ -121,6 +121,8 @@ def state(known: Spec, sources: Sources) -> tuple[str, str, int | None]:
                 known.check_available()
                 return "", "", None
             known = registry.spec(checkpoints.identity(None, None, sources), sources)
+        else:
+            known = registry.spec(registry.in_kind(known.name, known.gives), sources)
         return "", known.version(), known.dim
     except (EmbedderError, checkpoints.InvalidChoice) as error:
         return str(error), "", known.dim

@@ -5,7 +5,7 @@
                                                       blocking: all of it runs in the worker thread of queue.py
 
 A content is a text (str) or an image file (bytes of PNG, JPEG or WebP). Whatever knows one embedder from another goes by its
-*identity*: `minilm`, `imagenet`, `imagenet/classes`, `open-clip/shapes`, `open-clip/ViT-B-32/laion2b_s34b_b79k`.
+*identity*: `minilm`, `static/2`, `imagenet`, `imagenet/classes`, `open-clip/shapes`, `open-clip/ViT-B-32/laion2b_s34b_b79k`.
 
 EmbedderError
 ├── UnknownEmbedder        no embedder has that name
@@ -196,6 +196,7 @@ class Spec:
     requires:     modules that must be importable.   install: the command that brings them.
     distribution: the package that ships the weights, as pip names it.   package: the same as Python imports it.
     weights:      path of the weights inside that package.
+    revision:     what is done to contents before, where an earlier revision with these weights did something else.
     device:       where it is loaded to: cpu, cuda:0, ....
     summary:      one line for people.
     reach:        how much it reads of a text, for people.
@@ -215,6 +216,7 @@ class Spec:
     distribution: str = ""
     package: str = ""
     weights: str = ""
+    revision: str = ""
     device: str = "cpu"
     summary: str = ""
     reach: str = ""
@@ -261,7 +263,8 @@ class Spec:
         if not self.weights:
             return ""
         self.check_available()
-        return f"{self.distribution} {metadata.version(self.distribution)} sha256:{sha256(self.file(self.weights))[:12]}"
+        weights = f"{self.distribution} {metadata.version(self.distribution)} sha256:{sha256(self.file(self.weights))[:12]}"
+        return f"{weights} {self.revision}".rstrip()
 
     def load(self) -> Embedder:
         """The embedder, ready to use. Blocks (seconds). Raises `EmbedderUnavailable` for whatever stands in its way."""

