@@ -25,9 +25,10 @@ class StoreFiles:
 
     def __init__(self, store: Path) -> None:
         target = store.resolve()
-        self._store, self._wal = store.absolute(), target.with_name(target.name + "-wal")
-        self._lock = lock_path(store)
-        self._beside = (target.with_name(target.name + "-shm"), self._lock, acknowledged_path(target))
+        # Strings: they are looked up around every commit, and a `Path` makes that half as dear again.
+        self._store, self._wal = str(store.absolute()), f"{target}-wal"
+        self._lock = str(lock_path(store))
+        self._beside = (f"{target}-shm", self._lock, str(acknowledged_path(target)))
         self._identities = {path: _identity(os.stat(path)) for path in (self._store, self._wal, *self._beside)}
         self._written: tuple[Written, Written] = ((0, 0), (0, 0))
         self.remember()
