@@ -126,6 +126,9 @@ def check_sound(policy: Any) -> None:
             raise InvalidHyperparameter(item.name, f"must be at most {high:g}: the numbers would keep too few digits")
 
 
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+
+
 def _check_type(name: str, kind: Any, value: Any) -> None:
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
@@ -141,7 +144,7 @@ def _check_type(name: str, kind: Any, value: Any) -> None:
         for t in allowed
     )
     if not any(matches):
-        raise InvalidHyperparameter(name, f"must be {' or '.join('null' if t is type(None) else t.__name__ for t in allowed)}")
+        raise InvalidHyperparameter(name, f"must be {' or '.join(_IN_WORDS[t] for t in allowed)}")
 
 
 def _check_range(name: str, facts: Hyperparameter, value: float) -> None:

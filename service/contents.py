@@ -42,7 +42,7 @@ async def prompt_vector(
     if not created.prompt_embedder or (prompt is None and not required):
         return b""
     if prompt is None:
-        raise invalid(path, "is missing; this bandit decides by the prompt")
+        raise invalid(path, "is missing; send one, as this bandit decides by the prompt")
     return events.vector_bytes((await prompt_rows(services, created, [prompt], paths=[path]))[0])
 
 

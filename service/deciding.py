@@ -15,7 +15,7 @@ from bandits.types import Context, Observation
 from service import events
 from service.contents import Given, embedded, output_matrix, prompt_vector, read_outputs
 from service.dependencies import Services
-from service.errors import Problem, invalid
+from service.errors import Problem, arm_not_found, invalid
 from service.events import Created, Matrix, Observed
 from service.learner import Ask, EpisodeFinished, Kept, Learner, Outcome, TooManyOpen, body_digest
 from service.ledger import Ledger
@@ -90,7 +90,7 @@ def _allowed(ledger: Ledger, arms: list[ArmChoice] | None) -> dict[int, float | 
     for position, choice in enumerate(arms or ()):
         index = ledger.index(choice.name)
         if index is None:
-            raise Problem("arm_not_found", f"arms.{position}: there is no arm of this name")
+            raise arm_not_found(f"arms.{position}")
         if not ledger.arms[index].active:
             raise invalid(f"arms.{position}", "this arm is retired; bring it back, or leave it out")
         allowed[index] = choice.price
@@ -147,16 +147,16 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
     policy, created = learner.policy, learner.created
     scored = _is_scored(learner, body)
     if "reward" in policy.needs and body.reward is None and not scored:
-        raise invalid("reward", f"is missing; {policy.kind} learns from it")
+        raise invalid("reward", f"is missing; send a number, which {policy.kind} learns from")
     if "output" in policy.needs and body.output is None:
-        raise invalid("output", f"is missing; {policy.kind} learns from it")
+        raise invalid("output", f"is missing; send what the model returned, which {policy.kind} learns from")
     index = None
     if body.arm is not None:
         if (index := learner.ledger.index(body.arm)) is None:
             await learner.refresh()
             index = learner.ledger.index(body.arm)
         if index is None:
-            raise Problem("arm_not_found", "arm: there is no arm of this name")
+            raise arm_not_found("arm")
     output = reference = events.EMPTY
     given: list[Given] = []
     paths = _paths(body.output or [])
@@ -205,7 +205,7 @@ def _is_scored(learner: Learner, body: OutcomeBody) -> bool:
             raise invalid("reward", f"comes from {source!r} here; leave it out, or create the bandit with reward.override")
         return False
     if body.output is None:
-        raise invalid("output", f"is missing; {source!r} makes the reward from it")
+        raise invalid("output", f"is missing; send what the model returned, which {source!r} makes the reward from")
     return True
 
 

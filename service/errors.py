@@ -35,7 +35,7 @@ from service.learner import (
     ReferenceConflict,
     TooManyOpen,
 )
-from service.schemas import ID, NAME
+from service.schemas import EXAMPLES, ID, MESSAGE_CONTENT, NAME
 from service.storage.base import LogMissing, LogTrimmed, StorageError
 from service.telemetry import REQUEST_ID
 from service.throttling import ThrottledLogger
@@ -126,6 +126,18 @@ class Problem(Exception):
         return Response(msgspec.json.encode(document), self.status, headers=self.headers, media_type="application/problem+json")
 
 
+OF_BANDITS = "GET /v1/bandits lists those that are there, PUT /v1/bandits/{name} creates one"
+
+
+def arm_not_found(path: str = "") -> Problem:
+    """A 404 about an arm. path: where the request names it, unless that is the URL."""
+    where = f"{path}: " if path else ""
+    return Problem(
+        "arm_not_found",
+        f"{where}arm not found; GET /v1/bandits/{{name}} lists the arms, PUT /v1/bandits/{{name}}/arms/{{arm}} adds one",
+    )
+
+
 def invalid(path: str, message: str) -> Problem:
     """A 422 about one field."""
     return Problem("invalid_request", f"{path}: {message}", errors=[(path, message)])
@@ -143,9 +155,12 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case Problem():
             return error
         case BanditMissing():
-            return Problem("bandit_not_found", "there is no bandit of this name")
+            return Problem("bandit_not_found", f"bandit not found; {OF_BANDITS}")
         case LogMissing():
-            return Problem("bandit_not_found", "the bandit was deleted")
+            return Problem(
+                "bandit_not_found",
+                f"the bandit was deleted; {OF_BANDITS}",
+            )
         case BanditConflict():
             return Problem(
                 "bandit_exists",
@@ -160,25 +175,36 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case BanditDamaged():
             return Problem(
                 "storage_unavailable",
-                "the log of this bandit is damaged; an operator must look at it",
+                "the log of this bandit is damaged; ask the operator of this server to look at GET /readyz and at its log",
                 headers={"Retry-After": "60"},
             )
         case DecisionMissing():
-            return Problem("decision_not_found", "there is no decision of this id")
+            return Problem(
+                "decision_not_found",
+                "decision not found; send the `id` that a decision of this bandit was answered with, and the name of that bandit",
+            )
         case DecisionConflict():
             return Problem("decision_conflict", "this id was used for another request; choose a new id")
         case ReferenceConflict():
             return Problem("reference_conflict", "this id was used for other reference material; choose a new id")
         case OutcomeConflict():
-            return Problem("outcome_conflict", "this decision has another outcome already")
+            return Problem(
+                "outcome_conflict",
+                "this decision has another outcome already, which stays; GET .../decisions/{decision} shows it, "
+                "and a further call needs a decision of its own",
+            )
         case NothingToObserve():
-            return Problem("outcome_conflict", "this decision was a stop: no arm was played, so it has no outcome")
+            return Problem("outcome_conflict", "this decision was a stop: no arm was played, so it has no outcome; post none")
         case EpisodeFinished():
             return Problem("episode_finished", "this episode is over; start a new one by leaving `episode` out")
         case DecisionExpired():
-            return Problem("decision_expired", "the decision expired before its outcome came")
+            return Problem(
+                "decision_expired",
+                "the decision expired before its outcome came; ask for a new decision, and where outcomes take longer create a "
+                "bandit with a larger reward.timeout_s",
+            )
         case DecisionCancelled():
-            return Problem("decision_cancelled", "the decision was cancelled")
+            return Problem("decision_cancelled", "the decision was cancelled, so it takes no outcome; ask for a new decision")
         case TooManyOpen():
             return Problem("rate_limited", f"{error}; post outcomes, cancel, or set a shorter reward.timeout_s")
         case ReferenceMissing():
@@ -198,10 +224,12 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             return Problem("replica_behind", str(error))
         case StorageError():
             throttled.error("the store refused", reason=str(error), request_id=REQUEST_ID.get())
-            return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted")
+            return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted, try again")
         case _:
             logger.error("unexpected failure", exc_info=error, extra={"request_id": REQUEST_ID.get()})
-            return Problem("internal_error", "an unexpected failure; it was logged")
+            return Problem(
+                "internal_error", "an unexpected failure, which was logged; give its request_id to the operator of this server"
+            )
 
 
 def refusal_of(error: Exception) -> Problem:
@@ -218,20 +246,34 @@ def validation_problem(error: RequestValidationError | ValidationError) -> Probl
     return invalid_fields(listed)
 
 
+JSON_OBJECT = "must be a JSON object, e.g. {}; GET /openapi.json describes its fields"
+WHOLE_NUMBER = "must be a whole number"
 MESSAGES = {
     "extra_forbidden": "is not a field here; check the spelling",
-    "missing": "is missing",
-    "model_attributes_type": "must be a JSON object, e.g. {}; GET /openapi.json describes its fields",
-    "model_type": "must be a JSON object, e.g. {}; GET /openapi.json describes its fields",
+    "model_attributes_type": JSON_OBJECT,
+    "model_type": JSON_OBJECT,
     "dict_type": "must be a JSON object, e.g. {}",
     "list_type": "must be a list, e.g. []",
     "string_type": "must be a string",
+    "string_unicode": "must be Unicode text",
     "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
+    "int_type": WHOLE_NUMBER,
+    "int_parsing": WHOLE_NUMBER,
+    "int_from_float": WHOLE_NUMBER,
+    "int_parsing_size": "must be a whole number of fewer digits",
     "float_type": "must be a number; for yes and no send 1 and 0, without quotes",
     "finite_number": "must be a finite number",
+    "none_required": "is not taken here; leave it out",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "message_content": 'must be a string or a list of parts, e.g. [{"type": "text", "text": "..."}]',
 }
-"""By type of error, where pydantic speaks of Python or says too little."""
+"""By type of error, with what pydantic knows of it. Its own words speak of Python, so no client gets them."""
+OTHERWISE = "is not what is taken here; GET /openapi.json describes the field"
+"""For a type of error that the table lacks."""
 
 
 PATTERNS = {
@@ -243,11 +285,40 @@ PATTERNS = {
 
 
 def _message(item: Any) -> str:
-    if item["type"] == "value_error":
-        return str(item["ctx"]["error"])
-    if item["type"] == "string_pattern_mismatch":
-        return PATTERNS.get(item["ctx"]["pattern"]) or str(item["msg"])
-    return MESSAGES.get(item["type"]) or str(item["msg"])
+    known: dict[str, Any] = item.get("ctx", {})
+    match item["type"]:
+        case "value_error":
+            return str(known["error"])
+        case "missing":
+            name = item["loc"][-1] if item["loc"] else "body"
+            return (
+                f"is missing; send it, e.g. {_example(name)}" if name in EXAMPLES else "is missing; send a JSON object, e.g. {}"
+            )
+        case "string_pattern_mismatch":
+            return PATTERNS.get(known["pattern"], OTHERWISE)
+        case "string_too_short" | "string_too_long":
+            return _bounded(known, "character")
+        case "too_short" | "too_long":
+            return _bounded(known, "item")
+        case kind:
+            message = MESSAGES.get(kind, OTHERWISE)
+            for name, value in known.items():
+                message = message.replace(f"{{{name}}}", _number(value))
+            return message
+
+
+def _bounded(known: Mapping[str, Any], what: str) -> str:
+    side, bound = ("least", known["min_length"]) if "min_length" in known else ("most", known["max_length"])
+    return f"must have at {side} {bound:,} {what}{'' if bound == 1 else 's'}"
+
+
+def _number(value: Any) -> str:
+    """9007199254740992 and 65536 in full, 1e+12 short."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _example(name: str) -> str:
+    return f'"{name}": {msgspec.json.encode(EXAMPLES[name]).decode()}'
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -257,6 +328,7 @@ def _path(location: Sequence[int | str]) -> str:
     parts = list(location[1:] if location and location[0] in ("body", "query", "path", "header") else location)
     if len(parts) > 1 and parts[0] == "policy" and parts[1] in POLICIES:
         del parts[1]
+    parts = [part for part in parts if part not in MESSAGE_CONTENT]
     return ".".join(str(part)[:NAMED] for part in parts)
 
 

@@ -20,11 +20,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     FailFast,
     Field,
     FiniteFloat,
     GetJsonSchemaHandler,
     StringConstraints,
+    Tag,
     WithJsonSchema,
     create_model,
     field_validator,
@@ -92,7 +94,7 @@ def to_vector(value: object) -> np.ndarray:
         if not 1 <= len(value) <= MAX_DIM:
             raise ValueError(f"must have 1 to {MAX_DIM} numbers")
         if not {float, int}.issuperset(map(type, value)):
-            raise ValueError("must hold numbers only")
+            raise ValueError("must hold numbers only, without quotes")
         try:
             with np.errstate(over="ignore"):
                 array = np.array(value, dtype=np.float64).astype(np.float32)
@@ -152,7 +154,7 @@ class Content(OrString):
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(self.ONE_OF)}; got {', '.join(given) or 'none'}")
         if self.text is not None and not self.text.strip():
-            raise ValueError("text is empty")
+            raise ValueError("text is empty; send at least one character that is not blank")
         return self
 
     def canonical(self) -> list[Any]:
@@ -174,13 +176,25 @@ class MessagePart(_Foreign):
     text: str | None = Field(None, description="The text.", examples=["Translate this to French: good morning"])
 
 
+MESSAGE_CONTENT = ("content-text", "content-parts")
+"""What pydantic adds to the path of an error in the content of a message."""
+
+
+def _kind_of_content(value: object) -> str | None:
+    return MESSAGE_CONTENT[0] if isinstance(value, str) else MESSAGE_CONTENT[1] if isinstance(value, list) else None
+
+
 class Message(_Foreign):
     """A message as chat APIs have it; further fields are ignored."""
 
     role: str = Field(min_length=1, max_length=64, description="`user`, `assistant`, `system`, ...", examples=["user"])
-    content: str | list[MessagePart] | None = Field(
-        None, description="A text, or parts.", examples=["Translate this to French: good morning"]
-    )
+    content: (
+        Annotated[
+            Annotated[str, Tag(MESSAGE_CONTENT[0])] | Annotated[list[MessagePart], Tag(MESSAGE_CONTENT[1])],
+            Discriminator(_kind_of_content, custom_error_type="message_content", custom_error_message="wrong"),
+        ]
+        | None
+    ) = Field(None, description="A text, or parts.", examples=["Translate this to French: good morning"])
 
     def text(self) -> str:
         """What it says in words."""
@@ -228,7 +242,7 @@ Outputs = Annotated[list[Content], Field(min_length=1, max_length=MAX_SAMPLES), 
 
 def _finite_json(value: object) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("holds a number that is not finite")
+        raise ValueError("holds a number that is not finite; send a finite one or null")
     if isinstance(value, dict):
         for item in value.values():
             _finite_json(item)
@@ -239,7 +253,7 @@ def _finite_json(value: object) -> None:
 
 def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
-        raise ValueError(f"is larger than {MAX_METADATA_BYTES} bytes of compact JSON in UTF-8")
+        raise ValueError(f"must have at most {MAX_METADATA_BYTES} bytes of compact JSON in UTF-8")
     _finite_json(value)
     return value
 
@@ -353,7 +367,7 @@ class EmbedderSpec(ModelChoice):
     @classmethod
     def _classes_differ(cls, classes: list[str] | None) -> list[str] | None:
         if classes is not None and len(set(classes)) < len(classes):
-            raise ValueError("two classes have the same text")
+            raise ValueError("two classes have the same text; give each its own")
         return classes
 
 
@@ -479,8 +493,14 @@ class BanditBody(Body):
         }
     )
 
-    policy: AnyPolicy = Field(description="`kind` and its hyperparameters; `GET /v1/policies` describes them.")
-    arms: list[ArmSpec] = Field(max_length=MAX_ARMS, description="The models to choose from; more can come and go later.")
+    policy: AnyPolicy = Field(
+        description="`kind` and its hyperparameters; `GET /v1/policies` describes them.", examples=[{"kind": "pak-ucb"}]
+    )
+    arms: list[ArmSpec] = Field(
+        max_length=MAX_ARMS,
+        description="The models to choose from; more can come and go later.",
+        examples=[[{"name": "small"}, {"name": "large"}]],
+    )
     prompt: PromptSpec | None = Field(
         None, description="How prompts are embedded; not needed by policies that ignore the prompt."
     )
@@ -492,7 +512,7 @@ class BanditBody(Body):
     @classmethod
     def _arms_differ(cls, arms: list[ArmSpec]) -> list[ArmSpec]:
         if len({arm.name for arm in arms}) < len(arms):
-            raise ValueError("two arms have the same name")
+            raise ValueError("two arms have the same name; give each its own")
         return arms
 
     def request(self) -> dict[str, Any]:
@@ -559,7 +579,7 @@ class DecisionBody(Body):
     @classmethod
     def _arms_differ(cls, arms: list[ArmChoice] | None) -> list[ArmChoice] | None:
         if arms is not None and len({arm.name for arm in arms}) < len(arms):
-            raise ValueError("an arm is named twice")
+            raise ValueError("an arm is named twice; name each once")
         return arms
 
     def canonical(self) -> list[Any]:
@@ -588,6 +608,7 @@ class DecisionBatch(Body):
         min_length=1,
         max_length=MAX_BATCH,
         description="Bodies of single decisions.",
+        examples=[[{"prompt": {"vector": [0.4, 0.1, -0.3]}}]],
         json_schema_extra={"items": {"$ref": "#/components/schemas/DecisionBody"}},
     )
 
@@ -621,7 +642,7 @@ class OutcomeItem(OutcomeBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"decision": "request-2", "reward": 0.4}]})
 
-    decision: Id = Field(description="The id of the decision.")
+    decision: Id = Field(description="The id of the decision.", examples=["request-2"])
 
 
 class OutcomeBatch(Body):
@@ -637,6 +658,7 @@ class OutcomeBatch(Body):
         min_length=1,
         max_length=MAX_BATCH,
         description="Bodies of single outcomes, each with its `decision`.",
+        examples=[[{"decision": "request-2", "reward": 0.4}]],
         json_schema_extra={"items": {"$ref": "#/components/schemas/OutcomeItem"}},
     )
 
@@ -644,8 +666,11 @@ class OutcomeBatch(Body):
 class Pair(Body):
     """A prompt with its real output."""
 
-    prompt: Prompt = Field(description="A string, or an object with text, messages, vector or image.")
-    output: Content = Field(description="The real output for this prompt.")
+    prompt: Prompt = Field(
+        description="A string, or an object with text, messages, vector or image.",
+        examples=["Translate this to French: good morning"],
+    )
+    output: Content = Field(description="The real output for this prompt.", examples=["bonjour"])
 
 
 class MomentsBody(Body):
@@ -696,3 +721,13 @@ class ReferenceBody(Body):
         pairs = None if self.pairs is None else [[pair.prompt.canonical(), pair.output.canonical()] for pair in self.pairs]
         moments = None if self.moments is None else [self.moments.mean, self.moments.covariance, self.moments.count]
         return [outputs, pairs, moments]
+
+
+def _examples() -> dict[str, Any]:
+    models = [model for model in globals().values() if isinstance(model, type) and issubclass(model, BaseModel)]
+    fields = ((name, field) for model in models for name, field in model.model_fields.items() if field.is_required())
+    return {name: field.examples[0] for name, field in fields if field.examples} | {"kind": "pak-ucb"}
+
+
+EXAMPLES = _examples()
+"""Of every field that must be sent: what an error shows where it is missing."""

@@ -193,7 +193,7 @@ class DakUcb(Policy):
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         """Without the state it cannot know of posted pairs and asks for a reference each time: what passes can be learnt."""
         if not len(seen.output):
-            raise InvalidObservation("output", "is missing; diversity is measured on outputs")
+            raise InvalidObservation("output", "is missing; send what the model returned: diversity is measured on outputs")
         if self.diversity != "jkd":
             return
         if not len(seen.reference):

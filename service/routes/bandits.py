@@ -17,7 +17,7 @@ from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, Poli
 from service.creation import check_size, created_event
 from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.embedding import load_for
-from service.errors import Problem, invalid
+from service.errors import arm_not_found, invalid
 from service.events import ArmAdded, ArmChanged, ArmRetired
 from service.hosting import BanditConflict, BanditMissing
 from service.learner import Learner
@@ -209,7 +209,7 @@ def _check_room(learner: Learner) -> None:
 def _index(learner: Learner, arm: str) -> int:
     index = learner.ledger.index(arm)
     if index is None:
-        raise Problem("arm_not_found", "there is no arm of this name")
+        raise arm_not_found()
     return index
 
 

@@ -46,7 +46,9 @@ def exact_match(parameters: Mapping[str, Any]) -> Scorer:
     def score(sample: Sample) -> float:
         expected = sample.reference or always
         if not expected:
-            raise CannotScore("reference", "is missing: the text that is right here; or create the bandit with reward.expected")
+            raise CannotScore(
+                "reference", "is missing; send the text that is right here, or create the bandit with reward.expected"
+            )
         return float(_plain(sample.output) == _plain(expected))
 
     return score
