@@ -117,7 +117,7 @@ def load(spec: ClipSpec) -> Clip:
     assert spec.dim is not None
     where = torch.device(spec.device)
     model.eval().requires_grad_(False).to(where)
-    return Clip(
+    clip = Clip(
         name=spec.name,
         version=spec.version(),
         dim=spec.dim,
@@ -126,6 +126,9 @@ def load(spec: ClipSpec) -> Clip:
         transform=transforms.image_transform_v2(transforms.PreprocessCfg(**preprocessing), is_train=False),
         device=where,
     )
+    clip.embed([""])
+    clip.embed_images([clip.read(images.BLANK)])
+    return clip
 
 
 def _as_trained(open_clip: ModuleType, spec: ClipSpec) -> dict[str, Any]:

@@ -70,4 +70,6 @@ def load(spec: Spec) -> EfficientNet:
     model = Network.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(spec.file(spec.weights), map_location="cpu", weights_only=True))
     model.eval().requires_grad_(False).to(where)
-    return EfficientNet(name=spec.name, version=spec.version(), dim=spec.dim, model=model, device=where)
+    network = EfficientNet(name=spec.name, version=spec.version(), dim=spec.dim, model=model, device=where)
+    network.embed_images([network.read(images.BLANK)])
+    return network

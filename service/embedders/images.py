@@ -40,6 +40,10 @@ _MARKS = ((0, b"\x89PNG\r\n"), (0, b"\xff\xd8\xff"), (8, b"WEBP"), (0, b"GIF8"),
 """Where image files say what they are, those included that are not read here: AVIF and HEIC (ftyp), GIF, TIFF."""
 
 
+BLANK = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+"""A PNG of one gray pixel, for the first forward pass of an embedder, the slowest of all: no request waits for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Of one image file: its bytes, and width times height."""

@@ -124,7 +124,7 @@ def load(spec: Spec) -> MiniLM:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tensors = load_file(spec.file(spec.weights), device=spec.device)
-    return MiniLM(
+    minilm = MiniLM(
         name=spec.name,
         version=spec.version(),
         tokenizer=tokenizer,
@@ -133,6 +133,8 @@ def load(spec: Spec) -> MiniLM:
         norm=_affine(tensors, "embeddings.LayerNorm"),
         layers=tuple(_layer(tensors, f"encoder.layer.{index}") for index in range(LAYERS)),
     )
+    minilm.embed([""])  # the first forward pass is slower than any other, and no request waits for it
+    return minilm
 
 
 def _layer(tensors: Mapping[str, Tensor], prefix: str) -> Layer:
