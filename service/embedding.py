@@ -24,6 +24,8 @@ log = logging.getLogger("nextarm.embedders")
 
 PROBABILITIES = "probabilities"
 """The client classifies."""
+FEW_TEXTS = 4
+"""Texts with unknown words that are no reason for a notice yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,20 @@ async def load_for(embeddings: EmbeddingQueue, created: Created) -> None:
             await embeddings.warm(name)
         except EmbedderUnavailable as error:
             raise invalid(f"{part}.embedder", str(error)) from error
+
+
+def notices(embeddings: EmbeddingQueue, created: Created) -> list[str]:
+    """What the owner of a bandit should know of its embedders: those that often meet words that they do not know."""
+    counts, told = embeddings.counts(), []
+    for name in dict.fromkeys(_loadable(created).values()):
+        seen = counts.get(name)
+        if seen is not None and seen.unknown > FEW_TEXTS and 4 * seen.unknown >= seen.texts:
+            told.append(
+                f"{seen.unknown} of {seen.texts} texts that {name} embedded since the server started have words that it does not "
+                "know and leaves out: such texts look alike to it, and choices by them can be no better than random. Create a "
+                "bandit with an embedder that knows your words: `GET /v1/embedders` says what each is for."
+            )
+    return told
 
 
 def _loadable(created: Created) -> dict[str, str]:

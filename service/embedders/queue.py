@@ -41,7 +41,8 @@ HASHED_APART = 2**20
 class Counts:
     """Of one embedder since the start. cached: contents answered from the cache.  shared: contents that joined one that waited or
     ran.  cut, unknown: texts read in part, and with words that it does not know; the cache answers without counting again.
-    passes: turns of the worker.  embedded: contents in them.  refused: requests that met a full line.  waiting: now.
+    passes: turns of the worker.  embedded: contents in them.  texts: of these, the texts.  refused: requests that met a full
+    line.  waiting: now.
     """
 
     cached: int
@@ -52,6 +53,7 @@ class Counts:
     waiting: int
     cut: int = 0
     unknown: int = 0
+    texts: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -83,6 +85,7 @@ class _Line:
     refused: int = 0
     cut: int = 0
     unknown: int = 0
+    texts: int = 0
 
 
 class EmbeddingQueue:
@@ -164,6 +167,7 @@ class EmbeddingQueue:
                 waiting=len(line.waiting),
                 cut=line.cut,
                 unknown=line.unknown,
+                texts=line.texts,
             )
             for name, line in self._lines.items()
         }
@@ -267,6 +271,7 @@ class EmbeddingQueue:
         elif ran:
             line.passes += 1
             line.embedded += len(ran)
+            line.texts += sum(isinstance(wanted.content, str) for wanted in ran.values())
             line.seconds_each = done.seconds / len(ran)
             line.cut, line.unknown = done.cut, done.unknown
             for (key, wanted), row in zip(ran.items(), done.rows, strict=True):

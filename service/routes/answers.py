@@ -128,8 +128,8 @@ def _embedder_json(created: Created, part: Literal["prompt", "output"]) -> dict[
     return {"embedder": embedder, "dim": dim, "version": version, **younger} if embedder else None
 
 
-async def bandit_json(learner: Learner) -> dict[str, Any]:
-    """Configuration and what was learnt."""
+async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str, Any]:
+    """Configuration and what was learnt. of_embedders: notices."""
     created = learner.created
     report = await learner.report()
     per_arm = [*report.pop("arms"), *({} for _ in learner.arms)]  # an arm that came just now has no report yet
@@ -149,6 +149,6 @@ async def bandit_json(learner: Learner) -> dict[str, Any]:
         "decisions": learner.ledger.decided,
         "open": len(learner.ledger.open),
         "references": learner.ledger.referenced,
-        "notices": await learner.notices(),
+        "notices": [*await learner.notices(), *of_embedders],
         "report": report,
     }

@@ -16,7 +16,7 @@ from service import events
 from service.answer_schemas import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
 from service.creation import check_size, created_event
 from service.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
-from service.embedding import load_for
+from service.embedding import load_for, notices
 from service.errors import arm_not_found, invalid
 from service.events import ArmAdded, ArmChanged, ArmRetired
 from service.hosting import BanditConflict, BanditMissing
@@ -90,7 +90,7 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
         learner, is_new = await _create(name, body, caller.tenant, services)
     if not is_new and not is_same_request(learner.created.request, body):
         raise BanditConflict(name)
-    return answer(await bandit_json(learner), status=201 if is_new else 200)
+    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)), status=201 if is_new else 200)
 
 
 async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> tuple[Learner, bool]:
@@ -127,9 +127,9 @@ async def list_bandits(
     response_model=BanditAnswer,
     responses=problems("bandit_not_found"),
 )
-async def show_bandit(learner: ReadLearner) -> Response:
+async def show_bandit(learner: ReadLearner, services: Shared) -> Response:
     """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
-    return answer(await bandit_json(learner))
+    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)))
 
 
 @router.delete(

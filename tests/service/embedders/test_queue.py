@@ -247,7 +247,7 @@ async def test_the_same_text_wanted_twice_at_once_is_embedded_once(queue_of: Mak
     fake.gate.set()
     await asyncio.gather(*tasks)
     assert fake.batches == [["running"], ["waits"]]
-    assert queue.counts()["fake"] == Counts(cached=0, shared=3, passes=2, embedded=2, refused=0, waiting=0)
+    assert queue.counts()["fake"] == Counts(cached=0, shared=3, passes=2, embedded=2, refused=0, waiting=0, texts=2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -300,7 +300,7 @@ async def test_a_known_text_is_answered_without_the_embedder(queue_of: Make) -> 
     fake.gate.clear()
     assert (await queue.embed("fake", "tree")).tolist() == vector_of("tree")
     assert (await queue.embed_many("fake", ["tree", "tree"])).tolist() == [vector_of("tree")] * 2
-    assert queue.counts()["fake"] == Counts(cached=3, shared=0, passes=1, embedded=1, refused=0, waiting=0)
+    assert queue.counts()["fake"] == Counts(cached=3, shared=0, passes=1, embedded=1, refused=0, waiting=0, texts=1)
 
 
 async def test_the_least_recently_used_vector_goes_first(queue_of: Make) -> None:
@@ -486,7 +486,7 @@ async def test_a_full_line_refuses_new_texts_and_takes_known_ones(queue_of: Make
         await queue.embed("fake", "e")
     fake.gate.set()
     await asyncio.gather(*tasks)
-    assert queue.counts()["fake"] == Counts(cached=0, shared=2, passes=2, embedded=4, refused=2, waiting=0)
+    assert queue.counts()["fake"] == Counts(cached=0, shared=2, passes=2, embedded=4, refused=2, waiting=0, texts=4)
 
 
 async def test_a_request_larger_than_the_line_is_taken_when_nobody_waits(queue_of: Make) -> None:

@@ -566,6 +566,18 @@ async def test_the_same_pictures_posted_by_many_at_once_are_embedded_once(clippe
     assert services.embeddings.counts()["open-clip/tiny"].embedded == 4
 
 
+async def test_a_bandit_whose_prompts_have_words_that_its_embedder_does_not_know_says_so(clipped: Service) -> None:
+    await clipped.create(body=SHOWN)
+    for i in range(8):
+        await clipped.decide(body={"prompt": f"a red circle{'s' if i % 2 else ''}"})
+    assert (await clipped.bandit())["notices"] == []
+    for i in range(5):
+        await clipped.decide(body={"prompt": f"a quarterly turnover forecast {i}"})
+    (notice,) = (await clipped.bandit())["notices"]
+    assert "texts that open-clip/tiny embedded" in notice
+    assert "GET /v1/embedders" in notice
+
+
 # -- probabilities -------------------------------------------------------------------------------------------------------------
 
 
