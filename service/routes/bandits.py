@@ -170,17 +170,22 @@ async def put_arm(
     kept = learner.arms[index]
     price = wanted.price if "price" in wanted.model_fields_set else kept.price
     metadata = wanted.metadata if "metadata" in wanted.model_fields_set else kept.metadata
-    if (price, metadata, True) != (kept.price, kept.metadata, kept.active):
-        await learner.record(
-            ArmChanged(at=now, arm=index, price=price, metadata=metadata),
-            key=f"arm/{arm}/{uuid7()}",
-            check=lambda: _check_room(learner) if learner.ledger.arms[index].is_gone else None,
-        )
+
+    def check() -> None:
+        current = learner.ledger.arms[index]
+        if (price, metadata, True) == (current.price, current.metadata, current.active):
+            raise _Known
+        if current.is_gone:
+            _check_room(learner)
+
+    with contextlib.suppress(_Known):
+        event = ArmChanged(at=now, arm=index, price=price, metadata=metadata)
+        await learner.record(event, key=f"arm/{arm}/{uuid7()}", check=check)
     return answer(_arm_receipt(learner, arm))
 
 
 class _Known(Exception):
-    """Somebody else added the arm meanwhile."""
+    """The arm is as the request wants it, maybe by another request of this moment: nothing is appended."""
 
 
 def _check_new(learner: Learner, arm: str, services: Services) -> None:
@@ -230,6 +235,11 @@ async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) ->
     """
     await learner.refresh()
     index = _index(learner, arm)
-    if learner.ledger.arms[index].active:
-        await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}")
+
+    def check() -> None:
+        if not learner.ledger.arms[index].active:
+            raise _Known
+
+    with contextlib.suppress(_Known):
+        await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}", check=check)
     return Response(status_code=204)

@@ -598,3 +598,15 @@ async def test_of_two_creations_at_once_the_second_is_compared_as_it_would_be_la
         response = await service.put("/v1/bandits/old", sent)
         assert (response.status_code, looks) == (status, 2)
         monkeypatch.undo()
+
+
+async def test_equal_changes_of_an_arm_at_the_same_moment_are_one_event(service: Service) -> None:
+    await service.create(body=GREEDY)
+    path = "/v1/bandits/b/arms/small"
+    before = await service.offset()
+    await asyncio.gather(*(service.put(path, {"price": 3.0}) for _ in range(4)))
+    assert await service.offset() == before + 1
+    await asyncio.gather(*(service.delete(path) for _ in range(4)))
+    assert await service.offset() == before + 2
+    await asyncio.gather(*(service.put(path) for _ in range(4)))
+    assert await service.offset() == before + 3
