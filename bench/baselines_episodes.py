@@ -35,6 +35,9 @@ from bandits.policies.promptwise import PromptWise
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 from bench.worlds_episodes import RECORDED, EpisodeWorld, cheap_to_expensive, free_and_paid, retries
 
+UNSEEN = 1e300
+"""Mean of an arm without outcomes: above all others, and so large that prices leave it as it is. Infinity is not drawn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _UntilSuccess(Policy):
@@ -74,10 +77,7 @@ class GreedyTillSuccess(_UntilSuccess):
     cost_weight: float = hyper(0.05, "What one unit of cost is worth in successes.", at_least=0)
 
     def score(self, state: State, context: Context) -> Sequence[float]:
-        return [
-            arm.mean(unseen=float("inf")) - self.cost_weight * price
-            for arm, price in zip(state.arms, context.prices, strict=True)
-        ]
+        return [arm.mean(unseen=UNSEEN) - self.cost_weight * price for arm, price in zip(state.arms, context.prices, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

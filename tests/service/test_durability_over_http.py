@@ -125,8 +125,12 @@ def test_a_full_disk_is_a_pause_and_no_loss(small_disk: Path, start_server: Call
             assert client.put("/v1/bandits/b", json=VECTOR).status_code == 201
             ballast.write_bytes(b"." * 400_000)
             decided, observed = load_until_it_fails(server)
-            assert unready(client) == "storage: the disk is full"
-            assert unready(client) == "storage: the disk is full"  # asking is not taken for mending
+            for i in range(3):  # asking is not taken for mending; a checkpoint of the sweep may make room, which is
+                ready = client.get("/readyz")
+                if ready.status_code == 200:
+                    assert client.post("/v1/bandits/b/decisions", json={"id": f"room-{i}", **PROMPT}).status_code == 201
+                else:
+                    assert ready.json()["reasons"] == ["storage: the disk is full"]
             ballast.unlink()
             assert client.get("/readyz").status_code == 200  # without a restart
             response = client.post("/v1/bandits/b/decisions", json={"id": "again", **PROMPT})
