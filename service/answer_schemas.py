@@ -269,7 +269,10 @@ class ReadinessAnswer(Answer):
     """Whether the service can do its work."""
 
     status: Literal["ready", "not ready"] = Field(description="`not ready` comes with 503.")
-    reasons: list[str] = Field(description="Why it is not ready. Bandits that the caller may not see are counted.")
+    reasons: list[str] = Field(
+        description="Why it is not ready. Bandits that are not served because a newer version wrote into their log are here too, "
+        "and alone leave it ready. Bandits that the caller may not see are counted."
+    )
     damaged: list[str] = Field(
         description="Bandits whose log cannot be folded; the others are served. Named or counted as above."
     )

@@ -188,14 +188,19 @@ class Hosting:
 
     def damaged(self) -> dict[str, str]:
         """Why bandits are not served until an operator looks, by the names of their logs."""
-        damaged = {name: str(reason) for name, reason in self._damaged.items()}
-        damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage}
+        damaged = {name: str(why) for name, why in self._damaged.items() if not isinstance(why, BanditNewer)}
+        damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage and not learner.is_newer}
         return dict(sorted(damaged.items()))
 
+    def newer(self) -> list[str]:
+        """The names of the logs that a newer version wrote into: not served, and nothing about them is damaged."""
+        newer = {name for name, why in self._damaged.items() if isinstance(why, BanditNewer)}
+        return sorted(newer | {name for name, learner in self._learners.items() if learner.is_newer})
+
     def state(self) -> dict[str, list[str]]:
-        """What is loading and what is damaged."""
+        """What is loading, what is damaged, and what only a newer version can read."""
         damaged = [f"{name}: {reason}" for name, reason in self.damaged().items()]
-        return {"loading": sorted(self._unloaded), "damaged": damaged}
+        return {"loading": sorted(self._unloaded), "damaged": damaged, "newer": self.newer()}
 
     # -- background --------------------------------------------------------------------------------------------------------
 

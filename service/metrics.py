@@ -88,7 +88,11 @@ class _Bandits(Collector):
         if self._tenant is None:
             state = self._hosting.state()
             yield GaugeMetricFamily("nextarm_bandits_loading", "Bandits that are being loaded.", value=len(state["loading"]))
-            yield GaugeMetricFamily("nextarm_bandits_damaged", "Bandits whose log is damaged.", value=len(state["damaged"]))
+            yield GaugeMetricFamily(
+                "nextarm_bandits_damaged",
+                "Bandits that answer nothing: their log is damaged, or a newer version wrote into it.",
+                value=len(state["damaged"]) + len(state["newer"]),
+            )
             notices = self._hosting.storage.notices()
             yield GaugeMetricFamily("nextarm_store_notices", "Faults in the store's setup; see readyz.", value=len(notices))
 

@@ -36,6 +36,9 @@ from bandits.functional.moments import MomentSums, Spread
 from bandits.hyperparameters import hyper
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, derived
 
+LARGEST = 1e60
+"""Outputs and moments beyond this magnitude are refused: fourth powers, and the sums of them, must stay numbers."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -222,15 +225,15 @@ class FdUcb(Policy):
             if seen.output.ndim != 2 or len(seen.output) == 0 or seen.output.shape[1] != self.output_dim:
                 shape = "x".join(map(str, seen.output.shape))
                 raise InvalidObservation("outputs", f"must be samples of length {self.output_dim}, or moments; got {shape}")
-            if not bool(seen.output.isfinite().all()):
-                raise InvalidObservation("outputs", "must be finite")
+            if not bool((seen.output.to(torch.float64).abs() <= LARGEST).all()):  # no NaN is
+                raise InvalidObservation("outputs", f"must be finite and at most {LARGEST:g} in magnitude")
             return
         if seen.output.numel():
             raise InvalidObservation("moments", "cannot come with outputs; post samples or moments")
         if state.reference.count and not state.reference.from_moments:
             raise InvalidObservation("moments", "the reference was started with samples; moments cannot replace them")
         given = seen.moments
-        moments.check_given(given.mean, given.covariance, given.count, d=self.output_dim)
+        moments.check_given(given.mean, given.covariance, given.count, d=self.output_dim, largest=LARGEST)
 
     # -- what it tells -------------------------------------------------------------------------------------------------
 

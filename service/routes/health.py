@@ -31,13 +31,15 @@ async def healthz() -> Response:
     responses={**problems(), 503: {"model": ReadinessAnswer, "description": "Not ready; see `reasons`."}},
 )
 async def readyz(request: Request, services: Shared) -> Response:
-    """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and does not take the
-    others out of service. Without a key everything is only counted; a key of a tenant is told the names of that tenant's bandits,
-    one without a tenant everything. Embedders that are still being loaded keep no request out: those that need one wait for it.
+    """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and one whose log a
+    newer version wrote into is among the reasons; neither takes the others out of service. Without a key everything is only
+    counted; a key of a tenant is told the names of that tenant's bandits, one without a tenant everything. Embedders that are
+    still being loaded keep no request out: those that need one wait for it.
     """
     view = _View(services, request.scope.get("nextarm.caller"))
     reasons = [f"loading: {name}" for name in view.named(services.hosting.state()["loading"])]
     damaged = services.hosting.damaged()
+    newer = [f"written by a newer version: {name}" for name in view.named(services.hosting.newer())]
     try:
         await services.hosting.storage.ping()
     except StorageError as error:
@@ -46,7 +48,7 @@ async def readyz(request: Request, services: Shared) -> Response:
     notices, warming = services.hosting.storage.notices(), services.embeddings.warming()
     body: dict[str, Any] = {
         "status": "not ready" if reasons else "ready",
-        "reasons": reasons,
+        "reasons": reasons + newer,
         "damaged": view.named(damaged, reasons=damaged),
         "notices": notices
         if view.of_operator or not notices

@@ -163,7 +163,7 @@ async def test_requests_wait_for_a_bandit_that_is_being_loaded() -> None:
     await filled(storage, "a", "b")
     storage.gate.clear()
     async with hosted(storage) as hosting:
-        assert hosting.state() == {"loading": ["a", "b"], "damaged": []}
+        assert hosting.state() == {"loading": ["a", "b"], "damaged": [], "newer": []}
         assert await hosting.names("") == ["a", "b"], "it exists, whatever its state"
         requests = [asyncio.create_task(hosting.get("", "a")) for _ in range(3)]
         impatient = asyncio.create_task(hosting.get("", "a"))
@@ -176,7 +176,7 @@ async def test_requests_wait_for_a_bandit_that_is_being_loaded() -> None:
         assert len({id(learner) for learner in learners}) == 1
         assert sorted(learners[0].ledger.open) == ["d1"]
         await hosting.get("", "b")
-        assert hosting.state() == {"loading": [], "damaged": []}
+        assert hosting.state() == {"loading": [], "damaged": [], "newer": []}
 
 
 async def test_a_bandit_can_be_deleted_while_it_is_being_loaded() -> None:
@@ -210,7 +210,7 @@ async def test_a_store_that_cannot_be_read_at_the_start_makes_nobody_disappear()
         for asked in (hosting.get("", "a"), hosting.get("", "a"), hosting.create(wanted("a"))):
             with pytest.raises(StorageUnavailable, match="away"):
                 await asked
-        assert hosting.state() == {"loading": ["a", "b"], "damaged": []}
+        assert hosting.state() == {"loading": ["a", "b"], "damaged": [], "newer": []}
         assert await hosting.names("") == ["a", "b"]
         storage.fails = None
         assert sorted((await hosting.get("", "a")).ledger.open) == ["d1"]
@@ -249,7 +249,7 @@ async def test_a_damaged_bandit_answers_nothing_and_harms_no_other(opener: Opene
         assert "offset 3" in line
         assert await hosting.names("") == ["bad", "good"]
         await hosting.delete("", "bad")
-        assert hosting.state() == {"loading": [], "damaged": []}
+        assert hosting.state() == {"loading": [], "damaged": [], "newer": []}
         assert (await hosting.create(wanted("bad")))[1], "an operator can begin anew"
 
 
@@ -269,6 +269,7 @@ async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
         with pytest.raises(BanditNewer, match="offset 3"):
             await hosting.get("", "ahead")
         await hosting.get("", "good")
+        assert hosting.state() == {"loading": [], "damaged": [], "newer": ["ahead"]}
     async with hosted(opener()) as hosting:
         for _ in range(2):
             with pytest.raises((BanditNewer, LogNewer), match="offset 3: written by a newer version") as stopped:
@@ -278,6 +279,7 @@ async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
             assert "newer version" in problem.detail
             assert "damaged" not in problem.detail
         await hosting.get("", "good")
+        assert hosting.state() == {"loading": [], "damaged": [], "newer": ["ahead"]}
 
 
 @pytest.mark.parametrize("changes", [{"policy": "auto"}, {"hyperparameters": {"window": 7}}])

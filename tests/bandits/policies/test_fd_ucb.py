@@ -402,6 +402,13 @@ def changed(**fields: Any) -> Moments:
         (Observation(output=torch.zeros(4, 3)), "outputs", "samples of length 2, or moments; got 4x3"),
         (Observation(), "outputs", "got 0x0"),
         (Observation(output=torch.tensor([[1.0, math.inf]])), "outputs", "finite"),
+        (Observation(output=torch.tensor([[1.0, 1e200]], dtype=torch.float64)), "outputs", "at most 1e\\+60"),
+        (Observation(moments=changed(mean=torch.full((2,), 1e200, dtype=torch.float64))), "moments.mean", "at most 1e\\+60"),
+        (
+            Observation(moments=changed(covariance=1e200 * torch.eye(2, dtype=torch.float64))),
+            "moments.covariance",
+            "at most 1e\\+60",
+        ),
     ],
 )
 def test_a_reference_that_cannot_be_is_refused_by_name(posted: Observation, field: str, message: str) -> None:
@@ -409,6 +416,22 @@ def test_a_reference_that_cannot_be_is_refused_by_name(posted: Observation, fiel
     with pytest.raises(InvalidObservation, match=message) as refused:
         policy.check_reference(states.start(policy, arms=1), posted)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize("bonus", ["released", "rigorous"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+@pytest.mark.parametrize("size", [1.0, 3e38])
+def test_every_score_against_the_largest_reference_that_is_taken_is_a_number(bonus: Any, threshold: float, size: float) -> None:
+    policy = FdUcb(output_dim=2, bonus=bonus, threshold=threshold)
+    side = torch.tensor([1e60, -1e60], dtype=torch.float64)
+    posted = Observation(moments=Moments(side, 1e60 * torch.eye(2, dtype=torch.float64), 40))
+    state = states.start(policy, arms=1)
+    policy.check_reference(state, posted)
+    state = states.fold(policy, state, posted)
+    for _ in range(3):
+        state = states.fold(policy, state, Observation(arm=0, output=size * ROWS_F.to(torch.float64)))
+    (arm,) = policy.report(policy.prepare(state))["arms"]
+    assert all(math.isfinite(arm[name]) for name in ("estimate", "bonus", "index"))
 
 
 def test_samples_and_moments_are_not_mixed_but_moments_may_be_corrected() -> None:

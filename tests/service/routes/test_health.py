@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.base import Log, StorageUnavailable
+from service import events
+from service.events import Cancelled
+from service.storage.base import Durability, Log, StorageUnavailable
 from service.storage.memory import MemoryStorage
 from service.storage.sqlite import SqliteStorage
-from tests.service.calls import GREEDY, Json, Service, answered, failed, opened
+from tests.service.calls import GREEDY, Clock, Json, Service, answered, failed, opened
 
 
 async def test_a_process_that_answers_is_alive_and_ready(service: Service) -> None:
@@ -73,6 +75,36 @@ async def test_readiness_names_bandits_and_files_only_to_a_key_that_may_see_them
         text = str(told[who])
         assert not [word for word in ("plain", "storm", "secret-folder", "blue", "disk") if word in text], who
         assert who == "blue" or "cloud" not in text
+
+
+async def test_a_bandit_that_a_newer_version_wrote_into_has_a_reason_of_its_own_and_is_not_listed_as_damaged(
+    tmp_path: Path,
+) -> None:
+    """It leaves the service ready: the other bandits are served."""
+    keys: Json = {"store": f"sqlite:///{tmp_path}/bandits.db", "api_keys": "reader:root,admin@blue:sky,reader@red:rose"}
+    async with opened(**keys) as service:
+        for name in ("cloud", "storm"):
+            created = await service.ask("PUT", f"/v1/bandits/{name}", json=GREEDY, headers={"authorization": "Bearer sky"})
+            assert created.status_code == 201
+        hosting = service.client._transport.app.state.services.hosting  # type: ignore[attr-defined]
+        log = (await hosting.get("blue", "cloud")).log
+        event = events.encode(Cancelled(at=Clock()(), id="d1")).replace(b'"v":1', b'"v":2')
+        await hosting.storage.append(log, "newer", event, Durability.POWER)
+    async with opened(**keys) as service:
+        for name, status in (("cloud", 503), ("storm", 200)):  # waits until it is loaded
+            asked = await service.ask("GET", f"/v1/bandits/{name}", headers={"authorization": "Bearer sky"})
+            assert asked.status_code == status
+        told = {who: await readiness(service, key) for who, key in READERS.items()}
+        metrics = await service.ask("GET", "/metrics", headers={"authorization": "Bearer root"})
+    assert {who: answer["reasons"] for who, answer in told.items()} == {
+        "operator": ["written by a newer version: blue/cloud"],
+        "blue": ["written by a newer version: cloud"],
+        "red": ["written by a newer version: 1 bandit, for a key that may see it"],
+        "nobody": ["written by a newer version: 1 bandit, for a key that may see it"],
+    }
+    for answer in told.values():
+        assert (answer["status"], answer["damaged"]) == ("ready", [])
+    assert "nextarm_bandits_damaged 1.0" in metrics.text, "the alert on bandits that answer nothing still fires"
 
 
 async def test_bandits_that_are_still_loaded_are_counted_for_a_caller_without_a_key(tmp_path: Path) -> None:
