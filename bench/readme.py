@@ -86,7 +86,8 @@ def _range(item: Declared) -> str:
 
 
 def _bounds(facts: Hyperparameter) -> tuple[str, str]:
-    low = f"> {facts.above:g}" if facts.above is not None else "" if facts.at_least is None else f">= {facts.at_least:g}"
+    least = facts.at_least if facts.sound_at_least is None else facts.sound_at_least
+    low = f">= {least:g}" if least is not None else f"> {facts.above:g}" if facts.above is not None else ""
     return low, "" if facts.at_most is None else f"<= {facts.at_most:.10g}"
 
 
