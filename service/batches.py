@@ -18,7 +18,7 @@ from service.deciding import decide, observe, outcome_of, question
 from service.dependencies import Services
 from service.errors import Problem, refusal_of
 from service.learner import Kept, Learner
-from service.routes.answers import decision_json, receipt_json
+from service.routes.answers import FULL_TABLE, decision_json, receipt_json
 from service.schemas import DecisionBody, OutcomeItem
 from service.scorers.base import CLIENT
 
@@ -41,7 +41,8 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
     def tell(kept: Kept) -> Answer:
         return decision_json(learner, kept.event, offset=kept.offset)
 
-    return await _all(services, items, begin, tell)
+    with services.batch_room.taken(len(items) * min(len(learner.arms), FULL_TABLE)):
+        return await _all(services, items, begin, tell)
 
 
 async def observe_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Path, Request
 
 from service.access import Caller, Gate, check_role
 from service.embedders.queue import EmbeddingQueue
+from service.errors import Problem
 from service.hosting import Hosting
 from service.learner import Learner
 from service.metrics import Meter
 from service.schemas import ID, NAME
 from service.scorers.scoring import Scoring
 from service.settings import Settings
+
+BATCHED_ROWS = 8 * 1024 * 64
+"""Rows of arms in the answers of all batches that are worked on at once: about 400 bytes each, so some 200 MB."""
+
+
+class BatchRoom:
+    """What batches may hold in memory together; a single request needs too little to be counted."""
+
+    def __init__(self, rows: int = BATCHED_ROWS) -> None:
+        self._left = rows
+
+    @contextlib.contextmanager
+    def taken(self, rows: int) -> Iterator[None]:
+        """Room for a batch, given back at its end; `Problem` where others have it. rows: items times arms shown."""
+        if rows > self._left:
+            raise Problem(
+                "overloaded", "other batches fill the memory that there is for them; try again, or send smaller batches"
+            )
+        self._left -= rows
+        try:
+            yield
+        finally:
+            self._left += rows
 
 
 @dataclass(frozen=True)
@@ -27,6 +53,7 @@ class Services:
     scoring: Scoring
     gate: Gate
     meter: Meter
+    batch_room: BatchRoom = field(default_factory=BatchRoom)
 
 
 def services_of(request: Request) -> Services:

@@ -44,7 +44,7 @@ async def make_decision(learner: RoutedLearner, body: DecisionBody, services: Sh
     "/v1/bandits/{name}/decisions/batch",
     summary="Up to 1,024 decisions in one request",
     response_model=DecisionsAnswer,
-    responses=problems("bandit_not_found", body=True),
+    responses=problems("bandit_not_found", "overloaded", body=True),
 )
 async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: Shared) -> Response:
     """Decisions or problems, in order. One bad item is its own problem and harms no other. Where the store refused and nothing

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from service.batches import Answer, _all
+from service.dependencies import BatchRoom
 from service.learner import Kept
 from service.routes.answers import BEST_SHOWN, FULL_TABLE
-from tests.service.calls import GREEDY, VECTOR, Json, Service, answered
+from tests.service.calls import GREEDY, VECTOR, Json, Service, answered, failed, opened
 
 MANY = [{"name": f"arm {i}", "price": 0.1} for i in range(1000)]
 
@@ -100,3 +101,28 @@ async def test_of_many_arms_those_are_shown_that_were_nearly_chosen(service: Ser
         await service.observe(decision["id"], {"reward": i / 80})
     shown: Json = (await service.decide())["scores"]
     assert list(shown) == [f"arm {i}" for i in range(80 - BEST_SHOWN, 80)]
+
+
+async def test_batches_that_would_fill_the_memory_together_are_refused_until_there_is_room_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, arrived = asyncio.Event(), asyncio.Event()
+
+    async def waits(*args: Any) -> list[Answer]:
+        arrived.set()
+        await gate.wait()
+        return await _all(*args)
+
+    monkeypatch.setattr(BatchRoom.__init__, "__defaults__", (5,))
+    monkeypatch.setattr("service.batches._all", waits)
+    async with opened() as small:
+        await small.create(body=GREEDY)
+        path = "/v1/bandits/b/decisions/batch"
+        first = asyncio.create_task(small.post(path, {"decisions": [{}, {}]}))  # of two arms: four rows
+        await arrived.wait()
+        refused = await small.post(path, {"decisions": [{}]})
+        assert failed(refused) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        gate.set()
+        assert len(answered(await first)["decisions"]) == 2
+        assert len(answered(await small.post(path, {"decisions": [{}, {}]}))["decisions"]) == 2
