@@ -38,10 +38,10 @@ test: lint ## lint, and every test (the README's commands are run with curl, rep
 	$(BIN)/python -m pytest
 
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
-	$(BIN)/python -m bench.demo
+	$(BIN)/python -m examples.digits
 
 demo-images: install ## five painters behind the service: what five policies make of pictures, in one picture
-	$(BIN)/python -m bench.demo_images
+	$(BIN)/python -m examples.painters
 
 bench: install ## the measurements: kill -9 under load (see bench/ for all of them)
 	$(BIN)/python -m bench.faults --kills 50

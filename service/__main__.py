@@ -52,7 +52,7 @@ def _ended(reason: object, *, code: int) -> SystemExit:
 
 def _expected(error: Exception) -> bool:
     """Whether the message says all that an operator needs. (The import takes a second: it brings torch.)"""
-    from service.events import UnreadableEvent
+    from service.engine.events import UnreadableEvent
 
     return isinstance(error, StorageError | BanditError | UnreadableEvent)
 
@@ -70,7 +70,7 @@ def main() -> None:
 @_plainly
 def serve(host: str | None, port: int | None, store: str | None) -> None:
     """Start the service. Everything else is set by NEXTARM_* variables (see the README)."""
-    from service.serving import CannotListen, run
+    from service.cli.serve import CannotListen, run
 
     given = {"host": host, "port": port, "store": store}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
@@ -103,7 +103,7 @@ def digest(bandit: str | None, store: str | None, quiet: bool) -> None:
     They equal what `GET /v1/bandits/BANDIT/digest` answers at the same offset. Exit code 3 if a kept snapshot, replayed to the
     end, gives another digest.
     """
-    from service.offline import digests
+    from service.cli.logs import digests
 
     differing = False
     for line in asyncio.run(digests(_settings(store), bandit, quiet=quiet)):
@@ -123,8 +123,8 @@ def digest(bandit: str | None, store: str | None, quiet: bool) -> None:
 @_plainly
 def export(bandit: str, store: str | None, out: Path | None, force: bool, quiet: bool) -> None:
     """Write the log of BANDIT as NDJSON, one event per line, as `GET /v1/bandits/BANDIT/log` streams it."""
-    from service.offline import check_free
-    from service.offline import export as run
+    from service.cli.logs import check_free
+    from service.cli.logs import export as run
 
     if out is None:
         asyncio.run(run(_settings(store), bandit, sys.stdout.buffer, quiet=True))
@@ -149,7 +149,7 @@ def backup(destination: Path, store: str | None, force: bool) -> None:
 
     A copy made by `cp` is neither: the newest events are in another file. A file that exists is not overwritten.
     """
-    from service.offline import backup as run
+    from service.cli.logs import backup as run
 
     run(_settings(store), destination, force=force)
 
@@ -165,14 +165,14 @@ def migrate(source: str, destination: str, quiet: bool) -> None:
     No server may use either of them meanwhile. Both sides are replayed afterwards, and their digests compared. What an
     interrupted call has copied stays, and the next call goes on. NEXTARM_REDIS_* settings hold as for `serve`.
     """
-    from service.migration import migrate as run
+    from service.cli.migrate import migrate as run
 
     for line in asyncio.run(run(_settings(source), _settings(destination), quiet=quiet)):
         click.echo(f"{line.bandit}\t{line.events}\t{line.sha256}")
 
 
 def _add_replay() -> None:
-    from service.replay.command import replay
+    from service.cli.replay.command import replay
 
     main.add_command(replay)
 

@@ -207,7 +207,7 @@ class Settings(BaseSettings):
     def open_storage(self) -> Storage:
         """The storage that `store` names, not started yet."""
         from service.storage.memory import MemoryStorage
-        from service.storage.sqlite import SqliteStorage
+        from service.storage.sqlite.store import SqliteStorage
 
         if self.store == "memory://":
             return MemoryStorage()
@@ -217,7 +217,7 @@ class Settings(BaseSettings):
 
     def open_storage_to_read(self) -> Storage:
         """The same beside processes that serve it, not started yet; raises `StorageUnavailable` where there is no such file."""
-        from service.storage.sqlite import SqliteStorage
+        from service.storage.sqlite.store import SqliteStorage
 
         if self.scheme in REDIS:
             return self._open_redis()
@@ -228,8 +228,8 @@ class Settings(BaseSettings):
 
     def _open_redis(self) -> Storage:
         try:
-            from service.storage.redis import RedisStorage
-            from service.storage.redis_address import parse
+            from service.storage.redis.address import parse
+            from service.storage.redis.store import RedisStorage
         except ImportError as error:
             raise InvalidSettings(f'NEXTARM_STORE: {self.scheme}:// needs: pip install "nextarm[redis]"') from error
         try:
@@ -281,7 +281,7 @@ def _where(name: str) -> str:
     """Asked with every request that names an embedder; a GPU is tried once."""
     if name == "cpu":
         return name
-    from bandits import devices
+    from bandits.gpu import cost_model as devices
 
     try:
         return str(devices.device(name))

@@ -26,13 +26,13 @@ DOORS: dict[str, set[str]] = {
     "PIL": {"service/embedders/images.py", "service/embedders/imagenet.py"},
     "regex": {"service/scorers/builtin.py"},
     "redis": {"service/storage"},
-    "matplotlib": {"service/replay/plot.py"},
+    "matplotlib": {"service/cli/replay/plot.py"},
     "sklearn": set(),
     "pandas": set(),
     "scipy": set(),
     "httpx": {"service/replay"},
-    "uvicorn": {"service/serving.py", "service/connections.py", "service/replay"},
-    "sqlite3": {"service/storage", "service/offline.py"},
+    "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/replay"},
+    "sqlite3": {"service/storage", "service/cli/logs.py"},
     "pickle": set(),
     "yaml": set(),
     "requests": set(),
@@ -105,7 +105,7 @@ def _modules_after(statement: str) -> set[str]:
 
 
 def test_the_service_starts_without_what_it_may_never_need() -> None:
-    assert _modules_after("import service.app, service.serving").isdisjoint(LIGHT)
+    assert _modules_after("import service.api.app, service.cli.serve").isdisjoint(LIGHT)
 
 
 def test_help_does_not_wait_for_torch() -> None:

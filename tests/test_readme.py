@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from bandits.registry import POLICIES
-from bench import readme
-from service.replay.server import private_server
+from service.cli.replay.server import private_server
+from tools import readme
 
 ROOT = readme.ROOT
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in readme.pages()}
@@ -62,7 +62,7 @@ def test_the_comparison_of_answers_sees_a_wrong_digit_and_a_missing_field() -> N
 
 @EVERY_PAGE
 def test_the_tables_are_what_the_code_says(page: str) -> None:
-    assert readme.filled(PAGES[page]) == PAGES[page], "run: .venv/bin/python -m bench.readme"
+    assert readme.filled(PAGES[page]) == PAGES[page], "run: .venv/bin/python -m tools.readme"
 
 
 def test_the_tables_stand_where_they_belong() -> None:

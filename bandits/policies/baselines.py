@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bandits import draw
-from bandits.arms import MeanArm
 from bandits.hyperparameters import hyper
+from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 

@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from bandits import draw
-from bandits.diversity_arms import DiversityArm, ReferencePairs
+from bandits.diversity.history import ExactHistory, SummedHistory
+from bandits.diversity.statistics import DiversityArm, ReferencePairs
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
 from bandits.functional.simplex import minimise_quadratic, nearest_psd
-from bandits.histories import ExactHistory, SummedHistory
 from bandits.hyperparameters import SMALLEST_RIDGE, hyper, unit_scale
-from bandits.regression import Regression, as_float64, check_direction, lift, remembered, stacked
-from bandits.row_widths import in_order
+from bandits.regression.model import Regression, as_float64, check_direction, lift, remembered, stacked
+from bandits.regression.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
 
 

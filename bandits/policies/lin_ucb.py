@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bandits.hyperparameters import SMALLEST_RIDGE, hyper
-from bandits.regression import Regression, as_float64, remembered
-from bandits.regression_ucb import RegressionUcb
+from bandits.regression.model import Regression, as_float64, remembered
+from bandits.regression.ucb import RegressionUcb
 
 
 @dataclass(frozen=True, kw_only=True)

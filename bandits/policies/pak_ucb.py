@@ -22,8 +22,8 @@ from torch import Tensor
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import SMALLEST_RIDGE, hyper
-from bandits.regression import Regression, as_float64, lift, remembered
-from bandits.regression_ucb import RegressionUcb
+from bandits.regression.model import Regression, as_float64, lift, remembered
+from bandits.regression.ucb import RegressionUcb
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ from numpy.polynomial import legendre
 from torch import Tensor
 
 from bandits import draw
-from bandits.arms import MeanArm
 from bandits.errors import InvalidObservation
 from bandits.hyperparameters import hyper, unit_scale
+from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 Fall = Callable[[Tensor], Tensor]

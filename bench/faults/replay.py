@@ -12,10 +12,10 @@ import time
 
 import torch
 
-from service.learner import Learner
+from service.engine.learner import Learner
 from service.settings import Settings
 from service.storage.base import Storage
-from service.storage.sqlite import SqliteStorage
+from service.storage.sqlite.store import SqliteStorage
 
 
 async def replay(store: str) -> list[tuple[str, int, str, float, float]]:

@@ -6,8 +6,9 @@ import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from service import app, serving
 from service.__main__ import main
+from service.api import app
+from service.cli import serve as serving
 
 if __name__ == "__main__":
     shift = timedelta(seconds=float(os.environ["SHIFT_S"]))

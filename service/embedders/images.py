@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from service.api.encoding import decode_base64
 from service.embedders.base import InvalidContent
 from service.embedders.image_parts import Format, damaged, walk
-from service.encoding import decode_base64
 
 if TYPE_CHECKING:
     from PIL.Image import Image

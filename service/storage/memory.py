@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogDamaged, LogMissing, Receipt, StorageConflict
-from service.storage.bell import Bell
+from service.storage.notifier import Bell
 
 
 @dataclass

@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from bandits.arms import MeanArm
 from bandits.episodes import play_episodes
 from bandits.policies.baselines import OneArm
+from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 

@@ -12,12 +12,12 @@ from numpy.random import default_rng
 
 from bandits import draw
 from bandits import state as states
-from bandits.arms import RidgeArm
 from bandits.errors import InvalidContext, InvalidHyperparameter, NotPositiveDefinite
 from bandits.functional import concentration, kernels, linalg
 from bandits.functional.growing import GrowingCholesky
 from bandits.functional.inverse import Inverse
 from bandits.registry import POLICIES, build
+from bandits.regression.ridge import RidgeArm
 from bandits.types import Context, Observation, Policy, State
 
 

@@ -11,8 +11,8 @@ import pytest
 from check_jsonschema import main as check_jsonschema  # type: ignore[import-untyped]  # it ships no types
 from click.testing import CliRunner
 
-from service.access import parse_keys
-from service.serving import GRACE_S, check_exposure
+from service.api.auth import parse_keys
+from service.cli.serve import GRACE_S, check_exposure
 from service.settings import Settings
 from tests.deploy.files import DEPLOY, ROOT, SETTINGS, document, interpolated, seconds, size
 

@@ -14,8 +14,8 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from service.access import parse_keys
-from service.serving import GRACE_S, check_exposure
+from service.api.auth import parse_keys
+from service.cli.serve import GRACE_S, check_exposure
 from service.settings import Settings
 from tests.deploy.files import DEPLOY, SETTINGS, document, documents, size
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.files import DEPLOY, document
-from tests.service.calls import opened
+from tests.service.http_client import opened
 
 RULES = [rule for group in document(DEPLOY / "prometheus-rules.yml")["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "nextarm.json").read_text())

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.errors import CODES, Problem
-from service.serving import KEEP_ALIVE_S
+from service.api.problems import CODES, Problem
+from service.cli.serve import KEEP_ALIVE_S
 from service.settings import Settings
 from tests.deploy.balancer import CONFIG, Balancer, needs_nginx
 from tests.deploy.files import document, seconds

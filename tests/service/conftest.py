@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.calls import Clock, Service, opened
+from tests.service.http_client import Clock, Service, opened
 from tests.service.servers import Server
 
 

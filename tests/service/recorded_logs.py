@@ -19,10 +19,10 @@ from numpy.random import Generator, default_rng
 
 from bandits import state as states
 from bandits.functional import kernels
-from service.learner import Learner
+from service.engine.learner import Learner
 from service.storage.base import Durability, Log
 from service.storage.memory import MemoryStorage
-from tests.service.calls import Clock, Json, Service, opened
+from tests.service.http_client import Clock, Json, Service, opened
 
 DATA = Path(__file__).parents[1] / "data" / "policies"
 DIM, OUTPUT_DIM = 3, 2

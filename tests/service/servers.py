@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.calls import check_answer
+from tests.service.http_client import check_answer
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0

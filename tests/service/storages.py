@@ -14,9 +14,9 @@ import pytest
 
 from service.storage.base import Storage
 from service.storage.memory import MemoryStorage
-from service.storage.redis import RedisStorage
-from service.storage.redis_address import parse
-from service.storage.sqlite import SqliteStorage
+from service.storage.redis.address import parse
+from service.storage.redis.store import RedisStorage
+from service.storage.sqlite.store import SqliteStorage
 from tests.service import redis_server
 
 Opener = Callable[[], Storage]

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.calls import PROMPT, VECTOR
+from tests.service.http_client import PROMPT, VECTOR
 from tests.service.servers import Server
 
 CLIENTS = 4

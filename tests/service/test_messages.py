@@ -13,12 +13,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import validate
 from bandits.registry import POLICIES
-from service import schemas
+from service.api import requests as schemas
+from service.api.problems import MESSAGES, OTHERWISE, problem_of, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
-from service.errors import MESSAGES, OTHERWISE, problem_of, validation_problem
-from service.folding import LogNewer
-from service.hosting import BanditConflict, BanditDamaged, BanditMissing
-from service.learner import (
+from service.engine.learner import (
     Behind,
     DecisionCancelled,
     DecisionConflict,
@@ -31,9 +29,11 @@ from service.learner import (
     ReferenceConflict,
     TooManyOpen,
 )
+from service.engine.projection import LogNewer
+from service.engine.repository import BanditConflict, BanditDamaged, BanditMissing
 from service.storage.base import LogMissing, LogTrimmed, StorageUnavailable
 from tests.bandits.examples import EXAMPLES
-from tests.service.calls import GREEDY, VECTOR, Service, failed
+from tests.service.http_client import GREEDY, VECTOR, Service, failed
 
 PYTHON = re.compile(
     r"Input should|\b(str|dict|tuple|int|bool|NoneType|instance|dictionary|boolean|integer|validator|ndarray|None|True|False)\b"

@@ -9,19 +9,19 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-from bandits import placement as placements
-from bandits.placement import Placement
+from bandits.gpu import mirror as placements
+from bandits.gpu.mirror import Placement
+from bandits.gpu.resident import Resident
+from bandits.gpu.stack import CPU
 from bandits.policies.pak_ucb import PakUcb
-from bandits.resident import Resident
-from bandits.stack import CPU
 from bandits.types import Policy
-from service.app import running
-from service.events import Decided
-from service.learner import Learner
+from service.api.app import running
+from service.engine.events import Decided
+from service.engine.learner import Learner
 from service.settings import InvalidSettings, Settings
 from service.storage.memory import MemoryStorage
-from tests.bandits.test_placement import ALWAYS, drain, fails
-from tests.service.driving import PAK, Clock, ask, learner_of, outcome
+from tests.bandits.gpu.test_mirror import ALWAYS, drain, fails
+from tests.service.drivers import PAK, Clock, ask, learner_of, outcome
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -115,7 +115,7 @@ def test_auto_without_a_gpu_is_the_cpu_for_embedders_too() -> None:
 
 
 def test_embedders_get_the_gpu_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bandits.devices.device", lambda name: torch.device(name))
+    monkeypatch.setattr("bandits.gpu.cost_model.device", lambda name: torch.device(name))
     assert Settings.load(device="cuda:7").sources().device == "cuda:7"
 
 

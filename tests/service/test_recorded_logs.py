@@ -13,7 +13,7 @@ import torch
 
 from bandits import state as states
 from bandits.registry import POLICIES as KINDS
-from service import events
+from service.engine import events
 from tests.service.recorded_logs import DATA, POLICIES, arithmetic, learner_of, payloads_of
 
 DIGESTS = json.loads((DATA / "digests.json").read_text())

@@ -12,21 +12,21 @@ import pytest
 from numpy.random import default_rng
 
 from bandits.registry import POLICIES
-from service import folding
-from service.errors import Problem
-from service.events import ArmAdded, ReferenceAdded, added_key
-from service.hosting import BanditMissing, Hosting
-from service.learner import Learner, NoSuchOffset, Outcome, OutcomeConflict
+from service.api.problems import Problem
+from service.engine import projection as folding
+from service.engine.events import ArmAdded, ReferenceAdded, added_key
+from service.engine.learner import Learner, NoSuchOffset, Outcome, OutcomeConflict
+from service.engine.repository import BanditMissing, Hosting
 from service.settings import Settings
-from service.storage import redis_news
 from service.storage.base import LogRewound, StorageError
-from service.storage.redis import RedisStorage
-from service.storage.redis_address import parse
+from service.storage.redis import notifications as redis_news
+from service.storage.redis.address import parse
+from service.storage.redis.store import RedisStorage
 from tests.bandits.examples import EXAMPLES
-from tests.service.calls import ARMS, VECTOR, Service, failed, opened
-from tests.service.driving import GREEDY, Clients, Clock, ask, learner_of
+from tests.service.drivers import GREEDY, Clients, Clock, ask, learner_of
+from tests.service.engine.test_repository import wanted
+from tests.service.http_client import ARMS, VECTOR, Service, failed, opened
 from tests.service.redis_server import RedisServer, needs_redis, shared
-from tests.service.test_hosting import wanted
 
 pytestmark = needs_redis
 PATIENCE_S = 20

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator, default_rng
 
-from service.learner import Learner
+from service.engine.learner import Learner
 from service.storage.base import Durability, Log
 from service.storage.memory import MemoryStorage
-from tests.service.calls import Json, Send, Service, blocking
+from tests.service.http_client import Json, Send, Service, blocking
 from tests.service.recorded_logs import DIM, OUTPUT_DIM, POLICIES, learner_of, payloads_of
 
 MORE: dict[str, Json] = {

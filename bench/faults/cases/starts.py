@@ -13,7 +13,7 @@ from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, replayed
 from bench.faults.rows import Options, Row
 from bench.faults.server import Server
-from service.learner import Ask, Learner, Outcome
+from service.engine.learner import Ask, Learner, Outcome
 from service.settings import Settings
 
 DIM, FREQUENCIES, ARMS = 32, 128, 4

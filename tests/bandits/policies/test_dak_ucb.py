@@ -19,7 +19,7 @@ from bandits.errors import InvalidContext, InvalidHyperparameter
 from bandits.policies.dak_ucb import DakUcb
 from bandits.policies.pak_ucb import PakUcb
 from bandits.types import Context, Observation, State
-from tests.bandits.answers import FORMS, SIGMA, WORLD, World, ask, coin_flips, dak, outcome, play, serve
+from tests.bandits.golden import FORMS, SIGMA, WORLD, World, ask, coin_flips, dak, outcome, play, serve
 
 # -- golden G4 ------------------------------------------------------------
 

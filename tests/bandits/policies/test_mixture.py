@@ -18,13 +18,13 @@ from bandits import state as states
 from bandits.errors import InvalidHyperparameter, InvalidObservation, ReferenceMissing
 from bandits.functional import diversity, kernels, moments
 from bandits.hyperparameters import declared
-from bandits.mixture_arms import MixtureArm, Quadratic
-from bandits.mixture_samples import REFERENCE_SAMPLES, MixtureSamples
-from bandits.mixtures import Plan
+from bandits.mixture.policy import Plan
+from bandits.mixture.samples import REFERENCE_SAMPLES, MixtureSamples
+from bandits.mixture.statistics import MixtureArm, Quadratic
 from bandits.policies.mixture import MixtureGreedy, MixtureUcb, Radius
 from bandits.types import Context, Moments, NoReference, Observation, State
-from bench import worlds_mixture
-from bench.worlds_mixture import play
+from bench.experiments.worlds import mixture as worlds_mixture
+from bench.experiments.worlds.mixture import play
 
 EXACT: dict[str, Any] = {"bandwidth": 1.0, "random_features": None}
 

@@ -12,14 +12,14 @@ import torch
 from numpy.random import default_rng
 
 from bandits import state as states
-from bandits.arms import RidgeArm
 from bandits.errors import InvalidContext, InvalidHyperparameter
-from bandits.kernel_arms import KernelArm
 from bandits.policies.lin_ucb import LinUcb
 from bandits.policies.pak_ucb import PakUcb
-from bandits.simulate import simulate
+from bandits.regression.kernel import KernelArm
+from bandits.regression.ridge import RidgeArm
+from bandits.simulation import simulate
 from bandits.types import Context, Observation, Policy, State
-from tests.bandits.worlds import prompt_clusters, recorded_answers, sha256
+from tests.bandits.synthetic import prompt_clusters, recorded_answers, sha256
 from tests.tables import shared_table
 
 PAPER: dict[str, Any] = {"normalize": False, "prior_mean": 0.0, "exploration": 1.0}

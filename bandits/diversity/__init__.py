@@ -1,0 +1,1 @@
+"""Diversity of outputs given prompts: DAK-UCB's statistics and histories."""

@@ -1,0 +1,190 @@
+"""The regressions of one bandit on a device: a stack that follows its arms and scores for them where that is quicker.
+
+    fold   --> prepare --> follow(arms)            what changed: rows kept aside, folded inverses, thetas --> Stack
+    decide --> Regression.score --> score(arms, z)     means and widths, or None: compute them on the CPU
+
+Nothing rests on it. The truth are the float64 sums of the arms, and what is derived from them on the CPU is derived with and
+without a placement; digests and packed states know nothing of it. It answers for the very arms that it followed last and for no
+others, and after its first failure never again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from bandits.functional.inverse import Inverse
+from bandits.gpu import cost_model as devices
+from bandits.gpu.cost_model import Costs
+from bandits.gpu.stack import Stack
+from bandits.regression.model import Regression
+from bandits.regression.ridge import Ridge, RidgeArm
+from bandits.types import Policy
+
+KINDS = frozenset({"lin-ucb", "pak-ucb"})
+"""Policies whose `State.cache` is free for a placement."""
+PATIENCE_S = 2.0
+"""A device that has not answered by then is taken for broken: a decision costs milliseconds on the CPU."""
+
+_MEASURING = threading.Lock()
+
+
+def measured(where: torch.device) -> Costs:
+    """`devices.costs`; bandits that are loaded at once do not disturb its clock."""
+    with _MEASURING:
+        return devices.costs(where)
+
+
+class Placement:
+    """See the module. Any thread may ask; one at a time should tell it what to follow.
+
+    size: p.  ridge: > 0.  batch: contexts that are scored together as a rule; the stack is built where the costs prefer its
+    device for some batch of up to so many. Not before `follow`: to measure and to build take a second.
+    broken: why it answers nothing any more; "" = it is sound.  stack: None = none was built (yet), or it is broken.
+    dtype, threaded: of the stack.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        ridge: float,
+        device: torch.device,
+        batch: int,
+        costs: Callable[[torch.device], Costs] = measured,
+        dtype: torch.dtype | None = None,
+        threaded: bool = False,
+    ) -> None:
+        self.size, self.ridge, self.device, self.batch = size, ridge, device, batch
+        self.broken = ""
+        self.stack: Stack | None = None
+        self._measure, self._dtype, self._threaded = costs, dtype, threaded
+        self._costs: Costs | None = None
+        self._mirrored: list[Ridge] = []
+        self._warm: Future[None] = Future()
+        self._lock = threading.Lock()
+
+    def follow(self, arms: Sequence[RidgeArm]) -> None:
+        """Tell the stack what changed since the last call. Returns before the device has it; never raises."""
+        with self._lock:
+            if self.broken:
+                return
+            try:
+                self._follow([arm.ridge(self.ridge) for arm in arms])
+            except Exception as error:
+                self._give_up(error)
+
+    def _follow(self, derived: Sequence[Ridge]) -> None:
+        stack = self.stack
+        if stack is None or stack.arms > len(derived):
+            stack = self.stack = self._built(len(derived))
+            self._mirrored = []
+        if stack is None:
+            return
+        while stack.arms < len(derived):
+            stack.add_arm()
+        for arm, now in enumerate(derived):
+            self._mirror(stack, arm, now)
+        grown = len(derived) > len(self._mirrored)
+        self._mirrored = list(derived)
+        if grown:
+            self._warm = stack.submit_warm()
+
+    def _built(self, arms: int) -> Stack | None:
+        """A stack, where it will be asked."""
+        self._costs = self._costs or self._measure(self.device)
+        if not self._costs.from_batch(arms=arms, size=self.size, most=self.batch):
+            return None
+        return Stack(
+            arms=arms,
+            size=self.size,
+            ridge=self.ridge,
+            device=self.device,
+            dtype=self._dtype,
+            batch=self.batch,
+            threaded=self._threaded,
+        )
+
+    def _mirror(self, stack: Stack, arm: int, now: Ridge) -> None:
+        before = self._mirrored[arm] if arm < len(self._mirrored) else None
+        if now is before:
+            return
+        rows = None if before is None else _added(before.width, now.width)
+        if before is None or rows is None:  # at the latest when the CPU folds its rows: no arm is ever `stale`
+            stack.load(arm, inverse=now.width.dense, theta=now.theta)
+            rows = _aside(now.width)
+        elif now.theta is not before.theta:
+            stack.set_theta(arm, now.theta)
+        if len(rows):
+            stack.append(arm, rows)
+
+    def score(self, derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(B, K) means and (B, K) widths of lifted features z (B, p); None where the CPU should compute them: these are not the
+        arms that were followed last, the CPU is quicker, the device is not ready or failed, or its precision cannot hold them.
+        """
+        if not self._lock.acquire(blocking=False):  # it follows something newer
+            return None
+        try:
+            stack = self.stack
+            if self.broken or stack is None or not self._knows(derived) or not self._prefers(len(z)):
+                return None
+            asked = stack.submit_scores(z)
+        except Exception as error:
+            self._give_up(error)
+            return None
+        finally:
+            self._lock.release()
+        try:
+            mean, width = asked.result(timeout=PATIENCE_S)
+        except Exception as error:
+            self._give_up(error)
+            return None
+        return (mean, width) if bool((mean.isfinite() & width.isfinite()).all()) else None
+
+    def _knows(self, derived: Sequence[Ridge]) -> bool:
+        return (
+            self._warm.done()
+            and len(derived) == len(self._mirrored)
+            and all(ours is theirs for ours, theirs in zip(self._mirrored, derived, strict=True))
+        )
+
+    def _prefers(self, batch: int) -> bool:
+        return self._costs is not None and self._costs.prefers_gpu(arms=len(self._mirrored), size=self.size, batch=batch)
+
+    def _give_up(self, error: Exception) -> None:
+        """Its thread ends with the last who holds the stack; nobody waits for a device that may never answer."""
+        self.broken = self.broken or f"{type(error).__name__}: {error}"
+        self.stack = None
+        self._mirrored = []
+
+
+def of(policy: Policy, *, device: str, batch: int) -> Placement | None:
+    """Where a bandit of this policy scores; None = on the CPU, and nothing is mirrored. Cheap, and asks no device.
+
+    device: cpu, or a GPU that `devices.device` found.  batch: contexts that are scored together as a rule.
+    """
+    if device == "cpu" or policy.kind not in KINDS:
+        return None
+    regression = getattr(policy, "regression", None)
+    if not isinstance(regression, Regression) or regression.kernel is not None:
+        return None
+    return Placement(size=regression.size, ridge=regression.ridge, device=torch.device(device), batch=batch)
+
+
+def _aside(inverse: Inverse) -> Tensor:
+    """(q, p)."""
+    return inverse.dense[:0] if inverse.aside is None else inverse.aside
+
+
+def _added(before: Inverse, now: Inverse) -> Tensor | None:
+    """(n, p) the rows kept aside since; None where more than that changed. They are compared by value: an inverse that learnt
+    what the width had anticipated has the same rows as the width, and comes from another line of them.
+    """
+    if now.dense is not before.dense:
+        return None
+    old, new = _aside(before), _aside(now)
+    return new[len(old) :] if torch.equal(new[: len(old)], old) else None

@@ -1,0 +1,1 @@
+"""Mixtures of arms: sample statistics, the planned weights, and the report."""

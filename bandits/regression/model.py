@@ -1,0 +1,204 @@
+"""One regression of the reward on the prompt per arm: what PAK-UCB, LinUCB and DAK-UCB share.
+
+features (d,) -- lift --> z (p,) --+--> RidgeArm    linear in z: sums, memory independent of the rounds
+                                   +--> KernelArm   exact kernel k(z, z'): the last `max_samples` observations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits.errors import InvalidContext
+from bandits.functional import kernels
+from bandits.regression.kernel import Kernel, KernelArm
+from bandits.regression.ridge import RidgeArm, ridge_scores
+from bandits.types import Context
+
+if TYPE_CHECKING:
+    from bandits.gpu.mirror import Placement
+
+Lift = Callable[[Tensor], Tensor]
+"""(..., d) -> (..., p)."""
+
+LONGEST_SQUARED = 1e10
+"""Of k(x, x), in units of the ridge. A width is a difference of numbers up to k(x, x) / ridge times larger than itself, and a
+number has 16 digits: at this bound six are left, at 1e14 two."""
+LARGEST = 1e100
+"""Of k(x, x): its square, times a reward, times a long log, must stay a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """How an arm's statistic learns from prompts and scores them.
+
+    lift: (..., d) -> (..., p).  size: p.  kernel: None = linear in z.  ridge: > 0.  max_samples: kept by an exact kernel.
+    """
+
+    lift: Lift
+    size: int
+    ridge: float
+    kernel: Kernel | None = None
+    max_samples: int = 0
+
+    def blank(self) -> RidgeArm | KernelArm:
+        """Nothing seen."""
+        return RidgeArm.blank(self.size) if self.kernel is None else KernelArm.blank(self.size)
+
+    def learn(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, anticipated: bool) -> RidgeArm | KernelArm:
+        """One more prompt x (d,) and its target; see `Observation.anticipated`."""
+        z = self.lift(x)
+        if isinstance(arm, RidgeArm):
+            return arm.learn(z, target, ridge=self.ridge, anticipated=anticipated)
+        return arm.learn(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, anticipated=anticipated)
+
+    def learn_all(
+        self, arm: RidgeArm | KernelArm, x: Sequence[Tensor], targets: Sequence[float], *, anticipated: Sequence[bool]
+    ) -> RidgeArm | KernelArm:
+        """`learn` of several prompts x (d,) in order."""
+        if isinstance(arm, RidgeArm) and len(x) > 1:
+            return arm.learn_all(self._lifted(x), targets, anticipated=anticipated)
+        for prompt, target, known in zip(x, targets, anticipated, strict=True):
+            arm = self.learn(arm, prompt, target, anticipated=known)
+        return arm
+
+    def anticipate_all(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:
+        """`anticipate` of several prompts x (d,)."""
+        if isinstance(arm, RidgeArm) and len(x) > 1:
+            return arm.anticipate_all(self._lifted(x), ridge=self.ridge)
+        for prompt in x:
+            arm = self.anticipate(arm, prompt)
+        return arm
+
+    def _lifted(self, x: Sequence[Tensor]) -> Tensor:
+        """(k, p), each prompt by itself: the sums must not depend on what came together."""
+        return torch.stack([self.lift(prompt) for prompt in x])
+
+    def anticipate(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
+        """Shrink the width for one pending prompt x (d,)."""
+        z = self.lift(x)
+        if isinstance(arm, RidgeArm):
+            return arm.anticipate(z, ridge=self.ridge)
+        return arm.anticipate(z, kernel=self._exact, ridge=self.ridge)
+
+    def release(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
+        """Undo one `anticipate`."""
+        z = self.lift(x)
+        if isinstance(arm, RidgeArm):
+            return arm.release(z, ridge=self.ridge)
+        return arm.release(z, kernel=self._exact, ridge=self.ridge)
+
+    def check(self, x: Tensor) -> None:
+        """`InvalidContext` for a prompt x (d,) that is so long that the numbers would keep no digits of the ridge."""
+        z = self.lift(x)
+        with np.errstate(all="ignore"):
+            squared = float(z @ z) if self.kernel is None else float(self.kernel(z[None], z[None]))
+        check_squared(squared, ridge=self.ridge)
+
+    def is_finite(self, arm: RidgeArm | KernelArm) -> bool:
+        """Whether what is derived from an arm consists of numbers: its means and widths then do, too."""
+        if isinstance(arm, RidgeArm):
+            now = arm.ridge(self.ridge)
+            return bool(now.theta.isfinite().all()) and bool(now.width.tensor().isfinite().all())
+        dual = arm.dual(self._exact, self.ridge)
+        return bool(dual.weights.tensor.isfinite().all()) and bool(dual.factor.factor.isfinite().all())
+
+    def derive(self, arms: Sequence[RidgeArm | KernelArm]) -> None:
+        """Factor what was not derived yet, so that the next score does not."""
+        for arm in arms:
+            if isinstance(arm, RidgeArm):
+                arm.ridge(self.ridge)
+            else:
+                arm.dual(self._exact, self.ridge)
+
+    def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor, placement: Placement | None = None) -> tuple[Tensor, Tensor]:
+        """(B, K) means and (B, K) widths of lifted prompts z (B, p). placement: asked first, where there is one."""
+        if self.kernel is None:
+            derived = [arm.ridge(self.ridge) for arm in arms if isinstance(arm, RidgeArm)]
+            found = None if placement is None else placement.score(derived, z)
+            return ridge_scores(derived, z) if found is None else found
+        mean = torch.empty((len(z), len(arms)), dtype=torch.float64)
+        width = torch.empty_like(mean)
+        prior = torch.cat([self.kernel(row[None], row[None])[0] for row in z])
+        for index, arm in enumerate(arms):
+            assert isinstance(arm, KernelArm)
+            mean[:, index], width[:, index] = arm.score(z, kernel=self.kernel, prior=prior, ridge=self.ridge)
+        return mean, width
+
+    def covariances(self, arm: RidgeArm | KernelArm, z: Tensor) -> Tensor:
+        """(B, B) of lifted prompts z (B, p) under one arm; the squares of its widths stand on the diagonal."""
+        if isinstance(arm, RidgeArm):
+            return arm.covariances(z, ridge=self.ridge)
+        return arm.covariances(z, kernel=self._exact, ridge=self.ridge)
+
+    @property
+    def _exact(self) -> Kernel:
+        assert self.kernel is not None, "a KernelArm needs the kernel that it was built with"
+        return self.kernel
+
+
+def stacked(contexts: Sequence[Context]) -> Tensor:
+    """(B, d) the features of all contexts."""
+    return torch.stack([context.features for context in contexts])
+
+
+def as_float64(x: Tensor, *, normalize: bool) -> Tensor:
+    """(..., d) a float64 copy, each row scaled to length one if asked. One row goes through NumPy: its calls cost a third."""
+    if x.ndim == 1 and x.device.type == "cpu":
+        row = x.numpy().astype(np.float64)
+        return torch.from_numpy(row / np.sqrt(row @ row) if normalize else row)
+    x = x.to(torch.float64, copy=True)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True) if normalize else x
+
+
+REMEMBERED_BYTES = 2**20
+"""Of lifted features that are kept per policy."""
+
+
+def remembered(lift: Lift, *, size: int) -> Lift:
+    """The same lift to (p,) = (size,), which remembers the last prompts (d,): a decision lifts its prompt to score it, its fold
+    to anticipate it, its outcome to learn it, at 20 us each for d = 384, p = 256. The prompts of a batch (B, d) are lifted one
+    by one, so that they are the very numbers that will be learnt. Do not write into what it returns.
+    """
+
+    @lru_cache(maxsize=max(8, REMEMBERED_BYTES // (8 * size)))
+    def lifted(key: bytes) -> Tensor:
+        return lift(torch.from_numpy(np.frombuffer(key, dtype=np.float64).copy()))
+
+    def through(x: Tensor) -> Tensor:
+        if x.dtype != torch.float64 or x.device.type != "cpu" or x.ndim > 2:
+            return lift(x)
+        if x.ndim == 1:
+            return lifted(x.numpy().tobytes())
+        return torch.stack([lifted(row.tobytes()) for row in x.numpy()])
+
+    return through
+
+
+def lift(x: Tensor, *, normalize: bool, frequencies: Tensor) -> Tensor:
+    """(..., 2D) random features of (..., d), or the float64 vector itself where there are no frequencies (0, d)."""
+    x = as_float64(x, normalize=normalize)
+    return kernels.random_features(x, frequencies) if len(frequencies) else x
+
+
+def check_direction(features: Tensor, *, normalize: bool) -> None:
+    """`InvalidContext` for a vector that cannot be scaled to length one."""
+    if normalize and not features.numpy().any():
+        raise InvalidContext("prompt", "a vector of zeros cannot be scaled to length one; send another, or set normalize: false")
+
+
+def check_squared(squared: float, *, ridge: float) -> None:
+    """`InvalidContext` for a prompt whose k(x, x) is `squared`, where that drowns the ridge."""
+    bound = min(LONGEST_SQUARED * ridge, LARGEST)
+    if not squared <= bound:
+        raise InvalidContext(
+            "prompt",
+            f"is too long for the ridge {ridge:g}: k(x, x) is {squared:.3g} and may be at most {bound:.3g}, else too few "
+            "digits are left; scale it down, or set normalize: true or a larger ridge",
+        )

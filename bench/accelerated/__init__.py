@@ -1,1 +1,0 @@
-"""What bench/gpu.py measures: ceilings of a device, the stack against them, and its answers against float64."""

@@ -1,0 +1,227 @@
+"""Sweeps over policies that look at the prompt: dak-ucb, promptwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from bandits.diversity.history import ExactHistory, SummedHistory
+from bandits.episodes import play_episodes
+from bandits.functional import diversity, joint_diversity, kernels
+from bandits.policies.dak_ucb import DakUcb
+from bandits.registry import build
+from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
+from bench.experiments.worlds.contextual import SIGMA, Floats, OutputWorld, Picks, collapsed_and_diverse, play, unit
+from bench.experiments.worlds.episodes import EpisodeWorld, cheap_to_expensive, retries
+
+# -- dak-ucb ---------------------------------------------------------------------------------------------------------------
+
+REGRET = Measure(name="fidelity regret", better="low")
+VENDI = Measure(name="conditional Vendi", better="high", digits=2)
+JOINT = Measure(name="fidelity - I-JRKE", better="high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A world of outputs, and (T, K) the expected fidelity of every arm for every prompt."""
+
+    world: OutputWorld
+    expected: Floats
+
+    def reached(self, picks: Picks) -> Values:
+        """What was served: expected fidelity lost, conditional Vendi score, and fidelity minus I-JRKE, the sum at weight 1."""
+        rows = np.arange(len(picks))
+        fidelity = self.expected[rows, picks]
+        prompts, outputs = (
+            kernels.gaussian(x, x, bandwidth=SIGMA)
+            for x in map(torch.from_numpy, (self.world.features, self.world.outputs[rows, picks]))
+        )
+        spectra = (diversity.gram_spectrum(gram) for gram in (prompts * outputs, prompts))
+        return {
+            REGRET.name: float((self.expected.max(axis=1) - fidelity).mean()),
+            VENDI.name: joint_diversity.conditional_vendi(*spectra),
+            JOINT.name: float(fidelity.mean()) - joint_diversity.inverse_joint_rke(prompts, outputs),
+        }
+
+
+@cache
+def repeats(seed: int) -> Serving:
+    """Two kinds of prompt; two arms (.80) repeat one output per kind, one (.75) never repeats. Golden G4's kind of world."""
+    world = collapsed_and_diverse(seed=17 + seed, rounds=300)
+    return Serving(world=world, expected=np.broadcast_to(np.array([0.80, 0.80, 0.75]), world.rewards.shape))
+
+
+@cache
+def many_kinds(seed: int) -> Serving:
+    """The same with twelve kinds of prompt in R^12, where pairs of prompts are seldom alike."""
+    fidelity = np.array([[0.80] * 12, [0.80] * 12, [0.75] * 12])
+    return kinds(seed=seed, dim=12, noise=0.05, fidelity=fidelity, spread=(0.02, 0.02, math.inf))
+
+
+@cache
+def experts(seed: int) -> Serving:
+    """Three kinds of prompt, each with its expert (.9, others .5) whose outputs differ a little; a bad arm (.4) never repeats."""
+    fidelity = np.array([[0.9, 0.5, 0.5], [0.5, 0.9, 0.5], [0.5, 0.5, 0.9], [0.4, 0.4, 0.4]])
+    return kinds(seed=seed, dim=4, noise=0.1, fidelity=fidelity, spread=(0.3, 0.3, 0.3, math.inf))
+
+
+def kinds(*, seed: int, dim: int, noise: float, fidelity: Floats, spread: tuple[float, ...], rounds: int = 300) -> Serving:
+    """Clusters of prompts in R^dim; arm k answers near its output for the kind of prompt, or anywhere if its spread is infinite.
+
+    fidelity: (K, kinds).  spread: (K,) standard deviation of an output's four numbers before it is scaled to length one.
+    """
+    g = np.random.default_rng(seed)
+    arms, count = fidelity.shape
+    kind = g.integers(0, count, rounds)
+    features = unit(unit(g.standard_normal((count, dim)))[kind] + noise * g.standard_normal((rounds, dim)))
+    centres = unit(g.standard_normal((arms, count, 4)))
+    outputs = np.empty((rounds, arms, 4))
+    for arm, wide in enumerate(spread):
+        fresh = g.standard_normal((rounds, 4))
+        outputs[:, arm] = unit(fresh if math.isinf(wide) else centres[arm, kind] + wide * fresh)
+    expected = fidelity.T[kind]
+    rewards = np.clip(expected + 0.05 * g.standard_normal((rounds, arms)), 0, 1)
+    references = unit(g.standard_normal((rounds, 4)))
+    world = OutputWorld(features=features, outputs=outputs, rewards=rewards, references=references, uniforms=g.random(rounds))
+    return Serving(world=world, expected=expected)
+
+
+def serving(name: str, world: Any, *, seeds: int) -> Place:
+    def run(setting: Mapping[str, Any], seed: int) -> Values:
+        here: Serving = world(seed)
+        known = {"output_bandwidth": SIGMA, **setting}
+        policy = build("dak-ucb", known, dim=here.world.features.shape[1], output_dim=4, seed=seed)
+        return here.reached(play(policy, here.world))
+
+    return Place(name=name, play=run, measures=(REGRET, VENDI, JOINT), seeds=seeds)
+
+
+def dak_ucb() -> Sweep:
+    """What optimism, prior, weight and labels do to fidelity and to diversity."""
+    little = {"exploration": 0.1, "diversity_exploration": 0.1}
+    changes: list[Mapping[str, Any]] = [
+        {"exploration": e, "diversity_exploration": d}
+        for e, d in ((0.3, 0.3), (0.1, 0.1), (0.0, 0.0), (0.1, 0.0), (0.1, 1.0), (1.0, 0.1))
+    ]
+    changes += [{**little, "prior_mean": r} for r in (0.0, 0.5)] + [{"prior_mean": 0.0}]
+    changes += [{**little, "diversity_weight": weight} for weight in (0.0, 0.2, 0.5, 2.0)]
+    changes += [{**little, "normalise_labels": True, "diversity_weight": weight} for weight in (0.1, 0.3, 1.0)]
+    changes += [{**little, "mixture": True}, {"mixture": True}]
+    changes += [{**little, "label_features": count} for count in (512, None)]
+    base = {
+        "exploration": 1.0,
+        "diversity_exploration": 1.0,
+        "prior_mean": 1.0,
+        "diversity_weight": 1.0,
+        "normalise_labels": False,
+        "label_features": 2048,
+    }
+    places = (
+        serving("two kinds", repeats, seeds=8),
+        serving("twelve kinds", many_kinds, seeds=8),
+        serving("experts", experts, seeds=8),
+    )
+    return Sweep(name="dak-ucb", base=base, changes=changes, places=places)
+
+
+def label_errors(*, seeds: int = 4, delta: float = 0.05) -> str:
+    """Markdown: how far labels by random features are from exact ones, over every outcome of every arm of `repeats`."""
+    lines = [
+        "| labels | D | root mean square error | 95 % are within | largest error | bound at delta = .05 | beyond it |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind, factor in (("rke", 1.0), ("jkd", 4.0)):
+        for count in (128, 512, 2048, 8192):
+            errors = np.concatenate([_label_errors(seed, kind, count) for seed in range(seeds)])
+            bound = factor * math.sqrt(2.0 * math.log(2.0 / delta) / count)
+            within, rms = np.quantile(errors, 0.95), math.sqrt(float(np.mean(errors**2)))
+            beyond = 100.0 * float(np.mean(errors > bound))
+            lines.append(
+                f"| `{kind}` | {count:,} | {rms:.4f} | {within:.4f} | {errors.max():.4f} | {bound:.4f} | {beyond:.1f} % |"
+            )
+    return "\n".join(lines)
+
+
+def _label_errors(seed: int, kind: Any, count: int) -> Floats:
+    """(N,) |label by D random features - exact label|, each arm serving every prompt."""
+    world, errors = repeats(seed).world, []
+    exact, summed = (
+        DakUcb(dim=4, output_dim=4, seed=seed, output_bandwidth=SIGMA, diversity=kind, label_features=features).history
+        for features in (None, count)
+    )
+    assert isinstance(exact, ExactHistory)
+    assert isinstance(summed, SummedHistory)
+    blank = DakUcb(dim=4, output_dim=4, output_bandwidth=SIGMA, random_features=4, label_features=count, diversity=kind)
+    for arm in range(world.rewards.shape[1]):
+        sums, rows_kept = blank.blank(), None
+        for t in range(0, len(world.features), 2):
+            prompt, output, real = (
+                torch.from_numpy(x) for x in (world.features[t], world.outputs[t, arm][None], world.references[t][None])
+            )
+            row = exact.rows(prompt, output, real)
+            truth = exact.label(row, rows_kept) if rows_kept is not None else 0.0
+            labels, sums = summed.learn(sums, row, against=(sums,))
+            rows_kept = row if rows_kept is None else torch.cat([rows_kept, row])
+            errors.append(abs(float(labels[0]) - truth))
+    return np.array(errors)
+
+
+# -- promptwise ------------------------------------------------------------------------------------------------------------
+
+UTILITY = Measure(name="utility", better="high")
+
+
+@cache
+def tiers(seed: int) -> EpisodeWorld:
+    """300 episodes of golden G5's kind of world: retries are independent."""
+    return cheap_to_expensive(seed=31 + seed, rounds=300)
+
+
+@cache
+def answers(seed: int) -> EpisodeWorld:
+    """400 episodes of golden G6's kind: recorded answers, retries are correlated."""
+    return retries(seed=2026 + seed, rounds=400)
+
+
+def calling(name: str, world: Any, *, cost_weight: float, seeds: int) -> Place:
+    """The constant column of the world is left out: the policy has a bias of its own."""
+
+    def run(setting: Mapping[str, Any], seed: int) -> Values:
+        here: EpisodeWorld = world(seed)
+        features = np.ascontiguousarray(here.features[:, :-1])
+        policy = build("promptwise", {"cost_weight": cost_weight, **setting}, dim=features.shape[1], seed=seed)
+        trace = play_episodes(policy, features, here.rewards, here.prices)
+        return {
+            UTILITY.name: trace.utility(cost_weight=cost_weight),
+            "solved": float(trace.best.mean()),
+            "cost": float(trace.costs.mean()),
+        }
+
+    return Place(name=name, play=run, measures=(UTILITY,), seeds=seeds)
+
+
+def promptwise() -> Sweep:
+    """The rule and its discount on retries; then exploration, ridge, forced calls and features around the better rule."""
+    changes: list[Mapping[str, Any]] = [{"retry_discount": kappa} for kappa in (0.8, 0.6, 0.4, 0.2)]
+    changes += [{"rule": "horizon", "retry_discount": kappa} for kappa in (1.0, 0.8, 0.6, 0.4, 0.2)]
+    changes += [{"exploration": 0.3}]
+    better = {"rule": "horizon", "retry_discount": 0.8}
+    changes += [{**better, **one} for one in ({"exploration": 0.3}, {"exploration": 0.0}, {"ridge": 0.3}, {"ridge": 3.0})]
+    changes += [{**better, "forced_pulls": 4}]
+    changes += [{**better, "features": "rff"}]
+    places = (
+        calling("independent, weight .001", tiers, cost_weight=0.001, seeds=8),
+        calling("independent, .05", tiers, cost_weight=0.05, seeds=8),
+        calling("independent, .2", tiers, cost_weight=0.2, seeds=8),
+        calling("recorded, .001", answers, cost_weight=0.001, seeds=8),
+        calling("recorded, .05", answers, cost_weight=0.05, seeds=8),
+        calling("recorded, .2", answers, cost_weight=0.2, seeds=8),
+    )
+    base = {"rule": "ratio", "retry_discount": 1.0, "exploration": 1.0, "ridge": 1.0, "forced_pulls": 1, "features": "linear"}
+    return Sweep(name="promptwise", base=base, changes=changes, places=places)

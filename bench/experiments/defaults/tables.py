@@ -1,0 +1,255 @@
+"""Which defaults should PAK-UCB have? One setting at a time, over a synthetic world and three recorded tables, several seeds.
+
+    python -m bench.experiments.defaults.tables            about twenty minutes on two cores; results are kept as they come
+    python -m bench.experiments.defaults.tables --write    then writes the tables of docs/defaults.md and docs/choosing.md
+
+Every setting plays the same orders of the same prompts by `bandits.simulation`, without HTTP. A cell is the mean reward over the
+seeds; `won` is the share of what knowing each prompt's group would win over the best fixed arm, averaged over the worlds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bandits.registry import build
+from bandits.simulation import World, simulate
+from bench.experiments.defaults.pages import choosing, ranked, write
+from bench.experiments.tables import CHAT_MODELS, DATA, hash_features
+
+BASE: dict[str, Any] = {"prior_mean": 1.0, "exploration": 1.0, "ridge": 1.0, "random_features": 128, "bandwidth": 1.0}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "base": {},
+    **{
+        f"prior_mean={r} exploration={e}": {"prior_mean": r, "exploration": e}
+        for r in (0.0, 0.5, 1.0)
+        for e in (0.0, 0.1, 0.3, 1.0)
+    },
+    "ridge=0.1": {"ridge": 0.1},
+    "ridge=10": {"ridge": 10.0},
+    "exploration=0.1 ridge=0.1": {"exploration": 0.1, "ridge": 0.1},
+    "exploration=0.1 ridge=10": {"exploration": 0.1, "ridge": 10.0},
+    "exploration=0.1 random_features=64": {"exploration": 0.1, "random_features": 64},
+    "exploration=0.1 random_features=256": {"exploration": 0.1, "random_features": 256},
+    "exploration=0.1 bandwidth=0.5": {"exploration": 0.1, "bandwidth": 0.5},
+    "exploration=0.1 bandwidth=2": {"exploration": 0.1, "bandwidth": 2.0},
+    "exploration=0.1 bandwidth=median": {"exploration": 0.1, "bandwidth": "median"},
+    "exploration=0.1 add_linear": {"exploration": 0.1, "add_linear": True},
+}
+del SETTINGS["prior_mean=1.0 exploration=1.0"]
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lin-ucb": ("lin-ucb", {}),
+    "lin-ucb exploration=0.1": ("lin-ucb", {"exploration": 0.1}),
+    "greedy": ("greedy", {}),
+    "epsilon-greedy": ("epsilon-greedy", {}),
+    "random": ("random", {}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Prompts x arms. features (n, d), rewards and expected (n, K), group (n,), rounds to play, whether rows repeat."""
+
+    features: np.ndarray
+    rewards: np.ndarray
+    expected: np.ndarray
+    group: np.ndarray
+    rounds: int
+    in_order: bool = False
+
+    def world(self, seed: int) -> World:
+        """The rounds of one seed: a random order of the prompts."""
+        rng = np.random.default_rng(seed)
+        order = np.arange(self.rounds) if self.in_order else rng.permutation(len(self.rewards))[: self.rounds]
+        if self.in_order and seed:  # recorded draws: another seed is another order of the same rounds
+            order = rng.permutation(self.rounds)
+        return World(features=self.features[order], rewards=self.rewards[order], expected=self.expected[order])
+
+    @property
+    def fixed(self) -> float:
+        """Mean of the best fixed arm."""
+        return float(self.expected.mean(axis=0).max())
+
+    @property
+    def grouped(self) -> float:
+        """Mean of the best arm per group."""
+        parts = [self.expected[self.group == g] for g in np.unique(self.group)]
+        return float(sum(part.mean(axis=0).max() * len(part) for part in parts) / len(self.group))
+
+
+def clusters(data: Path) -> Bench:
+    """Three clusters of prompts on the sphere in R^8, three arms, each best on one cluster (the world of golden G2)."""
+    rng = np.random.default_rng(7)
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+    centres = unit(rng.standard_normal((3, 8)))
+    cluster = rng.integers(0, 3, size=600)
+    features = unit(centres[cluster] + 0.25 * rng.standard_normal((600, 8)))
+    means = np.array([[0.9, 0.4, 0.5], [0.3, 0.8, 0.5], [0.4, 0.3, 0.7]])[cluster]
+    rewards = (rng.random((600, 3)) < means).astype(float)
+    return Bench(features=features, rewards=rewards, expected=means, group=cluster, rounds=600)
+
+
+def humaneval(data: Path) -> Bench:
+    """2,000 recorded draws of 328 programming tasks, two models, hashed text features."""
+    source = np.load(data / "humaneval_pair" / "labels.npz")
+    labels = source["labels"]
+    rng = np.random.default_rng(2025)
+    tasks, answers = rng.integers(0, len(labels), 2000), rng.integers(0, 10, (2000, 2))
+    rewards = np.stack([labels[tasks, k, answers[:, k]] for k in range(2)], axis=1).astype(float)
+    features = hash_features([str(prompt) for prompt in source["prompts"]])
+    expected = labels.mean(axis=2)[tasks]
+    return Bench(
+        features=features[tasks], rewards=rewards, expected=expected, group=source["kind"][tasks], rounds=2000, in_order=True
+    )
+
+
+def coderouterbench(data: Path) -> Bench:
+    """2,919 programming tasks, eight models, one-hot task family, score - 5 USD."""
+    with gzip.open(data / "coderouterbench" / "id_test_long.csv.gz", "rt", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    tasks = {task: i for i, task in enumerate(dict.fromkeys(row["task_id"] for row in rows))}
+    models = {model: i for i, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
+    families = {family: i for i, family in enumerate(sorted({row["dimension"] for row in rows}))}
+    rewards = np.full((len(tasks), len(models)), np.nan)
+    group = np.zeros(len(tasks), dtype=int)
+    for row in rows:
+        rewards[tasks[row["task_id"]], models[row["model"]]] = float(row["score"]) - 5.0 * float(row["cost_usd"])
+        group[tasks[row["task_id"]]] = families[row["dimension"]]
+    complete = ~np.isnan(rewards).any(axis=1)
+    rewards, group = rewards[complete], group[complete]
+    return Bench(features=np.eye(len(families))[group], rewards=rewards, expected=rewards, group=group, rounds=len(rewards))
+
+
+def mmlu_pro(data: Path) -> Bench:
+    """5,000 of 11,969 questions, ten chat models, MiniLM embeddings of the questions."""
+    from service.embedders import registry
+    from service.embedders.base import TextEmbedder
+
+    with gzip.open(data / "mmlu_pro" / "prompts.jsonl.gz", "rt") as lines:
+        prompts = {str(prompt["id"]): prompt for prompt in map(json.loads, lines)}
+    with gzip.open(data / "mmlu_pro" / "scores.csv.gz", "rt", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    rng = np.random.default_rng(0)
+    rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:6000])]
+    rewards = np.array([[float(row[model]) for model in CHAT_MODELS] for row in rows])
+    names = np.array([prompts[row["id"]]["category"] for row in rows])
+    cache = Path("out/defaults/mmlu_features.npy")
+    if cache.is_file():
+        features = np.load(cache)
+    else:
+        embedder = registry.spec("minilm").load()
+        assert isinstance(embedder, TextEmbedder)
+        texts = [prompts[row["id"]]["question"] for row in rows]
+        features = np.concatenate([embedder.embed(texts[i : i + 32]) for i in range(0, len(texts), 32)])
+        np.save(cache, features)
+    return Bench(features=features.astype(np.float64), rewards=rewards, expected=rewards, group=names, rounds=5000)
+
+
+BENCHES: Mapping[str, Callable[[Path], Bench]] = {
+    "clusters": clusters,
+    "humaneval": humaneval,
+    "coderouterbench": coderouterbench,
+    "mmlu_pro": mmlu_pro,
+}
+
+
+def median_distance(features: np.ndarray) -> float:
+    """Median distance between 300 random prompts that differ."""
+    rows = np.random.default_rng(0).permutation(features)[:300]
+    square = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+    return float(np.sqrt(np.median(square[square > 1e-9])))
+
+
+def played(bench: Bench, kind: str, setting: Mapping[str, Any], seeds: int) -> list[float]:
+    """Mean realised reward per seed."""
+    means = []
+    for seed in range(seeds):
+        chosen = dict(setting)
+        if chosen.get("bandwidth") == "median":
+            chosen["bandwidth"] = median_distance(bench.features)
+        policy = build(kind, chosen, dim=bench.features.shape[1], seed=seed)
+        means.append(float(simulate(policy, bench.world(seed)).rewards.mean()))
+    return means
+
+
+def main() -> None:
+    """Play everything that is not in the results file yet, then print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.experiments.defaults.tables", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("out/defaults"))
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the recorded tables")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/ as well")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    kept = chosen.out / "results.json"
+    results: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    jobs = {name: ("pak-ucb", {**BASE, **setting}) for name, setting in SETTINGS.items()} | OTHERS
+    benches = {name: load(chosen.data) for name, load in BENCHES.items()}
+    with Progress() as progress:
+        task = progress.add_task("playing", total=len(jobs) * len(benches))
+        for name, bench in benches.items():
+            for label, (kind, setting) in jobs.items():
+                cell = results.setdefault(label, {})
+                if len(cell.get(name, [])) < chosen.seeds:
+                    cell[name] = played(bench, kind, setting, chosen.seeds)
+                    kept.write_text(json.dumps(results, indent=1))
+                progress.advance(task)
+    show(results, benches)
+    if chosen.write:
+        write(tables(results, benches))
+
+
+def tables(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[str, Bench]) -> dict[str, str]:
+    """The tables for docs/, by the names of their markers."""
+    known: dict[str, dict[str, float]] = {
+        "fixed": {name: bench.fixed for name, bench in benches.items()},
+        "grouped": {name: bench.grouped for name, bench in benches.items()},
+    }
+    full = ("clusters", "humaneval", "coderouterbench, score - 5 USD", "mmlu_pro, 5,000 rounds")
+    plain = ("three kinds, made up", "HumanEval, 2 models", "coding tasks, 8 models", "MMLU-Pro, 10 models")
+    rounds = {name: bench.rounds for name, bench in benches.items()}
+    return {
+        "pak-ucb": ranked(results, heads=dict(zip(benches, full, strict=True)), **known),
+        "choosing": choosing(results, heads=dict(zip(benches, plain, strict=True)), rounds=rounds, **known),
+    }
+
+
+def show(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[str, Bench]) -> None:
+    """The table, best first by the share won."""
+    table = Table(title="mean reward (sd over seeds)")
+    for column in ("setting", *benches, "won"):
+        table.add_column(column)
+    shares = {
+        label: float(np.mean([(np.mean(cell[n]) - b.fixed) / (b.grouped - b.fixed) for n, b in benches.items()]))
+        for label, cell in results.items()
+    }
+    for label in sorted(results, key=lambda label: -shares[label]):
+        cells = (f"{np.mean(results[label][n]):.3f} ({np.std(results[label][n]):.3f})" for n in benches)
+        table.add_row(label, *cells, f"{shares[label]:+.2f}")
+    table.add_row("best fixed arm", *(f"{bench.fixed:.3f}" for bench in benches.values()), "0")
+    table.add_row("best arm per group", *(f"{bench.grouped:.3f}" for bench in benches.values()), "+1")
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

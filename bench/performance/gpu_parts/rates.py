@@ -1,0 +1,173 @@
+"""The stack against the ceilings: scores in batches, and changes of all arms at once, on one device in one precision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits.gpu.cost_model import Work, scoring
+from bandits.gpu.resident import Resident
+from bandits.gpu.stack import Stack
+from bench.performance.gpu_parts.ceilings import Ceilings, seconds_of
+
+BLOCK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured at p = size, beside the least that the machine's ceilings allow. device_s: by events."""
+
+    size: int
+    work: Work
+    floor_s: float
+    binds: str
+    device_s: float
+
+    @property
+    def reached(self) -> float:
+        """Share of the binding ceiling."""
+        return self.floor_s / self.device_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Measured):
+    """One batch of B. device_s: a launch.  p50_s, p99_s: host to host, one thread asking, waiting included."""
+
+    batch: int
+    p50_s: float
+    p99_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changing(Measured):
+    """`rows` rows for each of the arms: device_s of a call with its share of the folds; narrowing_s, folding_s: of its two parts
+    alone (a fold comes every q / rows calls).
+    """
+
+    rows: int
+    narrowing_s: float
+    folding_s: float
+
+
+def absorbing(*, arms: int, size: int, rows: int, itemsize: int, block: int = BLOCK) -> Work:
+    """A call of b = rows rows per arm, in the steady state: a fold every q / b calls.
+
+    Bytes: W read for Z W, W read and written and U read and zeroed by each fold, Z read and its columns written. Products: Z W,
+    b / q of a fold, those with the columns that are there already, (q - b) / 2 on average, pivots and triangular solve.
+    """
+    share = rows / block
+    before = (block - rows) / 2
+    numbers = size * size + 2 * rows * size + share * (2 * size * size + 2 * block * size) + before * size
+    products = 2 * rows * size * size + share * 2 * block * size * size + 4 * rows * size * before + 3 * rows * rows * size
+    return Work(bytes=round(itemsize * arms * numbers), operations=round(arms * products), staged=arms * rows * size)
+
+
+def filled(*, arms: int, size: int, device: torch.device, dtype: torch.dtype, batch: int) -> Stack:
+    """A stack whose every arm holds a dense positive matrix and a theta."""
+    rng = np.random.default_rng(size)
+    half = rng.standard_normal((size, 8))
+    inverse = torch.from_numpy(0.05 * np.eye(size) + half @ half.T / size)
+    stack = Stack(arms=arms, size=size, ridge=1.0, device=device, dtype=dtype, batch=batch, block=BLOCK)
+    for arm in range(arms):
+        stack.load(arm, inverse=inverse, theta=torch.from_numpy(rng.standard_normal(size)))
+    stack.wait()
+    return stack
+
+
+def prompts(batch: int, size: int) -> Tensor:
+    """(B, p) float64 rows of length about one, as lifted features have."""
+    return torch.from_numpy(np.random.default_rng(batch).standard_normal((batch, size)) / np.sqrt(size))
+
+
+def asked(stack: Stack, batch: int, *, budget: float) -> np.ndarray:
+    """Seconds of calls of `Stack.scores`, one after the other, two not counted."""
+    z = prompts(batch, stack.size)
+    stack.scores(z)
+    seconds: list[float] = []
+    end = time.perf_counter() + budget
+    while len(seconds) < 4 or (time.perf_counter() < end and len(seconds) < 2000):
+        begin = time.perf_counter()
+        stack.scores(z)
+        seconds.append(time.perf_counter() - begin)
+    return np.array(seconds[1:])
+
+
+def scored(stack: Stack, batch: int, *, ceilings: Ceilings, budget: float) -> Scoring:
+    """One row of the table of scores. What is over a launch is several launches."""
+    rows = min(batch, stack.batch)
+
+    def on_device(resident: Resident) -> float:
+        return seconds_of(resident.device, resident.program(rows, picks=False), budget=budget, groups=3)
+
+    seconds = asked(stack, batch, budget=budget)  # first: the features now on the device are random numbers
+    device_s = stack.on_lane(on_device).result() * (batch // rows)
+    work = scoring(arms=stack.arms, size=stack.size, batch=batch, itemsize=stack.dtype.itemsize, block=BLOCK)
+    floor_s, binds = ceilings.floor(work, stack.dtype)
+    return Scoring(
+        size=stack.size,
+        batch=batch,
+        work=work,
+        floor_s=floor_s,
+        binds=binds,
+        device_s=device_s,
+        p50_s=float(np.quantile(seconds, 0.5)),
+        p99_s=float(np.quantile(seconds, 0.99)),
+    )
+
+
+def changed(stack: Stack, rows: int, *, ceilings: Ceilings, budget: float) -> Changing:
+    """One row of the table of changes. It uses the stack up: what it holds afterwards belongs to nobody's sums."""
+
+    def on_device(resident: Resident) -> tuple[float, float, float]:
+        device, arms = resident.device, resident.arms
+        counts = dict.fromkeys(range(arms), rows)
+        given = prompts(arms * rows, resident.size).to(device, resident.dtype)
+        places = torch.tensor(resident.places_of(counts), device=device)
+        resident.fold()
+
+        def cycle() -> None:
+            for _ in range(BLOCK // rows):
+                resident.absorb(counts, given, places)
+
+        narrowing = partial(resident.narrowing, given.view(arms, rows, -1), before=0)
+        return (
+            seconds_of(device, cycle, budget=budget, groups=3) / (BLOCK // rows),
+            seconds_of(device, narrowing, budget=budget / 2, groups=3),
+            seconds_of(device, resident.fold, budget=budget / 2, groups=3),
+        )
+
+    whole, narrowing, folding = stack.on_lane(on_device).result()
+    work = absorbing(arms=stack.arms, size=stack.size, rows=rows, itemsize=stack.dtype.itemsize)
+    floor_s, binds = ceilings.floor(work, stack.dtype)
+    return Changing(
+        size=stack.size,
+        rows=rows,
+        work=work,
+        floor_s=floor_s,
+        binds=binds,
+        device_s=whole,
+        narrowing_s=narrowing,
+        folding_s=folding,
+    )
+
+
+def one_change(stack: Stack, *, calls: int) -> float:
+    """Seconds until one row of one arm is in its width, host to host: the median."""
+    rows = prompts(calls + 2, stack.size)
+    seconds: list[float] = []
+    for index in range(calls + 2):
+        begin = time.perf_counter()
+        stack.shrink([index % stack.arms], rows[index : index + 1]).result()
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds[2:]))
+
+
+def affordable(batches: Sequence[int], *, arms: int, size: int, rate: float, most: float) -> list[int]:
+    """Those of the batches that take a CPU of this many operations per second no longer than `most` seconds."""
+    return [b for b in batches if scoring(arms=arms, size=size, batch=b, itemsize=8).operations / rate <= most]

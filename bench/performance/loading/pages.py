@@ -1,0 +1,157 @@
+"""The results as tables, on the terminal and as Markdown between the markers of docs/performance.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.performance.loading.bare import ROUTES
+from bench.performance.loading.measure import Middle, Slice, middles, ratios
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
+START = "# Performance\n\nWhat a request costs on the machine named in each section. Commands are given; run them on yours.\n"
+TITLES = {"load": "## Load", "soak": "## Soak"}
+
+Rows = tuple[str, list[str], list[list[str]]]
+"""A title, the columns, and the cells."""
+
+
+def singles(slices: Sequence[Slice]) -> Rows:
+    """Single decisions and outcomes beside the bare routes."""
+    columns = ["", "connections", "who", "CPU us", "lowest to highest", "x raw", "x Starlette", "x FastAPI", "per s"]
+    columns += ["p50 ms", "p95 ms", "p99 ms", "errors"]
+    chosen = [piece for piece in slices if piece.case in ("select", "outcome")]
+    factors = {
+        (target, to): ratios(chosen, target=target, to=to) for target in {piece.target for piece in chosen} for to in ROUTES
+    }
+    cells = []
+    for (case, connections, target), m in middles(chosen).items():
+        store = f" + {m.store_us:.0f} redis" if m.store_us else ""
+        beside = ["" if target == to else f"{factors[target, to].get((case, connections), 0):.2f}" for to in ROUTES]
+        cells.append(
+            [case, str(connections), target, f"{m.cpu_us:.0f}{store}", f"{m.low:.0f} to {m.high:.0f}", *beside, *_common(m)]
+        )
+    order = {"select": 0, "outcome": 1}
+    cells.sort(key=lambda row: (order[row[0]], int(row[1]), row[2] not in ROUTES, row[2]))
+    return "Single requests", columns, cells
+
+
+def others(slices: Sequence[Slice]) -> Rows:
+    """Everything else; costs per decision or outcome, latencies per request."""
+    columns = ["", "connections", "who", "CPU us each", "lowest to highest", "per s", "p50 ms", "p95 ms", "p99 ms", "errors"]
+    cells = [
+        [case, str(connections), target, f"{m.cpu_us:.0f}", f"{m.low:.0f} to {m.high:.0f}", *_common(m)]
+        for (case, connections, target), m in middles(slices).items()
+        if case not in ("select", "outcome")
+    ]
+    return "Batches of 256, texts, healthz", columns, cells
+
+
+def _common(m: Middle) -> list[str]:
+    return [f"{m.per_s:,.0f}", f"{m.p50_ms:.2f}", f"{m.p95_ms:.2f}", f"{m.p99_ms:.2f}", str(m.errors)]
+
+
+def overload(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """What happened under too much load."""
+    columns = ["load", "came per s", "accepted per s", "shed", "other failures", "p50 ms", "p99 ms", "first fifth", "last fifth"]
+    columns += ["p99 since it came", "p99 of the shed", "memory MB: before, most, after", "recovered after s"]
+    cells = [
+        [
+            row["name"],
+            f"{row['offered']:,.0f}",
+            f"{row['accepted']:,.0f}",
+            f"{row['share_shed']:.0%}",
+            str(row["other"]),
+            *(f"{row[name]:.0f}" for name in ("p50_ms", "p99_ms", "first_p99_ms", "late_p99_ms", "p99_came_ms", "p99_shed_ms")),
+            ", ".join(f"{size:.0f}" for size in row["memory_mb"]),
+            f"{row['recovered_s']:.1f}",
+        ]
+        for row in rows
+    ]
+    return "Overload (rounds of a decision and its outcome)", columns, cells
+
+
+def beside(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """Vectors beside a busy embedder."""
+    names = ("p50_alone_ms", "p50_beside_ms", "p99_alone_ms", "p99_beside_ms")
+    columns = ["embedder kept busy", "new texts per s", "p50 ms alone", "beside", "p99 ms alone", "beside"]
+    cells = [[row["embedder"], f"{row['texts_per_s']:.0f}", *(f"{row[name]:.1f}" for name in names)] for row in rows]
+    return "Decisions with vectors (100 per s) beside a bandit that embeds", columns, cells
+
+
+def targets(slices: Sequence[Slice], rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """Targets and what came of them, as far as they were measured."""
+    found: list[list[str]] = []
+    middle, to = middles(slices), ratios(slices, target="service", to="starlette")
+
+    def add(what: str, value: float, limit: float, *, at_least: bool = False) -> None:
+        met = value >= limit if at_least else value <= limit
+        found.append([what, f"{value:.2f}", f"{'at least' if at_least else 'at most'} {limit:g}", "met" if met else "**missed**"])
+
+    for connections in (1, 16, 64):
+        for case, limit in (("select", 1.5), ("outcome", 2.0)):
+            if (case, connections) in to:
+                add(f"{case}, {_of(connections)}: CPU / that of Starlette + msgspec", to[case, connections], limit)
+    if (m := middle.get(("select", 16, "service"))) is not None:
+        add("select, 16 connections: p99 / p50", m.p99_ms / m.p50_ms, 3.0)
+        batches = [b.cpu_us for (case, _, target), b in middle.items() if case == "select batch" and target == "service"]
+        if batches:
+            add("select, 16 connections: CPU / that of one in a batch of 256", m.cpu_us / min(batches), 5.0, at_least=True)
+    by = {row["name"]: row for row in rows}
+    saturated, most = by.get("64 connections (saturation)"), by.get("4x the rate")
+    if saturated and most:
+        add("overload of 4x: p99 of accepted / p99 at saturation", most["p99_ms"] / saturated["p99_ms"], 2.0)
+        add("overload of 4x: most memory / memory before", most["memory_mb"][1] / most["memory_mb"][0], 1.1)
+        add("overload of 4x: seconds to recover", most["recovered_s"], 1.0)
+    return "Targets", ["", "measured", "target", ""], found
+
+
+def _of(connections: int) -> str:
+    return "1 connection" if connections == 1 else f"{connections} connections"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def show(rows: Rows, console: Console) -> None:
+    """On the terminal."""
+    title, columns, cells = rows
+    table = Table(*columns, title=title, title_justify="left")
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(rows: Rows) -> str:
+    """As a Markdown table under its title."""
+    title, columns, cells = rows
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join([f"### {title}", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """The page with this text between the markers `<!-- NAME -->` and `<!-- /NAME -->`, which are appended where missing."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if opening not in page:
+        page = f"{page.rstrip()}\n\n{TITLES[name]}\n\n{opening}{closing}\n"
+    pattern = re.compile(f"{re.escape(opening)}.*?{re.escape(closing)}", flags=re.DOTALL)
+    return pattern.sub(lambda match: f"{opening}{text.rstrip()}\n{closing}", page, count=1)
+
+
+def write(name: str, text: str, page: Path = PAGE) -> None:
+    """Bring the page up to date; what stands outside of the markers stays."""
+    page.write_text(filled(page.read_text() if page.is_file() else START, name, text))
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """One paragraph."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, load average at the start {machine['load']}, "
+        f"at the end {machine['load_at_end']}; {versions}; commit {machine['commit']}."
+    )

@@ -1,0 +1,106 @@
+"""The application: services put together, routes mounted, failures answered as problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+
+import torch
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from service.api import embedder_choice as embedding
+from service.api import problems as errors
+from service.api.auth import Gate
+from service.api.dependencies import Services
+from service.api.hosts import ANY, AllowedHosts
+from service.api.hot_path import Express
+from service.api.metrics import Meter
+from service.api.middleware import Doorkeeper
+from service.api.openapi import TAGS, document
+from service.api.routes import bandits, decisions, embedders, health, metrics, outcomes, pages, references
+from service.api.routes import log as records
+from service.embedders import registry
+from service.embedders.queue import EmbeddingQueue
+from service.engine.repository import Hosting
+from service.scorers.scoring import Scoring
+from service.settings import Settings, listed
+
+DESCRIPTION = """
+Post a prompt, receive the next generative model to query; post back what came of it, and the service learns, per prompt,
+which model is best. Every error is `application/problem+json` with a stable `code`.
+"""
+
+
+class Application(FastAPI):
+    """FastAPI behind the doorkeeper: what is turned away, and the two requests that are answered at once, never reach it."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            title="nextarm",
+            version=version("nextarm"),
+            description=DESCRIPTION,
+            license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            openapi_tags=TAGS,
+            docs_url=None,  # the page of routes/pages.py, which loads nothing from elsewhere
+            redoc_url=None,
+            redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
+        )
+        self.state.services = services
+        routers = [
+            module.router for module in (bandits, decisions, outcomes, references, embedders, records, metrics, health, pages)
+        ]
+        for router in routers:
+            self.include_router(router)
+        errors.install(self, [route for router in routers for route in router.routes])
+        document(self)
+        express = Express(super().__call__, services)
+        settings = services.settings
+        self._entrance = Doorkeeper(
+            express,
+            gate=services.gate,
+            meter=services.meter,
+            settings=settings,
+            hosts=allowed_hosts(settings, has_keys=not services.gate.open),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every request comes in here."""
+        await self._entrance(scope, receive, send)
+
+
+def allowed_hosts(settings: Settings, *, has_keys: bool) -> AllowedHosts:
+    """Loopback's names alone where whoever reaches the server may use it, and only this machine should. With keys a web page gets
+    nothing; a server that others reach is reached by names that it cannot know.
+    """
+    is_private = not (has_keys or settings.allow_anonymous)
+    names = [name.lower() for name in listed(settings.allowed_hosts)] or ([] if is_private else [ANY])
+    return AllowedHosts(names, are_addresses_allowed=not is_private)
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> AsyncIterator[FastAPI]:
+    """The application with its storage open and its bandits loading; everything is closed at the end.
+
+    Raises `InvalidSettings` or a `StorageError` with a message for the operator.
+    """
+    torch.set_num_threads(1)  # small matrices on shared cores: a second thread stalls more than it helps
+    gate = Gate(keys=settings.api_keys, rate_limit=settings.rate_limit)
+    embeddings = EmbeddingQueue(
+        find=partial(registry.spec, sources=settings.sources()),
+        cache_entries=settings.embedding_cache,
+        waiting_limit=settings.embedding_waiting,
+    )
+    hosting = Hosting(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
+    await hosting.start()
+    scoring = Scoring(timeout_s=settings.scorer_timeout_s)
+    embedding.warm(embeddings, settings)
+    try:
+        yield Application(Services(settings, hosting, embeddings, scoring, gate, Meter()))
+    finally:
+        embeddings.close()
+        scoring.close()
+        await hosting.close()

@@ -1,0 +1,130 @@
+"""Many decisions or outcomes in one request, answered in order; one bad item is its own problem and harms no other.
+Where nothing was accepted because the store refused, the whole request is a 503, so that clients and proxies see it and retry.
+
+    items ──> validate ──┬─ plain: into the learner's line at once, without a task of its own ──┬──> answers
+                         └─ what is embedded, scored, or goes on to a next decision: a task ────┘
+
+An item that goes into the line costs no more than its validation, its mathematics and its share of one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from service.api.decide import decide, observe, outcome_of, question
+from service.api.dependencies import Services
+from service.api.problems import Problem, refusal_of
+from service.api.requests import DecisionBody, OutcomeItem
+from service.api.serialize import FULL_TABLE, decision_json, receipt_json
+from service.engine.learner import Kept, Learner
+from service.scorers.base import CLIENT
+
+Answer = dict[str, Any]
+
+
+async def decide_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:
+    """Decisions or problems."""
+
+    async def begin(item: Any) -> asyncio.Future[Any]:
+        body = DecisionBody.model_validate(item)
+        if _is_plain_decision(body):
+            try:
+                return learner.decide_soon(await question(services, learner, body))
+            except Exception:
+                if not body.id:  # else it may have been decided before
+                    raise
+        return asyncio.ensure_future(_decided(services, learner, body))
+
+    def tell(kept: Kept) -> Answer:
+        return decision_json(learner, kept.event, offset=kept.offset)
+
+    with services.batch_room.taken(len(items) * min(len(learner.arms), FULL_TABLE)):
+        return await _all(services, items, begin, tell)
+
+
+async def observe_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:
+    """Receipts or problems."""
+
+    async def begin(item: Any) -> asyncio.Future[Any]:
+        body = OutcomeItem.model_validate(item)
+        if _is_plain_outcome(learner, body):
+            return learner.observe_soon(body.decision, await outcome_of(services, learner, body.decision, body))
+        return asyncio.ensure_future(observe(services, learner, body.decision, body))
+
+    def tell(kept: Kept) -> Answer:
+        return receipt_json(kept, following=None)
+
+    return await _all(services, items, begin, tell)
+
+
+async def _all(
+    services: Services,
+    items: Sequence[Any],
+    begin: Callable[[Any], Awaitable[asyncio.Future[Any]]],
+    tell: Callable[[Kept], Answer],
+) -> list[Answer]:
+    """The answer of every item is written as soon as its event is there, and the event is let go: an event holds the weights and
+    scores of every arm, and a thousand of them for a thousand arms are hundreds of megabytes.
+    """
+    answers: list[Answer | Problem] = [{}] * len(items)
+    waiting: dict[int, asyncio.Future[Any]] = {}
+    settled = asyncio.Event()
+
+    def settle(i: int, future: asyncio.Future[Any]) -> None:
+        del waiting[i]
+        answers[i] = _answer_of(future, tell)
+        settled.set()
+
+    try:
+        for i, item in enumerate(items):
+            try:
+                future = await begin(item)
+            except Exception as error:
+                answers[i] = refusal_of(error)
+            else:
+                waiting[i] = future
+                future.add_done_callback(functools.partial(settle, i))
+        while waiting:
+            settled.clear()
+            await settled.wait()
+    finally:
+        for future in waiting.values():
+            future.cancel()
+    return _documents(services, answers)
+
+
+def _answer_of(future: asyncio.Future[Any], tell: Callable[[Kept], Answer]) -> Answer | Problem:
+    if future.cancelled():
+        return {}  # with the request
+    try:
+        found: Kept | Answer = future.result()
+        return tell(found) if isinstance(found, Kept) else found
+    except Exception as error:
+        return refusal_of(error)
+
+
+def _documents(services: Services, answers: Sequence[Answer | Problem]) -> list[Answer]:
+    problems = [one for one in answers if isinstance(one, Problem)]
+    if len(problems) == len(answers):
+        for problem in problems:
+            if problem.code == "storage_unavailable":
+                raise problem
+    for problem in problems:
+        services.meter.count_problem(problem.code)
+    return [one.document() if isinstance(one, Problem) else one for one in answers]
+
+
+async def _decided(services: Services, learner: Learner, body: DecisionBody) -> Answer:
+    return (await decide(services, learner, body, brief=True))[0]
+
+
+def _is_plain_decision(body: DecisionBody) -> bool:
+    """Nothing is embedded, and no earlier attempt counts."""
+    return not body.dry_run and not body.episode and (body.prompt is None or body.prompt.vector is not None)
+
+
+def _is_plain_outcome(learner: Learner, body: OutcomeItem) -> bool:
+    return learner.created.reward_source == CLIENT and body.output is None and body.reference is None and not body.next

@@ -1,0 +1,166 @@
+"""What Prometheus scrapes: requests as they are counted here, and what the ledgers know, read at the moment of the scrape.
+
+    Meter.count(...)         one request: route, method, status, seconds
+    exposition(tenant)       the text: process, requests, embedders, and every bandit that this tenant may see
+
+What is read off a ledger (decisions, outcomes, rewards, costs) is a function of the log, so with several replicas every one of
+them reports the same sum: take `max by (bandit, arm)`, not the sum. Requests, repetitions and refusals are each replica's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from service.embedders.queue import EmbeddingQueue
+from service.engine.learner import Learner
+from service.engine.repository import Hosting
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Meter:
+    """Counts the requests of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        build = Gauge("nextarm_build_info", "The version that runs, as a label; always 1.", ["version"], registry=self.registry)
+        build.labels(version("nextarm")).set(1)
+        self._requests = Counter("nextarm_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry)
+        self._problems = Counter(
+            "nextarm_problems",
+            "Requests and items of batches answered with a problem, by its code.",
+            ["code"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "nextarm_request_seconds", "Seconds per request.", ["route", "method"], buckets=BUCKETS, registry=self.registry
+        )
+
+    def count(self, *, route: str, method: str, status: int, seconds: float) -> None:
+        """One request. route: the template, so that names of bandits do not become labels; "" where there is none."""
+        key = (route, method, status)
+        if key not in self._known:  # finding a child by its labels takes a lock and most of the time
+            self._known[key] = (self._requests.labels(route, method, str(status)), self._seconds.labels(route, method))
+        requests, duration = self._known[key]
+        requests.inc()
+        duration.observe(seconds)
+
+    def count_problem(self, code: str) -> None:
+        """One request, or one item of a batch, that was refused or failed; `storage_unavailable` are the errors of the store."""
+        self._problems.labels(code).inc()
+
+
+def exposition(meter: Meter, hosting: Hosting, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:
+    """The text format of Prometheus. tenant: whose bandits; None = everybody's."""
+    known = CollectorRegistry(auto_describe=False)
+    known.register(_Bandits(hosting, tenant))
+    if tenant is None:
+        known.register(_Embedders(embeddings))
+    return (generate_latest(meter.registry) if tenant is None else b"") + generate_latest(known)
+
+
+class _Bandits(Collector):
+    """What the ledgers of the loaded bandits know."""
+
+    def __init__(self, hosting: Hosting, tenant: str | None) -> None:
+        self._hosting = hosting
+        self._tenant = tenant
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        learners = list(self._hosting.loaded(self._tenant))
+        yield from _per_arm(learners)
+        yield from _per_bandit(learners, self._hosting)
+        if self._tenant is None:
+            state = self._hosting.state()
+            yield GaugeMetricFamily("nextarm_bandits_loading", "Bandits that are being loaded.", value=len(state["loading"]))
+            yield GaugeMetricFamily(
+                "nextarm_bandits_damaged",
+                "Bandits that answer nothing: their log is damaged, or a newer version wrote into it.",
+                value=len(state["damaged"]) + len(state["newer"]),
+            )
+            notices = self._hosting.storage.notices()
+            yield GaugeMetricFamily("nextarm_store_notices", "Faults in the store's setup; see readyz.", value=len(notices))
+
+
+def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
+    labels = ["bandit", "arm"]
+    decisions = CounterMetricFamily(
+        "nextarm_decisions", "Decisions for the arm; overridden ones for the arm called.", labels=labels
+    )
+    outcomes = CounterMetricFamily("nextarm_outcomes", "Outcomes learnt.", labels=labels)
+    rewards = SummaryMetricFamily(
+        "nextarm_reward", "Rewards learnt: their sum, and the outcomes that carried one.", labels=labels
+    )
+    costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
+    pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
+    for bandit, learner in learners:
+        for arm in (arm for arm in learner.arms if not arm.is_gone):
+            for family, value in (
+                (decisions, arm.pulls),
+                (outcomes, arm.outcomes),
+                (costs, arm.cost_sum),
+                (pending, arm.pending),
+            ):
+                family.add_metric([bandit, arm.name], value)
+            rewards.add_metric([bandit, arm.name], count_value=arm.rewards, sum_value=arm.reward_sum)
+    yield from (decisions, outcomes, rewards, costs, pending)
+
+
+def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: Hosting) -> Iterator[Metric]:
+    offset = GaugeMetricFamily("nextarm_offset", "Offset up to which the log is learnt.", labels=["bandit"])
+    lag = GaugeMetricFamily("nextarm_fold_lag", "Events in the log that are not learnt yet, as far as known.", labels=["bandit"])
+    unready = GaugeMetricFamily("nextarm_unready", "Events learnt that decisions do not know yet.", labels=["bandit"])
+    repeated = CounterMetricFamily("nextarm_duplicates", "Repeated requests, learnt once.", labels=["bandit"])
+    for bandit, learner in learners:
+        offset.add_metric([bandit], learner.offset)
+        lag.add_metric([bandit], hosting.lag(learner))
+        unready.add_metric([bandit], learner.unready)
+        repeated.add_metric([bandit], learner.repeated)
+    yield from (offset, lag, unready, repeated)
+
+
+class _Embedders(Collector):
+    """What the lines in front of the embedders counted."""
+
+    def __init__(self, embeddings: EmbeddingQueue) -> None:
+        self._embeddings = embeddings
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["embedder"]
+        embedded = CounterMetricFamily("nextarm_embedded", "Contents embedded in forward passes.", labels=labels)
+        passes = CounterMetricFamily("nextarm_embedding_passes", "Forward passes.", labels=labels)
+        cached = CounterMetricFamily("nextarm_embedding_cached", "Contents answered from the cache.", labels=labels)
+        refused = CounterMetricFamily("nextarm_embedding_refused", "Requests that met a full line.", labels=labels)
+        waiting = GaugeMetricFamily("nextarm_embedding_waiting", "Contents that wait now.", labels=labels)
+        cut = CounterMetricFamily("nextarm_texts_cut", "Texts embedded of which only a part was read.", labels=labels)
+        unknown = CounterMetricFamily("nextarm_texts_unknown", "Texts embedded with words that the model lacks.", labels=labels)
+        for name, counts in self._embeddings.counts().items():
+            for family, value in (
+                (embedded, counts.embedded),
+                (passes, counts.passes),
+                (cached, counts.cached),
+                (refused, counts.refused),
+                (waiting, counts.waiting),
+                (cut, counts.cut),
+                (unknown, counts.unknown),
+            ):
+                family.add_metric([name], value)
+        yield from (embedded, passes, cached, refused, waiting, cut, unknown)

@@ -1,0 +1,292 @@
+"""What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
+
+    id ──> room (503) ──> host (421) ──> path (400) ──> key (401), rate (429) ──> size (413)
+       ──> parts (413), encoding, type (415) ──> room (503) ──> route
+
+Strangers are turned away before a byte of their body is read. Bodies are collected here, bounded, because the framework would
+turn a failure while reading into an error of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.auth import TENANT_HEADER, Gate
+from service.api.hosts import AllowedHosts
+from service.api.json_bodies import check_structure, parse_json
+from service.api.metrics import Meter
+from service.api.problems import Problem
+from service.api.targets import check_target
+from service.cli import logging_config as telemetry
+from service.cli.logging_config import REQUEST_ID, REQUEST_ID_HEADER, AccessLog
+from service.settings import Settings
+from service.storage.throttling import ThrottledLogger
+
+ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js")
+PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/docs", "/redoc", *(f"/docs/{name}" for name in ASSETS))
+"""What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
+
+ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
+"""Whoever looks after an overloaded server must still see it."""
+
+LARGE_BODY = 2**18
+"""Bytes beyond which a body is measured in a thread, and parsed in an iteration of the event loop that parses no other such body:
+between two of them, others are answered.
+"""
+
+TENANT = TENANT_HEADER.lower().encode()
+HEADERS = frozenset((b"authorization", b"content-length", b"content-encoding", b"content-type", REQUEST_ID_HEADER, TENANT))
+LONGEST_NAME = 64
+"""Characters of a bandit's name in a log line; there is none longer."""
+
+NO_CONNECTION_LEFT = "nextarm.no_connection_left"
+"""In the scope of a request whose connection was only accepted for probes (connections.py)."""
+
+logger = logging.getLogger("nextarm.http")
+
+
+class Doorkeeper:
+    """Lets in who may call and what can be read; counts every request, names it by an id, and writes one log line about it."""
+
+    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, settings: Settings, hosts: AllowedHosts) -> None:
+        self._app = app
+        self._room = settings.max_concurrent
+        self._gate = gate
+        self._hosts = hosts
+        self._meter = meter
+        self._limit = settings.max_body_bytes
+        self._bodies_room = settings.max_bodies_bytes or 8 * settings.max_body_bytes
+        # The two refusals that must cost little are written before.
+        self._busy = _Prepared("requests are being worked on", setting="NEXTARM_MAX_CONCURRENT")
+        self._too_many = _Prepared("connections are open", setting="NEXTARM_MAX_CONNECTIONS")
+        self._throttled = ThrottledLogger(logger)
+        self._access_log = AccessLog()
+        self._parsing = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value for name, value in scope["headers"] if name in HEADERS}
+        request_id = scope["nextarm.id"] = telemetry.request_id(headers.get(REQUEST_ID_HEADER))
+        REQUEST_ID.set(request_id)  # a request is a task of its own
+        if self._is_full(scope):  # before anything else is done for it
+            await self._refuse(scope, send)
+            return
+        started = time.perf_counter()
+        status = 500
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # what GET answers, without its body; the server's own scope stays as it is
+            scope = {**scope, "method": "GET", "nextarm.is_head": True}
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id.encode())]
+            elif is_head:
+                message = {**message, "body": b""}
+            await send(message)
+
+        held = 0
+        try:
+            self._admit(scope, headers)
+            body = await self._collect(headers, receive)
+            if body is None:
+                return
+            held = len(body)
+            await self._check(headers, body)
+        except Problem as problem:
+            scope["nextarm.problem"] = problem.code
+            await problem.response()(scope, receive, watch)
+        else:
+            if self._is_full(scope):  # others came while it was read
+                await self._refuse(scope, send)
+                return
+            scope["nextarm.body"] = body
+            await self._work_on(body, scope, receive, watch)
+        finally:
+            self._bodies_room += held
+        self._tell(scope, status, time.perf_counter() - started)
+
+    def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        self._hosts.check(scope["headers"])
+        check_target(scope.get("raw_path") or quote(scope["path"]).encode())
+        path = scope["path"]
+        if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
+            address = scope["client"][0] if scope.get("client") else ""
+            authorization, tenant = (headers.get(name, b"").decode("latin-1") for name in (b"authorization", TENANT))
+            scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address, tenant=tenant)
+
+    async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        self._room -= 1
+        try:
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._room += 1
+
+    def _is_full(self, scope: Scope) -> bool:
+        return (self._room <= 0 or NO_CONNECTION_LEFT in scope) and scope["path"] not in ALWAYS_SERVED
+
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        """At the price of little more than a bare route: the answer was written before, and of many one is logged."""
+        refusal = self._too_many if NO_CONNECTION_LEFT in scope else self._busy
+        for message in refusal.messages(scope["nextarm.id"]):
+            await send(message)
+        self._meter.count(route="", method=_method(scope), status=503, seconds=0.0)
+        self._meter.count_problem("overloaded")
+        self._throttled.warning(f"requests are refused: as many {refusal.what} allows")
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path_format", ""))
+        method = _method(scope)
+        self._meter.count(route=route, method=method, status=status, seconds=seconds)
+        if "nextarm.problem" in scope:
+            self._meter.count_problem(scope["nextarm.problem"])
+        is_failure = status >= 500 and status != 503  # whose cause is logged where it is found, once for many requests
+        if not (is_failure or logger.isEnabledFor(logging.INFO)):
+            return
+        fields = {
+            "request_id": scope["nextarm.id"],
+            "method": method,
+            "route": route,
+            "bandit": scope.get("path_params", {}).get("name", "")[:LONGEST_NAME],
+            "status": status,
+            "ms": round(1e3 * seconds, 2),
+        }
+        if is_failure:
+            logger.error("request", extra=fields)
+        else:
+            self._access_log.write(fields)
+
+    async def _collect(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """The whole body, for which room was taken; None where the client went away in the middle of it: half a request is none.
+        Bodies are limited one by one and all together, from the first byte that is kept of them.
+        """
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self._limit:
+            raise self._too_large()
+        chunks, size, more = [], 0, True
+        is_whole = False
+        try:
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return None
+                chunk = message.get("body", b"")
+                chunks.append(chunk)
+                size += len(chunk)
+                self._bodies_room -= len(chunk)
+                if size > self._limit:
+                    raise self._too_large()
+                if self._bodies_room < 0:
+                    raise self._no_room_for_bodies()
+                more = message.get("more_body", False)
+            is_whole = True
+        finally:
+            if not is_whole:
+                self._bodies_room += size
+        return b"".join(chunks)
+
+    async def _check(self, headers: Mapping[bytes, bytes], body: bytes) -> None:
+        if len(body) > LARGE_BODY:
+            await asyncio.to_thread(check_structure, body)
+            await self._take_turn()
+        else:
+            check_structure(body)
+        if body:
+            _check_type(headers, body)
+
+    async def _take_turn(self) -> None:
+        """Return in an iteration of the loop of its own. What follows, up to the parser, does not wait for anything."""
+        await self._parsing.acquire()
+        asyncio.get_running_loop().call_soon(self._parsing.release)
+
+    def _too_large(self) -> Problem:
+        # The rest of the body is not read: the connection cannot be used for another request.
+        return Problem("payload_too_large", f"a body may have {self._limit} bytes", headers={"Connection": "close"})
+
+    def _no_room_for_bodies(self) -> Problem:
+        self._throttled.warning("requests are refused: their bodies fill NEXTARM_MAX_BODIES_BYTES")
+        detail = "the bodies of other requests fill the memory that there is for them; try again, or ask another replica"
+        return Problem("overloaded", detail, headers={"Connection": "close"})
+
+
+class _Prepared:
+    """A 503 into which only the id of the request is put."""
+
+    def __init__(self, what: str, *, setting: str) -> None:
+        self.what = f"{what} as {setting}"
+        answer = Problem("overloaded", f"too many {what}; try again, or ask another replica").response()
+        self._headers = [item for item in answer.raw_headers if item[0] != b"content-length"]
+        self._body = bytes(answer.body).removesuffix(b"}") + b',"request_id":"%s"}'
+
+    def messages(self, request_id: str) -> tuple[Message, Message]:
+        """What is sent; the id has only characters that JSON and headers take as they are."""
+        named = request_id.encode()
+        body = self._body % named
+        headers = [*self._headers, (b"content-length", b"%d" % len(body)), (REQUEST_ID_HEADER, named)]
+        return {"type": "http.response.start", "status": 503, "headers": headers}, {"type": "http.response.body", "body": body}
+
+
+def _method(scope: Scope) -> str:
+    return "HEAD" if "nextarm.is_head" in scope else str(scope["method"])
+
+
+def _check_type(headers: Mapping[bytes, bytes], body: bytes) -> None:
+    """JSON that is not declared as JSON is refused, too: a web page can make a browser send any other type to this server
+    without asking.
+    """
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise Problem("unsupported_media_type", "compressed bodies are not read; send the JSON as it is")
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        return
+    parse_json(body)
+    raise Problem("unsupported_media_type", "send the header `content-type: application/json`")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+class StrictRequest(Request):
+    """Reads JSON by `parse_json`, as the hot path does."""
+
+    async def json(self) -> Any:
+        try:
+            return parse_json(await self.body())
+        except Problem as problem:
+            # The framework turns any other exception of a body into its own 400; `errors.install` answers with the cause.
+            raise HTTPException(problem.status) from problem
+
+
+class StrictRoute(APIRoute):
+    """Routes whose bodies are read strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strictly

@@ -1,0 +1,393 @@
+"""Every error that a client can see: RFC 9457 problem documents with a stable `code`, and the one table from failures to them.
+
+An error names the field and the fix. It never carries a prompt, a key or a trace.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
+
+from bandits.errors import FieldError, ReferenceMissing
+from bandits.registry import POLICIES
+from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME
+from service.cli.logging_config import REQUEST_ID
+from service.embedders.base import EmbedderError, QueueFull
+from service.engine.learner import (
+    Behind,
+    DecisionCancelled,
+    DecisionConflict,
+    DecisionExpired,
+    DecisionMissing,
+    EpisodeFinished,
+    NoSuchOffset,
+    NothingToObserve,
+    OutcomeConflict,
+    ReferenceConflict,
+    TooManyOpen,
+)
+from service.engine.projection import LogNewer
+from service.engine.repository import BanditConflict, BanditDamaged, BanditMissing, BanditNewer
+from service.storage.base import LogMissing, LogTrimmed, StorageError
+from service.storage.throttling import ThrottledLogger
+
+logger = logging.getLogger("nextarm.errors")
+throttled = ThrottledLogger(logger)
+
+RETRY_AFTER_S = 1
+LISTED = 50
+"""Wrong fields that one answer lists."""
+NAMED = 64
+"""Characters of a field's name that an answer repeats."""
+
+CODES: dict[str, int] = {
+    "malformed_json": 400,
+    "malformed_path": 400,
+    "malformed_request": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "bandit_not_found": 404,
+    "arm_not_found": 404,
+    "decision_not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "bandit_exists": 409,
+    "outcome_conflict": 409,
+    "decision_conflict": 409,
+    "reference_conflict": 409,
+    "reference_missing": 409,
+    "reference_frozen": 409,
+    "episode_finished": 409,
+    "decision_expired": 410,
+    "decision_cancelled": 410,
+    "log_trimmed": 410,
+    "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "host_not_allowed": 421,
+    "invalid_request": 422,
+    "rate_limited": 429,
+    "headers_too_large": 431,
+    "internal_error": 500,
+    "storage_unavailable": 503,
+    "replica_behind": 503,
+    "overloaded": 503,
+}
+"""Every code with its status."""
+
+
+class Problem(Exception):
+    """An error on its way to the client."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.status = CODES[code]
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+        if self.status in (429, 503):
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+
+    def document(self) -> dict[str, Any]:
+        """The body."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.errors:
+            body["errors"] = [{"path": path, "message": message} for path, message in self.errors]
+        return body
+
+    def response(self) -> Response:
+        """The answer to the request that this task works on."""
+        document = self.document()
+        if request_id := REQUEST_ID.get():
+            document["request_id"] = request_id
+        return Response(msgspec.json.encode(document), self.status, headers=self.headers, media_type="application/problem+json")
+
+
+OF_BANDITS = "GET /v1/bandits lists those that are there, PUT /v1/bandits/{name} creates one"
+
+
+def arm_not_found(path: str = "") -> Problem:
+    """A 404 about an arm. path: where the request names it, unless that is the URL."""
+    where = f"{path}: " if path else ""
+    return Problem(
+        "arm_not_found",
+        f"{where}arm not found; GET /v1/bandits/{{name}} lists the arms, PUT /v1/bandits/{{name}}/arms/{{arm}} adds one",
+    )
+
+
+def invalid(path: str, message: str) -> Problem:
+    """A 422 about one field."""
+    return Problem("invalid_request", f"{path}: {message}", errors=[(path, message)])
+
+
+def invalid_fields(wrong: Sequence[tuple[str, str]]) -> Problem:
+    """A 422 about several fields. wrong: the path of each, and its message."""
+    shown = "; ".join(f"{path}: {message}" for path, message in wrong[:3])
+    return Problem("invalid_request", shown, errors=wrong[:LISTED])
+
+
+def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
+    """The problem that a failure of an inner layer is to a client."""
+    match error:
+        case Problem():
+            return error
+        case BanditMissing():
+            return Problem("bandit_not_found", f"bandit not found; {OF_BANDITS}")
+        case LogMissing():
+            return Problem(
+                "bandit_not_found",
+                f"the bandit was deleted; {OF_BANDITS}",
+            )
+        case BanditConflict():
+            return Problem(
+                "bandit_exists",
+                "a bandit of this name exists with another configuration; delete it first, or choose another name",
+            )
+        case BanditNewer() | LogNewer():
+            return Problem(
+                "storage_unavailable",
+                "the log of this bandit was written by a newer version of nextarm; upgrade this server",
+                headers={"Retry-After": "60"},
+            )
+        case BanditDamaged():
+            return Problem(
+                "storage_unavailable",
+                "the log of this bandit is damaged; ask the operator of this server to look at GET /readyz and at its log",
+                headers={"Retry-After": "60"},
+            )
+        case DecisionMissing():
+            return Problem(
+                "decision_not_found",
+                "decision not found; send the `id` that a decision of this bandit was answered with, and the name of that bandit",
+            )
+        case DecisionConflict():
+            return Problem("decision_conflict", "this id was used for another request; choose a new id")
+        case ReferenceConflict():
+            return Problem("reference_conflict", "this id was used for other reference material; choose a new id")
+        case OutcomeConflict():
+            return Problem(
+                "outcome_conflict",
+                "this decision has another outcome already, which stays; GET .../decisions/{decision} shows it, "
+                "and a further call needs a decision of its own",
+            )
+        case NothingToObserve():
+            return Problem("outcome_conflict", "this decision was a stop: no arm was played, so it has no outcome; post none")
+        case EpisodeFinished():
+            return Problem("episode_finished", "this episode is over; start a new one by leaving `episode` out")
+        case DecisionExpired():
+            return Problem(
+                "decision_expired",
+                "the decision expired before its outcome came; ask for a new decision, and where outcomes take longer create a "
+                "bandit with a larger reward.timeout_s",
+            )
+        case DecisionCancelled():
+            return Problem("decision_cancelled", "the decision was cancelled, so it takes no outcome; ask for a new decision")
+        case TooManyOpen():
+            return Problem("rate_limited", f"{error}; post outcomes, cancel, or set a shorter reward.timeout_s")
+        case ReferenceMissing():
+            return Problem("reference_missing", str(error))
+        case FieldError():
+            return invalid(error.field, error.message)
+        case QueueFull():
+            return Problem("overloaded", str(error), headers={"Retry-After": str(error.retry_after_s)})
+        case EmbedderError():
+            throttled.error("an embedder failed", reason=str(error), request_id=REQUEST_ID.get())
+            return Problem("overloaded", f"the content cannot be embedded now: {error}")
+        case LogTrimmed():
+            return Problem("log_trimmed", f"events before offset {error.first} are kept in snapshots only; read from there on")
+        case NoSuchOffset():
+            return invalid("min_offset", str(error))
+        case Behind():
+            return Problem("replica_behind", str(error))
+        case StorageError():
+            throttled.error("the store refused", reason=str(error), request_id=REQUEST_ID.get())
+            return Problem("storage_unavailable", "the log cannot be written or read now; nothing was accepted, try again")
+        case _:
+            logger.error("unexpected failure", exc_info=error, extra={"request_id": REQUEST_ID.get()})
+            return Problem(
+                "internal_error", "an unexpected failure, which was logged; give its request_id to the operator of this server"
+            )
+
+
+def refusal_of(error: Exception) -> Problem:
+    """What a client is told whose body, read outside of the framework, was refused or could not be answered."""
+    return validation_problem(error) if isinstance(error, ValidationError) else problem_of(error)
+
+
+def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
+    """A 422 that lists every wrong field by its path, without echoing any value."""
+    found = error.errors()
+    listed = [(_path(item["loc"]) or "body", _message(item)) for item in found[:LISTED]]
+    if found and found[0]["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        listed[0] = ("policy.kind", f"must be one of {', '.join(POLICIES)}")
+    return invalid_fields(listed)
+
+
+JSON_OBJECT = "must be a JSON object, e.g. {}; GET /openapi.json describes its fields"
+WHOLE_NUMBER = "must be a whole number"
+MESSAGES = {
+    "extra_forbidden": "is not a field here; check the spelling",
+    "model_attributes_type": JSON_OBJECT,
+    "model_type": JSON_OBJECT,
+    "dict_type": "must be a JSON object, e.g. {}",
+    "list_type": "must be a list, e.g. []",
+    "string_type": "must be a string",
+    "string_unicode": "must be Unicode text",
+    "bool_type": "must be true or false",
+    "int_type": WHOLE_NUMBER,
+    "int_parsing": WHOLE_NUMBER,
+    "int_from_float": WHOLE_NUMBER,
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "float_type": "must be a number; for yes and no send 1 and 0, without quotes",
+    "finite_number": "must be a finite number",
+    "none_required": "is not taken here; leave it out",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "message_content": 'must be a string or a list of parts, e.g. [{"type": "text", "text": "..."}]',
+}
+"""By type of error, with what pydantic knows of it. Its own words speak of Python, so no client gets them."""
+OTHERWISE = "is not what is taken here; GET /openapi.json describes the field"
+"""For a type of error that the table lacks."""
+
+
+PATTERNS = {
+    NAME: "must be 1 to 63 characters of a-z 0-9 _ -, the first a letter or digit",
+    ID: "must be 1 to 64 characters of A-Z a-z 0-9 _ -",
+    r"\S": "must not be empty or blank",
+}
+"""In words, what each regular expression asks for."""
+
+
+def _message(item: Any) -> str:
+    known: dict[str, Any] = item.get("ctx", {})
+    match item["type"]:
+        case "value_error":
+            return str(known["error"])
+        case "missing":
+            name = item["loc"][-1] if item["loc"] else "body"
+            return (
+                f"is missing; send it, e.g. {_example(name)}" if name in EXAMPLES else "is missing; send a JSON object, e.g. {}"
+            )
+        case "string_pattern_mismatch":
+            return PATTERNS.get(known["pattern"], OTHERWISE)
+        case "string_too_short" | "string_too_long":
+            return _bounded(known, "character")
+        case "too_short" | "too_long":
+            return _bounded(known, "item")
+        case kind:
+            message = MESSAGES.get(kind, OTHERWISE)
+            for name, value in known.items():
+                message = message.replace(f"{{{name}}}", _number(value))
+            return message
+
+
+def _bounded(known: Mapping[str, Any], what: str) -> str:
+    side, bound = ("least", known["min_length"]) if "min_length" in known else ("most", known["max_length"])
+    return f"must have at {side} {bound:,} {what}{'' if bound == 1 else 's'}"
+
+
+def _number(value: Any) -> str:
+    """9007199254740992 and 65536 in full, 1e+12 short."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _example(name: str) -> str:
+    return f'"{name}": {msgspec.json.encode(EXAMPLES[name]).decode()}'
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """`policy.exploration` from what pydantic says; the name of the policy's kind, which it adds, is left out. Unknown names come
+    from the client: they are cut, as everything that is repeated.
+    """
+    parts = list(location[1:] if location and location[0] in ("body", "query", "path", "header") else location)
+    if len(parts) > 1 and parts[0] == "policy" and parts[1] in POLICIES:
+        del parts[1]
+    parts = [part for part in parts if part not in MESSAGE_CONTENT]
+    return ".".join(str(part)[:NAMED] for part in parts)
+
+
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every failure of a route with its problem document."""
+
+    def answered(request: Request, problem: Problem) -> Response:
+        request.scope["nextarm.problem"] = problem.code  # for whoever counts
+        return problem.response()
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answered(request, validation_problem(error))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, Problem):
+            return answered(request, error.__cause__)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        if code is None:
+            return answered(request, Problem("invalid_request", str(error.detail)))
+        if code == "not_found":
+            return answered(request, Problem(code, "not found; GET /openapi.json and /docs list every path"))
+        # every method that the path takes: the framework knows those of the first route that matches it
+        takes = [route for route in routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
+        methods = {method for route in takes for method in route.methods or ()}
+        if "GET" in methods:
+            methods.add("HEAD")  # the door turns it into GET
+        allowed = ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
+        if request.method == "POST" and request.url.path == "/v1/bandits":
+            hint = "create a bandit with PUT /v1/bandits/{name}; GET lists them"
+            return answered(request, Problem(code, hint, headers={"Allow": allowed}))
+        return answered(request, Problem(code, f"this takes {allowed}; see /docs", headers={"Allow": allowed}))
+
+    async def on_failure(request: Request, error: Exception) -> Response:
+        return answered(request, problem_of(error))
+
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    for kind in (
+        Problem,
+        BanditMissing,
+        BanditConflict,
+        BanditDamaged,
+        DecisionMissing,
+        DecisionConflict,
+        OutcomeConflict,
+        ReferenceConflict,
+        NothingToObserve,
+        EpisodeFinished,
+        DecisionExpired,
+        DecisionCancelled,
+        TooManyOpen,
+        Behind,
+        NoSuchOffset,
+        ReferenceMissing,
+        FieldError,
+        EmbedderError,
+        StorageError,
+        Exception,
+    ):
+        app.add_exception_handler(kind, on_failure)

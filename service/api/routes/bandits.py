@@ -1,0 +1,245 @@
+"""Bandits and their arms: create, look, change, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Response
+from starlette.convertors import Convertor, register_url_convertor
+from uuid_utils.compat import uuid7
+
+from bandits.hyperparameters import declared
+from bandits.registry import POLICIES
+from service.api.create import check_size, created_event
+from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
+from service.api.embedder_choice import load_for, notices
+from service.api.middleware import StrictRoute
+from service.api.problems import arm_not_found, invalid
+from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, is_same_request
+from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
+from service.api.routes import problems
+from service.api.serialize import answer, arm_json, bandit_json
+from service.engine import events
+from service.engine.events import ArmAdded, ArmChanged, ArmRetired
+from service.engine.learner import Learner
+from service.engine.repository import BanditConflict, BanditMissing
+
+
+class _ArmConvertor(Convertor[str]):
+    """The rest of a path is the name of an arm, slashes and all. (The framework's `path` ends at a line feed.)"""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("arm", _ArmConvertor())
+
+router = APIRouter(tags=["bandits"], route_class=StrictRoute)
+
+
+@router.get(
+    "/v1/policies",
+    summary="Every policy, with the JSON schema of its hyperparameters",
+    response_model=PoliciesAnswer,
+    responses=problems(),
+)
+async def list_policies(caller: Reader) -> Response:
+    """kind, what it is for, what an outcome must carry, and its hyperparameters with defaults, ranges and meaning."""
+    return answer({"policies": [_policy_json(kind) for kind in POLICIES]})
+
+
+def _policy_json(kind: str) -> dict[str, Any]:
+    policy = POLICIES[kind]
+    needs = policy.needs
+    return {
+        "kind": kind,
+        "summary": policy.summary,
+        "needs": sorted(needs),
+        "reference_when": policy.reference_when,
+        "contextual": "features" in needs,
+        "episodic": policy.episodic,
+        "hyperparameters": [item.name for item in declared(policy)],
+        "schema": POLICY_MODELS[kind].model_json_schema(),
+    }
+
+
+@router.put(
+    "/v1/bandits/{name}",
+    summary="Create a bandit",
+    status_code=201,
+    responses={
+        201: {"model": BanditAnswer, "description": "Created."},
+        200: {"model": BanditAnswer, "description": "It exists, with the same configuration."},
+        **problems("bandit_exists", body=True),
+    },
+)
+async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, services: Shared) -> Response:
+    """201 creates; the same body again is a 200; another body a 409. The first bandit of an embedder is answered when that is
+    loaded, which takes seconds: its first decision then does not.
+    """
+    try:
+        learner, is_new = await services.hosting.get(caller.tenant, name), False
+    except BanditMissing:
+        learner, is_new = await _create(name, body, caller.tenant, services)
+    if not is_new and not is_same_request(learner.created.request, body):
+        raise BanditConflict(name)
+    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)), status=201 if is_new else 200)
+
+
+async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> tuple[Learner, bool]:
+    created = await asyncio.to_thread(
+        created_event,
+        name,
+        tenant,
+        body,
+        default_timeout_s=services.settings.default_timeout_s,
+        max_bytes=services.settings.max_state_bytes,
+        clock=services.hosting.clock,
+        sources=services.settings.sources(),
+    )
+    await load_for(services.embeddings, created)
+    return await services.hosting.create(created)  # another request may have come first
+
+
+@router.get("/v1/bandits", summary="List the bandits", response_model=BanditsAnswer, responses=problems())
+async def list_bandits(
+    caller: Reader,
+    services: Shared,
+    after: Annotated[str, Query(max_length=63, description="Continue behind this name.")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000, description="Names in a page.")] = 100,
+) -> Response:
+    """Names in order, a page at a time; `next` is the `after` of the next page, null on the last."""
+    names = [name for name in await services.hosting.names(caller.tenant) if name > after]
+    page = names[:limit]
+    return answer({"bandits": [{"name": name} for name in page], "next": page[-1] if len(names) > limit else None})
+
+
+@router.get(
+    "/v1/bandits/{name}",
+    summary="Configuration and what was learnt",
+    response_model=BanditAnswer,
+    responses=problems("bandit_not_found"),
+)
+async def show_bandit(learner: ReadLearner, services: Shared) -> Response:
+    """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
+    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)))
+
+
+@router.delete(
+    "/v1/bandits/{name}",
+    summary="Delete a bandit with its log",
+    status_code=204,
+    response_class=Response,
+    responses=problems("bandit_not_found"),
+)
+async def delete_bandit(name: BanditName, caller: Admin, services: Shared) -> Response:
+    """Open decisions go too: their outcomes will be answered with 404."""
+    await services.hosting.delete(caller.tenant, name)
+    return Response(status_code=204)
+
+
+@router.put(
+    "/v1/bandits/{name}/arms/{arm:arm}",
+    summary="Add an arm, bring one back, or change price and metadata",
+    responses={
+        200: {"model": ArmReceipt, "description": "The arm was there."},
+        201: {"model": ArmReceipt, "description": "A new arm."},
+        **problems("bandit_not_found", body=True),
+    },
+)
+async def put_arm(
+    learner: ManagedLearner, arm: ArmPath, services: Shared, body: Annotated[ArmBody | None, Body()] = None
+) -> Response:
+    """What the body leaves out stays as it is. A new arm is tried first; one that comes back keeps what was learnt of it."""
+    wanted, now = body or ArmBody(), services.hosting.clock()
+    if learner.ledger.index(arm) is None:
+        added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
+        with contextlib.suppress(_Known):
+            receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_new(learner, arm, services))
+            if receipt.first is None:
+                return answer(_arm_receipt(learner, arm), status=201)
+    await learner.catch_up()
+    index = _index(learner, arm)
+    kept = learner.arms[index]
+    price = wanted.price if "price" in wanted.model_fields_set else kept.price
+    metadata = wanted.metadata if "metadata" in wanted.model_fields_set else kept.metadata
+
+    def check() -> None:
+        current = learner.ledger.arms[index]
+        if (price, metadata, True) == (current.price, current.metadata, current.active):
+            raise _Known
+        if current.is_gone:
+            _check_room(learner)
+
+    with contextlib.suppress(_Known):
+        event = ArmChanged(at=now, arm=index, price=price, metadata=metadata)
+        await learner.record(event, key=f"arm/{arm}/{uuid7()}", check=check)
+    return answer(_arm_receipt(learner, arm))
+
+
+class _Known(Exception):
+    """The arm is as the request wants it, maybe by another request of this moment: nothing is appended."""
+
+
+def _check_new(learner: Learner, arm: str, services: Services) -> None:
+    if learner.ledger.index(arm) is not None:
+        raise _Known
+    try:
+        check_arm_name(arm)
+    except ValueError as error:
+        raise invalid("arm", str(error)) from None
+    _check_room(learner)
+    if len(learner.ledger.arms) >= MAX_ARMS_EVER:
+        raise invalid(
+            "arm", f"a bandit has at most {MAX_ARMS_EVER:,} arms in its life; bring a retired one back, or create a new bandit"
+        )
+    arms = len(learner.ledger.arms) + 1
+    check_size(learner.policy, learner.created.hyperparameters, arms=arms, max_bytes=services.settings.max_state_bytes)
+
+
+def _check_room(learner: Learner) -> None:
+    if sum(not arm.is_gone for arm in learner.ledger.arms) >= MAX_ARMS:
+        raise invalid(
+            "arm", f"a bandit has at most {MAX_ARMS:,} arms at a time; retire one (it counts until nothing of it is open)"
+        )
+
+
+def _index(learner: Learner, arm: str) -> int:
+    index = learner.ledger.index(arm)
+    if index is None:
+        raise arm_not_found()
+    return index
+
+
+def _arm_receipt(learner: Learner, arm: str) -> dict[str, Any]:
+    return {**arm_json(learner, _index(learner, arm)), "offset": learner.offset}
+
+
+@router.delete(
+    "/v1/bandits/{name}/arms/{arm:arm}",
+    summary="Retire an arm",
+    status_code=204,
+    response_class=Response,
+    responses=problems("bandit_not_found", "arm_not_found"),
+)
+async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) -> Response:
+    """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt. When nothing of it is
+    open it leaves answers, metrics and the limit of arms.
+    """
+    await learner.refresh()
+    index = _index(learner, arm)
+
+    def check() -> None:
+        if not learner.ledger.arms[index].active:
+            raise _Known
+
+    with contextlib.suppress(_Known):
+        await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}", check=check)
+    return Response(status_code=204)

@@ -1,0 +1,439 @@
+"""The ledger of a bandit: what the log says about arms, open decisions and episodes. Pure: events in, effects out, no I/O.
+
+    event ──> apply ──> Effect: what the policy's state must do about it (learn, anticipate, release, a new arm, nothing)
+    request ──> context ──> Context: what the policy is told when it must choose
+
+Only open decisions are kept; a closed one is found in the log by its key, so that the ledger does not grow with the rounds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits.errors import InvalidContext
+from bandits.types import REFERENCE, Context, Moments, Observation, Policy
+from service.engine import events
+from service.engine.events import (
+    AnyEvent,
+    ArmAdded,
+    ArmChanged,
+    ArmRetired,
+    Cancelled,
+    Created,
+    Decided,
+    Expired,
+    Observed,
+    ReferenceAdded,
+)
+
+RECENT = 1000
+"""Decisions over which an arm's share is reported."""
+KEPT_EPISODES = 10_000
+"""Episodes remembered; beyond it the least recently used one is forgotten."""
+
+
+class ArmRecord(msgspec.Struct, frozen=True):
+    """What the log says about an arm. pulls counts decisions for it, outcomes what was learnt, pending what is open.
+
+    Replaced, never written to: a tuple of them is a view that stays as it was.
+    """
+
+    name: str
+    price: float
+    metadata: dict[str, Any]
+    active: bool = True
+    pulls: int = 0
+    outcomes: int = 0
+    pending: int = 0
+    reward_sum: float = 0.0
+    cost_sum: float = 0.0
+    rewards: int = 0  # outcomes that carried a reward
+
+    @property
+    def is_gone(self) -> bool:
+        """Retired, with nothing open: only what was learned of it is left, under its index, until it comes back."""
+        return not self.active and not self.pending
+
+
+class OpenDecision(msgspec.Struct, frozen=True):
+    """A decision without an outcome yet."""
+
+    id: str
+    arm: int
+    features: bytes
+    propensity: float
+    price: float
+    episode: str
+    at: datetime
+    offset: int
+
+
+class KnownReference(msgspec.Struct, frozen=True):
+    """Reference material that carried a client's id. count: reference samples after it. body: digest of the request."""
+
+    offset: int
+    count: int
+    body: str
+
+
+class Episode(msgspec.Struct):
+    """Decisions on one prompt. attempts: made and without success, per arm index: those that expired count, those that were
+    cancelled do not; open: not closed yet, per arm index; made: all decisions; features: of the first one, empty where there
+    are none.
+    """
+
+    attempts: dict[int, int] = {}
+    open: dict[int, int] = {}
+    features: bytes = b""
+    made: int = 0
+    finished: bool = False
+
+
+class Snapshot(msgspec.Struct):
+    """The ledger as bytes; the log's first event is not repeated."""
+
+    arms: list[ArmRecord]
+    open: list[OpenDecision]
+    episodes: list[tuple[str, Episode]]
+    recent: list[int]
+    offset: int
+    decided: int
+    referenced: int
+    references: dict[str, KnownReference] = {}
+    skipped: int = 0
+    lowest_reward: float | None = None
+    highest_reward: float | None = None
+
+
+class View(NamedTuple):
+    """What contexts of one moment have in common, per arm. pending: with the decisions that are on their way into the log."""
+
+    active: tuple[bool, ...]
+    prices: tuple[float, ...]
+    pending: tuple[int, ...]
+
+    @staticmethod
+    def of(arms: Sequence[ArmRecord], reserved: Mapping[int, int]) -> View:
+        """reserved: arm index -> decisions on their way."""
+        pending = tuple(arm.pending + reserved.get(i, 0) for i, arm in enumerate(arms))
+        return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending)
+
+    def present(self) -> list[int]:
+        """The arms that are not gone."""
+        return [i for i, is_active in enumerate(self.active) if is_active or self.pending[i]]
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Fold this observation."""
+
+    seen: Observation
+
+
+@dataclass(frozen=True)
+class Anticipate:
+    """A decision is pending for this arm."""
+
+    arm: int
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Release:
+    """A pending decision will not be learnt."""
+
+    arm: int
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class GrowArms:
+    """One more arm."""
+
+
+def moments_of(given: events.MomentsGiven) -> Moments:
+    """Reference moments as the policies take them."""
+    mean = np.frombuffer(given.mean, dtype="<f8").copy()
+    covariance = np.frombuffer(given.covariance, dtype="<f8").reshape(len(mean), len(mean)).copy()
+    return Moments(torch.from_numpy(mean), torch.from_numpy(covariance), given.count)
+
+
+Effect = Learn | Anticipate | Release | GrowArms
+
+
+class Inconsistent(Exception):
+    """An event that cannot follow the ones before it; a log that contains one is damaged."""
+
+
+class Ledger:
+    """See the module. `apply` is the only method that changes anything."""
+
+    def __init__(self, created: Created) -> None:
+        self.created = created
+        self.arms = [ArmRecord(arm.name, arm.price, arm.metadata) for arm in created.arms]
+        self.open: dict[str, OpenDecision] = {}
+        self.episodes: dict[str, Episode] = {}
+        self.recent: deque[int] = deque(maxlen=RECENT)
+        self.offset = 1
+        self.decided = 0  # decisions ever
+        self.referenced = 0  # reference samples ever
+        self.references: dict[str, KnownReference] = {}  # by the client's id; kept here, because a store may trim old entries
+        self.skipped = 0  # episodes ever that were stopped before any call
+        self.reward_range: tuple[float, float] | None = None  # lowest and highest reward learned; None before the first
+        self._index = {arm.name: i for i, arm in enumerate(self.arms)}
+
+    # -- asking ------------------------------------------------------------------------------------------------------------
+
+    def index(self, name: str) -> int | None:
+        """The index of an arm, retired ones included."""
+        return self._index.get(name)
+
+    def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
+        """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
+        return (now - decision.at).total_seconds() >= self.created.timeout_s
+
+    def overdue(self, now: datetime) -> list[OpenDecision]:
+        """Open decisions whose time is over, oldest first (the dictionary is in log order)."""
+        due = []
+        for decision in self.open.values():
+            if not self.is_overdue(decision, now):
+                break
+            due.append(decision)
+        return due
+
+    def context(self, view: View, *, features: Tensor, allowed: Mapping[int, float | None], episode: str) -> Context:
+        """What the policy is told. allowed: arm index -> price for this decision alone (None = the arm's own); empty = every
+        active arm.
+        """
+        usable, prices = view.active, view.prices
+        if allowed:
+            usable = tuple(active and i in allowed for i, active in enumerate(usable))
+            own = [allowed.get(i) for i in range(len(prices))]
+            prices = tuple(price if mine is None else mine for price, mine in zip(prices, own, strict=True))
+        if not any(usable):
+            raise InvalidContext("arms", "none of them can be chosen now: an arm was retired meanwhile, or is only being added")
+        known = self.episodes.get(episode)
+        attempts: tuple[int, ...] = ()
+        if known is not None:
+            # an attempt that is still open counts as one that failed: else an impatient client could make any number of them
+            attempts = tuple(known.attempts.get(i, 0) + known.open.get(i, 0) for i in range(len(prices)))
+        return Context(
+            features=features,
+            allowed=usable,
+            pending=view.pending,
+            attempts=attempts,
+            prices=prices,
+            skipped=self.skipped,
+        )
+
+    # -- folding -----------------------------------------------------------------------------------------------------------
+
+    def apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
+        """Take in the entry at `offset` (the next one); what follows from it for the state."""
+        if offset != self.offset + 1:
+            raise Inconsistent(f"offset {offset} after {self.offset}")
+        effects = self._apply(offset, event, policy)
+        self.offset = offset
+        return effects
+
+    def _apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
+        match event:
+            case Decided():
+                return self._decided(offset, event, policy)
+            case Observed():
+                return self._observed(event, policy)
+            case Expired():
+                return self._expired(event, policy)
+            case Cancelled():
+                return self._release(self._close(event.id))
+            case ArmAdded():
+                if event.name in self._index:
+                    raise Inconsistent(f"arm {event.name} was added before")
+                self._index[event.name] = len(self.arms)
+                self.arms.append(ArmRecord(event.name, event.price, event.metadata))
+                return [GrowArms()]
+            case ArmChanged():
+                self._update(event.arm, price=event.price, metadata=event.metadata, active=True)
+            case ArmRetired():
+                self._update(event.arm, active=False)
+            case ReferenceAdded():
+                return self._referenced(offset, event)
+            case Created():
+                raise Inconsistent("a log is created once")
+        return []
+
+    def _decided(self, offset: int, event: Decided, policy: Policy) -> list[Effect]:
+        if event.id in self.open:
+            raise Inconsistent(f"decision {event.id} was made before")
+        if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
+            raise Inconsistent(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
+        self.decided += 1
+        known = self.episodes.get(event.episode)
+        self.skipped += event.arm < 0 and (known is None or known.made == 0)
+        if policy.episodic or event.episode != event.id:  # else nobody can come back to this episode
+            episode = self._episode(event.episode)
+            episode.made += 1
+            episode.features = episode.features or event.features
+            if event.arm >= 0:
+                episode.open[event.arm] = episode.open.get(event.arm, 0) + 1
+            episode.finished = episode.finished or event.arm < 0  # a success may have come while this decision was on its way
+        if event.arm < 0:
+            return []
+        arm = self._arm(event.arm)
+        self._update(event.arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
+        self.recent.append(event.arm)
+        self.open[event.id] = OpenDecision(
+            event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
+        )
+        return [Anticipate(event.arm, events.vector_tensor(event.features))]
+
+    def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
+        decision = self._close(event.id)
+        reward = 0.0 if event.reward is None else event.reward
+        if event.reward is not None:
+            self._update(event.arm, rewards=self._arm(event.arm).rewards + 1)
+        overridden = event.arm != decision.arm
+        effects = self._release(decision) if overridden else []
+        if overridden:  # the pull was another arm's
+            self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
+            self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
+        learn = self._learn(
+            decision,
+            event.arm,
+            reward=reward,
+            cost=event.cost,
+            output=event.output,
+            reference=event.reference,
+            anticipated=not overridden,
+        )
+        effects.append(learn)
+        self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
+        return effects
+
+    def _expired(self, event: Expired, policy: Policy) -> list[Effect]:
+        """The call was made whatever came of it, so it counts as an attempt: else an episode whose outcomes never come would have
+        no end.
+        """
+        decision = self._close(event.id)
+        self._advance(decision.episode, decision.arm, success=event.reward is not None and policy.succeeded(event.reward))
+        if event.reward is None:
+            return self._release(decision)
+        self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
+        return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, anticipated=True)]
+
+    def _learn(
+        self,
+        decision: OpenDecision,
+        index: int,
+        *,
+        reward: float,
+        cost: float,
+        output: events.Matrix = events.EMPTY,
+        reference: events.Matrix = events.EMPTY,
+        anticipated: bool,
+    ) -> Learn:
+        arm = self._arm(index)
+        low, high = self.reward_range or (reward, reward)
+        self.reward_range = min(low, reward), max(high, reward)
+        self._update(index, outcomes=arm.outcomes + 1, reward_sum=arm.reward_sum + reward, cost_sum=arm.cost_sum + cost)
+        return Learn(
+            Observation(
+                arm=index,
+                features=events.vector_tensor(decision.features),
+                reward=reward,
+                cost=cost,
+                output=output.tensor(),
+                reference=reference.tensor(),
+                anticipated=anticipated,
+            )
+        )
+
+    def _referenced(self, offset: int, event: ReferenceAdded) -> list[Effect]:
+        moments = None if event.moments is None else moments_of(event.moments)
+        self.referenced = self.referenced + event.outputs.rows if moments is None else moments.count  # moments replace moments
+        if isinstance(event.id, str) and isinstance(event.body, str):
+            self.references[event.id] = KnownReference(offset, self.referenced, event.body)
+        seen = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
+        return [Learn(seen)]
+
+    def _close(self, decision_id: str) -> OpenDecision:
+        decision = self.open.pop(decision_id, None)
+        if decision is None:
+            raise Inconsistent(f"decision {decision_id} is not open")
+        self._update(decision.arm, pending=self._arm(decision.arm).pending - 1)
+        episode = self.episodes.get(decision.episode)
+        if episode is not None and episode.open.get(decision.arm):
+            episode.open[decision.arm] -= 1
+        return decision
+
+    def _release(self, decision: OpenDecision) -> list[Effect]:
+        return [Release(decision.arm, events.vector_tensor(decision.features))]
+
+    def _arm(self, index: int) -> ArmRecord:
+        if not 0 <= index < len(self.arms):
+            raise Inconsistent(f"there is no arm {index}")
+        return self.arms[index]
+
+    def _update(self, index: int, **changes: Any) -> None:
+        self.arms[index] = msgspec.structs.replace(self._arm(index), **changes)
+
+    def _episode(self, episode_id: str) -> Episode:
+        episode = self.episodes.pop(episode_id, None) or Episode({})
+        self.episodes[episode_id] = episode  # now the most recently used one
+        while len(self.episodes) > KEPT_EPISODES:
+            del self.episodes[next(iter(self.episodes))]
+        return episode
+
+    def _advance(self, episode_id: str, arm: int, *, success: bool) -> None:
+        if episode_id not in self.episodes:
+            return
+        episode = self.episodes[episode_id]
+        if success:
+            episode.finished = True
+        else:
+            episode.attempts[arm] = episode.attempts.get(arm, 0) + 1
+
+    # -- bytes -------------------------------------------------------------------------------------------------------------
+
+    def pack(self) -> bytes:
+        """Everything, as JSON."""
+        return msgspec.json.encode(
+            Snapshot(
+                self.arms,
+                list(self.open.values()),
+                list(self.episodes.items()),
+                list(self.recent),
+                self.offset,
+                self.decided,
+                self.referenced,
+                self.references,
+                self.skipped,
+                *(self.reward_range or ()),
+            )
+        )
+
+    @staticmethod
+    def unpack(created: Created, data: bytes) -> Ledger:
+        """What `pack` wrote of this bandit; raises `msgspec.DecodeError` or `msgspec.ValidationError` for anything else."""
+        kept = msgspec.json.decode(data, type=Snapshot)
+        ledger = Ledger(created)
+        ledger.arms = kept.arms
+        ledger.open = {decision.id: decision for decision in kept.open}
+        ledger.episodes = dict(kept.episodes)
+        ledger.recent.extend(kept.recent)
+        ledger.offset, ledger.decided, ledger.referenced = kept.offset, kept.decided, kept.referenced
+        ledger.references = kept.references
+        ledger.skipped = kept.skipped
+        if kept.lowest_reward is not None and kept.highest_reward is not None:
+            ledger.reward_range = kept.lowest_reward, kept.highest_reward
+        ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
+        return ledger

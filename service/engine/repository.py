@@ -1,0 +1,418 @@
+"""Which bandits exist: name -> Learner. Create, load, close; nothing about any one of them.
+
+start  ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
+sweep  ──> overdue decisions expire; a log that another program has spoilt stops its bandit
+follow ──> what other processes wrote to a shared store is learnt; bandits that they created or deleted come and go
+time   ──> of a shared store, where there is one: replicas whose clocks differ agree on what is overdue
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from typing import Any
+from weakref import WeakValueDictionary
+
+from uuid_utils.compat import uuid7
+
+from service.engine import events
+from service.engine.events import Created
+from service.engine.learner import Learner
+from service.engine.projection import LogNewer
+from service.settings import Settings
+from service.storage.base import (
+    Log,
+    LogMissing,
+    LogRewound,
+    LogTrimmed,
+    Storage,
+    StorageDamaged,
+    StorageError,
+    StorageUnavailable,
+)
+from service.storage.throttling import ThrottledLogger
+
+logger = logging.getLogger("nextarm.hosting")
+throttled = ThrottledLogger(logger)
+
+LOADING_AT_ONCE = 4
+NEWS_S = 5.0
+"""How long to wait for news before asking again; nothing depends on it."""
+RETRY_S = 0.2
+"""Pause after a store could not be reached."""
+TIME_S, TIME_NEAR_S = 60.0, 0.5
+"""How often the clock is set by the store's. An answer that took longer than this says too little, unless it is the first."""
+TIME_APART_S = 5.0
+"""A difference that an operator should know of."""
+
+
+class BanditMissing(Exception):
+    """No bandit has this name (for this tenant)."""
+
+
+class BanditConflict(Exception):
+    """A bandit of this name exists with another configuration."""
+
+
+class BanditDamaged(Exception):
+    """The log of this bandit cannot be folded; it answers nothing until an operator has looked at it."""
+
+
+class BanditNewer(BanditDamaged):
+    """The log of this bandit was written by a newer version of nextarm; this one answers nothing of it."""
+
+
+class Hosting:
+    """See the module."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_load: Callable[[Created], None] = lambda created: None,
+    ) -> None:
+        self.storage = storage
+        self._own_clock = clock
+        self._on_load = on_load  # called with every bandit that is read from the store
+        self._ahead: timedelta | None = None  # the store's clock, of ours
+        self._settings = settings
+        self._device = settings.where()
+        self._learners: dict[str, Learner] = {}
+        self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
+        self._loading: dict[Log, asyncio.Task[Learner]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of creating a name or looking for it
+        self._damaged: dict[str, BanditDamaged] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ends: dict[str, int] = {}  # last known ends of the logs of a shared store
+        self._following: dict[str, asyncio.Task[None]] = {}
+        self._few = asyncio.Semaphore(LOADING_AT_ONCE)
+
+    async def start(self) -> None:
+        """Open the storage and begin to load every bandit."""
+        await self.storage.start()
+        await self._set_clock()
+        self._unloaded = {log.name: log for log in await self.storage.logs()}
+        for log in self._unloaded.values():
+            self._begin_to_load(log)
+        self._tasks.append(asyncio.create_task(self._sweep()))
+        if self.storage.shared:
+            self._tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._keep_time())]
+
+    async def close(self) -> None:
+        """Stop sweeping, leave snapshots behind, close the storage."""
+        for task in [*self._tasks, *self._following.values(), *self._loading.values()]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+        for learner in self._learners.values():
+            try:
+                await learner.close()
+            except Exception as error:  # the next start folds more of the log; the store must be closed all the same
+                logger.warning("no snapshot was left", extra={"bandit": learner.log.name, "reason": str(error)})
+        await self.storage.close()
+
+    def clock(self) -> datetime:
+        """What time it is for events and deadlines: by the store's clock, where processes share one."""
+        return self._own_clock() + (self._ahead or timedelta())
+
+    # -- names -------------------------------------------------------------------------------------------------------------
+
+    async def create(self, created: Created) -> tuple[Learner, bool]:
+        """The learner of a new bandit and True, or of the one that has the name already and False."""
+        name = _path(created.tenant, created.bandit)
+        wanted = Log(str(uuid7()), name)
+        learner = Learner(self.storage, wanted, created, **self._options())  # what it refuses is refused before it is logged
+        async with self._turn(name):
+            log, receipt = await self.storage.create(wanted, events.encode(created))
+            if receipt.first is None:
+                self._learners[name] = learner
+                self._unloaded.pop(name, None)
+                self._damaged.pop(name, None)
+                return learner, True
+            known = self._learners.get(name)
+            if name not in self._damaged and (known is None or known.log != log):  # e.g. the request that created it was cut off
+                self._adopt(log)
+        return await self.get(created.tenant, created.bandit), False
+
+    async def get(self, tenant: str, bandit: str) -> Learner:
+        """The learner of a bandit; waits while it is being loaded."""
+        name = _path(tenant, bandit)
+        learner = self._learners.get(name)
+        if learner is not None and learner.astray:
+            self._load_anew(name, learner)
+            learner = None
+        if learner is None and self.storage.shared and not {name} & (self._unloaded.keys() | self._damaged.keys()):
+            await self._look_for(name)
+            learner = self._learners.get(name)  # it may have been created meanwhile
+        if learner is None and name in self._unloaded:
+            learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
+        if name in self._damaged:
+            raise type(self._damaged[name])(*self._damaged[name].args)
+        if learner is None:
+            raise BanditMissing(bandit)
+        if learner.damage:
+            raise BanditNewer(learner.damage) if learner.is_newer else BanditDamaged(learner.damage)
+        return learner
+
+    async def delete(self, tenant: str, bandit: str) -> None:
+        """Remove the bandit and its log, whatever is open; a damaged one can be deleted too."""
+        name = _path(tenant, bandit)
+        log = await self.storage.find_log(name)  # another process may have given the name to another log
+        if log is None:
+            raise BanditMissing(bandit)
+        if log in self._loading:
+            await asyncio.wait([self._loading[log]])
+        await self.storage.delete(log)
+        self._damaged.pop(name, None)
+        self._forget(log)
+
+    async def names(self, tenant: str) -> list[str]:
+        """The bandits of a tenant, in order."""
+        known = {*self._learners, *self._unloaded, *self._damaged}
+        return sorted(shown for name in known if (shown := seen_by(name, tenant)) is not None)
+
+    def loaded(self, tenant: str | None) -> list[tuple[str, Learner]]:
+        """Names and learners of a tenant, with the tenant left out; None = of all, tenant/bandit."""
+        known = ((seen_by(name, tenant), learner) for name, learner in self._learners.items())
+        return sorted(((name, learner) for name, learner in known if name is not None), key=itemgetter(0))
+
+    def lag(self, learner: Learner) -> int:
+        """Events of its log that it has not learnt yet, as far as known."""
+        return max(0, self._ends.get(learner.log.name, 0) - learner.offset)
+
+    def damaged(self) -> dict[str, str]:
+        """Why bandits are not served until an operator looks, by the names of their logs."""
+        damaged = {name: str(why) for name, why in self._damaged.items() if not isinstance(why, BanditNewer)}
+        damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage and not learner.is_newer}
+        return dict(sorted(damaged.items()))
+
+    def newer(self) -> list[str]:
+        """The names of the logs that a newer version wrote into: not served, and nothing about them is damaged."""
+        newer = {name for name, why in self._damaged.items() if isinstance(why, BanditNewer)}
+        return sorted(newer | {name for name, learner in self._learners.items() if learner.is_newer})
+
+    def state(self) -> dict[str, list[str]]:
+        """What is loading, what is damaged, and what only a newer version can read."""
+        damaged = [f"{name}: {reason}" for name, reason in self.damaged().items()]
+        return {"loading": sorted(self._unloaded), "damaged": damaged, "newer": self.newer()}
+
+    # -- background --------------------------------------------------------------------------------------------------------
+
+    def _options(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "clock": self.clock,
+            "snapshot_every": settings.snapshot_every,
+            "max_open": settings.max_open,
+            "device": self._device,
+        }
+
+    def _begin_to_load(self, log: Log) -> asyncio.Task[Learner]:
+        task = self._loading.get(log)
+        if task is None:
+            task = self._loading[log] = asyncio.create_task(self._load(log))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is told by `get` and `state`
+        return task
+
+    async def _load(self, log: Log) -> Learner:
+        """A store that cannot be read now is asked again by the next request or sweep; damage stays until an operator looks."""
+        try:
+            async with self._few:
+                learner = await self._learn(log)
+        except LogMissing:  # deleted meanwhile
+            self._forget(log)
+            raise
+        except (StorageUnavailable, LogRewound):
+            raise
+        except Exception as error:
+            if not self._is_wanted(log):
+                raise LogMissing(log.name) from error
+            self._forget(log)
+            is_newer = isinstance(error, LogNewer | events.NewerEvent)
+            self._damaged[log.name] = BanditNewer(str(error)) if is_newer else BanditDamaged(str(error))
+            logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
+            raise (LogNewer if is_newer else StorageDamaged)(f"bandit {log.name!r}", str(error)) from error
+        finally:
+            self._loading.pop(log, None)
+        if not self._is_wanted(log):
+            raise LogMissing(log.name)
+        del self._unloaded[log.name]
+        self._learners[log.name] = learner
+        self._on_load(learner.created)
+        return learner
+
+    def _is_wanted(self, log: Log) -> bool:
+        """Whether a log that is being loaded was not deleted, and its name not given to another one, meanwhile."""
+        return self._unloaded.get(log.name) == log
+
+    def _adopt(self, log: Log) -> None:
+        """Begin to load the log that has a name now, whatever had it before."""
+        self._learners.pop(log.name, None)
+        self._damaged.pop(log.name, None)
+        self._unloaded[log.name] = log
+        self._begin_to_load(log)
+
+    def _forget(self, log: Log) -> None:
+        """Drop what is known of a log, and nothing of another one that has its name by now."""
+        name = log.name
+        if name in self._learners and self._learners[name].log == log:
+            del self._learners[name]
+        if self._unloaded.get(name) == log:
+            del self._unloaded[name]
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """Held from asking the store to create a log, or which log has a name, until its answer is taken in: a look between a
+        creation and its learner would load a second learner of the log, and an answer from before it would drop the first.
+        """
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    async def _learn(self, log: Log) -> Learner:
+        await self.storage.begin_anew(log)
+        try:
+            return await Learner.load(self.storage, log, **self._options())
+        except LogTrimmed:  # behind snapshots that another process wrote since these were read
+            return await Learner.load(self.storage, log, **self._options())
+
+    # -- other processes -----------------------------------------------------------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(TIME_S)
+            with contextlib.suppress(StorageUnavailable):
+                await self._set_clock()
+
+    async def _set_clock(self) -> None:
+        """Only differences of times are ever looked at, so that it may be set back."""
+        before = self._own_clock()
+        there = await self.storage.time()
+        took = self._own_clock() - before
+        if there is None or (self._ahead is not None and took.total_seconds() > TIME_NEAR_S):
+            return
+        ahead = there - before - took / 2
+        if abs(ahead - (self._ahead or timedelta())).total_seconds() > TIME_APART_S:
+            logger.warning("this clock and the store's differ; the store's counts", extra={"ahead_s": ahead.total_seconds()})
+        self._ahead = ahead
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                news = await self.storage.news(timeout_s=NEWS_S)
+            except StorageUnavailable:  # what is missed meanwhile comes afterwards
+                await asyncio.sleep(RETRY_S)
+                continue
+            for name, end in news.items():
+                self._ends[name] = max(end, self._ends.get(name, 0)) if end else 0
+                if name not in self._following:
+                    self._following[name] = asyncio.create_task(self._keep_up(name))
+
+    async def _keep_up(self, name: str) -> None:
+        """Learn what is new in a log; there may be more of it when that is done."""
+        try:
+            while True:
+                end = self._ends.get(name, 0)
+                learner = self._learners.get(name)
+                if learner is None:
+                    await self._look_for(name)
+                elif end == 0 or learner.offset < end:  # a log that was deleted, or made anew, says so
+                    await learner.catch_up(end)
+                if self._ends.get(name, 0) == end:
+                    return
+        except (LogMissing, LogRewound, LogTrimmed):
+            await self._look_until_answered(name)
+        except StorageUnavailable:
+            pass  # whoever asks next is told, and there will be news
+        except StorageDamaged as error:
+            logger.error("what others wrote cannot be learnt", extra={"bandit": name, "reason": str(error)})
+        finally:
+            del self._following[name]
+
+    async def _look_for(self, name: str) -> None:
+        """Bring what is known of a name up to what the store holds under it now."""
+        async with self._turn(name):
+            log = await self.storage.find_log(name)
+            learner = self._learners.get(name)
+            if log is None:
+                self._learners.pop(name, None)
+                self._unloaded.pop(name, None)
+                self._damaged.pop(name, None)
+                self._ends.pop(name, None)
+                return
+            if learner is None or learner.log != log:
+                self._adopt(log)
+                return
+        if learner.astray:
+            self._load_anew(name, learner)
+        else:
+            await learner.catch_up()
+
+    async def _look_until_answered(self, name: str) -> None:
+        """What is known of a name is wrong, and there may be no news that say so again."""
+        while True:
+            try:
+                return await self._look_for(name)
+            except StorageUnavailable:
+                await asyncio.sleep(RETRY_S)
+            except StorageError:  # told to whoever asks
+                return None
+
+    def _load_anew(self, name: str, learner: Learner) -> None:
+        """Forget what was learnt from a log that lost entries, or whose entries are behind its snapshots by now."""
+        if self._learners.get(name) is not learner:
+            return  # somebody was quicker
+        logger.warning("a bandit is learnt anew", extra={"bandit": name, "reason": learner.astray})
+        del self._learners[name]
+        self._ends.pop(name, None)
+        self._unloaded[name] = learner.log
+        self._begin_to_load(learner.log)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_s)
+            for log in list(self._unloaded.values()):
+                self._begin_to_load(log)
+            await self._inspect()
+            for learner in list(self._learners.values()):
+                if learner.damage or learner.astray:
+                    continue
+                try:
+                    await learner.expire()
+                    if self.storage.lacks_snapshot(learner.log):
+                        await learner.snapshot()
+                except LogMissing:
+                    continue  # deleted meanwhile
+                except Exception as error:  # one bandit that cannot be swept must not keep all others from it
+                    throttled.error("overdue decisions could not be closed", bandit=learner.log.name, reason=str(error))
+
+    async def _inspect(self) -> None:
+        """Stop every bandit whose log another program has spoilt."""
+        learners = {learner.log.name: learner for learner in self._learners.values() if not learner.damage and not learner.astray}
+        try:
+            damaged = await self.storage.inspect([learner.log for learner in learners.values()])
+        except StorageUnavailable:
+            return  # `readyz` asks the store itself, and says so
+        except Exception as error:  # a sweep that ends would leave every decision open for ever
+            throttled.error("the store could not be inspected", reason=str(error))
+            return
+        for name, damage in damaged.items():
+            if name in learners:
+                learners[name].stop(damage)
+
+
+def seen_by(name: str, tenant: str | None) -> str | None:
+    """What a log's bandit is called for a tenant, None where it belongs to another. tenant: None sees all, as tenant/bandit."""
+    if tenant is None:
+        return name
+    prefix = _path(tenant, "")
+    rest = name[len(prefix) :]
+    return rest if name.startswith(prefix) and "/" not in rest else None
+
+
+def _path(tenant: str, bandit: str) -> str:
+    """The name of a log: tenants cannot see each other because they cannot name each other's logs."""
+    return f"{tenant}/{bandit}" if tenant else bandit

@@ -1,0 +1,62 @@
+"""Snapshots: one object {sums, ledger, offset, codec version, build} as bytes that prove to be what was written.
+
+A snapshot only saves time. Whatever is wrong with one, it is passed over, and the log is folded from an older one or from zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import torch
+
+from bandits import state as states
+from bandits.types import Policy, State
+from service.engine import events
+from service.engine.events import Created
+from service.engine.ledger import Ledger
+
+BUILD = f"torch {torch.__version__}"
+
+
+class SnapshotRefused(Exception):
+    """A snapshot that cannot stand for the log up to its offset."""
+
+
+class Content(msgspec.Struct, frozen=True):
+    """What a snapshot holds. sums: the packed state."""
+
+    version: int
+    offset: int
+    build: str
+    ledger: bytes
+    sums: bytes
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """The bytes of `Content` with their sha256: a flipped bit in a sum would be a valid snapshot otherwise."""
+
+    content: bytes
+    sha256: bytes
+
+
+def pack(policy: Policy, state: State, ledger: bytes, offset: int) -> bytes:
+    """The snapshot of a state and of its packed ledger, both as of `offset`."""
+    content = msgspec.msgpack.encode(Content(events.VERSION, offset, BUILD, ledger, states.pack(policy, state)))
+    return msgspec.msgpack.encode(Sealed(content, hashlib.sha256(content).digest()))
+
+
+def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = False) -> tuple[Ledger, State]:
+    """The ledger and the state, nothing derived yet; raises whatever is wrong with the bytes."""
+    sealed = msgspec.msgpack.decode(blob, type=Sealed)
+    if hashlib.sha256(sealed.content).digest() != sealed.sha256:
+        raise SnapshotRefused("the checksum does not match")
+    kept = msgspec.msgpack.decode(sealed.content, type=Content)
+    # Another build may round differently, so it folds the log itself; any_build: where the log does not reach back so far.
+    if kept.version != events.VERSION or (kept.build != BUILD and not any_build):
+        raise SnapshotRefused(f"version {kept.version} of {kept.build}, this is {events.VERSION} of {BUILD}")
+    ledger = Ledger.unpack(created, kept.ledger)
+    state = states.unpack(policy, kept.sums)
+    if (kept.offset, len(state.arms)) != (ledger.offset, len(ledger.arms)):
+        raise SnapshotRefused("its parts are not of one moment")
+    return ledger, state

@@ -1,0 +1,474 @@
+"""The shared storage: logs on Redis Streams, for as many replicas of the service as there are.
+
+    PREFIX:logs                 hash    name -> id of a log that may exist
+    PREFIX:{NAME}:head          hash    id, end, floor (first kept offset) [, first, crc: entry 1 once it was trimmed]
+    PREFIX:{NAME}:log           stream  OFFSET-0 -> k key, p payload, c crc32 of both
+    PREFIX:{NAME}:keys          hash    key -> offset
+    PREFIX:{NAME}:snapshots     hash    offset -> crc32, blob
+    PREFIX:{NAME}:alive         string  written where nothing else is, so that WAIT has something to wait for
+    PREFIX:{NAME}:deleted:ID    string  for an hour after the log was deleted: one that is missing without it was lost
+    PREFIX:news                 stream  names of logs that grew, came or went; the last thousand or so
+
+    append ──> one Lua call: log there? key free? ends as expected? ──> XADD, key ──> offset         (`redis_link`: pipelined)
+    news   ──> one blocking XREAD per process: who follows a log is told within milliseconds
+
+All keys of a log share a hash tag, so that on a cluster one Lua call can accept an event. Names are unique because a name's keys
+are: `head` is the truth, and one Lua call creates or deletes a log as a whole. The register of names is only for listing. It is
+written before a log is created and settled after it was, or was deleted; a crash between leaves a name without a log, which
+`logs` passes over and the next one who creates the name takes; or, where somebody else deleted the name at the same time, a log
+that is not listed until its creation is asked for again (it was not acknowledged).
+
+Replicas read every entry in order; there are no consumer groups, and nobody's position is kept in Redis. They wait for news
+(`redis_news`), by one blocking connection per process, however many logs there are.
+
+Other programs can write to Redis, and Redis itself may evict keys or come back without them. So every script about a log first
+checks, in the same step, that head, entries and keys belong together (`sound.lua`: counts, which do not grow with the log) and
+that the last entry which this process has seen is still there (`redis_past`). What does not hold is `LogDamaged` or `LogRewound`:
+nothing is accepted, and nothing is answered from what is left. Each `redis_news.SWEEP_S` the same is asked about every log.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from typing import Any
+
+from service.storage.base import (
+    KEPT_SNAPSHOTS,
+    Durability,
+    Entry,
+    Log,
+    LogDamaged,
+    LogMissing,
+    LogRewound,
+    LogTrimmed,
+    Receipt,
+    StorageConflict,
+    StorageDamaged,
+    StorageUnavailable,
+)
+from service.storage.notifier import Bell
+from service.storage.redis.address import Address
+from service.storage.redis.client import Asking, Head, Keyspace, LogKeys
+from service.storage.redis.cluster import Nodes, Options
+from service.storage.redis.connection import Answer, Command, Redirected, Script
+from service.storage.redis.consistency import Past
+from service.storage.redis.notifications import News
+
+logger = logging.getLogger("nextarm.storage")
+
+TRIM_BATCH = 256
+"""Entries that one call trims: it keeps everybody waiting for about a millisecond."""
+SNAPSHOT_PATIENCE_S = 30.0
+ALIVE_S = 3600
+DELETED_S = 3600
+"""How long a deletion is remembered: a process that was away for longer takes it for a loss, and says so in vain."""
+
+
+def _script(*names: str) -> Script:
+    return Script(b"".join(resources.files("service.storage.redis").joinpath(f"lua/{name}.lua").read_bytes() for name in names))
+
+
+CREATE, DELETE, SETTLE = map(_script, ("create", "delete", "settle"))
+STATE, ACCEPT, FIND, SAVE, TRIM = (_script("sound", name) for name in ("state", "accept", "find", "save", "trim"))
+SCRIPTS = (CREATE, DELETE, SETTLE, STATE, ACCEPT, FIND, SAVE, TRIM)
+
+
+class RedisStorage:
+    """See the module.
+
+    prefix: of every key.  confirmations: replicas that must have an event before it is acknowledged (WAIT).
+    timeout_s: an exchange takes no longer.  keep_events: the last so many entries are never trimmed; 0 = nothing is.
+    """
+
+    shared = True
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        prefix: str = "nextarm",
+        confirmations: int = 0,
+        timeout_s: float = 2.0,
+        keep_events: int = 0,
+        durability: Durability = Durability.POWER,
+    ) -> None:
+        self._address = address
+        self._keyspace = Keyspace(prefix)
+        self._confirmations = confirmations
+        self._timeout_s = timeout_s
+        self._keep_events = keep_events
+        self._durability = durability
+        self._bell = Bell()
+        self._news = News(self._bell, self._opened, self._look_at_all, key=self._keyspace.news)
+        self._past = Past(self._bell.ring)
+        self._asking: Asking | None = None
+        self._noticed: dict[str, list[str]] = {}  # place of a node -> what its set-up means
+
+    # -- life --------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        options = Options(
+            scripts=SCRIPTS,
+            timeout_s=self._timeout_s,
+            confirmations=self._confirmations,
+            durable=self._durability is Durability.POWER,
+            rider=self._news.rider,
+            noticed=self._note,
+        )
+        self._asking = Asking(Nodes(self._address, options), self._keyspace, self._news.tell)
+        try:
+            await self.ping()
+            await self._find_names()
+            await self._news.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self._news.close()
+        if self._asking is not None:
+            await self._asking.nodes.close()
+        self._asking = None
+
+    async def ping(self) -> None:
+        """Write something on every node: a replica, full memory, a failed disk and missing replicas refuse it. And look at the
+        register of names, by which a start finds the logs.
+        """
+        nodes = self._opened().nodes
+        await self._ask(self._keyspace.names, (b"HLEN", self._keyspace.names))
+        try:
+            for node in await nodes.all():
+                alive = nodes.key_on(node, self._keyspace.prefix)
+                await node.writer.call((b"SET", alive, b"", b"EX", ALIVE_S), confirmed=True)
+        except Redirected as error:
+            nodes.doubt()
+            raise StorageUnavailable(f"{self._address}: slots of the cluster are on the move") from error
+        except StorageUnavailable:
+            nodes.doubt()
+            raise
+
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+        """What the last look at all logs found."""
+        heads = self._news.known
+        found = [(log, heads[log.name]) for log in logs if log.name in heads]
+        return {log.name: _damaged(log, head.damage) for log, head in found if head.damage and head.id == log.id}
+
+    def lacks_snapshot(self, log: Log) -> bool:
+        head = self._news.known.get(log.name)
+        return head is not None and head.lacks_snapshot and head.id == log.id
+
+    def notices(self) -> list[str]:
+        notices = [notice for notices in self._noticed.values() for notice in notices]
+        if self._past.losses:
+            lost = "acknowledged entries were lost, or taken back to an earlier state"
+            notices.append(f"{self._address}: {lost}, in {self._past.losses} log(s) since this process began; its log names them")
+        return notices
+
+    def _note(self, place: str, notices: list[str]) -> None:
+        for notice in notices:
+            if notice not in self._noticed.get(place, ()):
+                logger.warning(notice)
+        self._noticed[place] = notices
+
+    async def time(self) -> datetime:
+        seconds, micros = (await self._ask(self._keyspace.names, (b"TIME",))).values[0]
+        return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(micros))
+
+    # -- logs --------------------------------------------------------------------------------------------------------------
+
+    async def create(self, log: Log, payload: bytes) -> tuple[Log, Receipt]:
+        name, new = log.name.encode(), log.id.encode()
+        keys, names = self._keys(log.name), self._keyspace.names
+        await self._ask(names, (b"HSET", names, name, new), writing=True)
+        command = CREATE([keys.head, keys.log, keys.keys, keys.snapshots], new, b"created", payload, _crc(b"created", payload))
+        answer = await self._ask(keys.head, command, writing=True, topic=log.name)
+        verdict, *rest = answer.values[0]
+        if verdict == b"created":
+            self._past.saw(log, 1, _crc(b"created", payload))
+            await self._ask(names, (b"HSET", names, name, new), writing=True)
+            self._bell.ring(log.name, 1)
+            return log, Receipt(1)
+        if verdict == b"damaged":
+            raise _damaged(log, bytes(rest[0]).decode())
+        kept = Log(bytes(rest[0]).decode(), log.name)
+        first = _entry(kept, b"1", rest[1:])
+        await self._ask(names, SETTLE([names], name, new, rest[0]), writing=True)
+        return kept, Receipt(1, first.payload)
+
+    async def delete(self, log: Log) -> None:
+        keys, names = self._keys(log.name), self._keyspace.names
+        four, note = [keys.head, keys.log, keys.keys, keys.snapshots], keys.deleted(log.id)
+        command = DELETE([*four, note], log.id.encode(), DELETED_S)
+        await self._ask(keys.head, command, writing=True, topic=log.name)
+        await self._ask(names, SETTLE([names], log.name.encode(), log.id.encode(), b""), writing=True)
+        self._past.forget(log)
+        self._bell.ring(log.name)
+
+    async def logs(self) -> list[Log]:
+        heads = await self._look_at_all({})
+        return [Log(head.id, name) for name, head in sorted(heads.items())]
+
+    async def find_log(self, name: str) -> Log | None:
+        """Also one that is damaged: reading it says so."""
+        keys, names = self._keys(name), self._keyspace.names
+        try:
+            found = (await self._ask(keys.head, STATE(keys.three, b"", b"", b""))).values[0]
+        except StorageDamaged:
+            found = [b"damaged"]
+        if found[0] == b"damaged" and len(found) > 3 and found[3] is not None:
+            return Log(bytes(found[3]).decode(), name)
+        if found[0] == b"damaged":
+            registered = (await self._ask(names, (b"HGET", names, name.encode()))).values[0]
+            return Log("of unknown id" if registered is None else bytes(registered).decode(), name)
+        return None if found[1] is None else Log(bytes(found[1]).decode(), name)
+
+    async def end(self, log: Log) -> int:
+        return int((await self._state(log))[2])
+
+    async def _state(self, log: Log) -> list[Any]:
+        epoch = self._past.epoch(log)
+        return await self._checked(log, (await self._about(log, self._call(log, STATE))).values[0], epoch)
+
+    async def _look_at_all(self, also: Mapping[str, str]) -> dict[str, Head]:
+        """Every log that there is. also: name -> id of logs that may have lost their place in the register; they return to it."""
+        heads, unregistered = await self._opened().heads(self._look, also)
+        names = self._keyspace.names
+        for name in unregistered:
+            logger.warning("a log that was not in the register of names returns to it", extra={"log": name})
+            log_id = heads[name].id.encode()
+            await self._ask(names, SETTLE([names], name.encode(), log_id, log_id), writing=True)
+        for name, head in heads.items():
+            if head.rewound:
+                self._past.rewound(Log(head.id, name), end=head.end)
+            if head.floor > 1 and not await self._has_snapshots(name):
+                heads[name] = head._replace(lacks_snapshot=True)
+        return heads
+
+    async def _has_snapshots(self, name: str) -> bool:
+        key = self._keys(name).snapshots
+        return bool((await self._ask(key, (b"EXISTS", key))).values[0])
+
+    def _look(self, name: str, log_id: str) -> Command:
+        return STATE(self._keys(name).three, log_id.encode(), *self._past.known(log_id))
+
+    async def _find_names(self) -> None:
+        """Where the register is gone, or was never written, the logs themselves say which there are."""
+        names = self._keyspace.names
+        if (await self._ask(names, (b"EXISTS", names))).values[0]:
+            return
+        await self._look_at_all(await self._opened().scan())
+
+    # -- entries -----------------------------------------------------------------------------------------------------------
+
+    async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
+        return (await self._accept(log, [(key, payload)], expected=expected))[0]
+
+    async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
+        return await self._accept(log, entries)
+
+    async def _accept(self, log: Log, entries: Sequence[tuple[str, bytes]], *, expected: int | None = None) -> list[Receipt]:
+        """In one exchange; calls of other processes may come in between."""
+        wanted, epoch = b"" if expected is None else b"%d" % expected, self._past.epoch(log)
+        sums = [_crc(key.encode(), payload) for key, payload in entries]
+        commands = [
+            self._call(log, ACCEPT, key.encode(), payload, crc, wanted) for (key, payload), crc in zip(entries, sums, strict=True)
+        ]
+        answer = await self._about(log, *commands, writing=True, topic=log.name)
+        receipts = []
+        for value, (key, payload), crc in zip(answer.values, entries, sums, strict=True):
+            match await self._checked(log, value, epoch):
+                case [b"accepted", offset]:
+                    self._past.appended(log, int(offset), payload, crc)
+                    self._bell.ring(log.name, int(offset))
+                    receipts.append(Receipt(int(offset)))
+                case [b"duplicate", offset, *first]:
+                    if self._confirmations and await self._confirm(log, key) is None:
+                        raise StorageUnavailable(f"log {log.name!r}: an entry was lost while it was looked at; try again")
+                    receipts.append(Receipt(int(offset), _entry(log, offset, first, key=key).payload))
+                case [_, last]:
+                    raise StorageConflict(log.name, expected=expected or 0, end=int(last))
+        return receipts
+
+    async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
+        if limit <= 0:
+            return []  # XRANGE would answer nothing at all
+        if recent := self._past.recent(log, after=after, limit=limit):
+            return recent
+        epoch = self._past.epoch(log)
+        look = (b"XRANGE", self._keys(log.name).log, b"%d-0" % (after + 1), b"+", b"COUNT", limit)
+        # The state comes after the entries, so that its floor is not older than they are.
+        rows, state = (await self._about(log, look, self._call(log, STATE))).values
+        if state[0] == b"damaged" and int(state[2]) <= after + 1:
+            _rows(log, rows, after)  # it may be seen here which entry is missing or bad
+        _, _, _, floor, first, crc = await self._checked(log, state, epoch)
+        if after == 0 and limit == 1 and first is not None:
+            return [_entry(log, b"1", (b"created", first, crc))]
+        if int(floor) > after + 1 and not (rows and rows[0][0] == b"%d-0" % (after + 1)):
+            raise LogTrimmed(log.name, first=int(floor))
+        entries = _rows(log, rows, after)
+        if entries:
+            self._past.saw(log, entries[-1].offset, int(rows[-1][1][5]))
+        return entries
+
+    async def find(self, log: Log, key: str) -> Entry | None:
+        found = await self._find(log, key)
+        return await self._confirm(log, key) if found is not None and self._confirmations else found
+
+    async def _confirm(self, log: Log, key: str) -> Entry | None:
+        """Look again, with WAIT, at what is going to be acknowledged once more: whoever appended it may have been refused because
+        too few replicas had it, and who repeats the request must not be told that it is safe.
+        """
+        alive = self._keys(log.name).alive
+        mark = (b"SET", alive, b"", b"EX", ALIVE_S)  # WAIT waits for what its connection has written, and all before it
+        return await self._find(log, key, mark, writing=True)
+
+    async def _find(self, log: Log, key: str, *more: Command, writing: bool = False) -> Entry | None:
+        epoch = self._past.epoch(log)
+        answer = await self._about(log, self._call(log, FIND, key.encode()), *more, writing=writing)
+        match await self._checked(log, answer.values[0], epoch):
+            case [b"found", offset, *entry]:
+                return _entry(log, offset, entry, key=key)
+        return None
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------------
+
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
+        epoch = self._past.epoch(log)
+        sealed = zlib.crc32(blob).to_bytes(4, "little") + blob
+        command = self._call(log, SAVE, offset, sealed, KEPT_SNAPSHOTS, snapshots=True)
+        answer = await self._about(log, command, writing=True, confirmed=False, patience_s=SNAPSHOT_PATIENCE_S)
+        await self._checked(log, answer.values[0], epoch)
+        if self.lacks_snapshot(log):
+            self._news.known[log.name] = self._news.known[log.name]._replace(lacks_snapshot=False)
+        if self._keep_events:
+            await self._trim(log)
+
+    async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
+        key = self._keys(log.name).snapshots
+        try:
+            flat = (await self._about(log, (b"HGETALL", key), patience_s=SNAPSHOT_PATIENCE_S)).values[0]
+        except StorageDamaged as error:  # the log is the truth
+            logger.warning("snapshots cannot be read and are passed over", extra={"log": log.name, "reason": str(error)})
+            flat = []
+        end = int((await self._state(log))[2])  # after the snapshots, so that none of them is newer
+        kept = [(int(offset), bytes(sealed)) for offset, sealed in zip(flat[::2], flat[1::2], strict=True) if offset.isdigit()]
+        ahead = [b"%d" % offset for offset, _ in kept if offset > end]
+        if ahead:  # of entries that were lost, in whose place others may come
+            await self._about(log, (b"HDEL", key, *ahead), writing=True, confirmed=False)
+        whole = [(offset, sealed[4:]) for offset, sealed in kept if zlib.crc32(sealed[4:]).to_bytes(4, "little") == sealed[:4]]
+        return sorted(((offset, blob) for offset, blob in whole if offset <= end), key=lambda pair: -pair[0])
+
+    async def _trim(self, log: Log) -> None:
+        """Forget entries behind the older snapshot, a few at a time: nobody waits long for one call."""
+        while True:
+            epoch = self._past.epoch(log)
+            command = self._call(log, TRIM, self._keep_events, KEPT_SNAPSHOTS, TRIM_BATCH, snapshots=True)
+            answer = await self._about(log, command, writing=True, confirmed=False)
+            _, _, left = await self._checked(log, answer.values[0], epoch)
+            if not int(left):
+                return
+
+    # -- news --------------------------------------------------------------------------------------------------------------
+
+    async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
+        return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
+
+    async def news(self, *, timeout_s: float) -> dict[str, int]:
+        return await self._bell.news(timeout_s=timeout_s)
+
+    # -- what was seen -----------------------------------------------------------------------------------------------------
+
+    async def begin_anew(self, log: Log) -> None:
+        self._past.begin_anew(log)
+
+    async def _checked(self, log: Log, value: list[Any], epoch: int) -> list[Any]:
+        """What a script about the log answered, or what its answer means. epoch: when the call began. (An outcome that waited for
+        a reconnection may close a decision which was lost meanwhile.)
+        """
+        match value:
+            case [b"missing", *_]:
+                raise await self._gone(log)
+            case [b"rewound", last] if epoch == self._past.epoch(log):
+                raise self._past.rewound(log, end=int(last))
+            case [b"rewound", _]:
+                raise StorageUnavailable(f"log {log.name!r} is learnt anew, and this rests on what was known before; try again")
+            case [b"damaged", reason, *_]:
+                raise _damaged(log, bytes(reason).decode())
+            case [b"lost", offset]:
+                raise LogDamaged(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
+        return value
+
+    async def _gone(self, log: Log) -> LogMissing | LogRewound:
+        """It was deleted, or, where nothing says so, lost."""
+        if self._past.known(log.id)[0]:
+            note = self._keys(log.name).deleted(log.id)
+            if (await self._ask(note, (b"EXISTS", note))).values[0] == 0:
+                return self._past.rewound(log, end=0)
+        self._past.forget(log)
+        return LogMissing(log.name)
+
+    # -- asking ------------------------------------------------------------------------------------------------------------
+
+    def _call(self, log: Log, script: Script, *values: bytes | int, snapshots: bool = False) -> Command:
+        """A script that begins with `sound.lua`. snapshots: it takes their key, too."""
+        of = self._keys(log.name)
+        keys = [*of.three, of.snapshots] if snapshots else of.three
+        return script(keys, log.id.encode(), *self._past.known(log.id), *values)
+
+    async def _about(self, log: Log, *commands: Command, **options: Any) -> Answer:
+        """Ask about a log that was not found to be rewound."""
+        self._past.check(log)
+        try:
+            return await self._ask(self._keys(log.name).head, *commands, **options)
+        except StorageDamaged as error:  # a key of another type
+            raise _damaged(log, error.reason) from error
+
+    async def _ask(self, key: bytes, *commands: Command, **options: Any) -> Answer:
+        return await self._opened().ask(key, *commands, **options)
+
+    def _opened(self) -> Asking:
+        if self._asking is None:
+            raise StorageUnavailable("the store is closed")
+        return self._asking
+
+    def _keys(self, name: str) -> LogKeys:
+        return self._keyspace.of(name)
+
+
+def _crc(key: bytes, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(key))
+
+
+def _damaged(log: Log, reason: str) -> LogDamaged:
+    return LogDamaged(f"log {log.name!r}", reason)
+
+
+def _entry(log: Log, offset: Any, fields: Sequence[Any], *, key: str | None = None) -> Entry:
+    """The entry of (key, payload, checksum), if the checksum holds. key: which it must be; None = any."""
+    place = f"log {log.name!r}, offset {int(offset)}"
+    if len(fields) != 3 or not all(isinstance(value, bytes) for value in fields):
+        raise LogDamaged(place, "it is no entry of this service")
+    found, payload, crc = fields
+    if b"%d" % _crc(found, payload) != crc:
+        raise LogDamaged(place, "the checksum does not match")
+    if key is not None and found != key.encode():
+        raise LogDamaged(place, "it stands under the key of another entry")
+    return Entry(int(offset), payload)
+
+
+def _rows(log: Log, rows: Sequence[Any], after: int) -> list[Entry]:
+    """Rows of the stream, which must be the entries behind `after`."""
+    return [_row(log, row, expected) for expected, row in enumerate(rows, start=after + 1)]
+
+
+def _row(log: Log, row: Any, expected: int) -> Entry:
+    number, fields = row
+    if number != b"%d-0" % expected:
+        raise LogDamaged(f"log {log.name!r}, offset {expected}", f"the entry is missing; {bytes(number).decode()} follows")
+    if len(fields) != 6 or fields[::2] != [b"k", b"p", b"c"]:
+        raise LogDamaged(f"log {log.name!r}, offset {expected}", "it is no entry of this service")
+    return _entry(log, expected, fields[1::2])

@@ -1,0 +1,98 @@
+"""The way onto a device: order, two jobs at once, what a failure means, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from bandits.gpu.lane import Lane, LaneBroken, captured, fence, host_zeros
+from bandits.gpu.stack import CPU, Stack
+
+RIDGE = 0.3
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_answers_come_in_the_order_of_submission_and_two_jobs_fly_at_once() -> None:
+    lane, events = Lane(CPU, threaded=True), []
+    gate = threading.Event()
+
+    def job(name: str, *, wait: bool = False) -> Any:
+        def step(slot: int) -> Any:
+            if wait:
+                gate.wait()
+            events.append(f"launch {name} in {slot}")
+            return lambda: events.append(f"land {name}")
+
+        return lane.submit([step], combine=len, writes=False)
+
+    answers = [job("a", wait=True), job("b"), job("c")]
+    gate.set()
+    assert [answer.result() for answer in answers] == [1, 1, 1]
+    lane.close()
+    assert events == ["launch a in 0", "launch b in 1", "land a", "launch c in 0", "land b", "land c"]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_failed_read_is_its_own_affair_and_a_failed_write_everybodys(threaded: bool) -> None:
+    lane = Lane(CPU, threaded=threaded)
+
+    def fail(slot: int) -> Any:
+        raise MemoryError("no room")
+
+    def fine(slot: int) -> Any:
+        return lambda: slot
+
+    with pytest.raises(MemoryError):
+        lane.submit([fine, fail, fine], combine=len, writes=False).result()
+    assert lane.submit([fine, fine], combine=len, writes=False).result() == 2
+    with pytest.raises(MemoryError):
+        lane.submit([fail], combine=len, writes=True).result()
+    with pytest.raises(LaneBroken, match="no room"):
+        lane.submit([fine], combine=len, writes=False).result()
+    lane.close()
+    lane.close()
+    with pytest.raises(LaneBroken, match="closed"):
+        lane.submit([fine], combine=len, writes=False)
+
+
+def test_what_was_submitted_is_done_before_a_lane_closes_and_cannot_be_cancelled() -> None:
+    with Stack(arms=1, size=3, ridge=RIDGE, threaded=True) as stack:
+        answers = [stack.submit_scores(torch.ones((1, 3), dtype=torch.float64)) for _ in range(9)]
+        assert not answers[-1].cancel()
+    assert all(answer.done() for answer in answers)
+
+
+def test_a_stack_that_nobody_holds_ends_its_thread() -> None:
+    def threads() -> Iterator[threading.Thread]:
+        return (thread for thread in threading.enumerate() if thread.name == "lane of cpu")
+
+    before = len(list(threads()))
+    stack = Stack(arms=1, size=3, ridge=RIDGE, threaded=True)
+    stack.wait()
+    assert len(list(threads())) == before + 1
+    del stack
+    gc.collect()
+    deadline = time.monotonic() + 5.0
+    while len(list(threads())) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(threads())) == before
+
+
+def test_a_cpu_has_no_graphs_no_pinned_memory_and_nothing_to_wait_for() -> None:
+    program = torch.ones(2).sum
+    assert captured(program, device=CPU) == program
+    assert not host_zeros(2, 3, dtype=torch.float32, device=CPU).is_pinned()
+    passed = fence(CPU)
+    passed.record()
+    passed.synchronize()
+
+
+@cuda
+def test_host_memory_is_pinned() -> None:
+    assert host_zeros(2, 3, dtype=torch.float32, device=torch.device("cuda")).is_pinned()

@@ -1,0 +1,79 @@
+"""What a bandit tells its owner, and prompts that are refused before they are logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bandits.types import State
+from service.engine.learner import Learner
+from service.storage.memory import MemoryStorage
+from tests.service.drivers import PAK, learner_of
+from tests.service.http_client import ARMS, GREEDY, VECTOR, Service, failed
+
+
+@pytest.mark.parametrize(("rewards", "told"), [([0.0, 0.5, 1.0], False), ([0.5, 40.0], True), ([-0.25, 0.5], True)])
+async def test_rewards_that_are_out_of_scale_are_noticed(service: Service, rewards: list[float], told: bool) -> None:
+    await service.create(body=VECTOR)
+    for reward in rewards:
+        decision = await service.decide(body={"prompt": {"vector": [0.5, 0.25, 1.0]}})
+        await service.observe(decision["id"], {"reward": reward})
+    notices = (await service.bandit())["notices"]
+    assert bool(notices) == told
+    if told:
+        assert notices[0].startswith(f"Rewards from {min(rewards):g} to {max(rewards):g} were learned")
+
+
+@pytest.mark.parametrize("policy", [{"kind": "greedy"}, {"kind": "lin-ucb", "prior_mean": 40.0, "exploration": 10.0}])
+async def test_a_policy_that_is_set_for_other_rewards_has_nothing_to_tell(service: Service, policy: dict[str, Any]) -> None:
+    await service.create(body={**(GREEDY if policy["kind"] == "greedy" else VECTOR), "policy": policy})
+    for _ in range(3):
+        prompt = {} if policy["kind"] == "greedy" else {"prompt": {"vector": [0.5, 0.25, 1.0]}}
+        await service.observe((await service.decide(body=prompt))["id"], {"reward": 35.0})
+    assert (await service.bandit())["notices"] == []
+
+
+async def test_a_snapshot_keeps_the_range_of_the_rewards(service: Service) -> None:
+    storage = MemoryStorage()
+    learner = await learner_of(storage, PAK)
+    learner.ledger.reward_range = (-3.0, 7.0)
+    unpacked = type(learner.ledger).unpack(learner.created, learner.ledger.pack())
+    assert unpacked.reward_range == (-3.0, 7.0)
+    learner.ledger.reward_range = None
+    older = learner.ledger.pack().replace(b',"lowest_reward":null,"highest_reward":null', b"")
+    assert b"lowest" not in older
+    assert type(learner.ledger).unpack(learner.created, older).reward_range is None
+
+
+async def test_an_arm_without_numbers_is_noticed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner: Learner = await learner_of(MemoryStorage(), PAK)
+
+    def second(_: object, state: State) -> list[int]:
+        return [1]
+
+    monkeypatch.setattr(type(learner.policy), "arms_without_estimate", second)
+    (notice,) = await learner.notices()
+    assert notice.startswith("The numbers of arm 'arm 1' are not finite any more")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"kind": "lin-ucb", "normalize": False},
+        {"kind": "pak-ucb", "normalize": False, "random_features": None, "kernel": "polynomial"},
+        {"kind": "promptwise", "normalize": False},
+    ],
+)
+async def test_a_prompt_that_cannot_be_computed_is_refused_before_it_is_logged(service: Service, policy: dict[str, Any]) -> None:
+    await service.create(body={"policy": policy, "arms": ARMS, "prompt": {"dim": 2}, "seed": 7})
+    for t in range(8):
+        body = {"prompt": {"vector": [1.7e9 + 60 * t, 100.0 + t]}}
+        for path in ("decisions", "decisions/batch"):
+            sent = body if path == "decisions" else {"decisions": [body]}
+            response = await service.post(f"/v1/bandits/b/{path}", sent)
+            problem = response.json() if path == "decisions" else response.json()["decisions"][0]
+            assert problem["code"] == "invalid_request"
+            assert "too long for the ridge" in problem["detail"]
+    assert failed(await service.post("/v1/bandits/b/decisions", {**body, "dry_run": True})) == (422, "invalid_request")
+    assert await service.offset() == 1
