@@ -25,7 +25,7 @@ class Draw(NamedTuple):
     propensity: float
 
 
-def burn_in(pulls: Sequence[int], contexts: Sequence[Context], initial_pulls: int) -> list[int]:
+def burn_in_arms(pulls: Sequence[int], contexts: Sequence[Context], initial_pulls: int) -> list[int]:
     """Per context the arm that still lacks its first pulls, or -1 when every allowed arm has them.
 
     The least-pulled arm comes first, pending decisions counted, ties to the lowest index. The rows of one call are taken as
@@ -50,7 +50,7 @@ def allowed_mask(contexts: Sequence[Context]) -> Tensor:
     return torch.tensor([context.allowed for context in contexts])
 
 
-def best(scores: Tensor, allowed: Tensor) -> Tensor:
+def greedy_weights(scores: Tensor, allowed: Tensor) -> Tensor:
     """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index, as NumPy's argmax promises.
 
     A score that is not a finite number says nothing, and its arm is not chosen. Where no allowed arm has a finite one, each has
@@ -77,7 +77,7 @@ def uniform_over(allowed: Tensor) -> Tensor:
     return allowed.to(torch.float64) / allowed.sum(dim=1, keepdim=True).clamp_min(1)
 
 
-def finish(values: Tensor, first: Sequence[int], allowed: Tensor, *, floor: float) -> Tensor:
+def apply_burn_in_and_floor(values: Tensor, first: Sequence[int], allowed: Tensor, *, floor: float) -> Tensor:
     """(B, K) the rule's distribution, with burn-in rows replaced and the exploration floor mixed in. A stop stays a stop; where
     the rule's numbers are no numbers, every allowed arm has the same weight.
     """

@@ -76,14 +76,14 @@ def simulate(
         wait = delays[t] if len(delays) else 0
         told = anticipate and wait > 0
         if told and features is not None:
-            state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], x))
+            state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], x))
         due.setdefault(t + wait, []).append((t, arm, told))
         for when, which, was_told in due.pop(t, ()):
             seen = Observation(
                 arm=which,
                 features=empty() if features is None else features[when],
                 reward=float(world.rewards[when, which]),
-                anticipated=was_told,
+                was_pending=was_told,
             )
             state = states.fold(policy, state, seen)
             pending[which] -= 1

@@ -27,19 +27,19 @@ FORMAT = 1
 
 def start(policy: Policy, *, arms: int) -> State:
     """A state in which nothing has been seen."""
-    return State(tuple(policy.blank() for _ in range(arms)), policy.blank_reference())
+    return State(tuple(policy.init() for _ in range(arms)), policy.init_reference())
 
 
 def fold(policy: Policy, state: State, seen: Observation) -> State:
     """The state after one observation; only the statistic of its arm is a new object."""
     if seen.arm == REFERENCE:
-        return replace(state, reference=policy.learn_reference(state, seen))
-    return with_arm(state, seen.arm, policy.learn(state, seen))
+        return replace(state, reference=policy.update_reference(state, seen))
+    return with_arm(state, seen.arm, policy.update(state, seen))
 
 
 def add_arm(policy: Policy, state: State) -> State:
     """The state with one more arm that has seen nothing. Indices of earlier arms stay valid for ever."""
-    return replace(state, arms=(*state.arms, policy.blank()))
+    return replace(state, arms=(*state.arms, policy.init()))
 
 
 def with_arm(state: State, index: int, arm: ArmState) -> State:
@@ -85,8 +85,8 @@ def unpack(policy: Policy, data: bytes) -> State:
         raise CorruptState("these bytes are not a packed state") from error
     if about != {"format": FORMAT, "policy": policy.kind, "arms": about.get("arms")}:
         raise CorruptState(f"packed as {about}, expected format {FORMAT} of {policy.kind}")
-    arms = tuple(_from_tensors(f"arm.{index}.", policy.blank(), tensors) for index in range(about["arms"]))
-    return State(arms, _from_tensors("reference.", policy.blank_reference(), tensors))
+    arms = tuple(_from_tensors(f"arm.{index}.", policy.init(), tensors) for index in range(about["arms"]))
+    return State(arms, _from_tensors("reference.", policy.init_reference(), tensors))
 
 
 def _from_tensors(prefix: str, blank: Any, tensors: dict[str, Tensor]) -> Any:

@@ -89,7 +89,7 @@ class Observation:
     reward:   any finite number; 0 where the policy does not need one.  cost: >= 0, in the unit of the prices.
     output:   (n, e) samples that came back.  reference: (n, e) real outputs for the same prompt.
     moments:  reference moments, set at once instead of samples.
-    anticipated: `Policy.anticipate` was told of this decision when it was made (see there).
+    anticipated: `Policy.add_pending` was told of this decision when it was made (see there).
     """
 
     arm: int = REFERENCE
@@ -99,7 +99,7 @@ class Observation:
     output: Tensor = field(default_factory=empty_rows)
     reference: Tensor = field(default_factory=empty_rows)
     moments: Moments | None = None
-    anticipated: bool = False
+    was_pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class NoReference:
     """The reference statistic of policies that take none."""
 
 
-def derived() -> Any:
+def cached_field() -> Any:
     """A dataclass field that is a cache: derived from the sums, never packed, compared or digested."""
     return field(default=None, compare=False, repr=False, metadata={"derived": True})
 
@@ -146,7 +146,7 @@ class State:
 
     arms: tuple[ArmState, ...]
     reference: ArmState
-    cache: Any = derived()
+    cache: Any = cached_field()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class Policy(ABC):
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
     reference_when: ClassVar[str] = ""  # which settings need a reference, where not all do
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
-    separate: ClassVar[bool] = False  # `learn` looks at the statistic of the observation's arm, and at no other
+    arms_independent: ClassVar[bool] = False  # `learn` looks at the statistic of the observation's arm, and at no other
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
     output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
@@ -188,27 +188,27 @@ class Policy(ABC):
     # -- the statistic ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def blank(self) -> ArmState:
+    def init(self) -> ArmState:
         """The statistic of an arm that has seen nothing. It has a field `pulls: int`, the observations learnt."""
 
     @abstractmethod
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         """The new statistic of arm `seen.arm` after one more observation of it. Never writes into `state`."""
 
-    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
+    def update_many(self, state: State, seen: Sequence[Observation]) -> ArmState:
         """`learn` of several observations of one arm, in order; asked of policies that are `separate`. The sums must be those of
         `learn`, to the last bit; what is derived may differ in its rounding.
         """
         arms, index = list(state.arms), seen[0].arm
         for one in seen:
-            arms[index] = self.learn(replace(state, arms=tuple(arms)), one)
+            arms[index] = self.update(replace(state, arms=tuple(arms)), one)
         return arms[index]
 
-    def blank_reference(self) -> ArmState:
+    def init_reference(self) -> ArmState:
         """The statistic of the reference before any came."""
         return NoReference()
 
-    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+    def update_reference(self, state: State, seen: Observation) -> ArmState:
         """The new reference statistic after more reference material; only for policies that take a reference."""
         raise NotImplementedError(f"{self.kind} takes no reference")
 
@@ -251,20 +251,20 @@ class Policy(ABC):
         """Whether `weights` finds what it needs among what `prepare` left; False = it would have to solve something first."""
         return True
 
-    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
+    def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
         """The statistic with its *derived* width shrunk as if the outcome of this pending decision had come back.
 
         The sums do not change, so digest and bytes stay as they are.
         """
         return arm
 
-    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
+    def add_pending_many(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
         """`anticipate` of several pending decisions; only what is derived changes, so their order does not matter."""
         for one in features:
-            arm = self.anticipate(arm, one)
+            arm = self.add_pending(arm, one)
         return arm
 
-    def release(self, arm: ArmState, features: Tensor) -> ArmState:
+    def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
         """Undo one `anticipate`: the decision expired or was cancelled."""
         return arm
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.storage.base import Durability, Storage, StorageUnavailable
+from service.storage.base import Durability, Storage, StorageUnavailableError
 
 if TYPE_CHECKING:
     from service.embedders.base import Sources
@@ -223,7 +223,7 @@ class Settings(BaseSettings):
             return self._open_redis()
         path = self.sqlite_path()
         if not path.is_file():
-            raise StorageUnavailable(f"{path}: there is no such store")
+            raise StorageUnavailableError(f"{path}: there is no such store")
         return SqliteStorage(path, read_only=True)
 
     def _open_redis(self) -> Storage:

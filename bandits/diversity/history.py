@@ -84,11 +84,11 @@ class ExactHistory(History):
 
     max_samples: int
 
-    def blank(self) -> tuple[Tensor, Tensor]:
+    def init(self) -> tuple[Tensor, Tensor]:
         """`served` and `spread` of an arm that served nothing."""
         return torch.zeros((0, self.width), dtype=torch.float64), torch.zeros((0, 0, 0), dtype=torch.float64)
 
-    def learn(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
+    def update(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
         """Labels (len(against),) of one answer, and the arm with its rows appended."""
         labels = torch.tensor([self.label(rows, other.served) for other in against], dtype=torch.float64)
         kept = Rows(arm.served) if arm.rows is None else arm.rows
@@ -160,12 +160,12 @@ class SummedHistory(History):
     def _narrow(self) -> int:
         return min(SPREAD_FREQUENCIES, len(self.w))
 
-    def blank(self) -> tuple[Tensor, Tensor]:
+    def init(self) -> tuple[Tensor, Tensor]:
         """`served` and `spread` of an arm that served nothing."""
         sums, side = 5 if self.diversity == "jkd" else 3, 2 * self._narrow
         return torch.zeros((sums, 2 * len(self.w)), dtype=torch.float64), torch.zeros((3, side, side), dtype=torch.float64)
 
-    def learn(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
+    def update(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
         """Labels (len(against),) of one answer, and the arm with its features added."""
         features, narrow = self.features(rows)
         total = features.sum(1)

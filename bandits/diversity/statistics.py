@@ -16,7 +16,7 @@ from bandits.functional.growing import Rows
 from bandits.regression.kernel import KernelArm
 from bandits.regression.model import Regression
 from bandits.regression.ridge import RidgeArm
-from bandits.types import derived
+from bandits.types import cached_field
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class DiversityArm:
     outputs: int  # outputs served, the forgotten ones too
     served: Tensor  # (m, w) rows [t, x] or [t, x, y]      random-feature labels: (s, 2D) sums
     spread: Tensor  # (3, 2R, 2R) second moments           exact labels: (0, 0, 0)
-    regression: RidgeArm | KernelArm | None = derived()
-    coefficients: Tensor | None = derived()  # (p, q), exact kernel (n, q): see `solved`
-    rows: Rows | None = derived()  # `served` with room to grow
+    regression: RidgeArm | KernelArm | None = cached_field()
+    coefficients: Tensor | None = cached_field()  # (p, q), exact kernel (n, q): see `solved`
+    rows: Rows | None = cached_field()  # `served` with room to grow
 
     @staticmethod
-    def blank(using: Regression, *, served: Tensor, spread: Tensor) -> DiversityArm:
+    def init(using: Regression, *, served: Tensor, spread: Tensor) -> DiversityArm:
         """Nothing seen, with an empty history."""
-        design, rewards = _parts(using.blank())
+        design, rewards = _parts(using.init())
         return DiversityArm(0, design, rewards, design.new_zeros((len(rewards), 0)), 0, served, spread)
 
     def fitted(self, using: Regression) -> RidgeArm | KernelArm:
@@ -51,16 +51,16 @@ class DiversityArm:
         assert self.regression is not None
         return self.regression
 
-    def learn(self, x: Tensor, target: float, labels: Tensor, *, using: Regression, anticipated: bool) -> DiversityArm:
+    def update(self, x: Tensor, target: float, labels: Tensor, *, using: Regression, anticipated: bool) -> DiversityArm:
         """One more prompt x (d,), its reward and its labels (q,). q may grow with the arms: who came later had no history
         to be compared with, so earlier labels against it are 0, as every label against an empty history is.
         """
-        learnt = using.learn(self.fitted(using), x, target, anticipated=anticipated)
+        learnt = using.update(self.fitted(using), x, target, anticipated=anticipated)
         design, rewards = _parts(learnt)
         known = _widen(self.labels, len(labels))
         coefficients = None
         if isinstance(learnt, RidgeArm):
-            known = torch.addr(known, using.lift(x), labels)
+            known = torch.addr(known, using.feature_map(x), labels)
         else:
             known = torch.cat([known, labels[None]])[-len(rewards) :]  # what the regression forgets, labels forget
             coefficients = self._extended(labels, learnt, using)
@@ -73,17 +73,17 @@ class DiversityArm:
         if self.coefficients is None or len(learnt.targets) != len(self.rewards) + 1:
             return None
         assert using.kernel is not None
-        row, pivot = learnt.dual(using.kernel, using.ridge).factor.last
+        row, pivot = learnt.posterior(using.kernel, using.ridge).factor.last
         before = _widen(self.coefficients, len(labels))
         return torch.cat([before, ((labels - row @ before) / pivot)[None]])
 
-    def anticipate(self, x: Tensor, *, using: Regression) -> DiversityArm:
+    def add_pending(self, x: Tensor, *, using: Regression) -> DiversityArm:
         """Shrink the width, which reward and labels share, for one pending prompt."""
-        return replace(self, regression=using.anticipate(self.fitted(using), x))
+        return replace(self, regression=using.add_pending(self.fitted(using), x))
 
-    def release(self, x: Tensor, *, using: Regression) -> DiversityArm:
+    def remove_pending(self, x: Tensor, *, using: Regression) -> DiversityArm:
         """Undo one `anticipate`."""
-        return replace(self, regression=using.release(self.fitted(using), x))
+        return replace(self, regression=using.remove_pending(self.fitted(using), x))
 
     def solved(self, using: Regression) -> Tensor:
         """(p, q) (A + ridge I)^-1 times the label sums: O(p^2 q), once per outcome, off the request path.
@@ -96,7 +96,7 @@ class DiversityArm:
                 coefficients = arm.ridge(using.ridge).inverse.times(self.labels)
             else:
                 assert using.kernel is not None
-                coefficients = arm.dual(using.kernel, using.ridge).factor.solve(self.labels)
+                coefficients = arm.posterior(using.kernel, using.ridge).factor.solve(self.labels)
             object.__setattr__(self, "coefficients", coefficients)  # a memo, not a change
         assert self.coefficients is not None
         return self.coefficients
@@ -107,7 +107,7 @@ class DiversityArm:
         if isinstance(arm, RidgeArm):
             return _widen(z @ coefficients, columns)
         assert using.kernel is not None
-        shadow = arm.dual(using.kernel, using.ridge).shadow(z, kernel=using.kernel)  # that of the reward's mean and width
+        shadow = arm.posterior(using.kernel, using.ridge).whiten(z, kernel=using.kernel)  # that of the reward's mean and width
         return _widen(shadow.T @ coefficients, columns)
 
 
@@ -129,7 +129,7 @@ class ReferencePairs:
     outputs: Tensor  # (n, e)
 
     @staticmethod
-    def blank(dim: int, output_dim: int) -> ReferencePairs:
+    def init(dim: int, output_dim: int) -> ReferencePairs:
         """None posted."""
         return ReferencePairs(torch.zeros((0, dim), dtype=torch.float64), torch.zeros((0, output_dim), dtype=torch.float64))
 

@@ -65,7 +65,7 @@ def component_of(sums: MomentSums, target: Target) -> Component:
     One sample has no covariance; it counts as 0, because then the pooled second moment is right.
     """
     if sums.thin:
-        centred = sums.centred() / max(sums.count - 1, 1) ** 0.5
+        centred = sums.centered() / max(sums.count - 1, 1) ** 0.5
         narrow = centred @ target.root
         return _component(sums.mean(), float(centred.square().sum()), narrow.T @ narrow, target)
     return component(sums.mean(), sums.covariance() if sums.count > 1 else sums.scatter(), target)

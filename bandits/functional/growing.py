@@ -189,7 +189,7 @@ def without(factor: Tensor, index: int) -> Tensor:
     return torch.from_numpy(np.delete(columns[:-1], index, axis=1).T.copy())
 
 
-def given(factor: Tensor, index: int) -> Tensor:
+def schur_complement_factor(factor: Tensor, index: int) -> Tensor:
     """The lower factor (q - 1, q - 1) of what is left of a matrix when point `index` is known, its Schur complement: O(q^2).
 
     Rotations move that point to the front, where the factor of the others stands behind its column. For the first point that

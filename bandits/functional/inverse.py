@@ -34,7 +34,7 @@ is not scored again holds it for good: with a thousand arms gigabytes, for the o
 """
 
 
-class Scored:
+class ScoredRows:
     """Rows z (B, p) that were scored last, for finding the product with one of them again."""
 
     def __init__(self, z: Tensor) -> None:
@@ -50,11 +50,11 @@ class Scored:
         return None if None in found else [place for place in found if place is not None]
 
 
-class Memo:
+class ProductCache:
     """The last scores of one dense matrix: their rows, and dense @ row for each (B, p). Replaced as a whole."""
 
     def __init__(self) -> None:
-        self.last: tuple[Scored, Tensor] | None = None
+        self.last: tuple[ScoredRows, Tensor] | None = None
 
     def products(self, z: Tensor) -> Tensor | None:
         """(k, p) dense @ row for the rows of z (k, p), if all of them were scored last."""
@@ -69,9 +69,9 @@ class Memo:
 class Inverse:
     """dense - aside' aside, never written to. dense: (p, p) symmetric.  aside: (q, p), None = no rows.  memo: of dense."""
 
-    dense: Tensor
-    aside: Tensor | None = None
-    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+    base: Tensor
+    correction: Tensor | None = None
+    memo: ProductCache = field(default_factory=ProductCache, compare=False, repr=False)
 
     def times(self, z: Tensor) -> Tensor:
         """(p,) or (p, k): the inverse times a vector, or columns."""
@@ -81,9 +81,9 @@ class Inverse:
             return self._rows_times(z[None])[0]
         row = z.numpy()  # NumPy's product of one vector takes two thirds of torch's time
         known = self.memo.products(z[None])
-        product = self.dense.numpy() @ row if known is None else known[0].numpy()
-        if self.aside is not None:
-            rows = self.aside.numpy()
+        product = self.base.numpy() @ row if known is None else known[0].numpy()
+        if self.correction is not None:
+            rows = self.correction.numpy()
             product -= (rows @ row) @ rows
         return torch.from_numpy(product)
 
@@ -127,16 +127,20 @@ class Inverse:
 
     def tensor(self) -> Tensor:
         """(p, p) all of it; do not write into it."""
-        return self.dense if self.aside is None else torch.addmm(self.dense, self.aside.T, self.aside, alpha=-1.0)
+        return self.base if self.correction is None else torch.addmm(self.base, self.correction.T, self.correction, alpha=-1.0)
 
     def _rows_times(self, z: Tensor) -> Tensor:
         known = self.memo.products(z)
-        product = torch.mm(z, self.dense) if known is None else known
-        return product if self.aside is None else torch.addmm(product, torch.mm(z, self.aside.T), self.aside, alpha=-1.0)
+        product = torch.mm(z, self.base) if known is None else known
+        return (
+            product
+            if self.correction is None
+            else torch.addmm(product, torch.mm(z, self.correction.T), self.correction, alpha=-1.0)
+        )
 
     def _with(self, rows: Tensor) -> Inverse:
-        aside = rows if self.aside is None else torch.cat([self.aside, rows])
-        longer = Inverse(self.dense, aside, self.memo)
+        aside = rows if self.correction is None else torch.cat([self.correction, rows])
+        longer = Inverse(self.base, aside, self.memo)
         return longer if len(aside) < BLOCK else Inverse(longer.tensor())
 
 
@@ -151,7 +155,7 @@ def quadratics(inverses: Sequence[Inverse], z: Tensor) -> Tensor:
         for inverse in inverses:
             inverse.memo.last = None
         return forms.clamp_min_(0.0)
-    scored = Scored(z)
+    scored = ScoredRows(z)
     for inverse, product in zip(inverses, products, strict=True):
         inverse.memo.last = scored, product
     return forms.clamp_min_(0.0)
@@ -161,10 +165,10 @@ def _few(inverses: Sequence[Inverse], z: Tensor, products: Tensor) -> Tensor:
     forms = np.empty((len(z), len(inverses)))
     for column, (inverse, product) in enumerate(zip(inverses, products.numpy(), strict=True)):
         for place, row in enumerate(z.numpy()):
-            np.matmul(inverse.dense.numpy(), row, out=product[place])
+            np.matmul(inverse.base.numpy(), row, out=product[place])
             form = row @ product[place]
-            if inverse.aside is not None:
-                aside = inverse.aside.numpy() @ row
+            if inverse.correction is not None:
+                aside = inverse.correction.numpy() @ row
                 form -= aside @ aside
             forms[place, column] = form
     return torch.from_numpy(forms)
@@ -172,9 +176,9 @@ def _few(inverses: Sequence[Inverse], z: Tensor, products: Tensor) -> Tensor:
 
 def _many(inverses: Sequence[Inverse], z: Tensor, products: Tensor) -> Tensor:
     for inverse, product in zip(inverses, products, strict=True):
-        torch.mm(z, inverse.dense, out=product)
+        torch.mm(z, inverse.base, out=product)
     forms: Tensor = torch.linalg.vecdot(products, z).T
     for column, inverse in enumerate(inverses):
-        if inverse.aside is not None:
-            forms[:, column] -= torch.mm(z, inverse.aside.T).square_().sum(1)
+        if inverse.correction is not None:
+            forms[:, column] -= torch.mm(z, inverse.correction.T).square_().sum(1)
     return forms

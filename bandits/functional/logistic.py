@@ -65,7 +65,7 @@ def gradient(theta: Tensor, x: Tensor, y: Tensor, *, prior: Quadratic) -> Tensor
     return (torch.sigmoid(x @ theta) - y) @ x + prior.precision @ theta - prior.moment
 
 
-def minimise(x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
+def minimize(x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
     """The minimiser of F, from the prior's own: a fixed procedure, whose result may enter a statistic."""
     factor = linalg.cholesky_of_sums(prior.precision, what="precision of the logistic prior")
     start = torch.cholesky_solve(prior.moment[:, None], factor)[:, 0]

@@ -53,7 +53,7 @@ class MomentSums:
     rows: Tensor
 
     @classmethod
-    def blank(cls, d: int) -> Self:
+    def init(cls, d: int) -> Self:
         """Nothing seen."""
         zero = torch.zeros(d, dtype=torch.float64)
         return cls(folded=0, shift=zero, total=zero.clone(), second=zero.new_zeros((0, 0)), rows=zero.new_zeros((0, d)))
@@ -102,7 +102,7 @@ class MomentSums:
         """(d,)."""
         return self.shift + self.offset()
 
-    def centred(self) -> Tensor:
+    def centered(self) -> Tensor:
         """(n, d) the samples minus their mean, while every sample is still at hand."""
         if self.folded:
             raise ValueError("the samples were summed; only their covariance is left")
@@ -111,7 +111,7 @@ class MomentSums:
     def scatter(self) -> Tensor:
         """(d, d) sum (x - mean)(x - mean)', exactly symmetric."""
         if self.folded == 0:
-            centred = self.centred()  # two passes: nothing to cancel
+            centred = self.centered()  # two passes: nothing to cancel
             scatter = centred.T @ centred
         else:
             m = self.offset()

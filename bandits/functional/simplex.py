@@ -82,7 +82,7 @@ def nearest_psd(matrix: Vector) -> Vector:
 # -- quadratics ------------------------------------------------------------------------------------------------------------
 
 
-def minimise_quadratic(quadratic: Vector, linear: Vector, *, start: Vector | None = None) -> Solution:
+def minimize_quadratic(quadratic: Vector, linear: Vector, *, start: Vector | None = None) -> Solution:
     """The minimiser of a'Qa + c'a over the simplex by a primal active set (Lawson & Hanson 1974, ch. 23, with one equality).
 
     The result depends on the support that is found, not on the way there: the last step solves the KKT system of that support
@@ -176,7 +176,7 @@ def _stationary(q: Vector, c: Vector) -> Vector:
 # -- smooth convex losses --------------------------------------------------------------------------------------------------
 
 
-def minimise(
+def minimize(
     loss: Loss, start: Vector, *, tolerance: float, steps: int, leaps: int = 0, curvature: Vector | None = None
 ) -> Solution:
     """The minimiser of a smooth convex loss: `leaps` exponentiated steps, then quasi-Newton ones.
@@ -214,7 +214,7 @@ def quasi_newton(loss: Loss, start: Vector, *, tolerance: float, steps: int, cur
     if guessed or curvature is None:
         curvature = np.eye(len(weights)) * max(float(np.ptp(gradient)), 1e-12)
     while frank_wolfe_gap(weights, gradient) > tolerance * max(1.0, abs(value)) and used < steps:
-        aim = minimise_quadratic(curvature / 2.0, gradient - curvature @ weights, start=weights).weights
+        aim = minimize_quadratic(curvature / 2.0, gradient - curvature @ weights, start=weights).weights
         direction = aim - weights
         slope = float(gradient @ direction)
         if slope >= 0.0:

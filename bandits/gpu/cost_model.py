@@ -65,7 +65,7 @@ def _card(name: str, index: int) -> torch.device:
     return card
 
 
-def described(where: torch.device) -> str:
+def describe(where: torch.device) -> str:
     """A device for logs and tables."""
     if where.type == "cpu":
         return f"CPU, {torch.get_num_threads()} thread(s)"
@@ -78,7 +78,7 @@ def described(where: torch.device) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """What must be done at least. bytes: through device memory, inputs read once and outputs written once.
 
     operations: of products, a multiplication and an addition are two.  staged: numbers that the host converts and copies.
@@ -89,13 +89,13 @@ class Work:
     staged: int
 
 
-def scoring(*, arms: int, size: int, batch: int, itemsize: int, block: int = 32) -> Work:
+def scoring(*, arms: int, size: int, batch: int, itemsize: int, block: int = 32) -> Workload:
     """Scores of B = batch contexts for m = arms with p = size and q = block columns: W, U, theta and z are read, scores written.
 
     Products: z W and its product with z, z U, z theta.
     """
     kept = arms * size * (size + block + 1)
-    return Work(
+    return Workload(
         bytes=itemsize * (kept + batch * size + 2 * batch * arms),
         operations=2 * batch * (kept + arms * size),
         staged=batch * size + 2 * batch * arms,
@@ -144,7 +144,7 @@ class Costs:
         return batches[later] if later < len(batches) else 0
 
 
-def placed(
+def choose_device(
     name: str, *, arms: int, size: int, batch: int, measured: Callable[[torch.device], Costs] | None = None
 ) -> torch.device:
     """Where a bandit of these sizes should score, asked for `batch` contexts at a time: `auto` leaves it to the rule, and every
@@ -165,9 +165,9 @@ GPU_POINTS = ((2, 64, 1), (20, 512, 1), (20, 1024, 1), (10, 1024, 64), (20, 1024
 @functools.cache
 def costs(card: torch.device) -> Costs:
     """The rule of this machine, measured at the first call: about a tenth of a second of the CPU, and a second of the GPU."""
-    return fitted(
-        cpu=[(sizes, timed(CPU, sizes)) for sizes in CPU_POINTS],
-        gpu=[(sizes, timed(card, sizes)) for sizes in GPU_POINTS],
+    return fit_costs(
+        cpu=[(sizes, time_scores(CPU, sizes)) for sizes in CPU_POINTS],
+        gpu=[(sizes, time_scores(card, sizes)) for sizes in GPU_POINTS],
     )
 
 
@@ -175,7 +175,7 @@ Point = tuple[tuple[int, int, int], float]
 """(m, p, B) and the seconds it took."""
 
 
-def fitted(*, cpu: Sequence[Point], gpu: Sequence[Point]) -> Costs:
+def fit_costs(*, cpu: Sequence[Point], gpu: Sequence[Point]) -> Costs:
     """The lines through measured seconds: least squares of the relative error, no cost below zero."""
     on_cpu = [scoring(arms=m, size=p, batch=b, itemsize=8) for (m, p, b), _ in cpu]
     on_gpu = [scoring(arms=m, size=p, batch=b, itemsize=4) for (m, p, b), _ in gpu]
@@ -212,7 +212,7 @@ def _line(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[fl
     return tuple((best / scale).tolist())
 
 
-def timed(where: torch.device, sizes: tuple[int, int, int], *, repeats: int = 7) -> float:
+def time_scores(where: torch.device, sizes: tuple[int, int, int], *, repeats: int = 7) -> float:
     """Seconds of `Stack.scores`, host to host, for (m, p, B), after two calls that are not counted.
 
     The fastest of them: what other programs take from this machine meanwhile is not what a call costs.

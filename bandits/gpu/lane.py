@@ -49,13 +49,13 @@ class _Job:
     values: list[Any] = field(default_factory=list)
 
 
-class _Flight(NamedTuple):
+class _InFlight(NamedTuple):
     slot: int
     finish: Finish
     job: _Job
 
 
-class Lane:
+class DeviceQueue:
     """The order in which work reaches one device.
 
     threaded: on a CPU too, work through a thread and two slots as on a GPU (there it is always so).
@@ -108,7 +108,7 @@ class _Worker:
         self.device = device
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.ended = threading.Event()
-        self._flying: deque[_Flight] = deque()
+        self._flying: deque[_InFlight] = deque()
         self._fences: list[Fence] = []
         self._turn = 0
         self._broken: BaseException | None = None
@@ -154,7 +154,7 @@ class _Worker:
             except BaseException as error:
                 self._fail(job, error)
                 return
-            self._flying.append(_Flight(self._turn, finish, job))
+            self._flying.append(_InFlight(self._turn, finish, job))
             self._turn = (self._turn + 1) % SLOTS
         self._answer_when_complete(job)
 

@@ -39,7 +39,7 @@ def measured(where: torch.device) -> Costs:
         return devices.costs(where)
 
 
-class Placement:
+class DeviceMirror:
     """See the module. Any thread may ask; one at a time should tell it what to follow.
 
     size: p.  ridge: > 0.  batch: contexts that are scored together as a rule; the stack is built where the costs prefer its
@@ -68,7 +68,7 @@ class Placement:
         self._warm: Future[None] = Future()
         self._lock = threading.Lock()
 
-    def follow(self, arms: Sequence[RidgeArm]) -> None:
+    def sync(self, arms: Sequence[RidgeArm]) -> None:
         """Tell the stack what changed since the last call. Returns before the device has it; never raises."""
         with self._lock:
             if self.broken:
@@ -113,10 +113,10 @@ class Placement:
         before = self._mirrored[arm] if arm < len(self._mirrored) else None
         if now is before:
             return
-        rows = None if before is None else _added(before.width, now.width)
+        rows = None if before is None else _added(before.pending_inverse, now.pending_inverse)
         if before is None or rows is None:  # at the latest when the CPU folds its rows: no arm is ever `stale`
-            stack.load(arm, inverse=now.width.dense, theta=now.theta)
-            rows = _aside(now.width)
+            stack.load(arm, inverse=now.pending_inverse.base, theta=now.theta)
+            rows = _aside(now.pending_inverse)
         elif now.theta is not before.theta:
             stack.set_theta(arm, now.theta)
         if len(rows):
@@ -162,7 +162,7 @@ class Placement:
         self._mirrored = []
 
 
-def of(policy: Policy, *, device: str, batch: int) -> Placement | None:
+def of(policy: Policy, *, device: str, batch: int) -> DeviceMirror | None:
     """Where a bandit of this policy scores; None = on the CPU, and nothing is mirrored. Cheap, and asks no device.
 
     device: cpu, or a GPU that `devices.device` found.  batch: contexts that are scored together as a rule.
@@ -172,19 +172,19 @@ def of(policy: Policy, *, device: str, batch: int) -> Placement | None:
     regression = getattr(policy, "regression", None)
     if not isinstance(regression, Regression) or regression.kernel is not None:
         return None
-    return Placement(size=regression.size, ridge=regression.ridge, device=torch.device(device), batch=batch)
+    return DeviceMirror(size=regression.size, ridge=regression.ridge, device=torch.device(device), batch=batch)
 
 
 def _aside(inverse: Inverse) -> Tensor:
     """(q, p)."""
-    return inverse.dense[:0] if inverse.aside is None else inverse.aside
+    return inverse.base[:0] if inverse.correction is None else inverse.correction
 
 
 def _added(before: Inverse, now: Inverse) -> Tensor | None:
     """(n, p) the rows kept aside since; None where more than that changed. They are compared by value: an inverse that learnt
     what the width had anticipated has the same rows as the width, and comes from another line of them.
     """
-    if now.dense is not before.dense:
+    if now.base is not before.base:
         return None
     old, new = _aside(before), _aside(now)
     return new[len(old) :] if torch.equal(new[: len(old)], old) else None

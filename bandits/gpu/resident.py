@@ -61,7 +61,7 @@ def padded(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-class Resident:
+class DeviceBuffers:
     """The tensors. All sizes and counters are known on the host, so that nothing has to be asked of the device."""
 
     def __init__(
@@ -212,7 +212,7 @@ class Staging:
     picks: Tensor  # (batch,) int64
 
     @staticmethod
-    def of(resident: Resident) -> Staging:
+    def of(resident: DeviceBuffers) -> Staging:
         """Room for whatever goes to and comes from these tensors."""
         batch, capacity, device = resident.batch, resident.capacity, resident.device
         return Staging(

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bandits.gpu.lane import SLOTS, Finish, Lane, Step
-from bandits.gpu.resident import Resident, Staging, padded
+from bandits.gpu.lane import SLOTS, DeviceQueue, Finish, Step
+from bandits.gpu.resident import DeviceBuffers, Staging, padded
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -65,11 +65,11 @@ class Stack:
         self.device = device
         self._changes = [0] * arms
         self._lock = threading.Lock()  # what is counted here must be counted in the order of the lane
-        self._lane = Lane(device, threaded=threaded)
+        self._lane = DeviceQueue(device, threaded=threaded)
         self._staging: list[Staging] = []
 
         def build(slot: int) -> Finish:
-            self._resident = Resident(
+            self._resident = DeviceBuffers(
                 arms=arms, size=size, ridge=ridge, device=device, dtype=self.dtype, block=block, batch=self.batch
             )
             self._staging = [Staging.of(self._resident) for _ in range(SLOTS)]
@@ -268,14 +268,14 @@ class Stack:
     def submit_warm(self) -> Future[None]:
         """`warm`, for who does not wait."""
 
-        def capture(resident: Resident) -> None:
+        def capture(resident: DeviceBuffers) -> None:
             for exponent in range(self.batch.bit_length()):
                 for picks in (False, True):
                     resident.program(1 << exponent, picks=picks)
 
         return self.on_lane(capture)
 
-    def on_lane(self, work: Callable[[Resident], T]) -> Future[T]:
+    def on_lane(self, work: Callable[[DeviceBuffers], T]) -> Future[T]:
         """Anything else with the tensors, in its turn: measurements, inspection. It may wait for the device, but not write."""
 
         def step(slot: int) -> Finish:

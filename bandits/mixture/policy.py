@@ -94,20 +94,20 @@ class Mixture(MixtureSamples):
     def plan(self, state: State) -> Plan:
         """The plan of this state: the cached one, or a new one that takes over from it what still holds."""
         old = state.cache if isinstance(state.cache, Plan) and state.cache.policy == self else None
-        if old is not None and self.holds(old, state):
+        if old is not None and self.is_valid_for(old, state):
             return old
         self.check_ready(state)
         loss, sums = self._loss(state, old)
         plan = Plan(self, state.arms, state.reference, loss, tuple(arm.count > 0 for arm in state.arms), sums)
         plan.curvatures.update(old.curvatures if old else {})
         plan.asked.update(_remembered(plan, old))
-        if self.mixes:
+        if self.samples_from_mixture:
             for mask in plan.asked or [plan.known]:  # also amid the burn-in: a decision never waits for a first solution
                 self.solution(plan, mask, old)
         object.__setattr__(state, "cache", plan)  # a memo, not a change
         return plan
 
-    def holds(self, plan: Plan, state: State) -> bool:
+    def is_valid_for(self, plan: Plan, state: State) -> bool:
         """Whether a plan may be used for this state. Here: it was made for these very statistics."""
         return (
             plan.reference is state.reference
@@ -123,7 +123,7 @@ class Mixture(MixtureSamples):
             return SpectralMixture(state.arms), None
         distance = self.objective == "kid"
         members = (state.reference, *state.arms) if distance else state.arms
-        sums = PairSums.of(self.form, members, before=old.sums if old else None)
+        sums = PairSums.update(self.form, members, before=old.sums if old else None)
         scale = self.neighbours if self.quality == "density" else 1
         return quadratic(state.arms, sums, distance=distance, quality_weight=self.quality_weight / scale), sums
 
@@ -144,13 +144,13 @@ class Mixture(MixtureSamples):
 
     def is_prepared(self, state: State, contexts: Sequence[Context]) -> bool:
         plan = state.cache if isinstance(state.cache, Plan) and state.cache.policy == self else None
-        if plan is None or not self.holds(plan, state):
+        if plan is None or not self.is_valid_for(plan, state):
             return all(arm >= 0 for arm in self._first(state, contexts))
-        lacking = [context for context in contexts if self.mixes and _mixed_by(context, plan) not in plan.solved]
+        lacking = [context for context in contexts if self.samples_from_mixture and _mixed_by(context, plan) not in plan.solved]
         return not lacking or all(arm >= 0 for arm in self._first(state, lacking))
 
     @property
-    def mixes(self) -> bool:
+    def samples_from_mixture(self) -> bool:
         """Whether the rule answers a solution of the plan."""
         return True
 
@@ -173,7 +173,7 @@ class Mixture(MixtureSamples):
         if any(arm < 0 for arm in first):
             self.decide(self.plan(state), contexts, first, values, scores)
         allowed = draw.allowed_mask(contexts)
-        finished = draw.finish(torch.from_numpy(values), first, allowed, floor=self.exploration_floor)
+        finished = draw.apply_burn_in_and_floor(torch.from_numpy(values), first, allowed, floor=self.exploration_floor)
         tables = {name: torch.from_numpy(score) for name, score in scores.items()}
         return Weights(finished, tables, self.assumed(first, values))
 
@@ -186,10 +186,10 @@ class Mixture(MixtureSamples):
         arm has its decisions but none came back yet.
         """
         pulls, known = [arm.pulls for arm in state.arms], [arm.count > 0 for arm in state.arms]
-        first = draw.burn_in(pulls, contexts, self.burn_in_pulls)
+        first = draw.burn_in_arms(pulls, contexts, self.burn_in_pulls)
         unknown = [not any(a and k for a, k in zip(context.allowed, known, strict=True)) for context in contexts]
         if any(unknown):
-            onwards = draw.burn_in(pulls, contexts, sys.maxsize)
+            onwards = draw.burn_in_arms(pulls, contexts, sys.maxsize)
             first = [onwards[row] if unknown[row] else arm for row, arm in enumerate(first)]
         return first
 

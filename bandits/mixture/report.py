@@ -55,7 +55,11 @@ def report(policy: Mixture, plan: Plan, arms: Sequence[ArmState]) -> dict[str, A
             {
                 "n": arm.count,
                 "share": float(share[index]),
-                "weight": float(solved.weights[index]) if solved else None if policy.mixes else float(share[index]),
+                "weight": float(solved.weights[index])
+                if solved
+                else None
+                if policy.samples_from_mixture
+                else float(share[index]),
                 **_alone(policy, plan, index),
             }
             for index, arm in enumerate(arms)
@@ -97,7 +101,7 @@ def _optimum(policy: Mixture, plan: Plan) -> float:
     arms = np.flatnonzero(plan.known).tolist()
     if isinstance(plan.loss, Quadratic):
         part = plan.loss.only(arms)
-        return simplex.minimise_quadratic(part.matrix, part.linear).value + part.constant
+        return simplex.minimize_quadratic(part.matrix, part.linear).value + part.constant
     widest = max(plan.solved, key=sum, default=plan.known)
     return plan.at(policy.solution(plan, widest).weights)[0]
 
@@ -106,7 +110,7 @@ def _unbiased(policy: Mixture, plan: Plan, share: Vector) -> float | None:
     """The objective of the pooled samples without the pairs of a sample with itself."""
     if not isinstance(plan.loss, Quadratic):
         return None
-    inside = unbiased(float(share @ plan.loss.matrix @ share), sum(arm.kept for arm in plan.arms))
+    inside = unbiased(float(share @ plan.loss.matrix @ share), sum(arm.effective_count for arm in plan.arms))
     constant = unbiased(plan.loss.constant, plan.reference.count) if policy.objective == "kid" else 0.0
     if inside is None or constant is None:
         return None
@@ -124,7 +128,7 @@ def _alone(policy: Mixture, plan: Plan, index: int) -> dict[str, Any]:
         numbers["alone"] = told(policy, plan.loss.only([index]).at(np.ones(1))[0])
     if isinstance(plan.loss, Quadratic):
         v = float(plan.loss.matrix[index, index])
-        numbers |= {"similarity": v, "similarity_unbiased": unbiased(v, arm.kept)}
+        numbers |= {"similarity": v, "similarity_unbiased": unbiased(v, arm.effective_count)}
         if policy.quality != "none":
             numbers["quality"] = arm.quality / arm.count / (policy.neighbours if policy.quality == "density" else 1)
     return numbers
@@ -140,7 +144,7 @@ def _pooled(policy: Mixture, plan: Plan, share: Vector) -> dict[str, float | Non
     if arms and policy.form.keeps == "second" and policy.form.size <= LARGEST_SPECTRUM:
         spectrum = diversity.spectrum(torch.stack([arm.second for arm in arms]).sum(0))
         rke, vendi = diversity.vendi(spectrum, order=2.0), diversity.vendi(spectrum)
-    elif arms and policy.form.keeps == "outputs" and sum(arm.kept for arm in arms) <= LARGEST_SPECTRUM:
+    elif arms and policy.form.keeps == "outputs" and sum(arm.effective_count for arm in arms) <= LARGEST_SPECTRUM:
         gram = policy.gram(torch.cat([arm.outputs for arm in arms]))
         rke, vendi = diversity.rke(gram), diversity.vendi(diversity.gram_spectrum(gram))
     return {"rke": rke, "vendi": vendi}

@@ -23,7 +23,7 @@ from torch import Tensor
 from bandits.errors import InvalidHyperparameter, InvalidObservation, ReferenceMissing
 from bandits.functional import kernels, moments, quality
 from bandits.hyperparameters import hyper
-from bandits.mixture.statistics import Form, FrechetArm, FrechetReference, MixtureArm, Neighbourhoods
+from bandits.mixture.statistics import FrechetArm, FrechetReference, MixtureArm, Neighbourhoods, SampleStatistic
 from bandits.types import ArmState, Need, NoReference, Observation, Policy, State
 
 Objective = Literal["rke", "kid", "fid", "vendi", "rke+quality"]
@@ -157,13 +157,15 @@ class MixtureSamples(Policy):
         return (self.bandwidth or 1.0) / (math.sqrt(2.0) if self.squared else 1.0)
 
     @cached_property
-    def form(self) -> Form:
+    def form(self) -> SampleStatistic:
         """How an arm keeps its samples (all objectives but fid)."""
         if self.kernel == "cosine":
-            return Form(keeps="total" if self.objective == "kid" else "second", lift=unit, size=self.output_dim)
+            return SampleStatistic(keeps="total" if self.objective == "kid" else "second", lift=unit, size=self.output_dim)
         if self.random_features is None:
-            return Form(keeps="outputs", lift=lambda x: x, size=self.output_dim, kernel=self._gaussian, window=self.max_samples)
-        return Form(
+            return SampleStatistic(
+                keeps="outputs", lift=lambda x: x, size=self.output_dim, kernel=self._gaussian, window=self.max_samples
+            )
+        return SampleStatistic(
             keeps="second" if self.objective == "vendi" else "total",
             lift=lambda x: kernels.random_features(x, self.frequencies),
             size=2 * len(self.frequencies),
@@ -183,14 +185,14 @@ class MixtureSamples(Policy):
 
     # -- the statistic -------------------------------------------------------------------------------------------------
 
-    def blank(self) -> ArmState:
-        return FrechetArm.blank(self.output_dim) if self.objective == "fid" else self.form.blank()
+    def init(self) -> ArmState:
+        return FrechetArm.init(self.output_dim) if self.objective == "fid" else self.form.init()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         arm, samples = state.arms[seen.arm], self.samples(seen.output)
         if isinstance(arm, FrechetArm):
-            return arm.learn(samples)
-        return self.form.learn(arm, samples, quality=self._quality(samples, state.reference))
+            return arm.update(samples)
+        return self.form.update(arm, samples, quality=self._quality(samples, state.reference))
 
     def _quality(self, samples: list[Tensor], reference: ArmState) -> float:
         """Sum of the samples' qualities. They are whole numbers (over k), so the order of adding them does not show."""
@@ -199,14 +201,14 @@ class MixtureSamples(Policy):
         inside = quality.memberships(torch.stack(samples), reference.outputs, reference.radii(self.neighbours))
         return float((inside > 0).sum()) if self.quality == "precision" else float(inside.sum())
 
-    def blank_reference(self) -> ArmState:
+    def init_reference(self) -> ArmState:
         if self.reference_kind == "samples":
             return Neighbourhoods(torch.zeros((0, self.output_dim), dtype=torch.float64))
         if self.reference_kind == "moments":
-            return FrechetReference.blank(self.output_dim)
-        return replace(self.form, window=0).blank() if self.reference_kind == "kernel" else NoReference()
+            return FrechetReference.init(self.output_dim)
+        return replace(self.form, window=0).init() if self.reference_kind == "kernel" else NoReference()
 
-    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+    def update_reference(self, state: State, seen: Observation) -> ArmState:
         if seen.moments is not None:
             given = FrechetReference.given(seen.moments.mean, seen.moments.covariance, seen.moments.count)
             return replace(given, from_moments=1)
@@ -216,8 +218,8 @@ class MixtureSamples(Policy):
         if isinstance(reference, FrechetReference):
             return replace(reference.learn_rows(torch.stack(samples)), cache=None)
         if isinstance(reference, MixtureArm):
-            return replace(self.form, window=0).learn(reference, samples, quality=0.0)
-        return super().learn_reference(state, seen)
+            return replace(self.form, window=0).update(reference, samples, quality=0.0)
+        return super().update_reference(state, seen)
 
     # -- what it refuses -----------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from bandits.functional.frechet_mixture import Component, Target
 from bandits.functional.growing import Rows
 from bandits.functional.moments import MomentSums
 from bandits.functional.simplex import Vector
-from bandits.types import derived
+from bandits.types import cached_field
 
 BLOCK = 1024
 """Rows of a kernel matrix that are held at once."""
@@ -39,7 +39,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class SampleStatistic:
     """What is kept of a sample.
 
     keeps:  `total` or `second` of the features; or the `outputs`, for an exact kernel.
@@ -53,7 +53,7 @@ class Form:
     kernel: Kernel | None = None
     window: int = 0
 
-    def blank(self) -> MixtureArm:
+    def init(self) -> MixtureArm:
         """Nothing seen."""
         sides = {"total": 0, "second": 0, "outputs": 0} | {self.keeps: self.size}
         return MixtureArm(
@@ -65,7 +65,7 @@ class Form:
             quality=0.0,
         )
 
-    def learn(self, arm: MixtureArm, samples: Sequence[Tensor], *, quality: float) -> MixtureArm:
+    def update(self, arm: MixtureArm, samples: Sequence[Tensor], *, quality: float) -> MixtureArm:
         """One more observation of samples (e,) whose qualities sum to `quality`."""
         total, second, rows = arm.total.clone(), arm.second.clone(), arm.rows or Rows(arm.outputs)
         for sample in samples:
@@ -119,10 +119,10 @@ class MixtureArm:
     second: Tensor  # (p, p) sum phi(x) phi(x)'
     outputs: Tensor  # (n, e) the newest samples, n <= count
     quality: float  # sum of the samples' qualities
-    rows: Rows | None = derived()
+    rows: Rows | None = cached_field()
 
     @property
-    def kept(self) -> int:
+    def effective_count(self) -> int:
         """Samples behind the kernel sums: all of them, or what the window of an exact kernel holds."""
         return len(self.outputs) if self.outputs.shape[1] else self.count
 
@@ -132,7 +132,7 @@ class FrechetArm(MomentSums):
     """Sums over the samples of one arm. pulls: observations, of one or more samples each."""
 
     pulls: int = 0
-    cache: tuple[Target, Component] | None = derived()
+    cache: tuple[Target, Component] | None = cached_field()
 
     def component(self, target: Target) -> Component:
         """What the distance to this reference needs: two d x d products, once per change of the arm."""
@@ -141,7 +141,7 @@ class FrechetArm(MomentSums):
         assert self.cache is not None
         return self.cache[1]
 
-    def learn(self, samples: Sequence[Tensor]) -> Self:
+    def update(self, samples: Sequence[Tensor]) -> Self:
         """One more observation of samples (d,)."""
         return replace(self.learn_rows(torch.stack(list(samples))), pulls=self.pulls + 1, cache=None)
 
@@ -151,7 +151,7 @@ class FrechetReference(MomentSums):
     """The reference: sums of samples, or moments that were given (`from_moments` 1)."""
 
     from_moments: int = 0
-    cache: Target | None = derived()
+    cache: Target | None = cached_field()
 
     def target(self) -> Target:
         """The derived values: O(d^3), once."""
@@ -166,7 +166,7 @@ class Neighbourhoods:
     """The reference of a quality term: its samples (n, e)."""
 
     outputs: Tensor
-    cache: Tensor | None = derived()
+    cache: Tensor | None = cached_field()
 
     @property
     def count(self) -> int:
@@ -206,7 +206,7 @@ class PairSums:
     values: Vector
 
     @classmethod
-    def of(cls, form: Form, members: Sequence[MixtureArm], *, before: PairSums | None) -> PairSums:
+    def update(cls, form: SampleStatistic, members: Sequence[MixtureArm], *, before: PairSums | None) -> PairSums:
         """The sums of these members, from the sums of an earlier state where there are any."""
         old = before.members[: len(members)] if before else ()
         values = np.zeros((len(members), len(members)))
@@ -232,7 +232,7 @@ class PairSums:
         return cls(tuple(members), values)
 
 
-def _appended(form: Form, was: MixtureArm | None, now: MixtureArm) -> Tensor | None:
+def _appended(form: SampleStatistic, was: MixtureArm | None, now: MixtureArm) -> Tensor | None:
     """The samples that an exact kernel has not compared yet, or None where everything must be compared afresh."""
     if was is None or form.keeps != "outputs":
         return None
@@ -265,11 +265,11 @@ def quadratic(arms: Sequence[MixtureArm], sums: PairSums, *, distance: bool, qua
     distance: the first member of the sums is a reference to be close to, as in KID: f = -2 E k(X, Y).
     quality_weight: lambda in f = -lambda E q(X).
     """
-    n = np.array([float(max(arm.kept, 1)) for arm in arms])
+    n = np.array([float(max(arm.effective_count, 1)) for arm in arms])
     linear = np.array([-quality_weight * arm.quality / max(arm.count, 1) for arm in arms])
     if not distance:
         return Quadratic(sums.values / np.outer(n, n), linear)
-    reference = float(sums.members[0].kept)
+    reference = float(sums.members[0].effective_count)
     return Quadratic(
         sums.values[1:, 1:] / np.outer(n, n),
         linear - 2.0 * sums.values[0, 1:] / (n * reference),

@@ -21,11 +21,11 @@ class _Averages(Policy):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(seen.reward)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(seen.reward)
 
 
 def _means(state: State, *, unseen: float, rows: int) -> Tensor:
@@ -58,7 +58,7 @@ class OneArm(_Averages):
         preference = torch.zeros((len(contexts), len(state.arms)), dtype=torch.float64)
         if self.arm < len(state.arms):
             preference[:, self.arm] = 1.0
-        return Weights(draw.best(preference, draw.allowed_mask(contexts)))
+        return Weights(draw.greedy_weights(preference, draw.allowed_mask(contexts)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,11 @@ class Greedy(_Averages):
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means = _means(state, unseen=self.prior_mean, rows=len(contexts))
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
         return Weights(
-            draw.finish(draw.best(means, allowed), first, allowed, floor=self.exploration_floor), {"estimate": means}, first
+            draw.apply_burn_in_and_floor(draw.greedy_weights(means, allowed), first, allowed, floor=self.exploration_floor),
+            {"estimate": means},
+            first,
         )
 
 
@@ -97,5 +99,9 @@ class EpsilonGreedy(_Averages):
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means = _means(state, unseen=self.prior_mean, rows=len(contexts))
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        return Weights(draw.finish(draw.best(means, allowed), first, allowed, floor=self.epsilon), {"estimate": means}, first)
+        first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        return Weights(
+            draw.apply_burn_in_and_floor(draw.greedy_weights(means, allowed), first, allowed, floor=self.epsilon),
+            {"estimate": means},
+            first,
+        )

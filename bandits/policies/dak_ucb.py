@@ -34,9 +34,9 @@ from bandits.diversity.history import ExactHistory, SummedHistory
 from bandits.diversity.statistics import DiversityArm, ReferencePairs
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
-from bandits.functional.simplex import minimise_quadratic, nearest_psd
+from bandits.functional.simplex import minimize_quadratic, nearest_psd
 from bandits.hyperparameters import SMALLEST_RIDGE, hyper, unit_scale
-from bandits.regression.model import Regression, as_float64, check_direction, lift, remembered, stacked
+from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, lift, stacked
 from bandits.regression.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
 
@@ -165,9 +165,9 @@ class DakUcb(Policy):
     def regression(self) -> Regression:
         """Exact kernel or random features, as in PAK-UCB."""
         if self.random_features is None:
-            return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
+            return Regression(feature_map=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
         size = 2 * self.random_features
-        return Regression(lift=remembered(self.lift, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=cached_feature_map(self.lift, size=size), size=size, ridge=self.ridge)
 
     @cached_property
     def history(self) -> ExactHistory | SummedHistory:
@@ -222,21 +222,21 @@ class DakUcb(Policy):
 
     # -- protocol ----------------------------------------------------------------------------------------------------------
 
-    def blank(self) -> DiversityArm:
-        served, spread = self.history.blank()
-        return DiversityArm.blank(self.regression, served=served, spread=spread)
+    def init(self) -> DiversityArm:
+        served, spread = self.history.init()
+        return DiversityArm.init(self.regression, served=served, spread=spread)
 
-    def blank_reference(self) -> ReferencePairs | NoReference:
-        return ReferencePairs.blank(self.dim, self.output_dim) if self.diversity == "jkd" else NoReference()
+    def init_reference(self) -> ReferencePairs | NoReference:
+        return ReferencePairs.init(self.dim, self.output_dim) if self.diversity == "jkd" else NoReference()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         arm: DiversityArm = state.arms[seen.arm]
         prompt = as_float64(seen.features, normalize=self.normalize)
         rows = self.history.rows(prompt, seen.output, self._reference(state, seen, prompt))
         # the label against its own arm; a mixture needs those against all arms (Proposition 1)
-        labels, grown = self.history.learn(arm, rows, against=state.arms if self.mixture else (arm,))
+        labels, grown = self.history.update(arm, rows, against=state.arms if self.mixture else (arm,))
         target = seen.reward - self.prior_mean
-        return grown.learn(seen.features, target, labels, using=self.regression, anticipated=seen.anticipated)
+        return grown.update(seen.features, target, labels, using=self.regression, anticipated=seen.was_pending)
 
     def _reference(self, state: State, seen: Observation, prompt: Tensor) -> Tensor:
         """(s, e) or (1, e) real outputs for this prompt: posted with the outcome, else of the nearest posted prompt."""
@@ -246,7 +246,7 @@ class DakUcb(Policy):
         nearest: Tensor = state.reference.nearest(prompt)
         return nearest
 
-    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+    def update_reference(self, state: State, seen: Observation) -> ArmState:
         prompts = as_float64(seen.features, normalize=self.normalize)
         return state.reference.append(prompts, seen.output.to(torch.float64), max_samples=self.max_samples)
 
@@ -255,18 +255,18 @@ class DakUcb(Policy):
             arm.solved(self.regression)
         return state
 
-    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.anticipate(features, using=self.regression)
+    def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.add_pending(features, using=self.regression)
 
-    def release(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.release(features, using=self.regression)
+    def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.remove_pending(features, using=self.regression)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width, expected = self._score(state, self.regression.lift(stacked(contexts)))
+        mean, width, expected = self._score(state, self.regression.feature_map(stacked(contexts)))
         return self._choice([arm.pulls for arm in state.arms], contexts, mean, width, expected)
 
     def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
-        z = self.regression.lift(stacked(contexts))
+        z = self.regression.feature_map(stacked(contexts))
         mean, width, expected = self._score(state, z)
         return in_order(
             contexts,
@@ -289,14 +289,14 @@ class DakUcb(Policy):
     ) -> Weights:
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in(pulls, contexts, self.initial_pulls)
+        first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
         if self.mixture:
             penalty, extra = expected.diagonal(dim1=1, dim2=2), torch.zeros_like(mean)
             values, objective = self._mix(mean + bonus, expected, allowed, first)
         else:
             penalty, extra = expected[:, :, 0], self.diversity_exploration * width
             objective = mean + bonus + self.diversity_weight * (extra - penalty)
-            values = draw.best(objective, allowed)
+            values = draw.greedy_weights(objective, allowed)
         scores = {
             "estimate": mean,
             "bonus": bonus,
@@ -304,14 +304,14 @@ class DakUcb(Policy):
             "diversity_bonus": extra,
             "objective": objective,
         }
-        return Weights(draw.finish(values, first, allowed, floor=self.exploration_floor), scores)
+        return Weights(draw.apply_burn_in_and_floor(values, first, allowed, floor=self.exploration_floor), scores)
 
     def _mix(self, worth: Tensor, cross: Tensor, allowed: Tensor, first: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(B, K) the best mixture of the allowed arms, and (B, K) the slope of the objective there: worth - 2 diversity_weight
         M w, equal for all arms that have weight. worth: (B, K).  cross: (B, K, K) D_hat.
         """
         if self.diversity_weight == 0.0:
-            return draw.best(worth, allowed), worth
+            return draw.greedy_weights(worth, allowed), worth
         values, marginal = torch.zeros_like(worth), torch.full_like(worth, torch.nan)
         for row in range(len(worth)):
             if first[row] >= 0:
@@ -322,7 +322,7 @@ class DakUcb(Policy):
                 continue
             linear = worth[row, arms].numpy()
             matrix = self.diversity_weight * nearest_psd(cross[row][arms][:, arms].numpy())
-            mixed = minimise_quadratic(matrix, -linear).weights
+            mixed = minimize_quadratic(matrix, -linear).weights
             values[row, arms] = torch.from_numpy(mixed)
             marginal[row, arms] = torch.from_numpy(np.asarray(linear - 2.0 * matrix @ mixed))
         return values, marginal

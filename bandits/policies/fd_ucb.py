@@ -34,7 +34,7 @@ from bandits.errors import InvalidObservation, ReferenceMissing
 from bandits.functional import concentration, moments
 from bandits.functional.moments import MomentSums, Spread
 from bandits.hyperparameters import hyper
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, derived
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, cached_field
 
 LARGEST = 1e60
 """Outputs and moments beyond this magnitude are refused: fourth powers, and the sums of them, must stay numbers."""
@@ -55,7 +55,7 @@ class FdReference(MomentSums):
     """The reference: sums of samples, or moments that were given (`from_moments` 1)."""
 
     from_moments: int = 0
-    cache: Target | None = derived()
+    cache: Target | None = cached_field()
 
     def target(self) -> Target:
         """The derived values: O(e^3), once."""
@@ -85,7 +85,7 @@ class FdArm(MomentSums):
     """The samples of one arm as sums. pulls: observations, of one or more samples each."""
 
     pulls: int = 0
-    cache: FdScore | None = derived()
+    cache: FdScore | None = cached_field()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,17 +133,17 @@ class FdUcb(Policy):
 
     # -- the statistic -------------------------------------------------------------------------------------------------
 
-    def blank(self) -> FdArm:
-        return FdArm.blank(self.output_dim)
+    def init(self) -> FdArm:
+        return FdArm.init(self.output_dim)
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         arm = state.arms[seen.arm]
         return replace(arm.learn_rows(seen.output), pulls=arm.pulls + 1, cache=None)
 
-    def blank_reference(self) -> FdReference:
-        return FdReference.blank(self.output_dim)
+    def init_reference(self) -> FdReference:
+        return FdReference.init(self.output_dim)
 
-    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+    def update_reference(self, state: State, seen: Observation) -> ArmState:
         if seen.moments is not None:
             given = FdReference.given(seen.moments.mean, seen.moments.covariance, seen.moments.count)
             return replace(given, from_moments=1)
@@ -166,11 +166,13 @@ class FdUcb(Policy):
         optimism = torch.where(bonus.isnan(), torch.inf, bonus - estimate)  # minimise FD = maximise -FD
         allowed = draw.allowed_mask(contexts)
         pulls = [arm.pulls for arm in state.arms]
-        first = draw.burn_in(pulls, contexts, self.initial_pulls)
+        first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
         chosen = concentration.spread_best(
             optimism, allowed=allowed, pending=[context.pending for context in contexts], pulls=pulls, first=first
         )
-        values = draw.finish(draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor)
+        values = draw.apply_burn_in_and_floor(
+            draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor
+        )
         rows = (len(contexts), -1)
         return Weights(
             values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()}, assumed=chosen.tolist()
@@ -193,7 +195,7 @@ class FdUcb(Policy):
             raise ReferenceMissing(_MISSING)
         target = reference.target()
         if arm.thin:
-            centred = arm.centred()
+            centred = arm.centered()
             spread = moments.spread_of_rows(centred)
             overlap = moments.overlap_of_rows(centred, target.root)
         else:

@@ -41,7 +41,7 @@ from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import concentration
 from bandits.functional.entropy import divergence, entropy, optimistic_marginal
 from bandits.hyperparameters import hyper
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, derived
+from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, cached_field
 
 TOLERANCE = 1e-3
 """How far the probabilities of one output may be from summing to 1; they are divided by their sum."""
@@ -68,7 +68,7 @@ class IsArm:
     h_squared: float
     psi: float
     psi_squared: float
-    cache: IsScore | None = derived()
+    cache: IsScore | None = cached_field()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +104,11 @@ class IsUcb(Policy):
 
     # -- the statistic -------------------------------------------------------------------------------------------------
 
-    def blank(self) -> IsArm:
+    def init(self) -> IsArm:
         zero = torch.zeros(self.output_dim, dtype=torch.float64)
         return IsArm(0, 0, zero, zero.clone(), 0.0, 0.0, 0.0, 0.0)
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         """One output after the other: the same bits however they were batched."""
         arm = state.arms[seen.arm]
         count, p, p_squared = arm.count, arm.p, arm.p_squared
@@ -138,11 +138,13 @@ class IsUcb(Policy):
         index = torch.where(bonus.isnan(), torch.inf, estimate + bonus)
         allowed = draw.allowed_mask(contexts)
         pulls = [arm.pulls for arm in state.arms]
-        first = draw.burn_in(pulls, contexts, self.initial_pulls)
+        first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
         chosen = concentration.spread_best(
             index, allowed=allowed, pending=[context.pending for context in contexts], pulls=pulls, first=first
         )
-        values = draw.finish(draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor)
+        values = draw.apply_burn_in_and_floor(
+            draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor
+        )
         rows = (len(contexts), -1)
         return Weights(
             values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()}, assumed=chosen.tolist()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bandits.hyperparameters import SMALLEST_RIDGE, hyper
-from bandits.regression.model import Regression, as_float64, remembered
+from bandits.regression.model import Regression, as_float64, cached_feature_map
 from bandits.regression.ucb import RegressionUcb
 
 
@@ -41,4 +41,4 @@ class LinUcb(RegressionUcb):
     @cached_property
     def regression(self) -> Regression:
         """Linear in [x, 1]."""
-        return Regression(lift=remembered(self.lift, size=self.dim + 1), size=self.dim + 1, ridge=self.ridge)
+        return Regression(feature_map=cached_feature_map(self.lift, size=self.dim + 1), size=self.dim + 1, ridge=self.ridge)

@@ -124,30 +124,30 @@ class MixtureUcb(Mixture):
         )
 
     @property
-    def mixes(self) -> bool:
+    def samples_from_mixture(self) -> bool:
         return self.method == "cab"
 
     def bonus(self, plan: Plan, more: Vector | float = 0.0) -> Vector:
         """(K,) eps with `more` (K,) samples on their way. n_i are the samples behind Khat, t all that were gathered."""
-        kept = np.array([float(arm.kept) for arm in plan.arms]) + more
+        kept = np.array([float(arm.effective_count) for arm in plan.arms]) + more
         return self.radius.at(kept, float(sum(arm.count for arm in plan.arms) + np.sum(more)))
 
     def minimise(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
         part = plan.loss.only(arms)
         assert isinstance(part, Quadratic), "every objective of this policy is quadratic"
-        return simplex.minimise_quadratic(part.matrix, part.linear - self.bonus(plan)[arms], start=start)
+        return simplex.minimize_quadratic(part.matrix, part.linear - self.bonus(plan)[arms], start=start)
 
     def decide(
         self, plan: Plan, contexts: Sequence[Context], first: list[int], values: Vector, scores: dict[str, Vector]
     ) -> None:
-        if self.mixes:
+        if self.samples_from_mixture:
             self.mixed(plan, contexts, first, values, scores)
             scores["bonus"][np.array(first) < 0] = np.where(plan.known, self.bonus(plan), np.nan)
         else:
             self._step(plan, contexts, first, values, scores)
 
     def assumed(self, first: list[int], values: Vector) -> Sequence[int]:
-        return first if self.mixes else np.where(np.array(first) >= 0, first, values.argmax(axis=1)).tolist()
+        return first if self.samples_from_mixture else np.where(np.array(first) >= 0, first, values.argmax(axis=1)).tolist()
 
     def _step(self, plan: Plan, contexts: Sequence[Context], first: list[int], values: Vector, scores: dict[str, Vector]) -> None:
         """OGD, eq. (8), with pending decisions as derived above. Its `weight` is the share n' / t' where the step starts."""
@@ -226,9 +226,9 @@ class MixtureGreedy(Mixture):
         side = self.output_dim if self.objective == "fid" else self.form.size
         return self.refresh or (1 if side <= 256 else min(20, 5 * (side // 256)))
 
-    def holds(self, plan: Plan, state: State) -> bool:
+    def is_valid_for(self, plan: Plan, state: State) -> bool:
         """An older plan serves until `every` outcomes came since; not past a new arm, or an arm's first samples."""
-        if super().holds(plan, state):
+        if super().is_valid_for(plan, state):
             return True
         if plan.reference is not state.reference or len(plan.arms) != len(state.arms):
             return False
@@ -248,7 +248,7 @@ class MixtureGreedy(Mixture):
         inner = simplex.tidy((start - floor) / room)
         if isinstance(loss, Quadratic):
             linear = loss.linear + 2.0 * floor * loss.matrix.sum(1)
-            found = simplex.minimise_quadratic(room**2 * loss.matrix, room * linear, start=inner)
+            found = simplex.minimize_quadratic(room**2 * loss.matrix, room * linear, start=inner)
         else:
 
             def above(b: Vector) -> tuple[float, Vector]:
@@ -256,7 +256,7 @@ class MixtureGreedy(Mixture):
                 return value, room * gradient
 
             leaps = 2 if isinstance(loss, SpectralMixture) else 0
-            found = simplex.minimise(
+            found = simplex.minimize(
                 above,
                 inner,
                 tolerance=self.tolerance,

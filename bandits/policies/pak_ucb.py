@@ -22,7 +22,7 @@ from torch import Tensor
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import SMALLEST_RIDGE, hyper
-from bandits.regression.model import Regression, as_float64, lift, remembered
+from bandits.regression.model import Regression, as_float64, cached_feature_map, lift
 from bandits.regression.ucb import RegressionUcb
 
 
@@ -114,6 +114,6 @@ class PakUcb(RegressionUcb):
     def regression(self) -> Regression:
         """Exact kernel or random features, as the hyperparameters say."""
         if self.random_features is None:
-            return Regression(lift=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
+            return Regression(feature_map=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
         size = 2 * self.random_features + (1 + self.dim if self.add_linear else 0)
-        return Regression(lift=remembered(self.lift, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=cached_feature_map(self.lift, size=size), size=size, ridge=self.ridge)

@@ -49,7 +49,7 @@ from bandits.hyperparameters import SMALLEST_RIDGE, hyper
 from bandits.regression.model import check_direction, check_squared, lift, stacked
 from bandits.regression.ridge import RidgeArm
 from bandits.regression.row_widths import in_order
-from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, derived
+from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
 
 SMALLEST = 1e-12
 """Success probabilities are kept above this, so that cost / q stays finite."""
@@ -77,24 +77,24 @@ class LogisticArm:
     labels: Tensor  # (n,) 1 = success
     hessian: Tensor  # (p, p) sum of the curvatures of the forgotten ones, each at the theta of when it was forgotten
     moment: Tensor  # (p,) their linear part
-    cache: Derived | None = derived()
+    cache: Derived | None = cached_field()
 
     @staticmethod
-    def blank(p: int) -> LogisticArm:
+    def init(p: int) -> LogisticArm:
         """Nothing seen."""
         square, none = torch.zeros((p, p), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         return LogisticArm(0, 0, 0.0, square, none.reshape(0, p), none, square.clone(), torch.zeros(p, dtype=torch.float64))
 
-    def learn(self, z: Tensor, *, success: bool, cost: float, ridge: float, max_samples: int, anticipated: bool) -> LogisticArm:
+    def update(self, z: Tensor, *, success: bool, cost: float, ridge: float, max_samples: int, anticipated: bool) -> LogisticArm:
         """One more observation: O(p^2), and a fit whenever the window is full."""
         if len(self.labels) >= max_samples:
             shorter = self.forget(max_samples, ridge=ridge)
-            return shorter.learn(z, success=success, cost=cost, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
+            return shorter.update(z, success=success, cost=cost, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
         old, label = self.derive(ridge), float(success)
         now = Derived(
             old.features.append(z),
             old.labels.append(torch.tensor(label, dtype=torch.float64)),
-            old.width.learn(z, 0.0, ridge=ridge, anticipated=anticipated),
+            old.width.update(z, 0.0, ridge=ridge, anticipated=anticipated),
             logistic.step(old.fit, z, label),
         )
         return replace(
@@ -116,7 +116,7 @@ class LogisticArm:
         """
         keep = max_samples - max(1, max_samples // 4)
         features, labels = self.features.clone(), self.labels.clone()
-        fit = logistic.minimise(features, labels, prior=self.prior(ridge))
+        fit = logistic.minimize(features, labels, prior=self.prior(ridge))
         past = logistic.expand(fit.theta, features[:-keep], labels[:-keep])
         window = Rows(features[-keep:]), Rows(labels[-keep:])
         return replace(
@@ -128,15 +128,15 @@ class LogisticArm:
             cache=Derived(*window, self.derive(ridge).width, fit),
         )
 
-    def anticipate(self, z: Tensor, *, ridge: float) -> LogisticArm:
+    def add_pending(self, z: Tensor, *, ridge: float) -> LogisticArm:
         """Shrink the width for one pending call."""
         now = self.derive(ridge)
-        return replace(self, cache=replace(now, width=now.width.anticipate(z, ridge=ridge)))
+        return replace(self, cache=replace(now, width=now.width.add_pending(z, ridge=ridge)))
 
-    def release(self, z: Tensor, *, ridge: float) -> LogisticArm:
+    def remove_pending(self, z: Tensor, *, ridge: float) -> LogisticArm:
         """Widen again: the outcome never came."""
         now = self.derive(ridge)
-        return replace(self, cache=replace(now, width=now.width.release(z, ridge=ridge)))
+        return replace(self, cache=replace(now, width=now.width.remove_pending(z, ridge=ridge)))
 
     def prior(self, ridge: float) -> Quadratic:
         """What regularises the window: the ridge and the forgotten observations."""
@@ -145,7 +145,7 @@ class LogisticArm:
     def derive(self, ridge: float) -> Derived:
         """The derived values, made afresh where nothing was carried along (after a restart)."""
         if self.cache is None:
-            fit = logistic.minimise(self.features, self.labels, prior=self.prior(ridge))
+            fit = logistic.minimize(self.features, self.labels, prior=self.prior(ridge))
             width = RidgeArm(self.pulls, self.gram, torch.zeros_like(self.moment))
             object.__setattr__(self, "cache", Derived(Rows(self.features), Rows(self.labels), width, fit))  # a memo, not a change
         assert self.cache is not None
@@ -274,17 +274,17 @@ class PromptWise(Policy):
     def succeeded(self, reward: float) -> bool:
         return reward >= self.success_threshold
 
-    def blank(self) -> LogisticArm:
-        return LogisticArm.blank((2 * self.random_features if self.features == "rff" else self.dim) + self.bias)
+    def init(self) -> LogisticArm:
+        return LogisticArm.init((2 * self.random_features if self.features == "rff" else self.dim) + self.bias)
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(
             self.lift(seen.features),
             success=self.succeeded(seen.reward),
             cost=seen.cost,
             ridge=self.ridge,
             max_samples=self.max_samples,
-            anticipated=seen.anticipated,
+            anticipated=seen.was_pending,
         )
 
     def prepare(self, state: State) -> State:
@@ -292,11 +292,11 @@ class PromptWise(Policy):
             arm.settle(self.ridge)
         return state
 
-    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.anticipate(self.lift(features), ridge=self.ridge)
+    def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.add_pending(self.lift(features), ridge=self.ridge)
 
-    def release(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.release(self.lift(features), ridge=self.ridge)
+    def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.remove_pending(self.lift(features), ridge=self.ridge)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         logits, width = self._score(state, self.lift(stacked(contexts)))
@@ -345,7 +345,9 @@ class PromptWise(Policy):
                 for more, plain in zip(grown, (optimistic, utility, values), strict=True)
             )
         first, over = self._forced(pulls, contexts)
-        values = draw.finish(torch.where(over[:, None], 0.0, values), first, allowed, floor=self.exploration_floor)
+        values = draw.apply_burn_in_and_floor(
+            torch.where(over[:, None], 0.0, values), first, allowed, floor=self.exploration_floor
+        )
         estimate = torch.sigmoid(logits)
         return Weights(values, {"estimate": estimate, "bonus": optimistic - estimate, "cost": cost, "utility": utility})
 
@@ -367,7 +369,7 @@ class PromptWise(Policy):
         first, over = [], []
         for context in contexts:
             made = sum(context.attempts)
-            [lacking] = draw.burn_in(counts, [context], self.forced_pulls)
+            [lacking] = draw.burn_in_arms(counts, [context], self.forced_pulls)
             over.append(made >= self.max_attempts or (made > 0 and lacking >= 0))
             first.append(-1 if made > 0 else lacking)
             if first[-1] >= 0:
@@ -400,7 +402,7 @@ def by_ratio(q: Tensor, cost: Tensor, allowed: Tensor, *, cost_weight: float) ->
     ratio = torch.where(allowed, cost / q, torch.inf)
     utility = 1.0 - cost_weight * cost / q
     cheapest = allowed & (ratio == ratio.amin(dim=1, keepdim=True))
-    values = draw.best(q, cheapest)
+    values = draw.greedy_weights(q, cheapest)
     return utility, values * (allowed & (utility >= 0.0)).any(dim=1, keepdim=True)
 
 
@@ -420,4 +422,4 @@ def by_horizon(q: Tensor, price: Tensor, allowed: Tensor, *, left: Tensor) -> tu
             break
         value = better
     utility = torch.from_numpy(found)
-    return utility, draw.best(utility, allowed) * (allowed & (utility > 0.0)).any(dim=1, keepdim=True)
+    return utility, draw.greedy_weights(utility, allowed) * (allowed & (utility > 0.0)).any(dim=1, keepdim=True)

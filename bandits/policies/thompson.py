@@ -84,11 +84,11 @@ class Thompson(Policy):
         if self.posterior == "beta" and not 0.0 <= seen.reward <= 1.0:
             raise InvalidObservation("reward", "must be in [0, 1] for a beta posterior; set posterior: gaussian for others")
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(seen.reward)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(seen.reward)
 
     def prepare(self, state: State) -> State:
         """Works out the probabilities for the sets of arms that were asked for last (at first: all)."""
@@ -104,9 +104,13 @@ class Thompson(Policy):
                 known[context.allowed] = self._best(state, context.allowed)  # a memo, not a change
         values = torch.stack([known[context.allowed] for context in contexts])
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
+        first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
         estimate = torch.tensor([self._mean(arm) for arm in state.arms], dtype=torch.float64).expand(len(contexts), -1)
-        return Weights(draw.finish(values, first, allowed, floor=self.exploration_floor), {"estimate": estimate.clone()}, first)
+        return Weights(
+            draw.apply_burn_in_and_floor(values, first, allowed, floor=self.exploration_floor),
+            {"estimate": estimate.clone()},
+            first,
+        )
 
     def _best(self, state: State, mask: tuple[bool, ...]) -> Tensor:
         """(K,) the probability that each arm is the best of the masked ones."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bandits.functional import growing
 from bandits.functional.growing import GrowingCholesky, Rows
-from bandits.types import derived
+from bandits.types import cached_field
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d), (m, d) -> (n, m)."""
@@ -42,7 +42,7 @@ class Pending:
     """q points whose outcomes have not come back, behind n observations in the joint factor above."""
 
     points: Tensor  # (q, d) in the order in which they were added
-    shadows: Tensor  # (q, n) L^-1 k of each
+    whitened: Tensor  # (q, n) L^-1 k of each
     rest: Tensor  # (q, q) lower factor of K + ridge I - shadows shadows'
 
     @staticmethod
@@ -59,33 +59,33 @@ class Pending:
         found = np.flatnonzero((self.points.numpy() == x.numpy()).all(axis=1))
         return int(found[0]) if len(found) else -1
 
-    def further(self, x: Tensor, shadow: Tensor, *, kernel: Kernel) -> Tensor:
+    def extension(self, x: Tensor, shadow: Tensor, *, kernel: Kernel) -> Tensor:
         """(q, B) what is left of prompts x (B, d), whose shadows are (n, B), for the pending points to explain."""
-        left = kernel(self.points, x) - self.shadows @ shadow
+        left = kernel(self.points, x) - self.whitened @ shadow
         return cast(Tensor, torch.linalg.solve_triangular(self.rest, left, upper=False))
 
     def with_point(self, x: Tensor, shadow: Tensor, *, kernel: Kernel, ridge: float) -> Pending:
         """One more point x (d,) with its shadow (n,). The pivot is clamped at the ridge, its exact lower bound."""
-        row = self.further(x[None], shadow[:, None], kernel=kernel)[:, 0]
+        row = self.extension(x[None], shadow[:, None], kernel=kernel)[:, 0]
         pivot = max(_self(kernel, x) + ridge - float(shadow @ shadow) - float(row @ row), ridge) ** 0.5
         q = len(self)
         rest = self.rest.new_zeros((q + 1, q + 1))
         rest[:q, :q], rest[q, :q], rest[q, q] = self.rest, row, pivot
-        return Pending(torch.cat([self.points, x[None]]), torch.cat([self.shadows, shadow[None]]), rest)
+        return Pending(torch.cat([self.points, x[None]]), torch.cat([self.whitened, shadow[None]]), rest)
 
     def without(self, index: int) -> Pending:
         """Without this point."""
-        return Pending(_drop(self.points, index), _drop(self.shadows, index), growing.without(self.rest, index))
+        return Pending(_drop(self.points, index), _drop(self.whitened, index), growing.without(self.rest, index))
 
-    def observed(self, index: int, *, kernel: Kernel, pivot: float) -> Pending:
+    def condition_on(self, index: int, *, kernel: Kernel, pivot: float) -> Pending:
         """The others, with this point the last of the observations, where its diagonal entry is `pivot`."""
-        others, shadows, x = _drop(self.points, index), _drop(self.shadows, index), self.points[index]
-        column = (kernel(others, x[None]) - shadows @ self.shadows[index][:, None]) / pivot
-        return Pending(others, torch.cat([shadows, column], dim=1), growing.given(self.rest, index))
+        others, shadows, x = _drop(self.points, index), _drop(self.whitened, index), self.points[index]
+        column = (kernel(others, x[None]) - shadows @ self.whitened[index][:, None]) / pivot
+        return Pending(others, torch.cat([shadows, column], dim=1), growing.schur_complement_factor(self.rest, index))
 
 
 @dataclass(frozen=True)
-class Dual:
+class KernelPosterior:
     """What kernel ridge regression derives from its observations and from what is pending."""
 
     features: Rows  # (n, d)
@@ -97,7 +97,7 @@ class Dual:
     """One place: prompts (B, d) of the last score and their shadows (m, B), m <= n; of an older version of this factor perhaps,
     as a longer factor solves its first rows alike. Each `Dual` has its own, so that no branch meets another's."""
 
-    def shadow(self, x: Tensor, *, kernel: Kernel) -> Tensor:
+    def whiten(self, x: Tensor, *, kernel: Kernel) -> Tensor:
         """(n, B) L^-1 k of prompts x (B, d): O(n^2), or what was found when these prompts, or a batch with this prompt in it,
         were asked for last.
         """
@@ -118,14 +118,14 @@ class KernelArm:
     pulls: int
     features: Tensor  # (n, d)
     targets: Tensor  # (n,) r - r0
-    cache: Dual | None = derived()
+    cache: KernelPosterior | None = cached_field()
 
     @staticmethod
-    def blank(d: int) -> KernelArm:
+    def init(d: int) -> KernelArm:
         """Nothing seen."""
         return KernelArm(0, torch.zeros((0, d), dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
-    def learn(self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, anticipated: bool) -> KernelArm:
+    def update(self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, anticipated: bool) -> KernelArm:
         """One more observation in O(n^2), or O(n) where the prompt is pending or was just scored. At `max_samples` the oldest
         quarter is forgotten first, so that the factor is rebuilt once per quarter and not once per observation: the arm remembers
         between 3/4 and all of the last `max_samples`.
@@ -134,34 +134,34 @@ class KernelArm:
             keep = max_samples - max(1, max_samples // 4)
             shorter = KernelArm(self.pulls, self.features[-keep:].clone(), self.targets[-keep:].clone())
             for point in self.cache.pending.points if self.cache else ():
-                shorter = shorter.anticipate(point, kernel=kernel, ridge=ridge)
-            return shorter.learn(x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
-        old = self.dual(kernel, ridge)
+                shorter = shorter.add_pending(point, kernel=kernel, ridge=ridge)
+            return shorter.update(x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
+        old = self.posterior(kernel, ridge)
         pending, index = old.pending, old.pending.index(x) if anticipated else -1
-        row = pending.shadows[index] if index >= 0 else old.shadow(x[None], kernel=kernel)[:, 0]
+        row = pending.whitened[index] if index >= 0 else old.whiten(x[None], kernel=kernel)[:, 0]
         if index < 0 and len(pending):  # it comes before the pending points: as if it had been the last of them
             pending, index = pending.with_point(x, row, kernel=kernel, ridge=ridge), len(pending)
         factor = old.factor.append_solved(row, _self(kernel, x))
         pivot = factor.last[1]
-        dual = Dual(
+        dual = KernelPosterior(
             features=old.features.append(x),
             targets=old.targets.append(torch.tensor(target, dtype=torch.float64)),
             factor=factor,
             weights=old.weights.append((target - row @ old.weights.tensor) / pivot),
-            pending=pending.observed(index, kernel=kernel, pivot=pivot) if index >= 0 else Pending.none(len(factor), len(x)),
+            pending=pending.condition_on(index, kernel=kernel, pivot=pivot) if index >= 0 else Pending.none(len(factor), len(x)),
             asked=[old.asked[0]],
         )
         return KernelArm(self.pulls + 1, dual.features.tensor, dual.targets.tensor, dual)
 
-    def anticipate(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
+    def add_pending(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
         """Shrink the width for one pending point."""
-        old = self.dual(kernel, ridge)
-        shadow = old.shadow(x[None], kernel=kernel)[:, 0]
+        old = self.posterior(kernel, ridge)
+        shadow = old.whiten(x[None], kernel=kernel)[:, 0]
         return self._pending(old.pending.with_point(x, shadow, kernel=kernel, ridge=ridge))
 
-    def release(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
+    def remove_pending(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
         """Widen again: the pending point never came."""
-        pending = self.dual(kernel, ridge).pending
+        pending = self.posterior(kernel, ridge).pending
         index = pending.index(x)
         return self if index < 0 else self._pending(pending.without(index))
 
@@ -169,12 +169,12 @@ class KernelArm:
         assert self.cache is not None
         return replace(self, cache=replace(self.cache, pending=pending, asked=[self.cache.asked[0]]))
 
-    def dual(self, kernel: Kernel, ridge: float) -> Dual:
+    def posterior(self, kernel: Kernel, ridge: float) -> KernelPosterior:
         """The derived values, factored afresh where nothing was carried along (after a restart)."""
         if self.cache is None:
             factor = GrowingCholesky(kernel(self.features, self.features), ridge=ridge)
             weights, nothing = factor.solve(self.targets), Pending.none(*self.features.shape)
-            dual = Dual(Rows(self.features), Rows(self.targets), factor, Rows(weights), nothing)
+            dual = KernelPosterior(Rows(self.features), Rows(self.targets), factor, Rows(weights), nothing)
             object.__setattr__(self, "cache", dual)  # a memo, not a change
         assert self.cache is not None
         return self.cache
@@ -184,22 +184,22 @@ class KernelArm:
 
         mean = k' (K + ridge I)^-1 y; width = sqrt((k(x, x) - k' (K + ridge I)^-1 k) / ridge), that with pending points in K.
         """
-        now = self.dual(kernel, ridge)
-        shadow = now.shadow(x, kernel=kernel)
+        now = self.posterior(kernel, ridge)
+        shadow = now.whiten(x, kernel=kernel)
         explained = shadow.square().sum(0)
         if len(now.pending):
-            explained = explained + now.pending.further(x, shadow, kernel=kernel).square().sum(0)
+            explained = explained + now.pending.extension(x, shadow, kernel=kernel).square().sum(0)
         return shadow.T @ now.weights.tensor, ((prior - explained).clamp_min(0.0) / ridge).sqrt()
 
     def covariances(self, x: Tensor, *, kernel: Kernel, ridge: float) -> Tensor:
         """(B, B) what pending and observed points leave of k(x_i, x_j), over the ridge: the squares of the widths stand on the
         diagonal.
         """
-        now = self.dual(kernel, ridge)
-        shadow = now.shadow(x, kernel=kernel)
+        now = self.posterior(kernel, ridge)
+        shadow = now.whiten(x, kernel=kernel)
         left = kernel(x, x) - shadow.T @ shadow
         if len(now.pending):
-            further = now.pending.further(x, shadow, kernel=kernel)
+            further = now.pending.extension(x, shadow, kernel=kernel)
             left = left - further.T @ further
         return left / ridge
 

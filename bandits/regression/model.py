@@ -22,7 +22,7 @@ from bandits.regression.ridge import RidgeArm, ridge_scores
 from bandits.types import Context
 
 if TYPE_CHECKING:
-    from bandits.gpu.mirror import Placement
+    from bandits.gpu.mirror import DeviceMirror
 
 Lift = Callable[[Tensor], Tensor]
 """(..., d) -> (..., p)."""
@@ -41,62 +41,62 @@ class Regression:
     lift: (..., d) -> (..., p).  size: p.  kernel: None = linear in z.  ridge: > 0.  max_samples: kept by an exact kernel.
     """
 
-    lift: Lift
+    feature_map: Lift
     size: int
     ridge: float
     kernel: Kernel | None = None
     max_samples: int = 0
 
-    def blank(self) -> RidgeArm | KernelArm:
+    def init(self) -> RidgeArm | KernelArm:
         """Nothing seen."""
-        return RidgeArm.blank(self.size) if self.kernel is None else KernelArm.blank(self.size)
+        return RidgeArm.init(self.size) if self.kernel is None else KernelArm.init(self.size)
 
-    def learn(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, anticipated: bool) -> RidgeArm | KernelArm:
+    def update(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, anticipated: bool) -> RidgeArm | KernelArm:
         """One more prompt x (d,) and its target; see `Observation.anticipated`."""
-        z = self.lift(x)
+        z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
-            return arm.learn(z, target, ridge=self.ridge, anticipated=anticipated)
-        return arm.learn(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, anticipated=anticipated)
+            return arm.update(z, target, ridge=self.ridge, anticipated=anticipated)
+        return arm.update(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, anticipated=anticipated)
 
-    def learn_all(
+    def update_many(
         self, arm: RidgeArm | KernelArm, x: Sequence[Tensor], targets: Sequence[float], *, anticipated: Sequence[bool]
     ) -> RidgeArm | KernelArm:
         """`learn` of several prompts x (d,) in order."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
-            return arm.learn_all(self._lifted(x), targets, anticipated=anticipated)
+            return arm.update_many(self._lifted(x), targets, anticipated=anticipated)
         for prompt, target, known in zip(x, targets, anticipated, strict=True):
-            arm = self.learn(arm, prompt, target, anticipated=known)
+            arm = self.update(arm, prompt, target, anticipated=known)
         return arm
 
-    def anticipate_all(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:
+    def add_pending_many(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:
         """`anticipate` of several prompts x (d,)."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
-            return arm.anticipate_all(self._lifted(x), ridge=self.ridge)
+            return arm.add_pending_many(self._lifted(x), ridge=self.ridge)
         for prompt in x:
-            arm = self.anticipate(arm, prompt)
+            arm = self.add_pending(arm, prompt)
         return arm
 
     def _lifted(self, x: Sequence[Tensor]) -> Tensor:
         """(k, p), each prompt by itself: the sums must not depend on what came together."""
-        return torch.stack([self.lift(prompt) for prompt in x])
+        return torch.stack([self.feature_map(prompt) for prompt in x])
 
-    def anticipate(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
+    def add_pending(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
         """Shrink the width for one pending prompt x (d,)."""
-        z = self.lift(x)
+        z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
-            return arm.anticipate(z, ridge=self.ridge)
-        return arm.anticipate(z, kernel=self._exact, ridge=self.ridge)
+            return arm.add_pending(z, ridge=self.ridge)
+        return arm.add_pending(z, kernel=self._exact, ridge=self.ridge)
 
-    def release(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
+    def remove_pending(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
         """Undo one `anticipate`."""
-        z = self.lift(x)
+        z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
-            return arm.release(z, ridge=self.ridge)
-        return arm.release(z, kernel=self._exact, ridge=self.ridge)
+            return arm.remove_pending(z, ridge=self.ridge)
+        return arm.remove_pending(z, kernel=self._exact, ridge=self.ridge)
 
     def check(self, x: Tensor) -> None:
         """`InvalidContext` for a prompt x (d,) that is so long that the numbers would keep no digits of the ridge."""
-        z = self.lift(x)
+        z = self.feature_map(x)
         with np.errstate(all="ignore"):
             squared = float(z @ z) if self.kernel is None else float(self.kernel(z[None], z[None]))
         check_squared(squared, ridge=self.ridge)
@@ -105,8 +105,8 @@ class Regression:
         """Whether what is derived from an arm consists of numbers: its means and widths then do, too."""
         if isinstance(arm, RidgeArm):
             now = arm.ridge(self.ridge)
-            return bool(now.theta.isfinite().all()) and bool(now.width.tensor().isfinite().all())
-        dual = arm.dual(self._exact, self.ridge)
+            return bool(now.theta.isfinite().all()) and bool(now.pending_inverse.tensor().isfinite().all())
+        dual = arm.posterior(self._exact, self.ridge)
         return bool(dual.weights.tensor.isfinite().all()) and bool(dual.factor.factor.isfinite().all())
 
     def derive(self, arms: Sequence[RidgeArm | KernelArm]) -> None:
@@ -115,9 +115,11 @@ class Regression:
             if isinstance(arm, RidgeArm):
                 arm.ridge(self.ridge)
             else:
-                arm.dual(self._exact, self.ridge)
+                arm.posterior(self._exact, self.ridge)
 
-    def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor, placement: Placement | None = None) -> tuple[Tensor, Tensor]:
+    def score(
+        self, arms: Sequence[RidgeArm | KernelArm], z: Tensor, placement: DeviceMirror | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p). placement: asked first, where there is one."""
         if self.kernel is None:
             derived = [arm.ridge(self.ridge) for arm in arms if isinstance(arm, RidgeArm)]
@@ -161,7 +163,7 @@ REMEMBERED_BYTES = 2**20
 """Of lifted features that are kept per policy."""
 
 
-def remembered(lift: Lift, *, size: int) -> Lift:
+def cached_feature_map(lift: Lift, *, size: int) -> Lift:
     """The same lift to (p,) = (size,), which remembers the last prompts (d,): a decision lifts its prompt to score it, its fold
     to anticipate it, its outcome to learn it, at 20 us each for d = 384, p = 256. The prompts of a batch (B, d) are lifted one
     by one, so that they are the very numbers that will be learnt. Do not write into what it returns.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bandits.functional import linalg
 from bandits.functional.inverse import Inverse, quadratics
-from bandits.types import derived
+from bandits.types import cached_field
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MeanArm:
     pulls: int = 0
     reward_sum: float = 0.0
 
-    def learn(self, reward: float) -> MeanArm:
+    def update(self, reward: float) -> MeanArm:
         """One more reward."""
         return MeanArm(self.pulls + 1, self.reward_sum + reward)
 
@@ -49,7 +49,7 @@ class Ridge:
 
     theta: Tensor
     inverse: Inverse
-    width: Inverse
+    pending_inverse: Inverse
     pending: int = 0
 
 
@@ -60,14 +60,14 @@ class RidgeArm:
     pulls: int
     gram: Tensor  # (p, p) sum z z'
     moment: Tensor  # (p,) sum (r - r0) z
-    cache: Ridge | None = derived()
+    cache: Ridge | None = cached_field()
 
     @staticmethod
-    def blank(p: int) -> RidgeArm:
+    def init(p: int) -> RidgeArm:
         """Nothing seen."""
         return RidgeArm(0, torch.zeros((p, p), dtype=torch.float64), torch.zeros(p, dtype=torch.float64))
 
-    def learn(self, z: Tensor, target: float, *, ridge: float, anticipated: bool) -> RidgeArm:
+    def update(self, z: Tensor, target: float, *, ridge: float, anticipated: bool) -> RidgeArm:
         """One more pair. Recursive least squares for theta (theta += gain (s - z.theta)): no digit is lost in inverse @ moment.
 
         An anticipated pair has shrunk the width already, and leaves it as it is. Where nothing was derived yet, only the sums are
@@ -83,12 +83,12 @@ class RidgeArm:
         if pending == 0:
             width = inverse
         elif anticipated:
-            width = old.width
+            width = old.pending_inverse
         else:
-            width = old.width.updated(z)[0]
+            width = old.pending_inverse.updated(z)[0]
         return RidgeArm(self.pulls + 1, gram, moment, Ridge(theta, inverse, width, pending))
 
-    def learn_all(self, z: Tensor, targets: Sequence[float], *, anticipated: Sequence[bool]) -> RidgeArm:
+    def update_many(self, z: Tensor, targets: Sequence[float], *, anticipated: Sequence[bool]) -> RidgeArm:
         """`learn` of the rows of z (k, p) and their targets, in order: the same sums to the last bit; what is derived from
         them is updated at once.
         """
@@ -104,29 +104,31 @@ class RidgeArm:
         if pending == 0:
             width = inverse
         elif all(anticipated):
-            width = old.width
+            width = old.pending_inverse
         else:
-            width = old.width.updated_all(z[[not known for known in anticipated]])[0]
+            width = old.pending_inverse.updated_all(z[[not known for known in anticipated]])[0]
         return RidgeArm(self.pulls + len(z), gram, moment, Ridge(theta, inverse, width, pending))
 
-    def anticipate(self, z: Tensor, *, ridge: float) -> RidgeArm:
+    def add_pending(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Shrink the width for one pending pair; it does not depend on the reward, so this is exact."""
         old = self.ridge(ridge)
-        width = old.width.updated(z)[0]
+        width = old.pending_inverse.updated(z)[0]
         return replace(self, cache=Ridge(old.theta, old.inverse, width, old.pending + 1))
 
-    def anticipate_all(self, z: Tensor, *, ridge: float) -> RidgeArm:
+    def add_pending_many(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """`anticipate` of the rows of z (k, p) at once."""
         old = self.ridge(ridge)
-        return replace(self, cache=replace(old, width=old.width.updated_all(z)[0], pending=old.pending + len(z)))
+        return replace(
+            self, cache=replace(old, pending_inverse=old.pending_inverse.updated_all(z)[0], pending=old.pending + len(z))
+        )
 
-    def release(self, z: Tensor, *, ridge: float) -> RidgeArm:
+    def remove_pending(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Widen again: the pending pair never came."""
         old = self.ridge(ridge)
         left = max(old.pending - 1, 0)
         # where no digits are left for a downdate the width stays narrow until nothing is pending, as then it is the inverse again
-        width = (old.width.downdated(z) or old.width) if left else old.inverse
-        return replace(self, cache=replace(old, width=width, pending=left))
+        width = (old.pending_inverse.downdated(z) or old.pending_inverse) if left else old.inverse
+        return replace(self, cache=replace(old, pending_inverse=width, pending=left))
 
     def ridge(self, ridge: float) -> Ridge:
         """The derived values, factored afresh where nothing was carried along (after a restart)."""
@@ -146,10 +148,10 @@ class RidgeArm:
 
     def covariances(self, z: Tensor, *, ridge: float) -> Tensor:
         """(B, B) z_i' (A + pending)^-1 z_j, whose diagonal are the squares of the widths."""
-        return self.ridge(ridge).width.products(z)
+        return self.ridge(ridge).pending_inverse.products(z)
 
 
 def ridge_scores(derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K) means and (B, K) widths of lifted features z (B, p) for K arms: `RidgeArm.score` of all arms in few calls."""
     mean = z @ torch.stack([now.theta for now in derived]).T
-    return mean, quadratics([now.width for now in derived], z).sqrt()
+    return mean, quadratics([now.pending_inverse for now in derived], z).sqrt()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.errors import InvalidContext, InvalidHyperparameter
-from bandits.gpu.mirror import Placement
+from bandits.gpu.mirror import DeviceMirror
 from bandits.hyperparameters import unit_scale
 from bandits.regression.model import Regression, check_direction, stacked
 from bandits.regression.row_widths import in_order
@@ -22,7 +22,7 @@ class RegressionUcb(Policy):
     """Play argmax mean + exploration * width. A subclass declares these hyperparameters, and says what its regression is."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
-    separate: ClassVar[bool] = True
+    arms_independent: ClassVar[bool] = True
 
     normalize: bool
     exploration: float
@@ -57,40 +57,40 @@ class RegressionUcb(Policy):
         if not self.normalize:  # else every prompt has the length that was looked at when the bandit was created
             self.regression.check(context.features)
 
-    def blank(self) -> ArmState:
-        return self.regression.blank()
+    def init(self) -> ArmState:
+        return self.regression.init()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         target = seen.reward - self.prior_mean
-        return self.regression.learn(state.arms[seen.arm], seen.features, target, anticipated=seen.anticipated)
+        return self.regression.update(state.arms[seen.arm], seen.features, target, anticipated=seen.was_pending)
 
-    def learn_all(self, state: State, seen: Sequence[Observation]) -> ArmState:
-        return self.regression.learn_all(
+    def update_many(self, state: State, seen: Sequence[Observation]) -> ArmState:
+        return self.regression.update_many(
             state.arms[seen[0].arm],
             [one.features for one in seen],
             [one.reward - self.prior_mean for one in seen],
-            anticipated=[one.anticipated for one in seen],
+            anticipated=[one.was_pending for one in seen],
         )
 
     def prepare(self, state: State) -> State:
         self.regression.derive(state.arms)
         return state
 
-    def anticipate(self, arm: ArmState, features: Tensor) -> ArmState:
-        return self.regression.anticipate(arm, features)
+    def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return self.regression.add_pending(arm, features)
 
-    def anticipate_all(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
-        return self.regression.anticipate_all(arm, features)
+    def add_pending_many(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
+        return self.regression.add_pending_many(arm, features)
 
-    def release(self, arm: ArmState, features: Tensor) -> ArmState:
-        return self.regression.release(arm, features)
+    def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return self.regression.remove_pending(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width = self._score(state, self.regression.lift(stacked(contexts)))
+        mean, width = self._score(state, self.regression.feature_map(stacked(contexts)))
         return self._best([arm.pulls for arm in state.arms], contexts, mean, width)
 
     def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
-        z = self.regression.lift(stacked(contexts))
+        z = self.regression.feature_map(stacked(contexts))
         mean, width = self._score(state, z)
         return in_order(
             contexts,
@@ -103,13 +103,15 @@ class RegressionUcb(Policy):
 
     def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
-        placement = state.cache if isinstance(state.cache, Placement) else None
+        placement = state.cache if isinstance(state.cache, DeviceMirror) else None
         mean, width = self.regression.score(state.arms, z, placement)
         return mean + self.prior_mean, width
 
     def _best(self, pulls: Sequence[int], contexts: Sequence[Context], mean: Tensor, width: Tensor) -> Weights:
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in(pulls, contexts, self.initial_pulls)
-        values = draw.finish(draw.best(mean + bonus, allowed), first, allowed, floor=self.exploration_floor)
+        first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
+        values = draw.apply_burn_in_and_floor(
+            draw.greedy_weights(mean + bonus, allowed), first, allowed, floor=self.exploration_floor
+        )
         return Weights(values, {"estimate": mean, "bonus": bonus})

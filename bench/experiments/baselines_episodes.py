@@ -48,11 +48,11 @@ class _UntilSuccess(Policy):
 
     max_attempts: int = hyper(5, "Calls per episode at most.", at_least=1)
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(seen.reward)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(seen.reward)
 
     def succeeded(self, reward: float) -> bool:
         return reward >= 1.0
@@ -64,7 +64,7 @@ class _UntilSuccess(Policy):
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         scores = torch.tensor([self.score(state, context) for context in contexts], dtype=torch.float64)
         going_on: Tensor = torch.tensor([sum(context.attempts) < self.max_attempts for context in contexts])
-        return Weights(draw.best(scores, draw.allowed_mask(contexts)) * going_on[:, None])
+        return Weights(draw.greedy_weights(scores, draw.allowed_mask(contexts)) * going_on[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)

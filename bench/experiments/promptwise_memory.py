@@ -52,15 +52,15 @@ def accuracy(name: str, p: int, max_samples: int, count: int, *, seed: int = 1) 
     late = torch.arange(count) >= count // 2
     y = (torch.from_numpy(rng.random(count)) < torch.sigmoid(WORLDS[name](x @ theta, late))).to(torch.float64)
     prior = Quadratic(torch.eye(p, dtype=torch.float64), torch.zeros(p, dtype=torch.float64))
-    arm, seconds, cells = LogisticArm.blank(p), 0.0, []
+    arm, seconds, cells = LogisticArm.init(p), 0.0, []
     stops = {count // 4, count // 2, count}
     for i in range(count):
         began = time.process_time()
-        arm = arm.learn(x[i], success=bool(y[i]), cost=1.0, ridge=1.0, max_samples=max_samples, anticipated=False)
+        arm = arm.update(x[i], success=bool(y[i]), cost=1.0, ridge=1.0, max_samples=max_samples, anticipated=False)
         fit = arm.settle(1.0).fit
         seconds += time.process_time() - began
         if i + 1 in stops:
-            exact = logistic.minimise(x[: i + 1], y[: i + 1], prior=prior)
+            exact = logistic.minimize(x[: i + 1], y[: i + 1], prior=prior)
             ours, theirs = others @ fit.theta, others @ exact.theta
             sigmas = ((ours - theirs).abs() / ((others @ exact.inverse) * others).sum(1).sqrt()).max()
             truth = torch.sigmoid(WORLDS[name](others @ theta, late[i].expand(300)))

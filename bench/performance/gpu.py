@@ -96,7 +96,7 @@ def machine(device: torch.device) -> str:
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     cuda = f", CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{now}, {devices.described(device)}; {_processor()}; {versions}{cuda}."
+    return f"{now}, {devices.describe(device)}; {_processor()}; {versions}{cuda}."
 
 
 def _processor() -> str:

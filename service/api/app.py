@@ -14,18 +14,18 @@ from starlette.types import Receive, Scope, Send
 
 from service.api import embedder_choice as embedding
 from service.api import problems as errors
-from service.api.auth import Gate
+from service.api.auth import Authenticator
 from service.api.dependencies import Services
 from service.api.hosts import ANY, AllowedHosts
-from service.api.hot_path import Express
+from service.api.hot_path import HotPath
 from service.api.metrics import Meter
-from service.api.middleware import Doorkeeper
+from service.api.middleware import AdmissionMiddleware
 from service.api.openapi import TAGS, document
 from service.api.routes import bandits, decisions, embedders, health, metrics, outcomes, pages, references
 from service.api.routes import log as records
 from service.embedders import registry
 from service.embedders.queue import EmbeddingQueue
-from service.engine.repository import Hosting
+from service.engine.repository import BanditRepository
 from service.scorers.scoring import Scoring
 from service.settings import Settings, listed
 
@@ -57,9 +57,9 @@ class Application(FastAPI):
             self.include_router(router)
         errors.install(self, [route for router in routers for route in router.routes])
         document(self)
-        express = Express(super().__call__, services)
+        express = HotPath(super().__call__, services)
         settings = services.settings
-        self._entrance = Doorkeeper(
+        self._entrance = AdmissionMiddleware(
             express,
             gate=services.gate,
             meter=services.meter,
@@ -88,13 +88,13 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda:
     Raises `InvalidSettings` or a `StorageError` with a message for the operator.
     """
     torch.set_num_threads(1)  # small matrices on shared cores: a second thread stalls more than it helps
-    gate = Gate(keys=settings.api_keys, rate_limit=settings.rate_limit)
+    gate = Authenticator(keys=settings.api_keys, rate_limit=settings.rate_limit)
     embeddings = EmbeddingQueue(
         find=partial(registry.spec, sources=settings.sources()),
         cache_entries=settings.embedding_cache,
         waiting_limit=settings.embedding_waiting,
     )
-    hosting = Hosting(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
+    hosting = BanditRepository(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
     await hosting.start()
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)

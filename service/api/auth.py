@@ -63,7 +63,7 @@ def parse_keys(text: str) -> list[_Key]:
     return keys
 
 
-class Gate:
+class Authenticator:
     """Lets a request in, or says why not."""
 
     def __init__(self, *, keys: str, rate_limit: float) -> None:
@@ -76,7 +76,7 @@ class Gate:
         """Whether anybody may do anything."""
         return not self._keys
 
-    def enter(self, *, authorization: str, address: str, tenant: str = "") -> Caller:
+    def authenticate(self, *, authorization: str, address: str, tenant: str = "") -> Caller:
         """Who calls. authorization, tenant: the headers' values. Called before a byte of the body is read; wrong keys count by
         address.
         """

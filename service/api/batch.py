@@ -14,12 +14,12 @@ import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from service.api.decide import decide, observe, outcome_of, question
+from service.api.decide import decide, observe, parse_decision_request, parse_outcome_report
 from service.api.dependencies import Services
-from service.api.problems import Problem, refusal_of
+from service.api.problems import Problem, body_error_to_problem
 from service.api.requests import DecisionBody, OutcomeItem
 from service.api.serialize import FULL_TABLE, decision_json, receipt_json
-from service.engine.learner import Kept, Learner
+from service.engine.learner import Learner, Recorded
 from service.scorers.base import CLIENT
 
 Answer = dict[str, Any]
@@ -32,13 +32,13 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
         body = DecisionBody.model_validate(item)
         if _is_plain_decision(body):
             try:
-                return learner.decide_soon(await question(services, learner, body))
+                return learner.submit_decision(await parse_decision_request(services, learner, body))
             except Exception:
                 if not body.id:  # else it may have been decided before
                     raise
         return asyncio.ensure_future(_decided(services, learner, body))
 
-    def tell(kept: Kept) -> Answer:
+    def tell(kept: Recorded) -> Answer:
         return decision_json(learner, kept.event, offset=kept.offset)
 
     with services.batch_room.taken(len(items) * min(len(learner.arms), FULL_TABLE)):
@@ -51,10 +51,10 @@ async def observe_all(services: Services, learner: Learner, items: Sequence[Any]
     async def begin(item: Any) -> asyncio.Future[Any]:
         body = OutcomeItem.model_validate(item)
         if _is_plain_outcome(learner, body):
-            return learner.observe_soon(body.decision, await outcome_of(services, learner, body.decision, body))
+            return learner.submit_outcome(body.decision, await parse_outcome_report(services, learner, body.decision, body))
         return asyncio.ensure_future(observe(services, learner, body.decision, body))
 
-    def tell(kept: Kept) -> Answer:
+    def tell(kept: Recorded) -> Answer:
         return receipt_json(kept, following=None)
 
     return await _all(services, items, begin, tell)
@@ -64,7 +64,7 @@ async def _all(
     services: Services,
     items: Sequence[Any],
     begin: Callable[[Any], Awaitable[asyncio.Future[Any]]],
-    tell: Callable[[Kept], Answer],
+    tell: Callable[[Recorded], Answer],
 ) -> list[Answer]:
     """The answer of every item is written as soon as its event is there, and the event is let go: an event holds the weights and
     scores of every arm, and a thousand of them for a thousand arms are hundreds of megabytes.
@@ -83,7 +83,7 @@ async def _all(
             try:
                 future = await begin(item)
             except Exception as error:
-                answers[i] = refusal_of(error)
+                answers[i] = body_error_to_problem(error)
             else:
                 waiting[i] = future
                 future.add_done_callback(functools.partial(settle, i))
@@ -96,14 +96,14 @@ async def _all(
     return _documents(services, answers)
 
 
-def _answer_of(future: asyncio.Future[Any], tell: Callable[[Kept], Answer]) -> Answer | Problem:
+def _answer_of(future: asyncio.Future[Any], tell: Callable[[Recorded], Answer]) -> Answer | Problem:
     if future.cancelled():
         return {}  # with the request
     try:
-        found: Kept | Answer = future.result()
-        return tell(found) if isinstance(found, Kept) else found
+        found: Recorded | Answer = future.result()
+        return tell(found) if isinstance(found, Recorded) else found
     except Exception as error:
-        return refusal_of(error)
+        return body_error_to_problem(error)
 
 
 def _documents(services: Services, answers: Sequence[Answer | Problem]) -> list[Answer]:

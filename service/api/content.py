@@ -24,7 +24,7 @@ from service.engine.events import Created, Matrix
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT
 
-Given = str | bytes | Vector
+PostedContent = str | bytes | Vector
 """A text, an image file, or what the client computed."""
 
 LARGE = 2**18
@@ -77,10 +77,10 @@ async def output_matrix(services: Services, created: Created, outputs: Sequence[
     """(n, e) samples. paths: where each of them stands in the request."""
     if not created.output_embedder:
         raise invalid(paths[0].partition(".")[0], "this bandit takes no outputs; create it with `output`, or post a reward alone")
-    return await embedded(services, created, await read_outputs(services, created, outputs, paths=paths), paths=paths)
+    return await embed_outputs(services, created, await read_outputs(services, created, outputs, paths=paths), paths=paths)
 
 
-async def embedded(services: Services, created: Created, given: Sequence[Given], *, paths: Sequence[str]) -> Matrix:
+async def embed_outputs(services: Services, created: Created, given: Sequence[PostedContent], *, paths: Sequence[str]) -> Matrix:
     """(n, e) what was read of outputs, as the log keeps it."""
     classes = (created.request.get("output") or {}).get("classes")
     if not classes:
@@ -89,7 +89,9 @@ async def embedded(services: Services, created: Created, given: Sequence[Given],
     return Matrix.of(await _zero_shot(services, created, given, classes, paths=paths))
 
 
-async def read_outputs(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> list[Given]:
+async def read_outputs(
+    services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]
+) -> list[PostedContent]:
     """What was posted, checked for what its size and its first bytes say; also of a bandit whose outputs are only scored."""
     embedder = created.output_embedder
     reads_images = registry.reads_images(embedder) if embedder else _judges_images(created.reward_source)
@@ -103,7 +105,7 @@ def _judges_images(source: str) -> bool:
 
 async def _read_all(
     services: Services, embedder: str, takes: str, contents: Sequence[Content], *, paths: Sequence[str]
-) -> list[Given]:
+) -> list[PostedContent]:
     """embedder: "" where outputs are only scored.  takes: which contents are meant: `text`, `image` or `both`."""
     given = [await _read(services, embedder, content, path=path) for content, path in zip(contents, paths, strict=True)]
     for content, path in zip(given, paths, strict=True):
@@ -127,7 +129,7 @@ def _check_is_no_image(text: str, embedder: str, takes: str, *, path: str) -> No
     raise invalid(f"{path}.text", f"{what}: post {post}, or create the bandit with `takes`: {meant} where texts are meant")
 
 
-async def _read(services: Services, embedder: str, content: Content, *, path: str) -> Given:
+async def _read(services: Services, embedder: str, content: Content, *, path: str) -> PostedContent:
     settings = services.settings
     if content.text is not None:
         if embedder in ("vector", PROBABILITIES):
@@ -154,7 +156,7 @@ async def _read(services: Services, embedder: str, content: Content, *, path: st
 
 
 async def _rows(
-    services: Services, embedder: str, dim: int, given: Sequence[Given], *, paths: Sequence[str], keep: Keep = "start"
+    services: Services, embedder: str, dim: int, given: Sequence[PostedContent], *, paths: Sequence[str], keep: Keep = "start"
 ) -> Vector:
     """(n, dim) one row each; what is no vector yet is embedded, together."""
     rows = np.empty((len(given), dim), dtype=np.float32)
@@ -184,7 +186,7 @@ async def _embed(
 
 
 async def _zero_shot(
-    services: Services, created: Created, given: Sequence[Given], classes: Sequence[str], *, paths: Sequence[str]
+    services: Services, created: Created, given: Sequence[PostedContent], classes: Sequence[str], *, paths: Sequence[str]
 ) -> Vector:
     """(n, classes) softmax of 100 cosines with the texts of the classes; these are embedded once, as any text is."""
     contents: list[base.Content] = []

@@ -19,7 +19,7 @@ from bandits.errors import BanditError, InvalidHyperparameter
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES, build
 from bandits.types import Context, Observation, Policy, empty
-from service.api.embedder_choice import PROBABILITIES, Chosen, chosen
+from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
 from service.api.problems import invalid, invalid_fields
 from service.api.requests import BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
 from service.embedders import checkpoints
@@ -53,8 +53,8 @@ def created_event(
     _check_arm_names(body)
     kind = body.policy.kind
     gives: Kind = "probabilities" if POLICIES[kind].outputs == "probabilities" else "vector"
-    prompt = chosen(body.prompt, sources, path="prompt")
-    output = chosen(body.output, sources, path="output", gives=gives)
+    prompt = resolve(body.prompt, sources, path="prompt")
+    output = resolve(body.output, sources, path="output", gives=gives)
     hyperparameters = {item.name: getattr(body.policy, item.name) for item in declared(POLICIES[kind])}
     seed = secrets.randbits(32) if body.seed is None else body.seed
     try:
@@ -81,7 +81,7 @@ def created_event(
         policy.check_new()
     except InvalidHyperparameter as error:
         raise invalid(f"policy.{error.field}", error.message) from error
-    _rehearse(policy)
+    _dry_run_policy(policy)
     return Created(
         at=clock(),
         bandit=name,
@@ -122,7 +122,9 @@ def _check_arm_names(body: BanditBody) -> None:
         raise invalid_fields(wrong)
 
 
-def _taken(given: EmbedderSpec | None, found: Chosen, *, path: str, scorer: ScorerSpec | None = None) -> Takes | UnsetType:
+def _taken(
+    given: EmbedderSpec | None, found: ResolvedEmbedder, *, path: str, scorer: ScorerSpec | None = None
+) -> Takes | UnsetType:
     """Which contents are posted: those that the body names, or that embedder and scorer leave. Unset where no image is ever read:
     there, no text can be an image by mistake.
     """
@@ -140,7 +142,7 @@ def _taken(given: EmbedderSpec | None, found: Chosen, *, path: str, scorer: Scor
     return "image" if scorer is not None and scorer.in_space else "both"
 
 
-def _check_scorer(reward: RewardSpec, prompt: Chosen, output: Chosen) -> None:
+def _check_scorer(reward: RewardSpec, prompt: ResolvedEmbedder, output: ResolvedEmbedder) -> None:
     """The scorer exists, can be built with its parameters, and finds what it compares; a posted reward takes none."""
     given = reward.parameters()
     if reward.source == CLIENT:
@@ -171,7 +173,7 @@ def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, ma
     """Refuse (422) a bandit that would not fit; its size is known without allocating it."""
     with torch.device("meta"):
         of_an_arm, of_the_reference = (
-            sum(tensor.nbytes for tensor in _tensors(statistic)) for statistic in (policy.blank(), policy.blank_reference())
+            sum(tensor.nbytes for tensor in _tensors(statistic)) for statistic in (policy.init(), policy.init_reference())
         )
     if "reference" in policy.needs:  # second moments of the outputs, empty before the first
         of_an_arm, of_the_reference = of_an_arm + 8 * policy.output_dim**2, of_the_reference + 8 * policy.output_dim**2
@@ -200,7 +202,7 @@ def _tensors(statistic: Any) -> Iterator[Tensor]:
             yield value
 
 
-def _rehearse(policy: Policy) -> None:
+def _dry_run_policy(policy: Policy) -> None:
     """Decide, learn and decide once, on nothing that is kept: hyperparameters that are legal one by one can still overflow
     together, and a bandit that answers NaN must not come to be. Outputs and references have shapes that only their policy
     knows; policies that take them are not tried.

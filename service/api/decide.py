@@ -12,14 +12,22 @@ from uuid_utils.compat import uuid7
 
 from bandits.errors import FieldError, ReferenceMissing
 from bandits.types import Context, Observation
-from service.api.content import Given, embedded, output_matrix, prompt_vector, read_outputs
+from service.api.content import PostedContent, embed_outputs, output_matrix, prompt_vector, read_outputs
 from service.api.dependencies import Services
 from service.api.problems import Problem, arm_not_found, invalid
 from service.api.requests import ArmChoice, Content, DecisionBody, OutcomeBody, RewardSpec
 from service.api.serialize import decision_json, receipt_json
 from service.engine import events
 from service.engine.events import Created, Matrix, Observed
-from service.engine.learner import Ask, EpisodeFinished, Kept, Learner, Outcome, TooManyOpen, body_digest
+from service.engine.learner import (
+    DecisionRequest,
+    EpisodeFinishedError,
+    Learner,
+    OpenDecisionLimitError,
+    OutcomeReport,
+    Recorded,
+    body_digest,
+)
 from service.engine.ledger import Ledger
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
@@ -29,7 +37,7 @@ from service.storage.base import StorageError
 async def decide(services: Services, learner: Learner, body: DecisionBody, *, brief: bool = False) -> tuple[dict[str, Any], int]:
     """The decision and its status: 201 new, 200 repeated or dry run. brief: of many arms, a dry run shows the best few, too."""
     try:
-        ask = await question(services, learner, body)
+        ask = await parse_decision_request(services, learner, body)
         if body.dry_run:
             preview = await learner.preview(ask)
             return decision_json(learner, preview, offset=learner.offset, dry_run=True, full=not brief), 200
@@ -38,19 +46,19 @@ async def decide(services: Services, learner: Learner, body: DecisionBody, *, br
         raise
     except Exception:
         # What would be refused by now may have been decided before: an arm was retired meanwhile, an episode has ended.
-        earlier = await learner.decided(body.id, _digest(body)) if body.id and not body.dry_run else None
+        earlier = await learner.find_decision(body.id, _digest(body)) if body.id and not body.dry_run else None
         if earlier is None:
             raise
         kept = earlier
-    return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.repeated else 201
+    return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.is_duplicate else 201
 
 
-async def question(services: Services, learner: Learner, body: DecisionBody) -> Ask:
+async def parse_decision_request(services: Services, learner: Learner, body: DecisionBody) -> DecisionRequest:
     """What the learner is asked, checked. Where the prompt is a vector, nothing is waited for as a rule."""
     features = await _features(services, learner, body)
     if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
         await learner.refresh()
-    ask = Ask(
+    ask = DecisionRequest(
         id=body.id or str(uuid7()),
         features=features,
         allowed=_allowed(learner.ledger, body.arms),  # after the embedding, which takes a while: arms come and go
@@ -71,7 +79,7 @@ async def _features(services: Services, learner: Learner, body: DecisionBody) ->
         await learner.refresh()  # the attempt before may have been made by another replica
     known = learner.ledger.episodes.get(body.episode) if body.episode else None
     if known is not None and known.finished:
-        raise EpisodeFinished
+        raise EpisodeFinishedError
     if not learner.policy.episodic or known is None:
         required = learner.policy.contextual or _compares_prompts(learner)
         return await prompt_vector(services, learner.created, body.prompt, required=required)
@@ -101,7 +109,7 @@ def _any_active(ledger: Ledger) -> bool:
     return any(arm.active for arm in ledger.arms)
 
 
-async def _check(learner: Learner, ask: Ask) -> None:
+async def _check(learner: Learner, ask: DecisionRequest) -> None:
     """What the policy refuses, before anything is logged."""
     try:
         learner.policy.check_ready(learner.state)
@@ -116,16 +124,16 @@ async def observe(services: Services, learner: Learner, decision_id: str, body: 
     """The receipt; with `next`, the decision that follows."""
     if body.next and not learner.policy.episodic and (learner.policy.contextual or _compares_prompts(learner)):
         raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
-    kept = await learner.observe(decision_id, await outcome_of(services, learner, decision_id, body))
+    kept = await learner.observe(decision_id, await parse_outcome_report(services, learner, decision_id, body))
     following = await _following(learner, kept) if body.next else None
     return receipt_json(kept, following=following)
 
 
-async def outcome_of(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> Outcome:
+async def parse_outcome_report(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> OutcomeReport:
     """What the learner is told, checked. Where a posted reward is all there is, nothing is waited for as a rule."""
     features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
     if features is None:  # nothing is embedded or scored twice
-        return Outcome(reward=body.reward, body=body_digest(*body.canonical()))
+        return OutcomeReport(reward=body.reward, body=body_digest(*body.canonical()))
     return await _outcome(services, learner, body, features=features)
 
 
@@ -142,7 +150,7 @@ async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
     return features if closing is None and decided.event.arm >= 0 else None
 
 
-async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, features: bytes) -> Outcome:
+async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, features: bytes) -> OutcomeReport:
     """features: of the decision, where a scorer may compare them with the output."""
     policy, created = learner.policy, learner.created
     scored = _is_scored(learner, body)
@@ -158,14 +166,14 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
         if index is None:
             raise arm_not_found("arm")
     output = reference = events.EMPTY
-    given: list[Given] = []
+    given: list[PostedContent] = []
     paths = _paths(body.output or [])
     if body.output is not None:
         if created.output_embedder or not scored:
             _check_takes_outputs(created)
         given = await read_outputs(services, created, body.output, paths=paths)
         if created.output_embedder:
-            output = await embedded(services, created, given, paths=paths)
+            output = await embed_outputs(services, created, given, paths=paths)
     if body.reference is not None and (learner.takes_reference or not scored):
         reference = await output_matrix(services, created, [body.reference], paths=["reference"])
     seen = Observation(arm=0, reward=body.reward or 0.0, output=output.tensor(), reference=reference.tensor())
@@ -175,7 +183,7 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
         reward = await _score(services, created, given, output, reference=body.reference, features=features, paths=paths)
         seen = Observation(arm=0, reward=reward, output=seen.output, reference=seen.reference)
         policy.check_observation(seen, state=learner.state)
-    return Outcome(
+    return OutcomeReport(
         reward=reward,
         source="" if created.reward_source == CLIENT else created.reward_source if scored else CLIENT,
         cost=body.cost,
@@ -212,7 +220,7 @@ def _is_scored(learner: Learner, body: OutcomeBody) -> bool:
 async def _score(
     services: Services,
     created: Created,
-    given: Sequence[Given],
+    given: Sequence[PostedContent],
     output: Matrix,
     *,
     reference: Content | None,
@@ -245,13 +253,13 @@ async def _score(
         raise Problem("overloaded", f"the outcome cannot be scored now: {error}") from error
 
 
-async def _following(learner: Learner, kept: Kept) -> dict[str, Any] | None:
+async def _following(learner: Learner, kept: Recorded) -> dict[str, Any] | None:
     """The decision after an outcome. Its id follows from the outcome's, so that a repeated request gets the same one. The outcome
     is in the log by now: where nothing can follow, the answer is None and no failure.
     """
     observed: Observed = kept.event
     following_id = _successor(observed.id, observed.at)
-    if already := await learner.decided(following_id, ""):
+    if already := await learner.find_decision(following_id, ""):
         return decision_json(learner, already.event, offset=already.offset)
     features, episode = b"", ""
     if learner.policy.episodic:
@@ -263,8 +271,8 @@ async def _following(learner: Learner, kept: Kept) -> dict[str, Any] | None:
     if not _any_active(learner.ledger):
         return None
     try:
-        decision = await learner.decide(Ask(id=following_id, features=features, episode=episode))
-    except (TooManyOpen, FieldError):  # too many are open, or the last arm was retired just now
+        decision = await learner.decide(DecisionRequest(id=following_id, features=features, episode=episode))
+    except (OpenDecisionLimitError, FieldError):  # too many are open, or the last arm was retired just now
         return None
     return decision_json(learner, decision.event, offset=decision.offset)
 

@@ -9,13 +9,13 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Header, Path, Request
 
-from service.api.auth import Caller, Gate, check_role
+from service.api.auth import Authenticator, Caller, check_role
 from service.api.metrics import Meter
 from service.api.problems import Problem
 from service.api.requests import ID, NAME
 from service.embedders.queue import EmbeddingQueue
 from service.engine.learner import Learner
-from service.engine.repository import Hosting
+from service.engine.repository import BanditRepository
 from service.scorers.scoring import Scoring
 from service.settings import Settings
 
@@ -48,10 +48,10 @@ class Services:
     """What one process shares."""
 
     settings: Settings
-    hosting: Hosting
+    hosting: BanditRepository
     embeddings: EmbeddingQueue
     scoring: Scoring
-    gate: Gate
+    gate: Authenticator
     meter: Meter
     batch_room: BatchRoom = field(default_factory=BatchRoom)
 
@@ -109,7 +109,7 @@ async def _learner(request: Request, caller: Caller, name: str, min_offset: int 
     services = services_of(request)
     learner = await services.hosting.get(caller.tenant, name)
     if min_offset is not None:
-        await learner.reach(min_offset, timeout_s=services.settings.min_offset_wait_s)
+        await learner.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
     return learner
 
 

@@ -29,7 +29,7 @@ FEW_TEXTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ResolvedEmbedder:
     """identity: "" where the bandit has none.  classes: texts whose cosines with a content become probabilities.
     kinds: of contents that it embeds; none where the client sends vectors.
     """
@@ -54,20 +54,22 @@ def identity(name: str, choice: ModelChoice, sources: Sources, *, gives: Kind = 
     return registry.in_kind(name, gives)
 
 
-def chosen(spec: EmbedderSpec | None, sources: Sources, *, path: Literal["prompt", "output"], gives: Kind = "vector") -> Chosen:
+def resolve(
+    spec: EmbedderSpec | None, sources: Sources, *, path: Literal["prompt", "output"], gives: Kind = "vector"
+) -> ResolvedEmbedder:
     """What is meant, or a 422 that names the field. gives: what the policy learns from."""
     if spec is None:
-        return Chosen()
+        return ResolvedEmbedder()
     _check_classes(spec, path=path, gives=gives)
     if path == "output" and spec.embedder == PROBABILITIES:
-        return _with_dim(Chosen(identity=PROBABILITIES, gives="probabilities"), spec, None, path=path)
+        return _with_dim(ResolvedEmbedder(identity=PROBABILITIES, gives="probabilities"), spec, None, path=path)
     try:
         if spec.embedder in registry.EMBEDDERS:  # what must be installed comes before what must be chosen
             registry.EMBEDDERS[spec.embedder].check_available()
         known = registry.spec(identity(spec.embedder, spec, sources, gives=gives), sources)
         known.check_available()
         known.fetch()
-        found = Chosen(identity=known.name, version=known.version(), gives=known.gives, kinds=known.kinds)
+        found = ResolvedEmbedder(identity=known.name, version=known.version(), gives=known.gives, kinds=known.kinds)
     except checkpoints.InvalidChoice as error:
         raise invalid(f"{path}.{error.field}", str(error)) from error
     except UnknownEmbedder as error:
@@ -103,7 +105,7 @@ def _check_reading(spec: PromptSpec, known: Spec) -> None:
         )
 
 
-def _with_dim(found: Chosen, spec: EmbedderSpec, dim: int | None, *, path: str) -> Chosen:
+def _with_dim(found: ResolvedEmbedder, spec: EmbedderSpec, dim: int | None, *, path: str) -> ResolvedEmbedder:
     if dim is None:
         if spec.dim is None:
             raise invalid(f"{path}.dim", f"is needed with {spec.embedder!r}: how many numbers does one of your vectors have?")
@@ -134,7 +136,7 @@ def warm(embeddings: EmbeddingQueue, settings: Settings) -> None:
     """Begin to load what the setting names; readiness does not wait for it, and a failure is a line in the server's log."""
     for name in filter(None, (part.strip() for part in settings.warm.split(","))):
         try:
-            embeddings.warm_soon(identity(name, ModelChoice(), settings.sources()))
+            embeddings.prefetch(identity(name, ModelChoice(), settings.sources()))
         except (EmbedderError, checkpoints.InvalidChoice) as error:
             log.warning("an embedder cannot be warmed", extra={"embedder": name, "reason": str(error)})
 
@@ -143,7 +145,7 @@ def warm_for(embeddings: EmbeddingQueue, created: Created) -> None:
     """Begin to load what a bandit uses that was read from the store, so that its first request waits as little as can be."""
     for name in _loadable(created).values():
         try:
-            embeddings.warm_soon(name)
+            embeddings.prefetch(name)
         except EmbedderError as error:  # the first request meets it again, and answers with it
             log.warning("an embedder cannot be warmed", extra={"embedder": name, "reason": str(error)})
 

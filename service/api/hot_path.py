@@ -21,7 +21,7 @@ from service.api.auth import check_role
 from service.api.decide import decide, observe
 from service.api.dependencies import Services
 from service.api.json_bodies import parse_json
-from service.api.problems import refusal_of
+from service.api.problems import body_error_to_problem
 from service.api.requests import ID, NAME, DecisionBody, OutcomeBody
 
 DECISIONS = re.compile(f"/v1/bandits/(?P<name>{NAME.strip('^$')})/decisions")
@@ -34,7 +34,7 @@ Answered = tuple[Any, int]
 Handle = Callable[[Services, Scope, "re.Match[str]", Any], Awaitable[Answered]]
 
 
-class Express:
+class HotPath:
     """Answers the two requests; hands on every other."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
@@ -53,7 +53,7 @@ class Express:
         try:
             content, status = await handle(self._services, scope, match, parse_json(body))
         except Exception as error:
-            problem = refusal_of(error)
+            problem = body_error_to_problem(error)
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, send)
             return

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from service.embedders.queue import EmbeddingQueue
 from service.engine.learner import Learner
-from service.engine.repository import Hosting
+from service.engine.repository import BanditRepository
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -62,7 +62,7 @@ class Meter:
         self._problems.labels(code).inc()
 
 
-def exposition(meter: Meter, hosting: Hosting, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:
+def exposition(meter: Meter, hosting: BanditRepository, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:
     """The text format of Prometheus. tenant: whose bandits; None = everybody's."""
     known = CollectorRegistry(auto_describe=False)
     known.register(_Bandits(hosting, tenant))
@@ -74,7 +74,7 @@ def exposition(meter: Meter, hosting: Hosting, embeddings: EmbeddingQueue, *, te
 class _Bandits(Collector):
     """What the ledgers of the loaded bandits know."""
 
-    def __init__(self, hosting: Hosting, tenant: str | None) -> None:
+    def __init__(self, hosting: BanditRepository, tenant: str | None) -> None:
         self._hosting = hosting
         self._tenant = tenant
 
@@ -121,7 +121,7 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     yield from (decisions, outcomes, rewards, costs, pending)
 
 
-def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: Hosting) -> Iterator[Metric]:
+def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: BanditRepository) -> Iterator[Metric]:
     offset = GaugeMetricFamily("nextarm_offset", "Offset up to which the log is learnt.", labels=["bandit"])
     lag = GaugeMetricFamily("nextarm_fold_lag", "Events in the log that are not learnt yet, as far as known.", labels=["bandit"])
     unready = GaugeMetricFamily("nextarm_unready", "Events learnt that decisions do not know yet.", labels=["bandit"])
@@ -129,7 +129,7 @@ def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: Hosting) -> It
     for bandit, learner in learners:
         offset.add_metric([bandit], learner.offset)
         lag.add_metric([bandit], hosting.lag(learner))
-        unready.add_metric([bandit], learner.unready)
+        unready.add_metric([bandit], learner.preparation_lag)
         repeated.add_metric([bandit], learner.repeated)
     yield from (offset, lag, unready, repeated)
 

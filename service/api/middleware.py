@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.auth import TENANT_HEADER, Gate
+from service.api.auth import TENANT_HEADER, Authenticator
 from service.api.hosts import AllowedHosts
 from service.api.json_bodies import check_structure, parse_json
 from service.api.metrics import Meter
@@ -55,10 +55,10 @@ NO_CONNECTION_LEFT = "nextarm.no_connection_left"
 logger = logging.getLogger("nextarm.http")
 
 
-class Doorkeeper:
+class AdmissionMiddleware:
     """Lets in who may call and what can be read; counts every request, names it by an id, and writes one log line about it."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, meter: Meter, settings: Settings, hosts: AllowedHosts) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Authenticator, meter: Meter, settings: Settings, hosts: AllowedHosts) -> None:
         self._app = app
         self._room = settings.max_concurrent
         self._gate = gate
@@ -126,7 +126,7 @@ class Doorkeeper:
         if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
             address = scope["client"][0] if scope.get("client") else ""
             authorization, tenant = (headers.get(name, b"").decode("latin-1") for name in (b"authorization", TENANT))
-            scope["nextarm.caller"] = self._gate.enter(authorization=authorization, address=address, tenant=tenant)
+            scope["nextarm.caller"] = self._gate.authenticate(authorization=authorization, address=address, tenant=tenant)
 
     async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         self._room -= 1
@@ -269,7 +269,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-class StrictRequest(Request):
+class StrictJSONRequest(Request):
     """Reads JSON by `parse_json`, as the hot path does."""
 
     async def json(self) -> Any:
@@ -280,13 +280,13 @@ class StrictRequest(Request):
             raise HTTPException(problem.status) from problem
 
 
-class StrictRoute(APIRoute):
+class StrictJSONRoute(APIRoute):
     """Routes whose bodies are read strictly."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
+            return await handle(StrictJSONRequest(request.scope, request.receive))
 
         return strictly

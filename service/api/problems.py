@@ -23,21 +23,21 @@ from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME
 from service.cli.logging_config import REQUEST_ID
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.learner import (
-    Behind,
-    DecisionCancelled,
-    DecisionConflict,
-    DecisionExpired,
-    DecisionMissing,
-    EpisodeFinished,
-    NoSuchOffset,
-    NothingToObserve,
-    OutcomeConflict,
+    DecisionCancelledError,
+    DecisionConflictError,
+    DecisionExpiredError,
+    DecisionNotFoundError,
+    DecisionWasStopError,
+    EpisodeFinishedError,
+    OffsetBeyondEndError,
+    OpenDecisionLimitError,
+    OutcomeConflictError,
     ReferenceConflict,
-    TooManyOpen,
+    ReplicaBehindError,
 )
 from service.engine.projection import LogNewer
-from service.engine.repository import BanditConflict, BanditDamaged, BanditMissing, BanditNewer
-from service.storage.base import LogMissing, LogTrimmed, StorageError
+from service.engine.repository import BanditConflictError, BanditDamagedError, BanditNewer, BanditNotFoundError
+from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.errors")
@@ -149,19 +149,19 @@ def invalid_fields(wrong: Sequence[tuple[str, str]]) -> Problem:
     return Problem("invalid_request", shown, errors=wrong[:LISTED])
 
 
-def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
+def to_problem(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
     """The problem that a failure of an inner layer is to a client."""
     match error:
         case Problem():
             return error
-        case BanditMissing():
+        case BanditNotFoundError():
             return Problem("bandit_not_found", f"bandit not found; {OF_BANDITS}")
-        case LogMissing():
+        case LogNotFoundError():
             return Problem(
                 "bandit_not_found",
                 f"the bandit was deleted; {OF_BANDITS}",
             )
-        case BanditConflict():
+        case BanditConflictError():
             return Problem(
                 "bandit_exists",
                 "a bandit of this name exists with another configuration; delete it first, or choose another name",
@@ -172,40 +172,40 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
                 "the log of this bandit was written by a newer version of nextarm; upgrade this server",
                 headers={"Retry-After": "60"},
             )
-        case BanditDamaged():
+        case BanditDamagedError():
             return Problem(
                 "storage_unavailable",
                 "the log of this bandit is damaged; ask the operator of this server to look at GET /readyz and at its log",
                 headers={"Retry-After": "60"},
             )
-        case DecisionMissing():
+        case DecisionNotFoundError():
             return Problem(
                 "decision_not_found",
                 "decision not found; send the `id` that a decision of this bandit was answered with, and the name of that bandit",
             )
-        case DecisionConflict():
+        case DecisionConflictError():
             return Problem("decision_conflict", "this id was used for another request; choose a new id")
         case ReferenceConflict():
             return Problem("reference_conflict", "this id was used for other reference material; choose a new id")
-        case OutcomeConflict():
+        case OutcomeConflictError():
             return Problem(
                 "outcome_conflict",
                 "this decision has another outcome already, which stays; GET .../decisions/{decision} shows it, "
                 "and a further call needs a decision of its own",
             )
-        case NothingToObserve():
+        case DecisionWasStopError():
             return Problem("outcome_conflict", "this decision was a stop: no arm was played, so it has no outcome; post none")
-        case EpisodeFinished():
+        case EpisodeFinishedError():
             return Problem("episode_finished", "this episode is over; start a new one by leaving `episode` out")
-        case DecisionExpired():
+        case DecisionExpiredError():
             return Problem(
                 "decision_expired",
                 "the decision expired before its outcome came; ask for a new decision, and where outcomes take longer create a "
                 "bandit with a larger reward.timeout_s",
             )
-        case DecisionCancelled():
+        case DecisionCancelledError():
             return Problem("decision_cancelled", "the decision was cancelled, so it takes no outcome; ask for a new decision")
-        case TooManyOpen():
+        case OpenDecisionLimitError():
             return Problem("rate_limited", f"{error}; post outcomes, cancel, or set a shorter reward.timeout_s")
         case ReferenceMissing():
             return Problem("reference_missing", str(error))
@@ -216,11 +216,11 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
         case EmbedderError():
             throttled.error("an embedder failed", reason=str(error), request_id=REQUEST_ID.get())
             return Problem("overloaded", f"the content cannot be embedded now: {error}")
-        case LogTrimmed():
+        case LogCompactedError():
             return Problem("log_trimmed", f"events before offset {error.first} are kept in snapshots only; read from there on")
-        case NoSuchOffset():
+        case OffsetBeyondEndError():
             return invalid("min_offset", str(error))
-        case Behind():
+        case ReplicaBehindError():
             return Problem("replica_behind", str(error))
         case StorageError():
             throttled.error("the store refused", reason=str(error), request_id=REQUEST_ID.get())
@@ -232,9 +232,9 @@ def problem_of(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             )
 
 
-def refusal_of(error: Exception) -> Problem:
+def body_error_to_problem(error: Exception) -> Problem:
     """What a client is told whose body, read outside of the framework, was refused or could not be answered."""
-    return validation_problem(error) if isinstance(error, ValidationError) else problem_of(error)
+    return validation_problem(error) if isinstance(error, ValidationError) else to_problem(error)
 
 
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
@@ -364,26 +364,26 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         return answered(request, Problem(code, f"this takes {allowed}; see /docs", headers={"Allow": allowed}))
 
     async def on_failure(request: Request, error: Exception) -> Response:
-        return answered(request, problem_of(error))
+        return answered(request, to_problem(error))
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     for kind in (
         Problem,
-        BanditMissing,
-        BanditConflict,
-        BanditDamaged,
-        DecisionMissing,
-        DecisionConflict,
-        OutcomeConflict,
+        BanditNotFoundError,
+        BanditConflictError,
+        BanditDamagedError,
+        DecisionNotFoundError,
+        DecisionConflictError,
+        OutcomeConflictError,
         ReferenceConflict,
-        NothingToObserve,
-        EpisodeFinished,
-        DecisionExpired,
-        DecisionCancelled,
-        TooManyOpen,
-        Behind,
-        NoSuchOffset,
+        DecisionWasStopError,
+        EpisodeFinishedError,
+        DecisionExpiredError,
+        DecisionCancelledError,
+        OpenDecisionLimitError,
+        ReplicaBehindError,
+        OffsetBeyondEndError,
         ReferenceMissing,
         FieldError,
         EmbedderError,

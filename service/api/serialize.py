@@ -13,7 +13,7 @@ from fastapi import Response
 
 from service.api.requests import SCORER_FIELDS, YOUNGER
 from service.engine.events import Cancelled, Created, Decided, Expired, Observed
-from service.engine.learner import Kept, Learner
+from service.engine.learner import Learner, Recorded
 
 
 def answer(content: Any, *, status: int = 200) -> Response:
@@ -71,7 +71,7 @@ def _best_arms(decided: Decided) -> list[int]:
     return sorted({*best, decided.arm} - {-1})
 
 
-def closed_json(closing: Kept | None, *, stop: bool) -> dict[str, Any]:
+def closed_json(closing: Recorded | None, *, stop: bool) -> dict[str, Any]:
     """What became of a decision. A stop has no outcome to wait for: it counts as observed."""
     event = None if closing is None else closing.event
     state = "observed" if stop else "open"
@@ -86,14 +86,14 @@ def closed_json(closing: Kept | None, *, stop: bool) -> dict[str, Any]:
     return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at)}
 
 
-def receipt_json(kept: Kept, *, following: dict[str, Any] | None) -> dict[str, Any]:
+def receipt_json(kept: Recorded, *, following: dict[str, Any] | None) -> dict[str, Any]:
     """The receipt of an outcome."""
     event: Observed = kept.event
     return {
         "decision": event.id,
         "reward": event.reward,
         "offset": kept.offset,
-        "duplicate": kept.repeated,
+        "duplicate": kept.is_duplicate,
         "next": following,
     }
 

@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 from service.engine import events
 from service.engine.learner import Learner
 from service.settings import Settings
-from service.storage.base import Log, Storage, StorageUnavailable
+from service.storage.base import Log, Storage, StorageUnavailableError
 
 PAGE = 500
 
@@ -45,7 +45,9 @@ async def _chosen(storage: Storage, bandit: str | None) -> list[Log]:
     logs = await storage.logs()
     chosen = [log for log in logs if bandit is None or log.name == bandit]
     if bandit is not None and not chosen:
-        raise StorageUnavailable(f"there is no bandit {bandit!r}; the store has {', '.join(log.name for log in logs) or 'none'}")
+        raise StorageUnavailableError(
+            f"there is no bandit {bandit!r}; the store has {', '.join(log.name for log in logs) or 'none'}"
+        )
     return chosen
 
 
@@ -92,16 +94,16 @@ async def export(settings: Settings, bandit: str, out: BinaryIO, *, quiet: bool)
 def check_free(destination: Path, *, force: bool) -> None:
     """`StorageUnavailable` where a file would be overwritten without `force`."""
     if not force and (destination.exists() or destination.is_symlink()):
-        raise StorageUnavailable(f"{destination} exists; name another file, or give --force to replace it")
+        raise StorageUnavailableError(f"{destination} exists; name another file, or give --force to replace it")
 
 
 def backup(settings: Settings, destination: Path, *, force: bool = False) -> None:
     """A consistent copy, checked, under its final name only when it is complete. force: another file of that name is replaced."""
     source = settings.sqlite_path()
     if not source.is_file():
-        raise StorageUnavailable(f"{source}: there is no such store")
+        raise StorageUnavailableError(f"{source}: there is no such store")
     if destination.resolve() == source.resolve():
-        raise StorageUnavailable(f"{destination}: this is the store itself; name another file")
+        raise StorageUnavailableError(f"{destination}: this is the store itself; name another file")
     check_free(destination, force=force)
     partial = destination.with_name(destination.name + ".partial")
     try:
@@ -113,10 +115,10 @@ def backup(settings: Settings, destination: Path, *, force: bool = False) -> Non
             reading_from.backup(writing_to)
             found = writing_to.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
-            raise StorageUnavailable(f"{partial}: {found}")
+            raise StorageUnavailableError(f"{partial}: {found}")
         partial.replace(destination)
     except (sqlite3.Error, OSError) as error:
-        raise StorageUnavailable(f"{destination}: {error}") from error
+        raise StorageUnavailableError(f"{destination}: {error}") from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

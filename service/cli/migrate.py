@@ -21,7 +21,7 @@ from service.engine import events
 from service.engine.events import AnyEvent, ArmAdded, Cancelled, Created, Decided, Expired, Observed, ReferenceAdded
 from service.engine.learner import Learner
 from service.settings import InvalidSettings, Settings
-from service.storage.base import Durability, Entry, Log, Receipt, Storage, StorageError, StorageUnavailable
+from service.storage.base import Durability, Entry, Log, Receipt, Storage, StorageError, StorageUnavailableError
 
 PAGE = 500
 
@@ -61,7 +61,7 @@ async def migrate(source: Settings, destination: Settings, *, quiet: bool) -> li
     if source.store == destination.store:
         raise InvalidSettings("the two stores are one")
     if source.scheme == "sqlite" and not source.sqlite_path().is_file():  # it would be created
-        raise StorageUnavailable(f"{source.sqlite_path()}: there is no such store")
+        raise StorageUnavailableError(f"{source.sqlite_path()}: there is no such store")
     done = []
     here, there = source.open_storage(), destination.open_storage()
     await here.start()

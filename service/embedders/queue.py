@@ -57,7 +57,7 @@ class Counts:
 
 
 @dataclass(eq=False, slots=True)
-class _Wanted:
+class _Pending:
     """A content on its way. waiters: requests that want it; with none left it leaves the line."""
 
     content: Content
@@ -67,15 +67,15 @@ class _Wanted:
 
 
 @dataclass(eq=False, kw_only=True)
-class _Line:
+class _EmbedderLane:
     """The contents in front of one embedder; nothing here is touched by its thread."""
 
     worker: Worker
     thread: ThreadPoolExecutor
-    waiting: dict[bytes, _Wanted] = field(default_factory=dict)
-    running: dict[bytes, _Wanted] = field(default_factory=dict)
-    warming: list[asyncio.Future[str]] = field(default_factory=list)
-    woken: bool = False
+    waiting: dict[bytes, _Pending] = field(default_factory=dict)
+    running: dict[bytes, _Pending] = field(default_factory=dict)
+    warmup_waiters: list[asyncio.Future[str]] = field(default_factory=list)
+    is_scheduled: bool = False
     job: asyncio.Future[Done] | None = None
     seconds_each: float = 0.0
     cached: int = 0
@@ -116,7 +116,7 @@ class EmbeddingQueue:
         self._waiting_bytes = waiting_bytes
         self._batch = batch
         self._cache: OrderedDict[bytes, Vector] = OrderedDict()
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, _EmbedderLane] = {}
         self._closed = False
 
     async def embed(self, name: str, content: Content) -> Vector:
@@ -137,23 +137,23 @@ class EmbeddingQueue:
         """Load the embedder ahead of its first content; the answer is its version. Raises as `embed`."""
         line = self._line(name)
         version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        line.warming.append(version)
+        line.warmup_waiters.append(version)
         self._wake(line)
         return await version
 
-    def warm_soon(self, name: str) -> None:
+    def prefetch(self, name: str) -> None:
         """Begin to load the embedder and do not wait for it; a failure is logged, and met again by the first content. Raises
         `UnknownEmbedder`, and `EmbedderUnavailable` where that is known without loading.
         """
         line = self._line(name)
         version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        version.add_done_callback(_heard)
-        line.warming.append(version)
+        version.add_done_callback(_consume_exception)
+        line.warmup_waiters.append(version)
         self._wake(line)
 
     def warming(self) -> list[str]:
         """The embedders that are being loaded now."""
-        return sorted(name for name, line in self._lines.items() if line.warming)
+        return sorted(name for name, line in self._lines.items() if line.warmup_waiters)
 
     def counts(self) -> dict[str, Counts]:
         """Per embedder that was used."""
@@ -178,8 +178,8 @@ class EmbeddingQueue:
         for line in self._lines.values():
             line.thread.shutdown(wait=False)
             _fail([wanted.vector for wanted in (*line.running.values(), *line.waiting.values())], QueueClosed())
-            _fail(line.warming, QueueClosed())
-            line.running, line.waiting, line.warming = {}, {}, []
+            _fail(line.warmup_waiters, QueueClosed())
+            line.running, line.waiting, line.warmup_waiters = {}, {}, []
 
     # -- one request ---------------------------------------------------------------------------------------------------------
 
@@ -201,11 +201,11 @@ class EmbeddingQueue:
             try:
                 await asyncio.wait([wanted.vector for wanted in joined.values()], return_when=asyncio.FIRST_EXCEPTION)
             finally:
-                _leave(line, joined)
+                _release_waiters(line, joined)
             found |= _results(joined, keys)
         return [found[key] for key in keys]
 
-    def _join(self, line: _Line, contents: Mapping[bytes, Content], keep: Keep) -> dict[bytes, _Wanted]:
+    def _join(self, line: _EmbedderLane, contents: Mapping[bytes, Content], keep: Keep) -> dict[bytes, _Pending]:
         """Stand in line for these contents, with those who want the same."""
         if self._closed:  # meanwhile: hashing may have taken a while
             raise QueueClosed
@@ -217,8 +217,8 @@ class EmbeddingQueue:
         loop = asyncio.get_running_loop()
         for key in new:
             vector: asyncio.Future[Vector] = loop.create_future()
-            vector.add_done_callback(_heard)
-            line.waiting[key] = _Wanted(contents[key], vector, keep)
+            vector.add_done_callback(_consume_exception)
+            line.waiting[key] = _Pending(contents[key], vector, keep)
         line.shared += len(contents) - len(new)
         joined = {key: line.running.get(key) or line.waiting[key] for key in contents}
         for wanted in joined.values():
@@ -226,13 +226,13 @@ class EmbeddingQueue:
         self._wake(line)
         return joined
 
-    def _is_full(self, line: _Line, more: list[Content]) -> bool:
+    def _is_full(self, line: _EmbedderLane, more: list[Content]) -> bool:
         if len(line.waiting) + len(more) > self._waiting_limit:
             return True
         waiting = (wanted.content for wanted in line.waiting.values())
         return sum(map(len, (*waiting, *more))) > self._waiting_bytes
 
-    def _line(self, name: str) -> _Line:
+    def _line(self, name: str) -> _EmbedderLane:
         if self._closed:
             raise QueueClosed
         if name not in self._lines:
@@ -240,20 +240,20 @@ class EmbeddingQueue:
             if not (known.takes_text or known.takes_images):
                 raise InvalidContent(f'the embedder {name!r} reads no text; send {{"vector": [...]}}')
             thread = ThreadPoolExecutor(1, thread_name_prefix=f"embed-{name}")
-            self._lines[name] = _Line(worker=Worker(known), thread=thread)
+            self._lines[name] = _EmbedderLane(worker=Worker(known), thread=thread)
         return self._lines[name]
 
     # -- one forward pass ----------------------------------------------------------------------------------------------------
 
-    def _wake(self, line: _Line) -> None:
+    def _wake(self, line: _EmbedderLane) -> None:
         """Start the worker at the end of this turn of the event loop: whoever asks in the same turn shares the pass."""
-        if not line.woken and line.job is None:
-            line.woken = True
+        if not line.is_scheduled and line.job is None:
+            line.is_scheduled = True
             asyncio.get_running_loop().call_soon(self._start, line)
 
-    def _start(self, line: _Line) -> None:
-        line.woken = False
-        if not (line.waiting or line.warming):  # whoever asked went away, or the queue was closed
+    def _start(self, line: _EmbedderLane) -> None:
+        line.is_scheduled = False
+        if not (line.waiting or line.warmup_waiters):  # whoever asked went away, or the queue was closed
             return
         line.running = dict(islice(line.waiting.items(), self._batch))
         for key in line.running:
@@ -263,7 +263,7 @@ class EmbeddingQueue:
         line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, contents, keeps)
         line.job.add_done_callback(partial(self._finish, line))
 
-    def _finish(self, line: _Line, job: asyncio.Future[Done]) -> None:
+    def _finish(self, line: _EmbedderLane, job: asyncio.Future[Done]) -> None:
         done, ran, line.running, line.job = job.result(), line.running, {}, None
         if isinstance(done.rows, EmbedderError):
             log.warning("a batch of %d contents failed: %s", len(ran), done.rows)
@@ -284,8 +284,8 @@ class EmbeddingQueue:
         self._warmed(line, done)
         self._start(line)
 
-    def _warmed(self, line: _Line, done: Done) -> None:
-        warming, line.warming = line.warming, []
+    def _warmed(self, line: _EmbedderLane, done: Done) -> None:
+        warming, line.warmup_waiters = line.warmup_waiters, []
         if done.version:
             for version in warming:
                 if not version.done():
@@ -330,7 +330,7 @@ def _key(spec: Spec, content: Content, keep: Keep, *, position: int) -> bytes:
     return hashlib.sha256(f"{spec.name}\0text {keep}\0".encode() + encoded).digest()
 
 
-def _leave(line: _Line, joined: Mapping[bytes, _Wanted]) -> None:
+def _release_waiters(line: _EmbedderLane, joined: Mapping[bytes, _Pending]) -> None:
     """End the wait of one request; contents that nobody else wants leave the line."""
     for key, wanted in joined.items():
         wanted.waiters -= 1
@@ -338,7 +338,7 @@ def _leave(line: _Line, joined: Mapping[bytes, _Wanted]) -> None:
             del line.waiting[key]
 
 
-def _results(joined: Mapping[bytes, _Wanted], keys: Sequence[bytes]) -> dict[bytes, Vector]:
+def _results(joined: Mapping[bytes, _Pending], keys: Sequence[bytes]) -> dict[bytes, Vector]:
     """The vectors, or the failure of the first content that has one."""
     for key, wanted in joined.items():
         failure = wanted.vector.exception() if wanted.vector.done() else None
@@ -349,7 +349,7 @@ def _results(joined: Mapping[bytes, _Wanted], keys: Sequence[bytes]) -> dict[byt
     return {key: wanted.vector.result() for key, wanted in joined.items()}
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
+def _consume_exception(future: asyncio.Future[Any]) -> None:
     """Mark a failure as heard: where every waiter went away, there is nobody left to tell."""
     if not future.cancelled():
         future.exception()

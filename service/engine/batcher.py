@@ -10,19 +10,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from service.engine.executor import Background
+from service.engine.executor import TaskGroup
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Line(Generic[Item, Result]):
+class MicroBatcher(Generic[Item, Result]):
     """See the module. work: a result or a failure per item; what it raises is the failure of all. A request that is cancelled
     while it waits is left out; once it is worked on, it is worked on to the end.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], *, limit: int, background: Background
+        self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], *, limit: int, background: TaskGroup
     ) -> None:
         self._work = work
         self._limit = limit
@@ -30,13 +30,13 @@ class Line(Generic[Item, Result]):
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._busy = False
 
-    def join(self, item: Item) -> asyncio.Future[Result]:
+    def submit(self, item: Item) -> asyncio.Future[Result]:
         """Its result, some time."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if not self._busy:
             self._busy = True
-            self._background.go_on(self._drain())
+            self._background.spawn(self._drain())
         return future
 
     async def _drain(self) -> None:

@@ -1,6 +1,6 @@
 """Events into a bandit's log: first the store, then what is known, then the answer.
 
-keep   encode ──> Storage.append_all ──> Folding.catch_up ──> receipts
+keep   encode ──> Storage.append_all ──> Projection.catch_up ──> receipts
 """
 
 from __future__ import annotations
@@ -10,21 +10,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from service.engine import events
 from service.engine.events import AnyEvent, Decided
-from service.engine.executor import Background
-from service.engine.projection import Folding
-from service.storage.base import Durability, Log, LogDamaged, LogRewound, Receipt, Storage, StorageDamaged, StorageError
+from service.engine.executor import TaskGroup
+from service.engine.projection import Projection
+from service.storage.base import (
+    Durability,
+    Log,
+    LogDamaged,
+    LogTruncatedError,
+    Receipt,
+    Storage,
+    StorageDamagedError,
+    StorageError,
+)
 
 
-class Keeping:
+class LogCommitter:
     """See the module."""
 
-    def __init__(self, storage: Storage, log: Log, folding: Folding, background: Background) -> None:
+    def __init__(self, storage: Storage, log: Log, folding: Projection, background: TaskGroup) -> None:
         self._storage = storage
         self._log = log
         self._folding = folding
         self._background = background
 
-    async def keep(self, entries: Sequence[tuple[str, AnyEvent]], durability: Durability) -> list[Receipt | StorageError]:
+    async def commit(self, entries: Sequence[tuple[str, AnyEvent]], durability: Durability) -> list[Receipt | StorageError]:
         """Accept each (key, event) unless its key is taken, and learn them; where folding is slow, decisions do not wait for it.
         A failure of all is raised, that of one is its result. Must not be cancelled.
         """
@@ -32,7 +41,7 @@ class Keeping:
         try:
             receipts = await self._append(encoded, durability)
         except BaseException:
-            self._withdraw(event for _, event in entries)
+            self._drop_refused(event for _, event in entries)
             raise
         known: dict[bytes, AnyEvent] = {}
         last = 0
@@ -40,35 +49,35 @@ class Keeping:
             if isinstance(receipt, Receipt) and receipt.first is None:
                 known[payload] = event
             else:
-                self._withdraw([event])
+                self._drop_refused([event])
             last = max(last, receipt.offset if isinstance(receipt, Receipt) else 0)
         if not last:
             return receipts
-        if self._folding.slow and all(isinstance(event, Decided) for _, event in entries):
-            self._background.go_on(self._fold_later(last, known))
+        if self._folding.is_slow and all(isinstance(event, Decided) for _, event in entries):
+            self._background.spawn(self._fold_later(last, known))
         else:
             await self._folding.catch_up(last, known=known)
-            await self._folding.settled()
+            await self._folding.wait_until_current()
         return receipts
 
-    def _withdraw(self, refused: Iterable[AnyEvent]) -> None:
+    def _drop_refused(self, refused: Iterable[AnyEvent]) -> None:
         for event in refused:
             if isinstance(event, Decided):
-                self._folding.withdraw(event.id)
+                self._folding.drop_in_flight(event.id)
 
-    async def put(self, key: str, event: AnyEvent, *, expected: int) -> Receipt:
+    async def append_one(self, key: str, event: AnyEvent, *, expected: int) -> Receipt:
         """Accept one event at the end that the caller knows, or `StorageConflict`; nothing is folded."""
         self._folding.check_sound()
-        with self._minding():
+        with self._flagging_truncation():
             return await self._storage.append(self._log, key, events.encode(event), Durability.POWER, expected=expected)
 
     @contextlib.contextmanager
-    def _minding(self) -> Iterator[None]:
+    def _flagging_truncation(self) -> Iterator[None]:
         """A log that turns out to have lost its end is learnt anew; one that is damaged as a whole stops its bandit."""
         try:
             yield
-        except LogRewound as error:
-            self._folding.astray = error
+        except LogTruncatedError as error:
+            self._folding.log_truncated = error
             raise
         except LogDamaged as error:
             self._folding.stop(error)
@@ -77,9 +86,9 @@ class Keeping:
     async def _append(self, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt | StorageError]:
         self._folding.check_sound()
         try:
-            with self._minding():
+            with self._flagging_truncation():
                 return [*await self._storage.append_all(self._log, entries, durability)]
-        except StorageDamaged as error:
+        except StorageDamagedError as error:
             if len(entries) == 1 or isinstance(error, LogDamaged):
                 raise
             return [await self._alone(key, payload, durability) for key, payload in entries]

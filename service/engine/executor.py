@@ -16,11 +16,11 @@ THREAD_ABOVE_S = 3e-3
 """Mathematics that takes more CPU time leaves the event loop for a worker thread. A hand-over costs 0.1 ms, and the other core's
 caches know nothing of the state: with 16 to 64 requests waiting, 3 ms cost 10 to 25 % less CPU per decision than 1 ms did.
 """
-FORGET, RARELY = 0.8, 0.98
+DECAY, SLOW_DECAY = 0.8, 0.98
 """What is left of a peak after one quicker call. With `RARELY` one call of 0.1 s in 200 keeps them all out of the event loop."""
 
 
-class Pace:
+class AdaptiveExecutor:
     """Runs one kind of work and remembers how long it takes, so that the event loop never waits for what is known to be slow.
 
     peak_s: CPU seconds of the slowest recent call, per unit of work. Work that was never seen is taken for slow.
@@ -28,15 +28,15 @@ class Pace:
     spiky:  now and then a call takes a thousand times as long as most: all of them belong into a thread.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor | None = None, *, forget: float = FORGET, spiky: bool = False) -> None:
+    def __init__(self, pool: ThreadPoolExecutor | None = None, *, forget: float = DECAY, spiky: bool = False) -> None:
         self.peak_s = 1.25 * THREAD_ABOVE_S
-        self.spiky = spiky
+        self.bursty = spiky
         self._forget = forget
         self._pool = pool
 
     def is_slow(self, units: int = 1) -> bool:
         """Whether so much of it belongs into a thread."""
-        return self.spiky or self.peak_s * units > THREAD_ABOVE_S
+        return self.bursty or self.peak_s * units > THREAD_ABOVE_S
 
     async def run(self, work: Callable[P, T], *values: P.args, units: int = 1) -> T:  # type: ignore[valid-type]
         """The result. units: how much work this call is, for an estimate of the next."""
@@ -56,34 +56,36 @@ def _timed(work: Callable[..., T], *values: Any) -> tuple[T, float]:
     return work(*values), time.thread_time() - started
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Let requests go before this thread, where the system has priorities per thread."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, 0, 10)  # on Linux 0 is the calling thread
 
 
-PATIENT = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="nextarm-prepare", initializer=_give_way)
+BACKGROUND_POOL = ThreadPoolExecutor(
+    max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="nextarm-prepare", initializer=_lower_priority
+)
 """For seconds of mathematics that no request waits for: few threads of low priority, so that other bandits are not slowed."""
 
 
-class Background:
+class TaskGroup:
     """Work that goes on although the request that began it may be gone."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
-    def go_on(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin it. Whoever wants its result awaits it through `asyncio.shield`."""
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
-    async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """The result; where the request is cancelled meanwhile, the work goes on: what is in the log is learnt, and no fold is
         left half done.
         """
-        return await asyncio.shield(self.go_on(work))
+        return await asyncio.shield(self.spawn(work))
 
     async def finish(self) -> None:
         """Wait for all of it."""

@@ -24,21 +24,21 @@ from bandits.errors import BanditError, InvalidContext
 from bandits.gpu import mirror as placement
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service.engine import events
-from service.engine.batcher import Line
-from service.engine.commit import Keeping
+from service.engine.batcher import MicroBatcher
+from service.engine.commit import LogCommitter
 from service.engine.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
-from service.engine.executor import Background, Pace
-from service.engine.ledger import ArmRecord, Inconsistent, KnownReference, Ledger, OpenDecision, View
-from service.engine.projection import READ_BATCH, Folding, LogNewer, policy_of
+from service.engine.executor import AdaptiveExecutor, TaskGroup
+from service.engine.ledger import ArmRecord, InconsistentEventError, KnownReference, Ledger, OpenDecision, View
+from service.engine.projection import READ_BATCH, LogNewer, Projection, policy_of
 from service.storage.base import (
     Durability,
     Log,
     Receipt,
     Storage,
-    StorageConflict,
-    StorageDamaged,
+    StorageConflictError,
+    StorageDamagedError,
     StorageError,
-    StorageUnavailable,
+    StorageUnavailableError,
 )
 
 RECORD_TRIES = 100
@@ -47,11 +47,11 @@ MICRO_BATCH = 32
 """Requests that wait together are scored together, up to this many: between two batches their pending widths are applied."""
 
 
-class DecisionMissing(Exception):
+class DecisionNotFoundError(Exception):
     """No decision has this id."""
 
 
-class DecisionConflict(Exception):
+class DecisionConflictError(Exception):
     """The id stands for another request already."""
 
 
@@ -59,32 +59,32 @@ class ReferenceConflict(Exception):
     """The id stands for other reference material already."""
 
 
-class OutcomeConflict(Exception):
+class OutcomeConflictError(Exception):
     """The decision has another outcome already."""
 
 
-class DecisionExpired(Exception):
+class DecisionExpiredError(Exception):
     """The decision expired before its outcome came."""
 
 
-class DecisionCancelled(Exception):
+class DecisionCancelledError(Exception):
     """The decision was cancelled before its outcome came."""
 
 
-class NothingToObserve(Exception):
+class DecisionWasStopError(Exception):
     """The decision was a stop; no arm was played."""
 
 
-class EpisodeFinished(Exception):
+class EpisodeFinishedError(Exception):
     """No further attempt can be made in this episode."""
 
 
-class TooManyOpen(Exception):
+class OpenDecisionLimitError(Exception):
     """More decisions are open than the bandit keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class DecisionRequest:
     """A validated request for a decision. allowed: arm index -> price for it alone (None = the arm's own); empty = all."""
 
     id: str
@@ -95,7 +95,7 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class OutcomeReport:
     """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted."""
 
     reward: float | None
@@ -107,7 +107,7 @@ class Outcome:
     body: str = ""
 
 
-class Behind(Exception):
+class ReplicaBehindError(Exception):
     """An offset that this process has not learnt in time. offset: the one that was wanted.  reached: the one that was."""
 
     def __init__(self, offset: int, reached: int) -> None:
@@ -116,19 +116,19 @@ class Behind(Exception):
         self.reached = reached
 
 
-class NoSuchOffset(Exception):
+class OffsetBeyondEndError(Exception):
     """An offset behind the end of the log, which no receipt can have named."""
 
     def __init__(self, offset: int, end: int) -> None:
         super().__init__(f"the log ends at offset {end}; {offset} is in no receipt of this bandit")
 
 
-class Kept(NamedTuple):
+class Recorded(NamedTuple):
     """An event of the log with its offset; repeated = it stood there before this request."""
 
     event: Any
     offset: int
-    repeated: bool
+    is_duplicate: bool
 
 
 class Learner:
@@ -152,8 +152,8 @@ class Learner:
         self._storage = storage
         self._clock = clock
         self._max_open = max_open
-        self._background = Background()
-        self._folding = Folding(
+        self._background = TaskGroup()
+        self._folding = Projection(
             storage,
             log,
             created,
@@ -162,11 +162,11 @@ class Learner:
             snapshot_every=snapshot_every,
             placement=placement.of(self.policy, device=device, batch=MICRO_BATCH),
         )
-        self._keeping = Keeping(storage, log, self._folding, self._background)
-        self._deciding = Line(self._decide_together, limit=MICRO_BATCH, background=self._background)
-        self._observing = Line(self._observe_together, limit=READ_BATCH, background=self._background)
+        self._keeping = LogCommitter(storage, log, self._folding, self._background)
+        self._deciding = MicroBatcher(self._decide_batch, limit=MICRO_BATCH, background=self._background)
+        self._observing = MicroBatcher(self._observe_batch, limit=READ_BATCH, background=self._background)
         self._recording = asyncio.Lock()
-        self._weigh_pace, self._report_pace = Pace(), Pace()
+        self._weigh_pace, self._report_pace = AdaptiveExecutor(), AdaptiveExecutor()
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
@@ -186,10 +186,10 @@ class Learner:
         """
         first = await storage.read(log, after=0, limit=1)
         if not first:
-            raise StorageDamaged(f"log {log.name!r}, offset 1", "the log is empty")
+            raise StorageDamagedError(f"log {log.name!r}, offset 1", "the log is empty")
         created = events.decode(first[0].payload)
         if not isinstance(created, Created):
-            raise StorageDamaged(f"log {log.name!r}, offset 1", "the first entry does not create a bandit")
+            raise StorageDamagedError(f"log {log.name!r}, offset 1", "the first entry does not create a bandit")
         learner = Learner(storage, log, created, **options)
         await learner._folding.load(use_snapshots=use_snapshots, until=until, each=each)
         return learner
@@ -200,29 +200,29 @@ class Learner:
 
     async def catch_up(self, at_least: int = 0) -> None:
         """Learn whatever the log holds by now; with `at_least`, return as soon as that offset is learnt."""
-        await self._background.to_the_end(self._folding.catch_up(at_least))
-        await self._folding.settled()
+        await self._background.run_shielded(self._folding.catch_up(at_least))
+        await self._folding.wait_until_current()
 
     async def refresh(self) -> None:
         """`catch_up` where other processes write to the log, too; where none does, everything is learnt already."""
         if self._storage.shared:
             await self.catch_up()
 
-    async def reach(self, offset: int, *, timeout_s: float) -> None:
+    async def wait_for_offset(self, offset: int, *, timeout_s: float) -> None:
         """Wait until decisions know everything up to this offset; `Behind` where that takes longer than `timeout_s`,
         `NoSuchOffset` where the log does not hold it.
         """
         if offset > self.offset and offset > (end := await self._storage.end(self.log)):
-            raise NoSuchOffset(offset, end)
+            raise OffsetBeyondEndError(offset, end)
         try:
             async with asyncio.timeout(timeout_s):
                 while self.offset < offset:
                     end = await self._storage.wait(self.log, after=self.offset, timeout_s=timeout_s)
                     if end > self.offset:
                         await self.catch_up(min(end, offset))
-                await self._folding.prepared()
+                await self._folding.wait_until_prepared()
         except TimeoutError:
-            raise Behind(offset, self.offset) from None
+            raise ReplicaBehindError(offset, self.offset) from None
 
     async def snapshot(self) -> None:
         """Write a snapshot of what is learnt by now."""
@@ -230,7 +230,7 @@ class Learner:
 
     # -- what is known -------------------------------------------------------------------------------------------------------
 
-    def stop(self, damage: StorageDamaged) -> None:
+    def stop(self, damage: StorageDamagedError) -> None:
         """Answer nothing but this damage from now on."""
         self._folding.stop(damage)
 
@@ -245,14 +245,14 @@ class Learner:
         return isinstance(self._folding.damaged, LogNewer)
 
     @property
-    def astray(self) -> str:
+    def log_truncated(self) -> str:
         """Why everything must be learnt anew; "" while what was learnt is what the log holds."""
-        return "" if self._folding.astray is None else str(self._folding.astray)
+        return "" if self._folding.log_truncated is None else str(self._folding.log_truncated)
 
     @property
-    def unready(self) -> int:
+    def preparation_lag(self) -> int:
         """Events that were learnt and that decisions do not know yet."""
-        return self.offset - self._folding.ready.offset
+        return self.offset - self._folding.scoring.offset
 
     @property
     def ledger(self) -> Ledger:
@@ -262,21 +262,21 @@ class Learner:
     @property
     def state(self) -> State:
         """What was learnt up to `offset`."""
-        return self._folding.published.state
+        return self._folding.committed.state
 
     @property
     def offset(self) -> int:
         """The offset up to which everything is learnt."""
-        return self._folding.published.offset
+        return self._folding.committed.offset
 
     @property
     def arms(self) -> tuple[ArmRecord, ...]:
         """The arms as of `offset`, as many as `state` has."""
-        return self._folding.published.arms
+        return self._folding.committed.arms
 
     async def report(self) -> dict[str, Any]:
         """What the policy tells of the newest state that decisions use."""
-        return await self._report_pace.run(self.policy.report, self._folding.ready.state)
+        return await self._report_pace.run(self.policy.report, self._folding.scoring.state)
 
     async def notices(self) -> list[str]:
         """What its owner should know: plain sentences that say what is seen, and the fix. Empty where all is well."""
@@ -293,7 +293,7 @@ class Learner:
         ]
 
     async def _notices_of_arms(self) -> list[str]:
-        state, _, arms = self._folding.ready
+        state, _, arms = self._folding.scoring
         lost = await self._report_pace.run(self.policy.arms_without_estimate, state)
         return [
             f"The numbers of arm {arms[index].name!r} are not finite any more, so it has no score and is not chosen; where no "
@@ -305,7 +305,7 @@ class Learner:
     @property
     def takes_reference(self) -> bool:
         """Whether reference material can be posted: the policy keeps a statistic of it."""
-        return not isinstance(self.policy.blank_reference(), NoReference)
+        return not isinstance(self.policy.init_reference(), NoReference)
 
     async def entries(self, *, after: int, limit: int) -> list[tuple[int, bytes]]:
         """(offset, event as it was written) of the log; for streaming it."""
@@ -315,79 +315,79 @@ class Learner:
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state)."""
-        state, offset, _ = self._folding.published
+        state, offset, _ = self._folding.committed
         return offset, states.digest(self.policy, state)
 
     # -- deciding ----------------------------------------------------------------------------------------------------------
 
-    async def decide(self, ask: Ask) -> Kept:
+    async def decide(self, ask: DecisionRequest) -> Recorded:
         """Choose an arm and log it. The same id again is the same decision."""
-        return await self.decide_soon(ask)
+        return await self.submit_decision(ask)
 
-    def decide_soon(self, ask: Ask) -> asyncio.Future[Kept]:
+    def submit_decision(self, ask: DecisionRequest) -> asyncio.Future[Recorded]:
         """`decide`, for callers with several: it stands in the line when this returns."""
         self._folding.check_sound()
         if len(self.ledger.open) >= self._max_open:
-            raise TooManyOpen(f"{self._max_open} decisions are open")
-        return self._deciding.join(ask)
+            raise OpenDecisionLimitError(f"{self._max_open} decisions are open")
+        return self._deciding.submit(ask)
 
-    async def decided(self, decision_id: str, body: str) -> Kept | None:
+    async def find_decision(self, decision_id: str, body: str) -> Recorded | None:
         """The decision that has this id already, if any."""
         entry = await self._storage.find(self.log, events.decided_key(decision_id))
         return None if entry is None else self._same_decision(Receipt(entry.offset, entry.payload), body)
 
-    def _same_decision(self, receipt: Receipt, body: str) -> Kept:
+    def _same_decision(self, receipt: Receipt, body: str) -> Recorded:
         assert receipt.first is not None
         first = events.decode(receipt.first)
         assert isinstance(first, Decided)
         if first.body != body:
-            raise DecisionConflict(first.id)
+            raise DecisionConflictError(first.id)
         self.repeated += 1
-        return Kept(first, receipt.offset, True)
+        return Recorded(first, receipt.offset, True)
 
-    async def preview(self, ask: Ask) -> Decided:
+    async def preview(self, ask: DecisionRequest) -> Decided:
         """What would be decided now; nothing is logged, and for no other decision is it pending."""
         (found,) = await self._choose([ask])
         if isinstance(found, Exception):
             raise found
         return found
 
-    async def _decide_together(self, asks: Sequence[Ask]) -> list[Kept | Exception]:
+    async def _decide_batch(self, asks: Sequence[DecisionRequest]) -> list[Recorded | Exception]:
         """Score what waited, in the order in which it came; log it; learn of it."""
-        known = {ask.id: await self._repeated(ask) for ask in asks if self._folding.is_known(ask.id)}
+        known = {ask.id: await self._find_duplicate(ask) for ask in asks if self._folding.is_known(ask.id)}
         new = [ask for ask in asks if ask.id not in known]
-        chosen = await self._choose_each(new) if new else []
+        chosen = await self._choose_isolating_failures(new) if new else []
         made = [one for one in chosen if isinstance(one, Decided)]
         for decided in made:
-            self._folding.reserve(decided)
+            self._folding.track_in_flight(decided)
         entries = [(events.decided_key(decided.id), decided) for decided in made]
-        receipts = iter(await self._keeping.keep(entries, Durability.PROCESS) if entries else [])
+        receipts = iter(await self._keeping.commit(entries, Durability.PROCESS) if entries else [])
         answers = iter(
             [
-                self._answered(one, next(receipts), ask) if isinstance(one, Decided) else one
+                self._to_result(one, next(receipts), ask) if isinstance(one, Decided) else one
                 for ask, one in zip(new, chosen, strict=True)
             ]
         )
         return [known[ask.id] if ask.id in known else next(answers) for ask in asks]
 
-    async def _repeated(self, ask: Ask) -> Kept | Exception:
+    async def _find_duplicate(self, ask: DecisionRequest) -> Recorded | Exception:
         try:
             # without an entry it is open, and so old that it was trimmed
-            return await self.decided(ask.id, ask.body) or DecisionConflict(ask.id)
-        except (StorageError, DecisionConflict) as error:
+            return await self.find_decision(ask.id, ask.body) or DecisionConflictError(ask.id)
+        except (StorageError, DecisionConflictError) as error:
             return error
 
-    def _answered(self, decided: Decided, receipt: Receipt | StorageError, ask: Ask) -> Kept | Exception:
+    def _to_result(self, decided: Decided, receipt: Receipt | StorageError, ask: DecisionRequest) -> Recorded | Exception:
         if isinstance(receipt, StorageError):
             return receipt
         if receipt.first is None:
-            return Kept(decided, receipt.offset, False)
+            return Recorded(decided, receipt.offset, False)
         try:
             return self._same_decision(receipt, ask.body)
-        except DecisionConflict as error:
+        except DecisionConflictError as error:
             return error
 
-    async def _choose_each(self, asks: Sequence[Ask]) -> Sequence[Decided | Exception]:
+    async def _choose_isolating_failures(self, asks: Sequence[DecisionRequest]) -> Sequence[Decided | Exception]:
         """Together; where that fails, one by one: it is the fault of one of them, and harms no other."""
         try:
             return await self._choose(asks)
@@ -396,19 +396,19 @@ class Learner:
                 return [error]
         found: list[Decided | Exception] = []
         for ask in asks:
-            (one,) = await self._choose_each([ask])
+            (one,) = await self._choose_isolating_failures([ask])
             if isinstance(one, Decided):
-                self._folding.reserve(one)  # pending for those after it
+                self._folding.track_in_flight(one)  # pending for those after it
             found.append(one)
         return found
 
-    async def _choose(self, asks: Sequence[Ask]) -> list[Decided | Exception]:
+    async def _choose(self, asks: Sequence[DecisionRequest]) -> list[Decided | Exception]:
         """In order: what was chosen for one is pending for those after it. A failure that is one's own is its result."""
-        if any(arm >= len(self._folding.ready.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
+        if any(arm >= len(self._folding.scoring.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
             await self.refresh()
-            await self._folding.prepared()
+            await self._folding.wait_until_prepared()
         state, _, arms = self._folding.scored()  # one moment for all of it, whatever is folded meanwhile
-        view = View.of(arms, self._folding.reserved())
+        view = View.of(arms, self._folding.in_flight())
         found: dict[int, Decided | Exception] = {}
         places, contexts = [], []
         for place, ask in enumerate(asks):
@@ -429,7 +429,7 @@ class Learner:
                 found[place] = self._decision(turns, i, rows[i], scores, present=shown, now=now)
         return [found[place] for place in range(len(asks))]
 
-    def _context(self, ask: Ask, view: View) -> Context:
+    def _context(self, ask: DecisionRequest, view: View) -> Context:
         features = events.vector_tensor(ask.features) if ask.features else empty()
         return self.ledger.context(view, features=features, allowed=ask.allowed, episode=ask.episode)
 
@@ -447,7 +447,7 @@ class Learner:
             return await asyncio.to_thread(work)
         return await self._weigh_pace.run(work, units=len(turns.contexts))
 
-    def _draw(self, ask: Ask, context: Context, row: Sequence[float]) -> draw.Draw:
+    def _draw(self, ask: DecisionRequest, context: Context, row: Sequence[float]) -> draw.Draw:
         """row: (K,) the weights."""
         _check_distribution(row, context, self.policy)
         return draw.draw(row, f"{self.log.name}/{self.created.seed}/{ask.id}")
@@ -483,15 +483,15 @@ class Learner:
 
     # -- learning ----------------------------------------------------------------------------------------------------------
 
-    async def observe(self, decision_id: str, outcome: Outcome) -> Kept:
+    async def observe(self, decision_id: str, outcome: OutcomeReport) -> Recorded:
         """Accept an outcome, once. The same body again is answered with the first receipt."""
-        return await self.observe_soon(decision_id, outcome)
+        return await self.submit_outcome(decision_id, outcome)
 
-    def observe_soon(self, decision_id: str, outcome: Outcome) -> asyncio.Future[Kept]:
+    def submit_outcome(self, decision_id: str, outcome: OutcomeReport) -> asyncio.Future[Recorded]:
         """`observe`, for callers with several: it stands in the line when this returns."""
-        return self._observing.join((decision_id, outcome))
+        return self._observing.submit((decision_id, outcome))
 
-    async def _observe_together(self, outcomes: Sequence[tuple[str, Outcome]]) -> list[Kept | Exception]:
+    async def _observe_batch(self, outcomes: Sequence[tuple[str, OutcomeReport]]) -> list[Recorded | Exception]:
         """One flush serves all of them."""
         opened = await self._opened([decision_id for decision_id, _ in outcomes])
         made = [
@@ -499,13 +499,13 @@ class Learner:
             for decision, (_, outcome) in zip(opened, outcomes, strict=True)
         ]
         entries = [(events.closed_key(event.id), event) for event in made if event is not None]
-        receipts = iter(await self._keeping.keep(entries, Durability.POWER) if entries else [])
+        receipts = iter(await self._keeping.commit(entries, Durability.POWER) if entries else [])
         return [
-            await self._accepted(event, None if event is None else next(receipts), decision_id, outcome)
+            await self._outcome_result(event, None if event is None else next(receipts), decision_id, outcome)
             for event, (decision_id, outcome) in zip(made, outcomes, strict=True)
         ]
 
-    def _observed(self, decision: OpenDecision, outcome: Outcome) -> Observed:
+    def _observed(self, decision: OpenDecision, outcome: OutcomeReport) -> Observed:
         arm = decision.arm if outcome.arm is None else outcome.arm
         overridden = arm != decision.arm
         price = self.ledger.arms[arm].price if overridden else decision.price
@@ -522,9 +522,9 @@ class Learner:
             body=outcome.body,
         )
 
-    async def _accepted(
-        self, event: Observed | None, receipt: Receipt | StorageError | None, decision_id: str, outcome: Outcome
-    ) -> Kept | Exception:
+    async def _outcome_result(
+        self, event: Observed | None, receipt: Receipt | StorageError | None, decision_id: str, outcome: OutcomeReport
+    ) -> Recorded | Exception:
         """receipt: None where nothing was open."""
         if isinstance(receipt, StorageError):
             return receipt
@@ -536,7 +536,7 @@ class Learner:
                 return self._same_outcome(events.decode(receipt.first), receipt.offset, outcome.body)
         except Exception as error:
             return error
-        return Kept(event, receipt.offset, False)
+        return Recorded(event, receipt.offset, False)
 
     async def cancel(self, decision_id: str) -> None:
         """Withdraw an open decision. Cancelling twice is cancelling once."""
@@ -549,9 +549,9 @@ class Learner:
         else:
             first = (await self._closing(decision_id)).event
         if isinstance(first, Observed):
-            raise OutcomeConflict(decision_id)
+            raise OutcomeConflictError(decision_id)
         if isinstance(first, Expired):
-            raise DecisionExpired(decision_id)
+            raise DecisionExpiredError(decision_id)
 
     async def expire(self) -> int:
         """Close every decision whose time is over; how many were."""
@@ -559,12 +559,12 @@ class Learner:
         await self._expire(due)
         return len(due)
 
-    async def look_up(self, decision_id: str) -> tuple[Kept, Kept | None]:
+    async def look_up(self, decision_id: str) -> tuple[Recorded, Recorded | None]:
         """The decision and what closed it, None while it is open."""
         entry = await self._storage.find(self.log, events.decided_key(decision_id))
         if entry is None:
-            raise DecisionMissing(decision_id)
-        decided = Kept(events.decode(entry.payload), entry.offset, True)
+            raise DecisionNotFoundError(decision_id)
+        decided = Recorded(events.decode(entry.payload), entry.offset, True)
         if (await self._opened([decision_id]))[0] is not None or decided.event.arm < 0:
             return decided, None
         return decided, await self._closing(decision_id)
@@ -591,29 +591,29 @@ class Learner:
 
     async def _close(self, closing: Sequence[Expired | Cancelled]) -> list[Receipt | StorageError]:
         entries = [(events.closed_key(event.id), event) for event in closing]
-        return await self._background.to_the_end(self._keeping.keep(entries, Durability.PROCESS))
+        return await self._background.run_shielded(self._keeping.commit(entries, Durability.PROCESS))
 
-    async def _closing(self, decision_id: str) -> Kept:
+    async def _closing(self, decision_id: str) -> Recorded:
         entry = await self._storage.find(self.log, events.closed_key(decision_id))
         if entry is not None:
-            return Kept(events.decode(entry.payload), entry.offset, True)
+            return Recorded(events.decode(entry.payload), entry.offset, True)
         if await self._storage.find(self.log, events.decided_key(decision_id)) is not None:
-            raise NothingToObserve(decision_id)  # decided, never opened: it was a stop
-        raise DecisionMissing(decision_id)
+            raise DecisionWasStopError(decision_id)  # decided, never opened: it was a stop
+        raise DecisionNotFoundError(decision_id)
 
-    def _same_outcome(self, first: AnyEvent, offset: int, body: str) -> Kept:
+    def _same_outcome(self, first: AnyEvent, offset: int, body: str) -> Recorded:
         match first:
             case Observed() if first.body == body:
                 self.repeated += 1
-                return Kept(first, offset, True)
+                return Recorded(first, offset, True)
             case Observed():
-                raise OutcomeConflict(first.id)
+                raise OutcomeConflictError(first.id)
             case Expired():
-                raise DecisionExpired(first.id)
+                raise DecisionExpiredError(first.id)
             case Cancelled():
-                raise DecisionCancelled(first.id)
+                raise DecisionCancelledError(first.id)
             case _:
-                raise Inconsistent(f"{type(first).__name__} closes a decision")
+                raise InconsistentEventError(f"{type(first).__name__} closes a decision")
 
     def known_reference(self, reference: str, body: str) -> KnownReference | None:
         """The reference material that was learned under this id, if any; `ReferenceConflict` where its body was another."""
@@ -635,15 +635,15 @@ class Learner:
                     await self._folding.catch_up()
                     check()
                     try:
-                        receipt = await self._keeping.put(key, event, expected=self.offset)
-                    except StorageConflict:
+                        receipt = await self._keeping.append_one(key, event, expected=self.offset)
+                    except StorageConflictError:
                         continue
                     await self._folding.catch_up(receipt.offset)
-                    await self._folding.prepared()
+                    await self._folding.wait_until_prepared()
                     return receipt
-                raise StorageUnavailable("the log grows faster than this could be checked against it; try again")
+                raise StorageUnavailableError("the log grows faster than this could be checked against it; try again")
 
-        return await self._background.to_the_end(run())
+        return await self._background.run_shielded(run())
 
 
 class _Turns:
@@ -654,7 +654,10 @@ class _Turns:
     """
 
     def __init__(
-        self, asks: Sequence[Ask], contexts: list[Context], drawing: Callable[[Ask, Context, Sequence[float]], draw.Draw]
+        self,
+        asks: Sequence[DecisionRequest],
+        contexts: list[Context],
+        drawing: Callable[[DecisionRequest, Context, Sequence[float]], draw.Draw],
     ) -> None:
         self.asks = asks
         self.contexts = contexts

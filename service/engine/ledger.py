@@ -140,7 +140,7 @@ class Learn:
 
 
 @dataclass(frozen=True)
-class Anticipate:
+class AddPending:
     """A decision is pending for this arm."""
 
     arm: int
@@ -148,7 +148,7 @@ class Anticipate:
 
 
 @dataclass(frozen=True)
-class Release:
+class RemovePending:
     """A pending decision will not be learnt."""
 
     arm: int
@@ -167,10 +167,10 @@ def moments_of(given: events.MomentsGiven) -> Moments:
     return Moments(torch.from_numpy(mean), torch.from_numpy(covariance), given.count)
 
 
-Effect = Learn | Anticipate | Release | GrowArms
+Effect = Learn | AddPending | RemovePending | GrowArms
 
 
-class Inconsistent(Exception):
+class InconsistentEventError(Exception):
     """An event that cannot follow the ones before it; a log that contains one is damaged."""
 
 
@@ -240,7 +240,7 @@ class Ledger:
     def apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
         """Take in the entry at `offset` (the next one); what follows from it for the state."""
         if offset != self.offset + 1:
-            raise Inconsistent(f"offset {offset} after {self.offset}")
+            raise InconsistentEventError(f"offset {offset} after {self.offset}")
         effects = self._apply(offset, event, policy)
         self.offset = offset
         return effects
@@ -257,7 +257,7 @@ class Ledger:
                 return self._release(self._close(event.id))
             case ArmAdded():
                 if event.name in self._index:
-                    raise Inconsistent(f"arm {event.name} was added before")
+                    raise InconsistentEventError(f"arm {event.name} was added before")
                 self._index[event.name] = len(self.arms)
                 self.arms.append(ArmRecord(event.name, event.price, event.metadata))
                 return [GrowArms()]
@@ -268,14 +268,14 @@ class Ledger:
             case ReferenceAdded():
                 return self._referenced(offset, event)
             case Created():
-                raise Inconsistent("a log is created once")
+                raise InconsistentEventError("a log is created once")
         return []
 
     def _decided(self, offset: int, event: Decided, policy: Policy) -> list[Effect]:
         if event.id in self.open:
-            raise Inconsistent(f"decision {event.id} was made before")
+            raise InconsistentEventError(f"decision {event.id} was made before")
         if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
-            raise Inconsistent(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
+            raise InconsistentEventError(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
         self.decided += 1
         known = self.episodes.get(event.episode)
         self.skipped += event.arm < 0 and (known is None or known.made == 0)
@@ -294,7 +294,7 @@ class Ledger:
         self.open[event.id] = OpenDecision(
             event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
         )
-        return [Anticipate(event.arm, events.vector_tensor(event.features))]
+        return [AddPending(event.arm, events.vector_tensor(event.features))]
 
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
@@ -353,7 +353,7 @@ class Ledger:
                 cost=cost,
                 output=output.tensor(),
                 reference=reference.tensor(),
-                anticipated=anticipated,
+                was_pending=anticipated,
             )
         )
 
@@ -368,7 +368,7 @@ class Ledger:
     def _close(self, decision_id: str) -> OpenDecision:
         decision = self.open.pop(decision_id, None)
         if decision is None:
-            raise Inconsistent(f"decision {decision_id} is not open")
+            raise InconsistentEventError(f"decision {decision_id} is not open")
         self._update(decision.arm, pending=self._arm(decision.arm).pending - 1)
         episode = self.episodes.get(decision.episode)
         if episode is not None and episode.open.get(decision.arm):
@@ -376,11 +376,11 @@ class Ledger:
         return decision
 
     def _release(self, decision: OpenDecision) -> list[Effect]:
-        return [Release(decision.arm, events.vector_tensor(decision.features))]
+        return [RemovePending(decision.arm, events.vector_tensor(decision.features))]
 
     def _arm(self, index: int) -> ArmRecord:
         if not 0 <= index < len(self.arms):
-            raise Inconsistent(f"there is no arm {index}")
+            raise InconsistentEventError(f"there is no arm {index}")
         return self.arms[index]
 
     def _update(self, index: int, **changes: Any) -> None:

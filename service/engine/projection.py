@@ -24,15 +24,24 @@ from torch import Tensor
 
 from bandits import state as states
 from bandits.errors import BanditError
-from bandits.gpu.mirror import Placement
+from bandits.gpu.mirror import DeviceMirror
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES, build
 from bandits.types import REFERENCE, Observation, Policy, State
 from service.engine import events, snapshots
 from service.engine.events import AnyEvent, Created, Decided
-from service.engine.executor import FORGET, PATIENT, RARELY, Background, Pace
-from service.engine.ledger import Anticipate, ArmRecord, Effect, GrowArms, Learn, Ledger, Release
-from service.storage.base import Entry, Log, LogMissing, LogRewound, LogTrimmed, Storage, StorageDamaged, StorageUnavailable
+from service.engine.executor import BACKGROUND_POOL, DECAY, SLOW_DECAY, AdaptiveExecutor, TaskGroup
+from service.engine.ledger import AddPending, ArmRecord, Effect, GrowArms, Learn, Ledger, RemovePending
+from service.storage.base import (
+    Entry,
+    Log,
+    LogCompactedError,
+    LogNotFoundError,
+    LogTruncatedError,
+    Storage,
+    StorageDamagedError,
+    StorageUnavailableError,
+)
 
 logger = logging.getLogger("nextarm.folding")
 
@@ -48,7 +57,7 @@ REMEMBERED_IDS = 10_000
 """Decisions whose ids are remembered, so that a repeated request is known before anything is scored: 1.5 MB."""
 
 
-class Published(NamedTuple):
+class Version(NamedTuple):
     """What was learnt up to an offset, and the arms as of then. Replaced as a whole."""
 
     state: State
@@ -56,7 +65,7 @@ class Published(NamedTuple):
     arms: tuple[ArmRecord, ...]
 
 
-class LogNewer(StorageDamaged):
+class LogNewer(StorageDamagedError):
     """An entry that only a newer version of nextarm can fold; nothing is damaged."""
 
 
@@ -75,12 +84,12 @@ def policy_of(created: Created) -> Policy:
 class Ahead(NamedTuple):
     """A state that knows the decisions on their way, too. ready: what it began with; ids: of the decisions."""
 
-    ready: Published
+    ready: Version
     ids: frozenset[str]
     state: State
 
 
-class Folding:
+class Projection:
     """See the module.
 
     published: everything that was learnt.  ready: the newest of it that decisions can use at once.
@@ -93,17 +102,17 @@ class Folding:
         storage: Storage,
         log: Log,
         created: Created,
-        background: Background,
+        background: TaskGroup,
         *,
         policy: Policy,
         snapshot_every: int,
-        placement: Placement | None = None,
+        placement: DeviceMirror | None = None,
     ) -> None:
         self.ledger = Ledger(created)
-        self.published = Published(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
-        self.ready = self.published
-        self.damaged: StorageDamaged | None = None
-        self.astray: LogRewound | LogTrimmed | None = None
+        self.committed = Version(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
+        self.scoring = self.committed
+        self.damaged: StorageDamagedError | None = None
+        self.log_truncated: LogTruncatedError | LogCompactedError | None = None
         self._storage = storage
         self._log = log
         self._created = created
@@ -113,14 +122,14 @@ class Folding:
         self._lock = asyncio.Lock()
         self._live = True  # while a log is being replayed nobody asks, and nothing is prepared
         self._closing = False
-        self._fold_pace = Pace(spiky="output" in policy.needs and policy.output_dim >= WIDE)
+        self._fold_pace = AdaptiveExecutor(spiky="output" in policy.needs and policy.output_dim >= WIDE)
         # only what is derived from outputs takes long now and then: spectra, mixtures
-        self._prepare_pace = Pace(PATIENT, forget=RARELY if "output" in policy.needs else FORGET)
+        self._prepare_pace = AdaptiveExecutor(BACKGROUND_POOL, forget=SLOW_DECAY if "output" in policy.needs else DECAY)
         self._preparing: asyncio.Task[None] | None = None
-        self._reserved: dict[str, tuple[int, bytes]] = {}  # decisions that `ready` does not know yet -> arm, features
+        self._in_flight: dict[str, tuple[int, bytes]] = {}  # decisions that `ready` does not know yet -> arm, features
         self._ahead: Ahead | None = None
         self._decided: dict[str, None] = {}  # ids of the decisions that were folded last
-        self._landed: deque[tuple[int, str]] = deque()  # those of them that are folded, with their offsets
+        self._folded_in_flight: deque[tuple[int, str]] = deque()  # those of them that are folded, with their offsets
         self._snapshot_every = snapshot_every
         self._snapshot_at = 1  # of the last one
         self._snapshot_tried = 1
@@ -134,14 +143,14 @@ class Folding:
             logger.warning("the log is trimmed: a snapshot of another build has to do", extra={"bandit": self._log.name})
             await self._resume_from(blobs, any_build=True)
         self._live = False
-        while until is None or self.published.offset < until:
-            before = self.published.offset
+        while until is None or self.committed.offset < until:
+            before = self.committed.offset
             await self.catch_up(before + READ_BATCH, at_most=until)
-            each(self.published.offset)
-            if self.published.offset == before:
+            each(self.committed.offset)
+            if self.committed.offset == before:
                 break
-        state = await asyncio.to_thread(self._anticipated, self.published.state)
-        self.published = self.ready = self.published._replace(state=state)
+        state = await asyncio.to_thread(self._with_open_pending, self.committed.state)
+        self.committed = self.scoring = self.committed._replace(state=state)
         await self._prepare()
         self._live = True
 
@@ -155,7 +164,7 @@ class Folding:
         """Whether the log cannot be folded from its first entry any more."""
         try:
             await self._storage.read(self._log, after=1, limit=1)
-        except LogTrimmed:
+        except LogCompactedError:
             return True
         return False
 
@@ -165,7 +174,7 @@ class Folding:
             ledger, state = await asyncio.to_thread(unpack, self._policy, self._created, blob)
             if not await self._storage.read(self._log, after=ledger.offset - 1, limit=1):
                 raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
-        except (StorageUnavailable, LogMissing, LogRewound):
+        except (StorageUnavailableError, LogNotFoundError, LogTruncatedError):
             raise
         except Exception as error:  # the log is the truth: whatever is wrong with a snapshot costs time and nothing else
             reason = f"{type(error).__name__}: {error}"
@@ -173,24 +182,24 @@ class Folding:
             return False
         self.ledger = ledger
         self._snapshot_at = self._snapshot_tried = ledger.offset
-        self.published = self.ready = Published(state, ledger.offset, tuple(ledger.arms))
+        self.committed = self.scoring = Version(state, ledger.offset, tuple(ledger.arms))
         return True
 
     async def close(self) -> None:
         """Finish what was begun and leave a snapshot behind, so that the next start is quick."""
         self._closing = True
         await self._background.finish()
-        if not self.damaged and self.published.offset > self._snapshot_at:
+        if not self.damaged and self.committed.offset > self._snapshot_at:
             await self.snapshot()
 
     def check_sound(self) -> None:
         """Raise what stopped this bandit, if anything did."""
         if self.damaged is not None:
             raise type(self.damaged)(self.damaged.place, self.damaged.reason)
-        if self.astray is not None:
-            raise self.astray
+        if self.log_truncated is not None:
+            raise self.log_truncated
 
-    def stop(self, damage: StorageDamaged) -> None:
+    def stop(self, damage: StorageDamagedError) -> None:
         """From now on this bandit answers nothing but its damage; no other bandit is touched. The first damage is kept."""
         if self.damaged is not None:
             return
@@ -199,72 +208,72 @@ class Folding:
 
     # -- decisions on their way -----------------------------------------------------------------------------------------------
 
-    def reserve(self, decision: Decided) -> None:
+    def track_in_flight(self, decision: Decided) -> None:
         """Count a decision as pending from now on: it is on its way into the log."""
-        self._reserved[decision.id] = decision.arm, decision.features
+        self._in_flight[decision.id] = decision.arm, decision.features
 
-    def withdraw(self, decision_id: str) -> None:
+    def drop_in_flight(self, decision_id: str) -> None:
         """It will not be in the log."""
-        self._reserved.pop(decision_id, None)
+        self._in_flight.pop(decision_id, None)
 
-    def reserved(self) -> Counter[int]:
+    def in_flight(self) -> Counter[int]:
         """Per arm, the decisions that `ready` does not know yet."""
-        return Counter(arm for arm, _ in self._reserved.values())
+        return Counter(arm for arm, _ in self._in_flight.values())
 
     def is_known(self, decision_id: str) -> bool:
         """Whether the log is known to hold this decision: it is open, or one of the last that were folded."""
         return decision_id in self.ledger.open or decision_id in self._decided
 
-    def scored(self) -> Published:
+    def scored(self) -> Version:
         """`ready` for the next decision: its widths know the decisions on their way as if they had been folded. Where folding
         is quick there are none, and where a policy's rule does not look at widths nothing changes.
         """
-        if not self._reserved:
+        if not self._in_flight:
             self._ahead = None
-            return self.ready
+            return self.scoring
         ahead = self._ahead
-        if ahead is None or ahead.ready is not self.ready or not ahead.ids <= self._reserved.keys():
-            ahead = Ahead(self.ready, frozenset(), self.ready.state)
+        if ahead is None or ahead.ready is not self.scoring or not ahead.ids <= self._in_flight.keys():
+            ahead = Ahead(self.scoring, frozenset(), self.scoring.state)
         waiting: dict[int, list[Tensor]] = {}
-        for decision_id, (arm, features) in self._reserved.items():
+        for decision_id, (arm, features) in self._in_flight.items():
             if arm >= 0 and decision_id not in ahead.ids:
                 waiting.setdefault(arm, []).append(events.vector_tensor(features))
         state = ahead.state
         for arm, several in waiting.items():
-            narrowed = self._policy.anticipate_all(state.arms[arm], several)
+            narrowed = self._policy.add_pending_many(state.arms[arm], several)
             if narrowed is not state.arms[arm]:  # else what was derived from these very arms still holds
                 state = states.with_arm(state, arm, narrowed)
-        self._ahead = Ahead(self.ready, frozenset(self._reserved), state)
-        return self.ready._replace(state=state)
+        self._ahead = Ahead(self.scoring, frozenset(self._in_flight), state)
+        return self.scoring._replace(state=state)
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
     @property
-    def slow(self) -> bool:
+    def is_slow(self) -> bool:
         """Whether folding one event may take longer than a decision should wait."""
-        return self._fold_pace.spiky or self._fold_pace.peak_s > ANSWER_BELOW_S
+        return self._fold_pace.bursty or self._fold_pace.peak_s > ANSWER_BELOW_S
 
     async def catch_up(
         self, at_least: int = 0, *, at_most: int | None = None, known: Mapping[bytes, AnyEvent] = MappingProxyType({})
     ) -> None:
         """Fold what the log holds beyond the published offset. With `at_least`, return as soon as that offset is learnt; with
-        `at_most`, fold nothing behind that offset. Must not be cancelled amid a fold (`Background.to_the_end`).
+        `at_most`, fold nothing behind that offset. Must not be cancelled amid a fold (`TaskGroup.run_shielded`).
 
         known: events by their bytes, which need not be decoded.
         """
-        if at_least and self.published.offset >= at_least:
+        if at_least and self.committed.offset >= at_least:
             return
         async with self._lock:
-            while not at_least or self.published.offset < at_least:
+            while not at_least or self.committed.offset < at_least:
                 self.check_sound()
-                limit = READ_BATCH if at_most is None else min(READ_BATCH, at_most - self.published.offset)
+                limit = READ_BATCH if at_most is None else min(READ_BATCH, at_most - self.committed.offset)
                 try:
-                    entries = await self._storage.read(self._log, after=self.published.offset, limit=limit)
-                except StorageDamaged as error:
+                    entries = await self._storage.read(self._log, after=self.committed.offset, limit=limit)
+                except StorageDamagedError as error:
                     self.stop(error)
                     raise
-                except (LogRewound, LogTrimmed) as error:
-                    self.astray = error
+                except (LogTruncatedError, LogCompactedError) as error:
+                    self.log_truncated = error
                     raise
                 if not entries:
                     break
@@ -275,7 +284,7 @@ class Folding:
         """All of them, or stop: the ledger may have taken in what the state has not, and nothing may be folded on top of that."""
         effects: list[tuple[int, Effect]] = []
         landed: list[tuple[int, str]] = []
-        fault: StorageDamaged | None = None
+        fault: StorageDamagedError | None = None
         for entry in entries:
             try:
                 event = (known.get(entry.payload) if known else None) or events.decode(entry.payload)  # a look is a hash
@@ -289,134 +298,138 @@ class Folding:
         while len(self._decided) > REMEMBERED_IDS:
             del self._decided[next(iter(self._decided))]
         try:
-            state = await self._fold_pace.run(self._after, self.published.state, effects, units=len(effects))
-        except StorageDamaged as error:  # comes before what the ledger refused
+            state = await self._fold_pace.run(self._apply_all, self.committed.state, effects, units=len(effects))
+        except StorageDamagedError as error:  # comes before what the ledger refused
             fault = error
         if fault is not None:
             self.stop(fault)
             raise fault
-        if state is not self.published.state:
-            state = replace(state, cache=self.ready.state.cache)  # it may have been prepared anew meanwhile
-        self.published = Published(state, entries[-1].offset, tuple(self.ledger.arms))
+        if state is not self.committed.state:
+            state = replace(state, cache=self.scoring.state.cache)  # it may have been prepared anew meanwhile
+        self.committed = Version(state, entries[-1].offset, tuple(self.ledger.arms))
         if self._live:
-            self._landed.extend(landed)
-            await self._make_ready()
+            self._folded_in_flight.extend(landed)
+            await self._schedule_prepare()
 
-    def _after(self, state: State, effects: list[tuple[int, Effect]]) -> State:
+    def _apply_all(self, state: State, effects: list[tuple[int, Effect]]) -> State:
         """The state after these effects in log order, whatever the read batches were. What may go together does: decisions that
         are pending, and outcomes where arms are learnt separately.
         """
         for kind, run in itertools.groupby(effects, key=lambda numbered: type(numbered[1])):
             several = list(run)
-            together = len(several) > 1 and self._live and (kind is Anticipate or (kind is Learn and self._policy.separate))
-            state = self._together(state, several) if together else self._one_by_one(state, several)
+            together = (
+                len(several) > 1 and self._live and (kind is AddPending or (kind is Learn and self._policy.arms_independent))
+            )
+            state = self._apply_by_arm(state, several) if together else self._apply_each(state, several)
         return state
 
-    def _one_by_one(self, state: State, effects: list[tuple[int, Effect]]) -> State:
+    def _apply_each(self, state: State, effects: list[tuple[int, Effect]]) -> State:
         for offset, effect in effects:
             try:
-                state = self._with(state, effect)
+                state = self._apply(state, effect)
             except Exception as error:
                 raise self._damage_at(offset, error) from error
         return state
 
-    def _together(self, state: State, effects: list[tuple[int, Effect]]) -> State:
+    def _apply_by_arm(self, state: State, effects: list[tuple[int, Effect]]) -> State:
         """Arm by arm; where that fails, one by one, to name the entry."""
         by_arm: dict[int, list[Any]] = {}
         for _, effect in effects:
             match effect:
                 case Learn(seen) if seen.arm != REFERENCE:
                     by_arm.setdefault(seen.arm, []).append(seen)
-                case Anticipate(arm, features):
+                case AddPending(arm, features):
                     by_arm.setdefault(arm, []).append(features)
                 case _:
-                    return self._one_by_one(state, effects)
+                    return self._apply_each(state, effects)
         arms, policy = list(state.arms), self._policy
         try:
             for index, several in by_arm.items():
                 learns = isinstance(several[0], Observation)
-                arms[index] = policy.learn_all(state, several) if learns else policy.anticipate_all(state.arms[index], several)
+                arms[index] = (
+                    policy.update_many(state, several) if learns else policy.add_pending_many(state.arms[index], several)
+                )
         except Exception:
-            return self._one_by_one(state, effects)
+            return self._apply_each(state, effects)
         return replace(state, arms=tuple(arms))
 
-    def _with(self, state: State, effect: Effect) -> State:
+    def _apply(self, state: State, effect: Effect) -> State:
         """While a log is replayed only sums are added to; what is pending at its end is anticipated then."""
         policy = self._policy
         match effect:
             case Learn(seen):
-                return states.fold(policy, state, seen if self._live else replace(seen, anticipated=False))
-            case Anticipate(arm, features) if self._live:
-                return states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
-            case Release(arm, features) if self._live:
-                return states.with_arm(state, arm, policy.release(state.arms[arm], features))
+                return states.fold(policy, state, seen if self._live else replace(seen, was_pending=False))
+            case AddPending(arm, features) if self._live:
+                return states.with_arm(state, arm, policy.add_pending(state.arms[arm], features))
+            case RemovePending(arm, features) if self._live:
+                return states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
             case GrowArms():
                 return states.add_arm(policy, state)
         return state
 
-    def _anticipated(self, state: State) -> State:
+    def _with_open_pending(self, state: State) -> State:
         """The state of a replay with the widths shrunk by every decision that is open at its end."""
         for decision in self.ledger.open.values():
             try:
-                arm = self._policy.anticipate(state.arms[decision.arm], events.vector_tensor(decision.features))
+                arm = self._policy.add_pending(state.arms[decision.arm], events.vector_tensor(decision.features))
             except Exception as error:
                 raise self._damage_at(decision.offset, error) from error
             state = states.with_arm(state, decision.arm, arm)
         return state
 
-    def _damage_at(self, offset: int, error: Exception) -> StorageDamaged:
+    def _damage_at(self, offset: int, error: Exception) -> StorageDamagedError:
         place = f"log {self._log.name!r}, offset {offset}"
         if isinstance(error, events.NewerEvent):
-            damage: StorageDamaged = LogNewer(place, str(error))
+            damage: StorageDamagedError = LogNewer(place, str(error))
         else:
-            damage = StorageDamaged(place, f"{type(error).__name__}: {error}")
+            damage = StorageDamagedError(place, f"{type(error).__name__}: {error}")
         damage.__cause__ = error
         return damage
 
     # -- preparing ---------------------------------------------------------------------------------------------------------
 
-    async def settled(self) -> None:
+    async def wait_until_current(self) -> None:
         """Wait until decisions know what was published when this was called, where that is known to be quick: then a client that
         got its receipt finds its outcome in the next decision.
         """
-        offset = self.published.offset
-        while self._preparing is not None and self.ready.offset < offset and self._prepare_pace.peak_s < WAIT_BELOW_S:
+        offset = self.committed.offset
+        while self._preparing is not None and self.scoring.offset < offset and self._prepare_pace.peak_s < WAIT_BELOW_S:
             done, _ = await asyncio.wait([self._preparing], timeout=PATIENCE_S)
             if not done:
                 return
 
-    async def prepared(self) -> None:
+    async def wait_until_prepared(self) -> None:
         """Wait until decisions know what was published when this was called, however long that takes."""
-        offset = self.published.offset
-        while self.ready.offset < offset and not self._closing:
+        offset = self.committed.offset
+        while self.scoring.offset < offset and not self._closing:
             self.check_sound()
-            await self._make_ready()
+            await self._schedule_prepare()
             if self._preparing is not None:
                 await asyncio.wait([self._preparing])
 
-    async def _make_ready(self) -> None:
+    async def _schedule_prepare(self) -> None:
         """At once where that is quick; else in the background, always the newest, and never two at a time."""
         if self._preparing is not None:
             return
-        if _same(self.published.state, self.ready.state):  # nothing to derive anew
-            self._set_ready(self.published, replace(self.published.state, cache=self.ready.state.cache))
+        if _is_same_statistics(self.committed.state, self.scoring.state):  # nothing to derive anew
+            self._publish_scoring(self.committed, replace(self.committed.state, cache=self.scoring.state.cache))
         elif self._prepare_pace.is_slow():
-            self._preparing = self._background.go_on(self._prepare_in_background())
+            self._preparing = self._background.spawn(self._prepare_in_background())
         else:
             await self._prepare()
 
     async def _prepare_in_background(self) -> None:
         try:
             await self._prepare()
-        except StorageDamaged:
+        except StorageDamagedError:
             return  # the next request is told
         finally:
             self._preparing = None
-        if self.ready.offset < self.published.offset and not self._closing:
-            await self._make_ready()
+        if self.scoring.offset < self.committed.offset and not self._closing:
+            await self._schedule_prepare()
 
     async def _prepare(self) -> None:
-        published = self.published
+        published = self.committed
         try:
             state = await self._prepare_pace.run(self._derived, published.state)
         except Exception as error:
@@ -427,29 +440,31 @@ class Folding:
             about = {"bandit": self._log.name, "device": str(self._placement.device), "reason": self._placement.broken}
             logger.warning("a device failed: this bandit scores on the CPU until the next start", extra=about)
             self._placement = None
-        self._set_ready(published, state)
+        self._publish_scoring(published, state)
 
     def _derived(self, state: State) -> State:
         """Prepared; and a device that scores for this bandit knows of it, too."""
         state = self._policy.prepare(state)
         if self._placement is None:
             return state
-        self._placement.follow(state.arms)
+        self._placement.sync(state.arms)
         return replace(state, cache=self._placement)
 
-    def _set_ready(self, published: Published, state: State) -> None:
-        self.ready = published._replace(state=state)
-        newest = self.published
-        self.published = self.ready if newest is published else newest._replace(state=replace(newest.state, cache=state.cache))
-        while self._landed and self._landed[0][0] <= self.ready.offset:  # pending in `ready.arms` from here on
-            self._reserved.pop(self._landed.popleft()[1], None)
+    def _publish_scoring(self, published: Version, state: State) -> None:
+        self.scoring = published._replace(state=state)
+        newest = self.committed
+        self.committed = self.scoring if newest is published else newest._replace(state=replace(newest.state, cache=state.cache))
+        while (
+            self._folded_in_flight and self._folded_in_flight[0][0] <= self.scoring.offset
+        ):  # pending in `ready.arms` from here on
+            self._in_flight.pop(self._folded_in_flight.popleft()[1], None)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 
     def _maybe_snapshot(self) -> None:
-        if self._snapshot_every and self.published.offset - self._snapshot_tried >= self._snapshot_every:
-            self._snapshot_tried = self.published.offset
-            self._background.go_on(self._try_snapshot())
+        if self._snapshot_every and self.committed.offset - self._snapshot_tried >= self._snapshot_every:
+            self._snapshot_tried = self.committed.offset
+            self._background.spawn(self._try_snapshot())
 
     async def _try_snapshot(self) -> None:
         try:
@@ -460,14 +475,14 @@ class Folding:
     async def snapshot(self) -> None:
         """Write one at the published offset."""
         async with self._lock:
-            state, offset, _ = self.published
+            state, offset, _ = self.committed
             ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
         blob = await asyncio.to_thread(snapshots.pack, self._policy, state, ledger, offset)
         await self._storage.save_snapshot(self._log, offset, blob)
         self._snapshot_at = offset
 
 
-def _same(one: State, other: State) -> bool:
+def _is_same_statistics(one: State, other: State) -> bool:
     """Whether two states hold the same statistics, so that what was derived from one holds for the other."""
     return (
         one.reference is other.reference

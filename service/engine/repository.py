@@ -26,13 +26,13 @@ from service.engine.projection import LogNewer
 from service.settings import Settings
 from service.storage.base import (
     Log,
-    LogMissing,
-    LogRewound,
-    LogTrimmed,
+    LogCompactedError,
+    LogNotFoundError,
+    LogTruncatedError,
     Storage,
-    StorageDamaged,
+    StorageDamagedError,
     StorageError,
-    StorageUnavailable,
+    StorageUnavailableError,
 )
 from service.storage.throttling import ThrottledLogger
 
@@ -50,23 +50,23 @@ TIME_APART_S = 5.0
 """A difference that an operator should know of."""
 
 
-class BanditMissing(Exception):
+class BanditNotFoundError(Exception):
     """No bandit has this name (for this tenant)."""
 
 
-class BanditConflict(Exception):
+class BanditConflictError(Exception):
     """A bandit of this name exists with another configuration."""
 
 
-class BanditDamaged(Exception):
+class BanditDamagedError(Exception):
     """The log of this bandit cannot be folded; it answers nothing until an operator has looked at it."""
 
 
-class BanditNewer(BanditDamaged):
+class BanditNewer(BanditDamagedError):
     """The log of this bandit was written by a newer version of nextarm; this one answers nothing of it."""
 
 
-class Hosting:
+class BanditRepository:
     """See the module."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Hosting:
         self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
         self._loading: dict[Log, asyncio.Task[Learner]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of creating a name or looking for it
-        self._damaged: dict[str, BanditDamaged] = {}
+        self._damaged: dict[str, BanditDamagedError] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._ends: dict[str, int] = {}  # last known ends of the logs of a shared store
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -144,20 +144,20 @@ class Hosting:
         """The learner of a bandit; waits while it is being loaded."""
         name = _path(tenant, bandit)
         learner = self._learners.get(name)
-        if learner is not None and learner.astray:
-            self._load_anew(name, learner)
+        if learner is not None and learner.log_truncated:
+            self._reload(name, learner)
             learner = None
         if learner is None and self.storage.shared and not {name} & (self._unloaded.keys() | self._damaged.keys()):
-            await self._look_for(name)
+            await self._discover(name)
             learner = self._learners.get(name)  # it may have been created meanwhile
         if learner is None and name in self._unloaded:
             learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
         if name in self._damaged:
             raise type(self._damaged[name])(*self._damaged[name].args)
         if learner is None:
-            raise BanditMissing(bandit)
+            raise BanditNotFoundError(bandit)
         if learner.damage:
-            raise BanditNewer(learner.damage) if learner.is_newer else BanditDamaged(learner.damage)
+            raise BanditNewer(learner.damage) if learner.is_newer else BanditDamagedError(learner.damage)
         return learner
 
     async def delete(self, tenant: str, bandit: str) -> None:
@@ -165,7 +165,7 @@ class Hosting:
         name = _path(tenant, bandit)
         log = await self.storage.find_log(name)  # another process may have given the name to another log
         if log is None:
-            raise BanditMissing(bandit)
+            raise BanditNotFoundError(bandit)
         if log in self._loading:
             await asyncio.wait([self._loading[log]])
         await self.storage.delete(log)
@@ -225,23 +225,23 @@ class Hosting:
         try:
             async with self._few:
                 learner = await self._learn(log)
-        except LogMissing:  # deleted meanwhile
+        except LogNotFoundError:  # deleted meanwhile
             self._forget(log)
             raise
-        except (StorageUnavailable, LogRewound):
+        except (StorageUnavailableError, LogTruncatedError):
             raise
         except Exception as error:
             if not self._is_wanted(log):
-                raise LogMissing(log.name) from error
+                raise LogNotFoundError(log.name) from error
             self._forget(log)
             is_newer = isinstance(error, LogNewer | events.NewerEvent)
-            self._damaged[log.name] = BanditNewer(str(error)) if is_newer else BanditDamaged(str(error))
+            self._damaged[log.name] = BanditNewer(str(error)) if is_newer else BanditDamagedError(str(error))
             logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
-            raise (LogNewer if is_newer else StorageDamaged)(f"bandit {log.name!r}", str(error)) from error
+            raise (LogNewer if is_newer else StorageDamagedError)(f"bandit {log.name!r}", str(error)) from error
         finally:
             self._loading.pop(log, None)
         if not self._is_wanted(log):
-            raise LogMissing(log.name)
+            raise LogNotFoundError(log.name)
         del self._unloaded[log.name]
         self._learners[log.name] = learner
         self._on_load(learner.created)
@@ -273,10 +273,10 @@ class Hosting:
         return self._turns.setdefault(name, asyncio.Lock())
 
     async def _learn(self, log: Log) -> Learner:
-        await self.storage.begin_anew(log)
+        await self.storage.resync(log)
         try:
             return await Learner.load(self.storage, log, **self._options())
-        except LogTrimmed:  # behind snapshots that another process wrote since these were read
+        except LogCompactedError:  # behind snapshots that another process wrote since these were read
             return await Learner.load(self.storage, log, **self._options())
 
     # -- other processes -----------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Hosting:
     async def _keep_time(self) -> None:
         while True:
             await asyncio.sleep(TIME_S)
-            with contextlib.suppress(StorageUnavailable):
+            with contextlib.suppress(StorageUnavailableError):
                 await self._set_clock()
 
     async def _set_clock(self) -> None:
@@ -302,37 +302,37 @@ class Hosting:
     async def _follow(self) -> None:
         while True:
             try:
-                news = await self.storage.news(timeout_s=NEWS_S)
-            except StorageUnavailable:  # what is missed meanwhile comes afterwards
+                news = await self.storage.wait_for_changes(timeout_s=NEWS_S)
+            except StorageUnavailableError:  # what is missed meanwhile comes afterwards
                 await asyncio.sleep(RETRY_S)
                 continue
             for name, end in news.items():
                 self._ends[name] = max(end, self._ends.get(name, 0)) if end else 0
                 if name not in self._following:
-                    self._following[name] = asyncio.create_task(self._keep_up(name))
+                    self._following[name] = asyncio.create_task(self._follow_log(name))
 
-    async def _keep_up(self, name: str) -> None:
+    async def _follow_log(self, name: str) -> None:
         """Learn what is new in a log; there may be more of it when that is done."""
         try:
             while True:
                 end = self._ends.get(name, 0)
                 learner = self._learners.get(name)
                 if learner is None:
-                    await self._look_for(name)
+                    await self._discover(name)
                 elif end == 0 or learner.offset < end:  # a log that was deleted, or made anew, says so
                     await learner.catch_up(end)
                 if self._ends.get(name, 0) == end:
                     return
-        except (LogMissing, LogRewound, LogTrimmed):
+        except (LogNotFoundError, LogTruncatedError, LogCompactedError):
             await self._look_until_answered(name)
-        except StorageUnavailable:
+        except StorageUnavailableError:
             pass  # whoever asks next is told, and there will be news
-        except StorageDamaged as error:
+        except StorageDamagedError as error:
             logger.error("what others wrote cannot be learnt", extra={"bandit": name, "reason": str(error)})
         finally:
             del self._following[name]
 
-    async def _look_for(self, name: str) -> None:
+    async def _discover(self, name: str) -> None:
         """Bring what is known of a name up to what the store holds under it now."""
         async with self._turn(name):
             log = await self.storage.find_log(name)
@@ -346,8 +346,8 @@ class Hosting:
             if learner is None or learner.log != log:
                 self._adopt(log)
                 return
-        if learner.astray:
-            self._load_anew(name, learner)
+        if learner.log_truncated:
+            self._reload(name, learner)
         else:
             await learner.catch_up()
 
@@ -355,17 +355,17 @@ class Hosting:
         """What is known of a name is wrong, and there may be no news that say so again."""
         while True:
             try:
-                return await self._look_for(name)
-            except StorageUnavailable:
+                return await self._discover(name)
+            except StorageUnavailableError:
                 await asyncio.sleep(RETRY_S)
             except StorageError:  # told to whoever asks
                 return None
 
-    def _load_anew(self, name: str, learner: Learner) -> None:
+    def _reload(self, name: str, learner: Learner) -> None:
         """Forget what was learnt from a log that lost entries, or whose entries are behind its snapshots by now."""
         if self._learners.get(name) is not learner:
             return  # somebody was quicker
-        logger.warning("a bandit is learnt anew", extra={"bandit": name, "reason": learner.astray})
+        logger.warning("a bandit is learnt anew", extra={"bandit": name, "reason": learner.log_truncated})
         del self._learners[name]
         self._ends.pop(name, None)
         self._unloaded[name] = learner.log
@@ -378,23 +378,25 @@ class Hosting:
                 self._begin_to_load(log)
             await self._inspect()
             for learner in list(self._learners.values()):
-                if learner.damage or learner.astray:
+                if learner.damage or learner.log_truncated:
                     continue
                 try:
                     await learner.expire()
                     if self.storage.lacks_snapshot(learner.log):
                         await learner.snapshot()
-                except LogMissing:
+                except LogNotFoundError:
                     continue  # deleted meanwhile
                 except Exception as error:  # one bandit that cannot be swept must not keep all others from it
                     throttled.error("overdue decisions could not be closed", bandit=learner.log.name, reason=str(error))
 
     async def _inspect(self) -> None:
         """Stop every bandit whose log another program has spoilt."""
-        learners = {learner.log.name: learner for learner in self._learners.values() if not learner.damage and not learner.astray}
+        learners = {
+            learner.log.name: learner for learner in self._learners.values() if not learner.damage and not learner.log_truncated
+        }
         try:
             damaged = await self.storage.inspect([learner.log for learner in learners.values()])
-        except StorageUnavailable:
+        except StorageUnavailableError:
             return  # `readyz` asks the store itself, and says so
         except Exception as error:  # a sweep that ends would leave every decision open for ever
             throttled.error("the store could not be inspected", reason=str(error))

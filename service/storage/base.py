@@ -51,11 +51,11 @@ class StorageError(Exception):
     """Base of every storage failure."""
 
 
-class StorageUnavailable(StorageError):
+class StorageUnavailableError(StorageError):
     """The store cannot be written or read now. Nothing of the call was acknowledged; over a network it may have been accepted."""
 
 
-class StorageConflict(StorageError):
+class StorageConflictError(StorageError):
     """A conditional append found more in the log than was expected. `end` is its last offset; nothing was accepted."""
 
     def __init__(self, name: str, *, expected: int, end: int) -> None:
@@ -64,7 +64,7 @@ class StorageConflict(StorageError):
         self.end = end
 
 
-class StorageDamaged(StorageError):
+class StorageDamagedError(StorageError):
     """Stored bytes that cannot be read back. `place` says where."""
 
     def __init__(self, place: str, reason: str) -> None:
@@ -73,21 +73,21 @@ class StorageDamaged(StorageError):
         self.reason = reason
 
 
-class LogDamaged(StorageDamaged):
+class LogDamaged(StorageDamagedError):
     """The log as a whole cannot be trusted any more: another program removed or replaced acknowledged entries, or what makes
     their keys unique. Nothing may be accepted into it, or answered from it, until an operator has looked at it.
     """
 
 
-class StorageLocked(StorageError):
+class StorageLockedError(StorageError):
     """Another process serves this store."""
 
 
-class LogMissing(StorageError):
+class LogNotFoundError(StorageError):
     """The log does not exist (any more)."""
 
 
-class LogTrimmed(StorageError):
+class LogCompactedError(StorageError):
     """Entries that were asked for are gone, because a snapshot stands for them. `first` is the first kept offset behind them."""
 
     def __init__(self, name: str, *, first: int) -> None:
@@ -96,7 +96,7 @@ class LogTrimmed(StorageError):
         self.first = first
 
 
-class LogRewound(StorageError):
+class LogTruncatedError(StorageError):
     """Entries that this process has read or accepted are not in the log any more; see the module for what to do.
 
     seen: the last offset that this process knows.  end: the last offset of the log now; where it is not smaller than `seen`,
@@ -212,7 +212,7 @@ class Storage(Protocol):
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
         """The log's last offset, as soon as it is greater than `after`; at the latest after `timeout_s`, whatever it is then."""
 
-    async def news(self, *, timeout_s: float) -> dict[str, int]:
+    async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
         """Names of logs in which something happened since the last call, each with the last offset known of it (0 = unknown: it
         grew, was created or deleted). Returns as soon as there is one, at the latest after `timeout_s`, then empty.
 
@@ -221,7 +221,7 @@ class Storage(Protocol):
         seconds (`redis_news.SWEEP_S`). While the store is out of reach there is no news, and afterwards all that was missed.
         """
 
-    async def begin_anew(self, log: Log) -> None:
+    async def resync(self, log: Log) -> None:
         """The caller has dropped everything that it took from this log; what follows is compared with nothing seen before."""
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:

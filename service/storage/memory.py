@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.storage.base import KEPT_SNAPSHOTS, Durability, Entry, Log, LogDamaged, LogMissing, Receipt, StorageConflict
-from service.storage.notifier import Bell
+from service.storage.base import (
+    KEPT_SNAPSHOTS,
+    Durability,
+    Entry,
+    Log,
+    LogDamaged,
+    LogNotFoundError,
+    Receipt,
+    StorageConflictError,
+)
+from service.storage.notifier import Notifier
 
 
 @dataclass
@@ -25,7 +34,7 @@ class MemoryStorage:
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
-        self._bell = Bell()
+        self._bell = Notifier()
 
     async def start(self) -> None: ...
 
@@ -51,13 +60,13 @@ class MemoryStorage:
             return kept.log, Receipt(1, kept.payloads[0])
         self._kept[log.id] = _Kept(log, [payload], {"created": 1})
         self._names[log.name] = log.id
-        self._bell.ring(log.name, 1)
+        self._bell.publish(log.name, 1)
         return log, Receipt(1)
 
     async def delete(self, log: Log) -> None:
         if self._kept.pop(log.id, None) is not None:
             del self._names[log.name]
-            self._bell.ring(log.name)
+            self._bell.publish(log.name)
 
     async def logs(self) -> list[Log]:
         return sorted((kept.log for kept in self._kept.values()), key=lambda log: log.name)
@@ -71,10 +80,10 @@ class MemoryStorage:
             offset = kept.offsets[key]
             return Receipt(offset, kept.payloads[offset - 1])
         if expected not in (None, len(kept.payloads)):
-            raise StorageConflict(log.name, expected=expected, end=len(kept.payloads))
+            raise StorageConflictError(log.name, expected=expected, end=len(kept.payloads))
         kept.payloads.append(payload)
         kept.offsets[key] = len(kept.payloads)
-        self._bell.ring(log.name, len(kept.payloads))
+        self._bell.publish(log.name, len(kept.payloads))
         return Receipt(len(kept.payloads))
 
     async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
@@ -95,10 +104,10 @@ class MemoryStorage:
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
         return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
 
-    async def news(self, *, timeout_s: float) -> dict[str, int]:
+    async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
         return await self._bell.news(timeout_s=timeout_s)
 
-    async def begin_anew(self, log: Log) -> None: ...
+    async def resync(self, log: Log) -> None: ...
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
         kept = self._of(log)
@@ -110,5 +119,5 @@ class MemoryStorage:
 
     def _of(self, log: Log) -> _Kept:
         if log.id not in self._kept:
-            raise LogMissing(log.name)
+            raise LogNotFoundError(log.name)
         return self._kept[log.id]

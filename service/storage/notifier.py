@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 
-class Bell:
+class Notifier:
     """See the module. It belongs to one event loop. heard: every name that rang; who knows that a log is gone takes it out."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Bell:
         self._ends: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
 
-    def ring(self, name: str, end: int = 0) -> None:
+    def publish(self, name: str, end: int = 0) -> None:
         """Something happened in a log. end: its last offset, 0 = unknown."""
         self.heard.add(name)
         known = self._ends.get(name)

@@ -92,7 +92,7 @@ class Example:
             reward=self.reward(g, arm),
             cost=float(0.1 + 0.3 * arm + 0.05 * g.random()),
             output=torch.from_numpy(self.output(g, arm)),
-            anticipated=anticipated,
+            was_pending=anticipated,
         )
 
     def referenced(self, g: Generator) -> list[Observation]:

@@ -93,7 +93,7 @@ def outcome(world: World, t: int, arm: int, *, anticipated: bool = False, refere
         reward=float(world.rewards[t, arm]),
         output=world.outputs[t, arm][None],
         reference=world.references[t][None] if reference else torch.zeros((0, 0), dtype=torch.float64),
-        anticipated=anticipated,
+        was_pending=anticipated,
     )
 
 
@@ -121,7 +121,7 @@ def play(
         pending[arm] += 1
         wait = delays[t] if len(delays) else 0
         if wait:
-            state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], world.x[t]))
+            state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], world.x[t]))
         due.setdefault(t + wait, []).append((t, arm))
         for when, which in due.pop(t, ()):
             state = states.fold(policy, state, outcome(world, when, which, anticipated=bool(len(delays)) and delays[when] > 0))

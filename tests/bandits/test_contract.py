@@ -31,7 +31,7 @@ FORMS = [
     pytest.param(example, id=f"{kind}-{number}") for kind in POLICIES for number, example in enumerate(EXAMPLES.get(kind, ()))
 ]
 every_form = pytest.mark.parametrize("example", FORMS)
-every_separate_form = pytest.mark.parametrize("example", [form for form in FORMS if _policy_of(form).separate])
+every_separate_form = pytest.mark.parametrize("example", [form for form in FORMS if _policy_of(form).arms_independent])
 HYPERPARAMETERS = [(kind, item.name) for kind, policy in POLICIES.items() for item in declared(policy)]
 
 
@@ -90,10 +90,10 @@ def test_nothing_that_a_policy_is_given_is_written_to(example: Example) -> None:
 
     later = state
     for arm in range(ARMS):  # folded, anticipated and released on top of the old state, and of one another
-        later = states.with_arm(later, arm, policy.anticipate(later.arms[arm], seen.features))
-        later = states.fold(policy, later, dataclasses.replace(seen, arm=arm, anticipated=True))
-        later = states.with_arm(later, arm, policy.anticipate(later.arms[arm], contexts[0].features))
-        later = states.with_arm(later, arm, policy.release(later.arms[arm], contexts[0].features))
+        later = states.with_arm(later, arm, policy.add_pending(later.arms[arm], seen.features))
+        later = states.fold(policy, later, dataclasses.replace(seen, arm=arm, was_pending=True))
+        later = states.with_arm(later, arm, policy.add_pending(later.arms[arm], contexts[0].features))
+        later = states.with_arm(later, arm, policy.remove_pending(later.arms[arm], contexts[0].features))
         policy.weights(policy.prepare(later), contexts)
         policy.report(later)
     policy.weights(states.add_arm(policy, later), [a_context(example, g, arms=ARMS + 1)])
@@ -129,7 +129,7 @@ def test_weights_are_a_distribution_over_the_allowed_arms_or_zeros(example: Exam
 def test_a_packed_state_comes_back(example: Example) -> None:
     g, policy = default_rng(3), example.policy()
     state = fed(example, policy, g)
-    state = states.with_arm(state, 1, policy.anticipate(state.arms[1], example.features(g)))  # which is no part of the bytes
+    state = states.with_arm(state, 1, policy.add_pending(state.arms[1], example.features(g)))  # which is no part of the bytes
     data = states.pack(policy, state)
     back = states.unpack(policy, data)
     assert states.pack(policy, back) == data
@@ -152,12 +152,12 @@ def test_what_is_derived_is_no_part_of_the_digest(example: Example) -> None:
         digest = states.digest(policy, state)
         contexts = [a_context(example, g) for _ in range(2)]
         prepared = policy.prepare(state)
-        pending = states.with_arm(prepared, t % ARMS, policy.anticipate(prepared.arms[t % ARMS], contexts[0].features))
+        pending = states.with_arm(prepared, t % ARMS, policy.add_pending(prepared.arms[t % ARMS], contexts[0].features))
         policy.weights(pending, contexts)
         policy.report(pending)
         assert {states.digest(policy, each) for each in (state, prepared, pending)} == {digest}
         seen = example.seen(g, t % ARMS, contexts[0].features)
-        told = states.fold(policy, pending, dataclasses.replace(seen, anticipated=True))
+        told = states.fold(policy, pending, dataclasses.replace(seen, was_pending=True))
         state = states.fold(policy, state, seen)
         assert states.digest(policy, told) == states.digest(policy, state), "what is learnt does not depend on what was pending"
 
@@ -221,7 +221,7 @@ def test_rows_that_are_decided_in_order_are_decided_as_one_after_the_other(examp
     g, policy = default_rng(44), example.policy()
     state = fed(example, policy, g, rounds=9)
     waiting = example.features(g)
-    state = states.with_arm(state, 1, policy.anticipate(state.arms[1], waiting))
+    state = states.with_arm(state, 1, policy.add_pending(state.arms[1], waiting))
     shared = example.features(g)
     mixed = [(True, True, True), (True, False, True), (True, True, True), (False, True, True)]
     contexts = [
@@ -248,7 +248,7 @@ def test_rows_that_are_decided_in_order_are_decided_as_one_after_the_other(examp
         arm = choose(row, alone.values[0].tolist())
         if arm >= 0:
             pending[arm] += 1
-            narrowed = policy.anticipate(state.arms[arm], context.features)
+            narrowed = policy.add_pending(state.arms[arm], context.features)
             state = state if narrowed is state.arms[arm] else states.with_arm(state, arm, narrowed)
 
 
@@ -260,9 +260,9 @@ def test_a_pending_decision_that_is_released_leaves_no_trace(example: Example) -
     before = policy.weights(state, contexts)
     waiting = [(t % ARMS, example.features(g)) for t in range(7)]
     for arm, features in waiting:
-        state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], features))
+        state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], features))
     for arm, features in waiting[::-1][::2] + waiting[::-1][1::2]:  # in another order than they came
-        state = states.with_arm(state, arm, policy.release(state.arms[arm], features))
+        state = states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
     assert same(policy.weights(policy.prepare(state), contexts), before, within=1e-9)
 
 
@@ -272,9 +272,9 @@ def test_a_pending_decision_that_is_learnt_counts_once(example: Example) -> None
     state = plain = fed(example, policy, g)
     seen = [example.seen(g, t % ARMS, example.features(g)) for t in range(6)]
     for each in seen:
-        state = states.with_arm(state, each.arm, policy.anticipate(state.arms[each.arm], each.features))
+        state = states.with_arm(state, each.arm, policy.add_pending(state.arms[each.arm], each.features))
     for each in seen:
-        state = states.fold(policy, state, dataclasses.replace(each, anticipated=True))
+        state = states.fold(policy, state, dataclasses.replace(each, was_pending=True))
         plain = states.fold(policy, plain, each)
     contexts = [a_context(example, g) for _ in range(5)]
     one, other = policy.weights(policy.prepare(state), contexts), policy.weights(policy.prepare(plain), contexts)
@@ -286,10 +286,10 @@ def test_pending_decisions_come_together_as_one_by_one(example: Example) -> None
     g, policy = default_rng(41), example.policy()
     state = fed(example, policy, g)
     pending = [example.features(g) for _ in range(5)]
-    together = policy.anticipate_all(state.arms[1], pending)
+    together = policy.add_pending_many(state.arms[1], pending)
     alone = state.arms[1]
     for features in pending:
-        alone = policy.anticipate(alone, features)
+        alone = policy.add_pending(alone, features)
     contexts = [a_context(example, g) for _ in range(3)]
     one, other = (policy.prepare(states.with_arm(state, 1, arm)) for arm in (together, alone))
     assert states.digest(policy, one) == states.digest(policy, state)
@@ -303,11 +303,11 @@ def test_outcomes_of_separate_arms_are_learnt_together_as_one_by_one(example: Ex
     g, policy = default_rng(42), example.policy()
     state = fed(example, policy, g)
     coming = [
-        dataclasses.replace(example.seen(g, 2, example.features(g)), anticipated=number >= unexpected) for number in range(7)
+        dataclasses.replace(example.seen(g, 2, example.features(g)), was_pending=number >= unexpected) for number in range(7)
     ]
     pending = [*(seen.features for seen in coming[unexpected:]), example.features(g)]
-    state = states.with_arm(state, 2, policy.anticipate_all(state.arms[2], pending))
-    together, alone = states.with_arm(state, 2, policy.learn_all(state, coming)), state
+    state = states.with_arm(state, 2, policy.add_pending_many(state.arms[2], pending))
+    together, alone = states.with_arm(state, 2, policy.update_many(state, coming)), state
     for seen in coming:
         alone = states.fold(policy, alone, seen)
     contexts = [a_context(example, g) for _ in range(3)]
@@ -321,8 +321,8 @@ def test_what_a_separate_arm_learns_does_not_depend_on_the_others(example: Examp
     g, policy = default_rng(43), example.policy()
     state = fed(example, policy, g)
     seen = example.seen(g, 0, example.features(g))
-    changed = states.with_arm(state, 1, policy.blank())
-    one, other = (states.with_arm(each, 1, policy.blank()) for each in (states.fold(policy, state, seen), changed))
+    changed = states.with_arm(state, 1, policy.init())
+    one, other = (states.with_arm(each, 1, policy.init()) for each in (states.fold(policy, state, seen), changed))
     assert states.digest(policy, one) == states.digest(policy, states.fold(policy, other, seen))
 
 

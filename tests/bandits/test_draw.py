@@ -73,18 +73,18 @@ def test_any_number_draws_an_arm_that_has_weight(parts: list[float], u: float) -
 
 def test_the_arm_with_fewest_pulls_comes_first_and_ties_go_to_the_lowest_index() -> None:
     everyone = (True, True, True)
-    assert draw.burn_in([2, 1, 1], contexts(everyone), 3) == [1]
-    assert draw.burn_in([2, 1, 1], contexts(everyone, pending=(0, 2, 0)), 3) == [2]
-    assert draw.burn_in([2, 1, 1], contexts((True, False, False)), 3) == [0]
-    assert draw.burn_in([3, 3, 3], contexts(everyone), 3) == [-1]
-    assert draw.burn_in([2, 3, 3], contexts(everyone, pending=(1, 0, 0)), 3) == [-1], "what is pending will come"
-    assert draw.burn_in([0, 0, 0], contexts(everyone), 0) == [-1]
+    assert draw.burn_in_arms([2, 1, 1], contexts(everyone), 3) == [1]
+    assert draw.burn_in_arms([2, 1, 1], contexts(everyone, pending=(0, 2, 0)), 3) == [2]
+    assert draw.burn_in_arms([2, 1, 1], contexts((True, False, False)), 3) == [0]
+    assert draw.burn_in_arms([3, 3, 3], contexts(everyone), 3) == [-1]
+    assert draw.burn_in_arms([2, 3, 3], contexts(everyone, pending=(1, 0, 0)), 3) == [-1], "what is pending will come"
+    assert draw.burn_in_arms([0, 0, 0], contexts(everyone), 0) == [-1]
 
 
 def test_the_rows_of_one_call_count_for_each_other() -> None:
-    assert draw.burn_in([0, 0, 0], contexts(*[(True, True, True)] * 8), 2) == [0, 1, 2, 0, 1, 2, -1, -1]
+    assert draw.burn_in_arms([0, 0, 0], contexts(*[(True, True, True)] * 8), 2) == [0, 1, 2, 0, 1, 2, -1, -1]
     mixed = contexts((True, True, False), (False, True, True), (True, True, True), (False, True, False))
-    assert draw.burn_in([0, 0, 0], mixed, 1) == [0, 1, 2, -1]
+    assert draw.burn_in_arms([0, 0, 0], mixed, 1) == [0, 1, 2, -1]
 
 
 @settings(deadline=None)
@@ -94,7 +94,7 @@ def test_the_rows_of_one_call_count_for_each_other() -> None:
     initial=st.integers(0, 5),
 )
 def test_a_burn_in_gives_every_arm_its_first_pulls_and_no_more(pulls: list[int], rows: int, initial: int) -> None:
-    chosen = draw.burn_in(pulls, contexts(*[(True,) * len(pulls)] * rows), initial)
+    chosen = draw.burn_in_arms(pulls, contexts(*[(True,) * len(pulls)] * rows), initial)
     missing = sum(max(initial - n, 0) for n in pulls)
     assert sum(arm >= 0 for arm in chosen) == min(rows, missing)
     total = [n + chosen.count(arm) for arm, n in enumerate(pulls)]
@@ -107,20 +107,20 @@ def test_a_burn_in_gives_every_arm_its_first_pulls_and_no_more(pulls: list[int],
 def test_the_best_allowed_arm_gets_all_weight_and_ties_go_to_the_lowest_index() -> None:
     scores = torch.tensor([[0.3, 0.9, 0.9], [0.3, 0.9, 0.2], [-5.0, -7.0, -6.0]])
     allowed = torch.tensor([[True, True, True], [True, False, True], [False, True, True]])
-    assert draw.best(scores, allowed).tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-    assert draw.best(scores, allowed).dtype == torch.float64
+    assert draw.greedy_weights(scores, allowed).tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert draw.greedy_weights(scores, allowed).dtype == torch.float64
 
 
 def test_an_arm_that_scores_minus_infinity_is_still_chosen_when_it_is_the_only_one_allowed() -> None:
     scores = torch.tensor([[-torch.inf, 4.0]])
-    assert draw.best(scores, torch.tensor([[True, False]])).tolist() == [[1.0, 0.0]]
+    assert draw.greedy_weights(scores, torch.tensor([[True, False]])).tolist() == [[1.0, 0.0]]
 
 
 def test_the_floor_is_shared_by_the_allowed_arms_and_leaves_a_stop_a_stop() -> None:
     allowed = torch.tensor([[True, True, True, False], [True, True, False, False], [True, True, True, True]])
     values = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.4, 0.6, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     kept = values.clone()
-    mixed = draw.finish(values, [-1, 0, -1], allowed, floor=0.3)
+    mixed = draw.apply_burn_in_and_floor(values, [-1, 0, -1], allowed, floor=0.3)
     assert mixed[0].tolist() == pytest.approx([0.1, 0.8, 0.1, 0.0])
     assert mixed[1].tolist() == pytest.approx([0.85, 0.15, 0.0, 0.0]), "burn-in, then the floor"
     assert mixed[2].tolist() == [0.0] * 4
@@ -129,4 +129,4 @@ def test_the_floor_is_shared_by_the_allowed_arms_and_leaves_a_stop_a_stop() -> N
 
 def test_without_burn_in_and_floor_nothing_changes() -> None:
     values = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
-    assert torch.equal(draw.finish(values, [-1], torch.ones((1, 2), dtype=torch.bool), floor=0.0), values)
+    assert torch.equal(draw.apply_burn_in_and_floor(values, [-1], torch.ones((1, 2), dtype=torch.bool), floor=0.0), values)

@@ -22,11 +22,11 @@ class Ladder(Policy):
     summary: ClassVar[str] = ""
     episodic: ClassVar[bool] = True
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(100.0 * seen.reward + seen.cost)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(100.0 * seen.reward + seen.cost)
 
     def succeeded(self, reward: float) -> bool:
         return reward >= 2.0

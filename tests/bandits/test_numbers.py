@@ -81,10 +81,10 @@ def fed(policy: Policy, rows: list[torch.Tensor]) -> State:
     state = policy.prepare(states.start(policy, arms=2))
     for t, x in enumerate(rows):
         arm = t % 2
-        state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], x))
+        state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], x))
         if t % 5 == 4:
-            state = states.with_arm(state, arm, policy.release(state.arms[arm], x))
-        seen = Observation(arm=arm, features=x, reward=float(t % 2), anticipated=t % 5 != 4)
+            state = states.with_arm(state, arm, policy.remove_pending(state.arms[arm], x))
+        seen = Observation(arm=arm, features=x, reward=float(t % 2), was_pending=t % 5 != 4)
         state = policy.prepare(states.fold(policy, state, seen))
     return state
 
@@ -167,16 +167,16 @@ def test_a_pivot_is_never_below_one() -> None:
 @pytest.mark.parametrize("length", [1.0, 30.0, 1e3, 1e5])
 def test_a_release_widens_as_far_as_there_are_digits_for_it(length: float) -> None:
     """Beyond that the width stays as narrow as it is, and is right again as soon as nothing is pending."""
-    arm = RidgeArm.blank(3)
+    arm = RidgeArm.init(3)
     z, other = vector(length, length / 3, 1.0), vector(-length, length, 1.0)
-    before = arm.anticipate(other, ridge=1.0).score(z[None], ridge=1.0)[1]
-    both = arm.anticipate(other, ridge=1.0).anticipate(z, ridge=1.0)
-    released = both.release(z, ridge=1.0)
+    before = arm.add_pending(other, ridge=1.0).score(z[None], ridge=1.0)[1]
+    both = arm.add_pending(other, ridge=1.0).add_pending(z, ridge=1.0)
+    released = both.remove_pending(z, ridge=1.0)
     width = float(released.score(z[None], ridge=1.0)[1])
     assert 0.0 < width <= float(before) * (1.0 + 1e-4)
     if length < 1e3:
         assert width == pytest.approx(float(before), rel=1e-4)
-    free = released.release(other, ridge=1.0).score(z[None], ridge=1.0)[1]
+    free = released.remove_pending(other, ridge=1.0).score(z[None], ridge=1.0)[1]
     assert float(free) == pytest.approx(float(torch.linalg.vector_norm(z)))
 
 
@@ -186,15 +186,17 @@ def test_a_release_widens_as_far_as_there_are_digits_for_it(length: float) -> No
 def test_a_score_that_is_not_finite_is_not_chosen() -> None:
     scores = torch.tensor([[torch.nan, 0.2, 0.1], [torch.inf, -4.0, torch.nan], [0.3, torch.nan, 0.9]], dtype=torch.float64)
     allowed = torch.tensor([[True, True, True], [True, True, True], [True, True, False]])
-    assert draw.best(scores, allowed).tolist() == [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    assert draw.greedy_weights(scores, allowed).tolist() == [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
 
 
 def test_where_no_score_is_finite_every_allowed_arm_is_equally_likely() -> None:
     scores = torch.full((1, 4), torch.nan, dtype=torch.float64)
     allowed = torch.tensor([[True, False, True, False]])
-    assert draw.best(scores, allowed).tolist() == [[0.5, 0.0, 0.5, 0.0]]
-    assert draw.finish(scores, [-1], allowed, floor=0.0).tolist() == [[0.5, 0.0, 0.5, 0.0]]
-    assert draw.finish(scores, [2], allowed, floor=0.0).tolist() == [[0.0, 0.0, 1.0, 0.0]], "a first pull is a first pull"
+    assert draw.greedy_weights(scores, allowed).tolist() == [[0.5, 0.0, 0.5, 0.0]]
+    assert draw.apply_burn_in_and_floor(scores, [-1], allowed, floor=0.0).tolist() == [[0.5, 0.0, 0.5, 0.0]]
+    assert draw.apply_burn_in_and_floor(scores, [2], allowed, floor=0.0).tolist() == [[0.0, 0.0, 1.0, 0.0]], (
+        "a first pull is a first pull"
+    )
 
 
 def test_ties_are_spread_over_numbers_alone() -> None:

@@ -38,14 +38,14 @@ class Watching(Policy):
     summary: ClassVar[str] = ""
     told: ClassVar[list[tuple[str, object]]] = []
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        self.told.append(("learn", (seen.arm, seen.reward, seen.anticipated, tuple(seen.features.tolist()))))
-        return state.arms[seen.arm].learn(seen.reward)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        self.told.append(("learn", (seen.arm, seen.reward, seen.was_pending, tuple(seen.features.tolist()))))
+        return state.arms[seen.arm].update(seen.reward)
 
-    def anticipate(self, arm: ArmState, features: torch.Tensor) -> ArmState:
+    def add_pending(self, arm: ArmState, features: torch.Tensor) -> ArmState:
         self.told.append(("anticipate", tuple(features.tolist())))
         return arm
 

@@ -13,7 +13,7 @@ from bandits.registry import build
 from bandits.types import Policy
 from service.engine import events
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired, Created, Matrix, NewArm, ReferenceAdded
-from service.engine.learner import Ask, Learner, Outcome, OutcomeConflict
+from service.engine.learner import DecisionRequest, Learner, OutcomeConflictError, OutcomeReport
 from service.storage.base import Log, Storage
 from tests.bandits.examples import ARMS, EXAMPLES, Example
 
@@ -77,17 +77,17 @@ async def learner_of(
     return learner
 
 
-def ask(example: Example, g: Generator, decision: str, **changes: Any) -> Ask:
+def ask(example: Example, g: Generator, decision: str, **changes: Any) -> DecisionRequest:
     """A request for a decision."""
     features = events.vector_bytes(example.features(g).numpy()) if example.dim else b""
-    return Ask(**{"id": decision, "features": features, "body": f"body of {decision}", **changes})
+    return DecisionRequest(**{"id": decision, "features": features, "body": f"body of {decision}", **changes})
 
 
-def outcome(example: Example, g: Generator, played: int, **changes: Any) -> Outcome:
+def outcome(example: Example, g: Generator, played: int, **changes: Any) -> OutcomeReport:
     """What came of a call of an arm."""
     rows = example.output(g, played)
     facts = {"reward": example.reward(g, played), "body": "body", "output": Matrix.of(rows) if len(rows) else events.EMPTY}
-    return Outcome(**{**facts, **changes})
+    return OutcomeReport(**{**facts, **changes})
 
 
 class Clients:
@@ -137,10 +137,10 @@ class Clients:
             decision, arm = self._take()
             same = outcome(self.example, self.g, arm)
             answers = await asyncio.gather(*(self.learner.observe(decision, same) for _ in range(3)))
-            assert sorted(kept.repeated for kept in answers) == [False, True, True]
+            assert sorted(kept.is_duplicate for kept in answers) == [False, True, True]
             try:
                 await self.learner.observe(decision, outcome(self.example, self.g, arm, body="another"))
-            except OutcomeConflict:
+            except OutcomeConflictError:
                 return
             raise AssertionError("another outcome was accepted")
 

@@ -14,24 +14,24 @@ from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import validate
 from bandits.registry import POLICIES
 from service.api import requests as schemas
-from service.api.problems import MESSAGES, OTHERWISE, problem_of, validation_problem
+from service.api.problems import MESSAGES, OTHERWISE, to_problem, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.learner import (
-    Behind,
-    DecisionCancelled,
-    DecisionConflict,
-    DecisionExpired,
-    DecisionMissing,
-    EpisodeFinished,
-    NoSuchOffset,
-    NothingToObserve,
-    OutcomeConflict,
+    DecisionCancelledError,
+    DecisionConflictError,
+    DecisionExpiredError,
+    DecisionNotFoundError,
+    DecisionWasStopError,
+    EpisodeFinishedError,
+    OffsetBeyondEndError,
+    OpenDecisionLimitError,
+    OutcomeConflictError,
     ReferenceConflict,
-    TooManyOpen,
+    ReplicaBehindError,
 )
 from service.engine.projection import LogNewer
-from service.engine.repository import BanditConflict, BanditDamaged, BanditMissing
-from service.storage.base import LogMissing, LogTrimmed, StorageUnavailable
+from service.engine.repository import BanditConflictError, BanditDamagedError, BanditNotFoundError
+from service.storage.base import LogCompactedError, LogNotFoundError, StorageUnavailableError
 from tests.bandits.examples import EXAMPLES
 from tests.service.http_client import GREEDY, VECTOR, Service, failed
 
@@ -198,24 +198,24 @@ def test_every_field_that_must_be_sent_is_shown_where_it_is_missing() -> None:
 @pytest.mark.parametrize(
     ("failure", "fix"),
     [
-        (BanditMissing("b"), "GET /v1/bandits lists"),
-        (LogMissing("b"), "GET /v1/bandits lists"),
-        (BanditConflict("b"), "choose another name"),
-        (BanditDamaged("b"), "ask the operator"),
+        (BanditNotFoundError("b"), "GET /v1/bandits lists"),
+        (LogNotFoundError("b"), "GET /v1/bandits lists"),
+        (BanditConflictError("b"), "choose another name"),
+        (BanditDamagedError("b"), "ask the operator"),
         (LogNewer("log 'b', offset 7", "newer"), "upgrade this server"),
-        (DecisionMissing("d"), "send the `id`"),
-        (DecisionConflict("d"), "choose a new id"),
+        (DecisionNotFoundError("d"), "send the `id`"),
+        (DecisionConflictError("d"), "choose a new id"),
         (ReferenceConflict("r"), "choose a new id"),
-        (OutcomeConflict("d"), "shows it"),
-        (NothingToObserve("d"), "post none"),
-        (EpisodeFinished("e"), "start a new one"),
-        (DecisionExpired("d"), "ask for a new decision"),
-        (DecisionCancelled("d"), "ask for a new decision"),
-        (TooManyOpen("7 decisions are open"), "post outcomes"),
-        (LogTrimmed("log 'b'", first=7), "read from there on"),
-        (Behind(7, 5), "try again"),
-        (NoSuchOffset(7, 5), "min_offset"),
-        (StorageUnavailable("full"), "try again"),
+        (OutcomeConflictError("d"), "shows it"),
+        (DecisionWasStopError("d"), "post none"),
+        (EpisodeFinishedError("e"), "start a new one"),
+        (DecisionExpiredError("d"), "ask for a new decision"),
+        (DecisionCancelledError("d"), "ask for a new decision"),
+        (OpenDecisionLimitError("7 decisions are open"), "post outcomes"),
+        (LogCompactedError("log 'b'", first=7), "read from there on"),
+        (ReplicaBehindError(7, 5), "try again"),
+        (OffsetBeyondEndError(7, 5), "min_offset"),
+        (StorageUnavailableError("full"), "try again"),
         (QueueFull("minilm", waiting=7, retry_after_s=1), "try again"),
         (EmbedderError("it broke"), "cannot be embedded now"),
         (RuntimeError("broken"), "request_id"),
@@ -223,7 +223,7 @@ def test_every_field_that_must_be_sent_is_shown_where_it_is_missing() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_every_failure_says_what_to_do(failure: Exception, fix: str) -> None:
-    detail = problem_of(failure).detail
+    detail = to_problem(failure).detail
     assert fix in detail
     assert not PYTHON.search(detail)
 

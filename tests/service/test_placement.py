@@ -10,8 +10,8 @@ import torch
 from numpy.random import default_rng
 
 from bandits.gpu import mirror as placements
-from bandits.gpu.mirror import Placement
-from bandits.gpu.resident import Resident
+from bandits.gpu.mirror import DeviceMirror
+from bandits.gpu.resident import DeviceBuffers
 from bandits.gpu.stack import CPU
 from bandits.policies.pak_ucb import PakUcb
 from bandits.types import Policy
@@ -30,21 +30,21 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def forced(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Every learner made from now on scores by a stack on the CPU; which scores the stack gave."""
     answered: list[bool] = []
-    score = Placement.score
+    score = DeviceMirror.score
 
-    def of(policy: Policy, *, device: str, batch: int) -> Placement:
+    def of(policy: Policy, *, device: str, batch: int) -> DeviceMirror:
         assert isinstance(policy, PakUcb)
         size, ridge = policy.regression.size, policy.regression.ridge
-        return Placement(size=size, ridge=ridge, device=CPU, batch=batch, costs=lambda where: ALWAYS, threaded=True)
+        return DeviceMirror(size=size, ridge=ridge, device=CPU, batch=batch, costs=lambda where: ALWAYS, threaded=True)
 
-    def spied(self: Placement, *values: Any) -> Any:
+    def spied(self: DeviceMirror, *values: Any) -> Any:
         drain(self)  # else it may still be warming
         found = score(self, *values)
         answered.append(found is not None)
         return found
 
     monkeypatch.setattr(placements, "of", of)
-    monkeypatch.setattr(Placement, "score", spied)
+    monkeypatch.setattr(DeviceMirror, "score", spied)
     return answered
 
 
@@ -56,8 +56,8 @@ async def driven(*, breaks: pytest.MonkeyPatch | None = None, rounds: int = 300)
     waiting: list[Decided] = []
     for n in range(rounds):
         if breaks is not None and n == rounds // 2:
-            breaks.setattr(Resident, "append", fails)
-            breaks.setattr(Resident, "place", fails)
+            breaks.setattr(DeviceBuffers, "append", fails)
+            breaks.setattr(DeviceBuffers, "place", fails)
         decided = (await bandit.decide(ask(PAK, g, f"d{n}"))).event
         made.append(decided)
         waiting.append(decided)

@@ -15,10 +15,10 @@ from bandits.registry import POLICIES
 from service.api.problems import Problem
 from service.engine import projection as folding
 from service.engine.events import ArmAdded, ReferenceAdded, added_key
-from service.engine.learner import Learner, NoSuchOffset, Outcome, OutcomeConflict
-from service.engine.repository import BanditMissing, Hosting
+from service.engine.learner import Learner, OffsetBeyondEndError, OutcomeConflictError, OutcomeReport
+from service.engine.repository import BanditNotFoundError, BanditRepository
 from service.settings import Settings
-from service.storage.base import LogRewound, StorageError
+from service.storage.base import LogTruncatedError, StorageError
 from service.storage.redis import notifications as redis_news
 from service.storage.redis.address import parse
 from service.storage.redis.store import RedisStorage
@@ -56,13 +56,15 @@ async def stores(prefix: str, number: int, url: str = "") -> AsyncIterator[list[
 
 
 @contextlib.asynccontextmanager
-async def replicas(prefix: str, number: int = 2, *, url: str = "", clock: Clock | None = None) -> AsyncIterator[list[Hosting]]:
+async def replicas(
+    prefix: str, number: int = 2, *, url: str = "", clock: Clock | None = None
+) -> AsyncIterator[list[BanditRepository]]:
     """Hosts over one store, as many processes would run them."""
     async with contextlib.AsyncExitStack() as stack:
         hosts = []
         for _ in range(number):
             storage = RedisStorage(parse(url or shared().url), prefix=prefix)
-            hosting = Hosting(storage, Settings(sweep_s=1000.0), clock=clock or Clock())
+            hosting = BanditRepository(storage, Settings(sweep_s=1000.0), clock=clock or Clock())
             await hosting.start()
             stack.push_async_callback(hosting.close)
             hosts.append(hosting)
@@ -122,7 +124,7 @@ async def test_a_bandit_of_one_replica_is_a_bandit_of_all(prefix: str) -> None:
         await two.delete("", "ours")
         await until(lambda: not one.loaded(None) and not three.loaded(None))
         for host in (one, three):
-            with pytest.raises(BanditMissing):
+            with pytest.raises(BanditNotFoundError):
                 await host.get("", "ours")
         again, is_new = await three.create(wanted("ours", price=9.0))
         assert is_new
@@ -173,15 +175,19 @@ async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(pre
         two = await hosts[1].get("", "greeter")
         made = await asyncio.gather(*(one.decide(ask(GREEDY, g, f"d{i}")) for i in range(40)))
         receipts = await asyncio.gather(
-            *(bandit.observe(kept.event.id, Outcome(reward=0.5, body="same")) for kept in made for bandit in (two, one, two))
+            *(
+                bandit.observe(kept.event.id, OutcomeReport(reward=0.5, body="same"))
+                for kept in made
+                for bandit in (two, one, two)
+            )
         )
         offsets = {kept.event.id: {r.offset for r in receipts if r.event.id == kept.event.id} for kept in made}
         assert all(len(found) == 1 for found in offsets.values())
-        assert sum(not receipt.repeated for receipt in receipts) == 40
-        with pytest.raises(OutcomeConflict):
-            await one.observe("d7", Outcome(reward=0.75, body="other"))
+        assert sum(not receipt.is_duplicate for receipt in receipts) == 40
+        with pytest.raises(OutcomeConflictError):
+            await one.observe("d7", OutcomeReport(reward=0.75, body="other"))
         for bandit in (one, two):
-            await bandit.reach(81, timeout_s=PATIENCE_S)
+            await bandit.wait_for_offset(81, timeout_s=PATIENCE_S)
             assert sum(arm.outcomes for arm in bandit.arms) == 40
         assert one.digest() == two.digest()
 
@@ -193,11 +199,11 @@ async def test_what_one_replica_acknowledged_the_other_has_learnt_when_it_is_ask
         two = await hosts[1].get("", "greeter")
         for number in range(10):
             await one.decide(ask(GREEDY, g, f"d{number}"))
-            receipt = await one.observe(f"d{number}", Outcome(reward=number / 10))
-            await two.reach(receipt.offset, timeout_s=PATIENCE_S)
+            receipt = await one.observe(f"d{number}", OutcomeReport(reward=number / 10))
+            await two.wait_for_offset(receipt.offset, timeout_s=PATIENCE_S)
             assert two.digest() == one.digest()
-        with pytest.raises(NoSuchOffset):
-            await two.reach(receipt.offset + 1, timeout_s=PATIENCE_S)
+        with pytest.raises(OffsetBeyondEndError):
+            await two.wait_for_offset(receipt.offset + 1, timeout_s=PATIENCE_S)
 
 
 async def test_a_replica_follows_without_being_asked(prefix: str) -> None:
@@ -368,28 +374,28 @@ async def test_a_log_that_lost_its_end_is_learnt_anew_by_everybody(prefix: str) 
             two = await hosts[1].get("", "greeter")
             for number in range(5):
                 await one.decide(ask(GREEDY, g, f"d{number}"))
-                await one.observe(f"d{number}", Outcome(reward=1.0))
-            await two.reach(11, timeout_s=PATIENCE_S)
+                await one.observe(f"d{number}", OutcomeReport(reward=1.0))
+            await two.wait_for_offset(11, timeout_s=PATIENCE_S)
             server.command("SAVE")
             for number in range(5, 9):
                 await one.decide(ask(GREEDY, g, f"d{number}"))
-                await one.observe(f"d{number}", Outcome(reward=0.0))
-            await two.reach(19, timeout_s=PATIENCE_S)
+                await one.observe(f"d{number}", OutcomeReport(reward=0.0))
+            await two.wait_for_offset(19, timeout_s=PATIENCE_S)
             server.kill()
             server.start()
             renewed = [await again(host) for host in hosts]
             assert [bandit.offset for bandit in renewed] == [11, 11]
             assert one not in renewed
             assert two not in renewed
-            with pytest.raises((LogRewound, StorageError)):
+            with pytest.raises((LogTruncatedError, StorageError)):
                 await one.decide(ask(GREEDY, g, "late"))
             await renewed[0].decide(ask(GREEDY, g, "new"))
-            receipt = await renewed[1].observe("new", Outcome(reward=0.25))
-            await renewed[0].reach(receipt.offset, timeout_s=PATIENCE_S)
+            receipt = await renewed[1].observe("new", OutcomeReport(reward=0.25))
+            await renewed[0].wait_for_offset(receipt.offset, timeout_s=PATIENCE_S)
             assert renewed[0].digest() == renewed[1].digest()
 
 
-async def again(host: Hosting) -> Learner:
+async def again(host: BanditRepository) -> Learner:
     """The bandit, once the host has noticed and rebuilt; what it raises meanwhile is a 503."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -415,7 +421,7 @@ async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_anew
             with pytest.raises(StorageError):
                 await bandit.decide(ask(GREEDY, g, "d2"))
             await until(lambda: not host.loaded(None))
-            with pytest.raises(BanditMissing):
+            with pytest.raises(BanditNotFoundError):
                 await host.get("", "greeter")
             anew, is_new = await host.create(wanted())
             assert is_new
@@ -432,7 +438,7 @@ async def test_replicas_notice_by_themselves_that_redis_lost_everything(prefix: 
             server.start()
             await until(lambda: not any(host.loaded(None) for host in hosts))
             for host in hosts:
-                with pytest.raises(BanditMissing):
+                with pytest.raises(BanditNotFoundError):
                     await host.get("", "greeter")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from bandits import draw
 from bandits import state as states
-from bandits.functional.simplex import minimise_quadratic
+from bandits.functional.simplex import minimize_quadratic
 from bandits.registry import build
 from bandits.regression.kernel import KernelArm
 from bandits.types import Context, Moments, Observation, Policy, State
@@ -91,7 +91,7 @@ def pak(n: int) -> dict[str, Round]:
     sides = {"textbook, any matrix": refit(general=True), "textbook, Cholesky": refit(general=False)}
     exact = build("pak-ucb", {**shared, "random_features": None, "prior_mean": 0.0, "max_samples": 20_000}, dim=DIM)
     known = tuple(KernelArm(n, torch.from_numpy(rows[arm::ARMS]), torch.from_numpy(rewards[arm::ARMS])) for arm in range(ARMS))
-    sides["exact kernel"] = ours(exact, State(known, exact.blank_reference()), features=later, outcome=outcome)
+    sides["exact kernel"] = ours(exact, State(known, exact.init_reference()), features=later, outcome=outcome)
     summed = build("pak-ucb", {**shared, "random_features": 128, "prior_mean": 0.0}, dim=DIM)
     seen = (Observation(arm=i % ARMS, features=torch.from_numpy(x), reward=float(rewards[i])) for i, x in enumerate(rows))
     sides["128 random features"] = ours(summed, learnt(summed, seen), features=later, outcome=outcome)
@@ -134,7 +134,7 @@ def dak(n: int) -> dict[str, Round]:
     exact = build("dak-ucb", setting, dim=DIM, output_dim=DIM)
     known = tuple(
         replace(
-            exact.blank(),
+            exact.init(),
             pulls=n,
             design=torch.from_numpy(rows[arm::ARMS].copy()),
             rewards=torch.from_numpy(rewards[arm::ARMS].copy()),
@@ -144,7 +144,7 @@ def dak(n: int) -> dict[str, Round]:
         )
         for arm in range(ARMS)
     )
-    sides["exact kernel"] = ours(exact, State(known, exact.blank_reference()), features=later, outcome=outcome)
+    sides["exact kernel"] = ours(exact, State(known, exact.init_reference()), features=later, outcome=outcome)
     summed = build("dak-ucb", {**shared, "prior_mean": 0.0}, dim=DIM, output_dim=DIM)
     past = (seen(i % ARMS, x, float(rewards[i]), outputs[i]) for i, x in enumerate(rows[:600]))  # its cost is flat in n
     sides["random features (default)"] = ours(summed, learnt(summed, past), features=later, outcome=outcome)
@@ -211,8 +211,8 @@ def weights_alone(n: int) -> dict[str, Round]:
     if (cvxpy := environment.borrowed("cvxpy")) is not None:
         solvers["textbook, modelling layer"] = textbook.by_modelling_layer(cvxpy)
     solvers["textbook, SLSQP"] = textbook.by_slsqp
-    known = minimise_quadratic(quadratic, linear).weights
-    solvers["active set from the last weights"] = lambda q, c: minimise_quadratic(q, c, start=known).weights
+    known = minimize_quadratic(quadratic, linear).weights
+    solvers["active set from the last weights"] = lambda q, c: minimize_quadratic(q, c, start=known).weights
 
     def step(solver: textbook.Solver) -> Round:
         def play(t: int) -> int:

@@ -105,7 +105,7 @@ class VowpalWabbit:
     def learn(self, x: Floats, arm: int, reward: float) -> None:
         shared, weights = self.last
         lines = [f"0:{1.0 - reward:.6g}:{max(weights[k], 1e-6):.6g} |a {k}" if k == arm else f"|a {k}" for k in range(self.arms)]
-        self.vw.learn([shared, *lines])
+        self.vw.update([shared, *lines])
 
 
 class Mabwiser:

@@ -159,14 +159,14 @@ def _label_errors(seed: int, kind: Any, count: int) -> Floats:
     assert isinstance(summed, SummedHistory)
     blank = DakUcb(dim=4, output_dim=4, output_bandwidth=SIGMA, random_features=4, label_features=count, diversity=kind)
     for arm in range(world.rewards.shape[1]):
-        sums, rows_kept = blank.blank(), None
+        sums, rows_kept = blank.init(), None
         for t in range(0, len(world.features), 2):
             prompt, output, real = (
                 torch.from_numpy(x) for x in (world.features[t], world.outputs[t, arm][None], world.references[t][None])
             )
             row = exact.rows(prompt, output, real)
             truth = exact.label(row, rows_kept) if rows_kept is not None else 0.0
-            labels, sums = summed.learn(sums, row, against=(sums,))
+            labels, sums = summed.update(sums, row, against=(sums,))
             rows_kept = row if rows_kept is None else torch.cat([rows_kept, row])
             errors.append(abs(float(labels[0]) - truth))
     return np.array(errors)

@@ -42,13 +42,13 @@ class FixedWeights(Policy):
 
     shares: tuple[float, ...]
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(seen.reward)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(seen.reward)
 
-    def learn_reference(self, state: State, seen: Observation) -> ArmState:
+    def update_reference(self, state: State, seen: Observation) -> ArmState:
         return state.reference
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
@@ -113,12 +113,12 @@ class OverwrittenIs(IsUcb):
 
     kind: ClassVar[str] = "is-ucb-overwritten"
 
-    def blank(self) -> OverwrittenArm:
-        return OverwrittenArm(**{**vars(super().blank()), "marginal": torch.zeros(self.output_dim, dtype=torch.float64)})
+    def init(self) -> OverwrittenArm:
+        return OverwrittenArm(**{**vars(super().init()), "marginal": torch.zeros(self.output_dim, dtype=torch.float64)})
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
+    def update(self, state: State, seen: Observation) -> ArmState:
         before: OverwrittenArm = state.arms[seen.arm]
-        sums: IsArm = super().learn(state, seen)
+        sums: IsArm = super().update(state, seen)
         fresh = sums.p - before.p
         running = (before.count * before.marginal + fresh) / sums.count
         variance = (sums.p_squared / sums.count - (sums.p / sums.count).square()).clamp_min(0.0)

@@ -67,8 +67,8 @@ def shared_ucb(
 class OptimisticHistory(ExactHistory):
     """Labels less sqrt(1e-4 / n) against a history of n, as the release freezes them (1 for an empty one)."""
 
-    def learn(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
-        labels, grown = super().learn(arm, rows, against=against)
+    def update(self, arm: DiversityArm, rows: Tensor, *, against: Sequence[DiversityArm]) -> tuple[Tensor, DiversityArm]:
+        labels, grown = super().update(arm, rows, against=against)
         sizes = torch.tensor([float(max(other.outputs, 1)) for other in against], dtype=torch.float64)
         return labels - (1e-4 / sizes).sqrt(), grown
 

@@ -45,11 +45,11 @@ class Knowing(Policy):
     cost_weight: float
     max_attempts: int = 5
 
-    def blank(self) -> MeanArm:
+    def init(self) -> MeanArm:
         return MeanArm()
 
-    def learn(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].learn(seen.reward)
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return state.arms[seen.arm].update(seen.reward)
 
     def succeeded(self, reward: float) -> bool:
         return reward >= 1.0

@@ -13,7 +13,7 @@ from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, replayed
 from bench.faults.rows import Options, Row
 from bench.faults.server import Server
-from service.engine.learner import Ask, Learner, Outcome
+from service.engine.learner import DecisionRequest, Learner, OutcomeReport
 from service.settings import Settings
 
 DIM, FREQUENCIES, ARMS = 32, 128, 4
@@ -85,10 +85,10 @@ async def _fill(store: str, events: int, options: Options) -> None:
             ids = [f"e{learner.offset}-{i}" for i in range(64)]
             prompts = g.normal(size=(len(ids), DIM)).astype("<f4")
             await asyncio.gather(
-                *(learner.decide(Ask(id=i, features=p.tobytes(), body="")) for i, p in zip(ids, prompts, strict=True))
+                *(learner.decide(DecisionRequest(id=i, features=p.tobytes(), body="")) for i, p in zip(ids, prompts, strict=True))
             )
             rewards = g.random(len(ids))
-            await asyncio.gather(*(learner.observe(i, Outcome(reward=float(r))) for i, r in zip(ids, rewards, strict=True)))
+            await asyncio.gather(*(learner.observe(i, OutcomeReport(reward=float(r))) for i, r in zip(ids, rewards, strict=True)))
             if learner.offset <= events - BEHIND:
                 await learner.snapshot()
             options.tell(learner.offset, events)

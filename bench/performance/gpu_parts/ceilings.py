@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.gpu.cost_model import Work
+from bandits.gpu.cost_model import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Ceilings:
         """Operations per second of products in this precision."""
         return self.float32 if dtype == torch.float32 else self.float64
 
-    def floor(self, work: Work, dtype: torch.dtype) -> tuple[float, str]:
+    def floor(self, work: Workload, dtype: torch.dtype) -> tuple[float, str]:
         """Seconds that this work takes at least, and which of bytes and products says so."""
         moving, multiplying = work.bytes / self.bandwidth, work.operations / self.rate(dtype)
         return (moving, "bytes") if moving > multiplying else (multiplying, "products")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.gpu.cost_model import Work, scoring
-from bandits.gpu.resident import Resident
+from bandits.gpu.cost_model import Workload, scoring
+from bandits.gpu.resident import DeviceBuffers
 from bandits.gpu.stack import Stack
 from bench.performance.gpu_parts.ceilings import Ceilings, seconds_of
 
@@ -24,7 +24,7 @@ class Measured:
     """What was measured at p = size, beside the least that the machine's ceilings allow. device_s: by events."""
 
     size: int
-    work: Work
+    work: Workload
     floor_s: float
     binds: str
     device_s: float
@@ -55,7 +55,7 @@ class Changing(Measured):
     folding_s: float
 
 
-def absorbing(*, arms: int, size: int, rows: int, itemsize: int, block: int = BLOCK) -> Work:
+def absorbing(*, arms: int, size: int, rows: int, itemsize: int, block: int = BLOCK) -> Workload:
     """A call of b = rows rows per arm, in the steady state: a fold every q / b calls.
 
     Bytes: W read for Z W, W read and written and U read and zeroed by each fold, Z read and its columns written. Products: Z W,
@@ -65,7 +65,7 @@ def absorbing(*, arms: int, size: int, rows: int, itemsize: int, block: int = BL
     before = (block - rows) / 2
     numbers = size * size + 2 * rows * size + share * (2 * size * size + 2 * block * size) + before * size
     products = 2 * rows * size * size + share * 2 * block * size * size + 4 * rows * size * before + 3 * rows * rows * size
-    return Work(bytes=round(itemsize * arms * numbers), operations=round(arms * products), staged=arms * rows * size)
+    return Workload(bytes=round(itemsize * arms * numbers), operations=round(arms * products), staged=arms * rows * size)
 
 
 def filled(*, arms: int, size: int, device: torch.device, dtype: torch.dtype, batch: int) -> Stack:
@@ -102,7 +102,7 @@ def scored(stack: Stack, batch: int, *, ceilings: Ceilings, budget: float) -> Sc
     """One row of the table of scores. What is over a launch is several launches."""
     rows = min(batch, stack.batch)
 
-    def on_device(resident: Resident) -> float:
+    def on_device(resident: DeviceBuffers) -> float:
         return seconds_of(resident.device, resident.program(rows, picks=False), budget=budget, groups=3)
 
     seconds = asked(stack, batch, budget=budget)  # first: the features now on the device are random numbers
@@ -124,7 +124,7 @@ def scored(stack: Stack, batch: int, *, ceilings: Ceilings, budget: float) -> Sc
 def changed(stack: Stack, rows: int, *, ceilings: Ceilings, budget: float) -> Changing:
     """One row of the table of changes. It uses the stack up: what it holds afterwards belongs to nobody's sums."""
 
-    def on_device(resident: Resident) -> tuple[float, float, float]:
+    def on_device(resident: DeviceBuffers) -> tuple[float, float, float]:
         device, arms = resident.device, resident.arms
         counts = dict.fromkeys(range(arms), rows)
         given = prompts(arms * rows, resident.size).to(device, resident.dtype)

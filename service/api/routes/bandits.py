@@ -15,7 +15,7 @@ from bandits.registry import POLICIES
 from service.api.create import check_size, created_event
 from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.api.embedder_choice import load_for, notices
-from service.api.middleware import StrictRoute
+from service.api.middleware import StrictJSONRoute
 from service.api.problems import arm_not_found, invalid
 from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, is_same_request
 from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
@@ -24,7 +24,7 @@ from service.api.serialize import answer, arm_json, bandit_json
 from service.engine import events
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired
 from service.engine.learner import Learner
-from service.engine.repository import BanditConflict, BanditMissing
+from service.engine.repository import BanditConflictError, BanditNotFoundError
 
 
 class _ArmConvertor(Convertor[str]):
@@ -41,7 +41,7 @@ class _ArmConvertor(Convertor[str]):
 
 register_url_convertor("arm", _ArmConvertor())
 
-router = APIRouter(tags=["bandits"], route_class=StrictRoute)
+router = APIRouter(tags=["bandits"], route_class=StrictJSONRoute)
 
 
 @router.get(
@@ -86,10 +86,10 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
     """
     try:
         learner, is_new = await services.hosting.get(caller.tenant, name), False
-    except BanditMissing:
+    except BanditNotFoundError:
         learner, is_new = await _create(name, body, caller.tenant, services)
     if not is_new and not is_same_request(learner.created.request, body):
-        raise BanditConflict(name)
+        raise BanditConflictError(name)
     return answer(await bandit_json(learner, notices(services.embeddings, learner.created)), status=201 if is_new else 200)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Path, Response
 
 from service.api import embedder_choice as embedding
 from service.api.dependencies import Admin, Reader, Shared
-from service.api.middleware import StrictRoute
+from service.api.middleware import StrictJSONRoute
 from service.api.problems import Problem, invalid
 from service.api.requests import ModelChoice
 from service.api.responses import EmbeddersAnswer, WarmAnswer
@@ -21,7 +21,7 @@ from service.embedders.base import EmbedderUnavailable, Sources, Spec, UnknownEm
 from service.scorers import registry as scorers
 from service.scorers.base import ScorerSpec
 
-router = APIRouter(tags=["operations"], route_class=StrictRoute)
+router = APIRouter(tags=["operations"], route_class=StrictJSONRoute)
 
 TAKES = {"vector": ["vector"], "text": ["text", "vector"], "image": ["image", "vector"], "both": ["text", "image", "vector"]}
 """A vector is taken by all: a client may have embedded with the same weights itself."""

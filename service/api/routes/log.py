@@ -10,14 +10,14 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import ReadLearner, Shared
-from service.api.middleware import StrictRoute
+from service.api.middleware import StrictJSONRoute
 from service.api.responses import DigestAnswer
 from service.api.routes import problems
 from service.api.serialize import answer
 from service.engine import events
 from service.engine.learner import Learner
 
-router = APIRouter(tags=["log"], route_class=StrictRoute)
+router = APIRouter(tags=["log"], route_class=StrictJSONRoute)
 
 PAGE = 500
 
@@ -61,6 +61,6 @@ async def show_digest(
     min_offset: Annotated[int, Query(ge=0, description="Answer from at least this offset, or 503 `replica_behind`.")] = 0,
 ) -> Response:
     """Equal on every replica at the same offset, after a restart, and after a replay from the first event."""
-    await learner.reach(min_offset, timeout_s=services.settings.min_offset_wait_s)
+    await learner.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
     offset, sha256 = await asyncio.to_thread(learner.digest)
     return answer({"offset": offset, "sha256": sha256})

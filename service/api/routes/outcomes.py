@@ -7,13 +7,13 @@ from fastapi import APIRouter, Response
 from service.api.batch import observe_all
 from service.api.decide import observe
 from service.api.dependencies import DecisionId, RoutedLearner, Shared
-from service.api.middleware import StrictRoute
+from service.api.middleware import StrictJSONRoute
 from service.api.requests import OutcomeBatch, OutcomeBody
 from service.api.responses import OutcomeAnswer, OutcomesAnswer
 from service.api.routes import problems
 from service.api.serialize import answer
 
-router = APIRouter(tags=["outcomes"], route_class=StrictRoute)
+router = APIRouter(tags=["outcomes"], route_class=StrictJSONRoute)
 
 
 @router.put(

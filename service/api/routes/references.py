@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from bandits.types import REFERENCE, Observation
 from service.api.content import output_matrix, prompt_rows
 from service.api.dependencies import RoutedLearner, Services, Shared
-from service.api.middleware import StrictRoute
+from service.api.middleware import StrictJSONRoute
 from service.api.problems import Problem, invalid
 from service.api.requests import ReferenceBody
 from service.api.responses import ReferenceAnswer
@@ -23,7 +23,7 @@ from service.engine.events import Matrix, MomentsGiven, ReferenceAdded
 from service.engine.learner import Learner, ReferenceConflict, body_digest
 from service.engine.ledger import KnownReference, moments_of
 
-router = APIRouter(tags=["references"], route_class=StrictRoute)
+router = APIRouter(tags=["references"], route_class=StrictJSONRoute)
 
 
 @router.post(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from service.storage.base import StorageDamaged, StorageUnavailable
-from service.storage.redis.cluster import Node, Nodes
+from service.storage.base import StorageDamagedError, StorageUnavailableError
+from service.storage.redis.cluster import Node, Topology
 from service.storage.redis.connection import Answer, Command, Redirected
 
 ATTEMPTS = 8
@@ -76,15 +76,15 @@ class Keyspace:
         return LogKeys(stem + b"head", stem + b"log", stem + b"keys", stem + b"snapshots", stem + b"alive")
 
 
-class Asking:
+class RedisClient:
     """See the module. told: of every topic whose log is on another node than the news."""
 
-    def __init__(self, nodes: Nodes, keyspace: Keyspace, told: Callable[[str], None]) -> None:
+    def __init__(self, nodes: Topology, keyspace: Keyspace, told: Callable[[str], None]) -> None:
         self.nodes = nodes
         self.keyspace = keyspace
         self._told = told
 
-    async def ask(
+    async def execute(
         self,
         key: bytes,
         *commands: Command,
@@ -111,17 +111,17 @@ class Asking:
             except Redirected as error:
                 asking = error.endpoint if error.asking else None
                 await nodes.moved(error)
-            except StorageUnavailable:
-                nodes.doubt()
+            except StorageUnavailableError:
+                nodes.mark_stale()
                 raise
-        raise StorageUnavailable("the cluster keeps sending its callers elsewhere")
+        raise StorageUnavailableError("the cluster keeps sending its callers elsewhere")
 
     async def heads(self, look: Callable[[str, str], Command], also: Mapping[str, str]) -> tuple[dict[str, Head], list[str]]:
         """Every log that there is, by name; and those of them that the register does not name.
 
         look: (name, id) -> what asks `state.lua` about a log.  also: name -> id of logs to look at that may not be registered.
         """
-        flat = (await self.ask(self.keyspace.names, (b"HGETALL", self.keyspace.names))).values[0]
+        flat = (await self.execute(self.keyspace.names, (b"HGETALL", self.keyspace.names))).values[0]
         registered = {bytes(name).decode(): bytes(log_id).decode() for name, log_id in zip(flat[::2], flat[1::2], strict=True)}
         ids = {**also, **registered}
         by_node: dict[Node, list[str]] = {}
@@ -139,8 +139,8 @@ class Asking:
     async def _alone(self, name: str, log_id: str, look: Callable[[str, str], Command]) -> Head | None:
         """Where it was not found with the others: it has moved to another node, or it is damaged, which harms no other log."""
         try:
-            return _head(log_id, (await self.ask(self.keyspace.of(name).head, look(name, log_id))).values[0])
-        except StorageDamaged as error:
+            return _head(log_id, (await self.execute(self.keyspace.of(name).head, look(name, log_id))).values[0])
+        except StorageDamagedError as error:
             return Head(log_id, 0, error.reason)
 
     async def scan(self) -> dict[str, str]:

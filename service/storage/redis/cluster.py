@@ -18,10 +18,10 @@ from typing import Any
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from service.storage.base import StorageUnavailable
+from service.storage.base import StorageUnavailableError
 from service.storage.redis.address import Address, Endpoint, shown
-from service.storage.redis.connection import Command, Link, Redirected, Script, exchange, parsed
-from service.storage.redis.server_checks import IDENTIFIED, QUESTIONS, Expected, judged, look
+from service.storage.redis.connection import Command, PipelinedConnection, Redirected, Script, exchange, parsed
+from service.storage.redis.server_checks import IDENTIFIED, QUESTIONS, Expected, judged, probe
 
 SLOTS = 16384
 REFRESH_S = 0.1
@@ -53,10 +53,10 @@ class Node:
             confirmations=options.confirmations,
         )
         link = partial(
-            Link,
+            PipelinedConnection,
             place=place,
             dial=dial,
-            greet=self._greet,
+            greet=self._handshake,
             scripts=options.scripts,
             timeout_s=options.timeout_s,
             redacted=address.redacted,
@@ -66,8 +66,8 @@ class Node:
         self.tail = link(scripts=())
         self.links = (self.writer, self.reader, self.tail)
 
-    async def _greet(self, connection: Any) -> str:
-        identity, notices = await look(connection, self._expected)
+    async def _handshake(self, connection: Any) -> str:
+        identity, notices = await probe(connection, self._expected)
         self._options.noticed(self.place, notices)
         return identity
 
@@ -77,25 +77,25 @@ class Node:
         try:
             identity, notices = judged(answer.values, self._expected)
             if parsed(answer.values[0]).keys() >= IDENTIFIED and identity != answer.identity:
-                raise StorageUnavailable(f"{self.place} has changed its history")
+                raise StorageUnavailableError(f"{self.place} has changed its history")
         except Exception:
-            await self.drop()  # it changed under the connection; the next call looks at what it is now
+            await self.disconnect()  # it changed under the connection; the next call looks at what it is now
             raise
         self._options.noticed(self.place, notices)
         return answer.identity
 
-    async def drop(self) -> None:
+    async def disconnect(self) -> None:
         """Connect anew, and look at what is there, at the next call."""
         for link in self.links:
-            await link.drop()
+            await link.disconnect()
 
     async def close(self) -> None:
         """Finish what waits, then close."""
-        await self.tail.drop()  # it may be waiting for news
+        await self.tail.disconnect()  # it may be waiting for news
         await asyncio.gather(*(link.close() for link in self.links))
 
 
-class Nodes:
+class Topology:
     """See the module."""
 
     def __init__(self, address: Address, options: Options) -> None:
@@ -121,14 +121,14 @@ class Nodes:
             await self._refresh()
         endpoint = self._slots[slot]
         if endpoint is None:
-            raise StorageUnavailable(f"{self._address}: no node serves slot {slot}")
+            raise StorageUnavailableError(f"{self._address}: no node serves slot {slot}")
         return self.at(endpoint)
 
     def at(self, endpoint: Endpoint) -> Node:
         """The node of a cluster at an endpoint."""
         place = f"Redis ({shown(endpoint)})"
         if place not in self._nodes:
-            self._nodes[place] = Node(place, self._address, lambda: self._dial(endpoint), self._options)
+            self._nodes[place] = Node(place, self._address, lambda: self._connect(endpoint), self._options)
         return self._nodes[place]
 
     async def all(self) -> list[Node]:
@@ -148,7 +148,7 @@ class Nodes:
                 return key
         raise AssertionError
 
-    def doubt(self) -> None:
+    def mark_stale(self) -> None:
         """A node failed, or a key has moved: ask where everything is."""
         self._stale = True
 
@@ -159,20 +159,20 @@ class Nodes:
     def _only(self) -> Node:
         place = str(self._address)
         if place not in self._nodes:
-            self._nodes[place] = Node(place, self._address, self._dial_only, self._options)
+            self._nodes[place] = Node(place, self._address, self._connect_only, self._options)
         return self._nodes[place]
 
     # -- connections -------------------------------------------------------------------------------------------------------
 
-    async def _dial(self, endpoint: Endpoint) -> Any:
+    async def _connect(self, endpoint: Endpoint) -> Any:
         connection = self._address.connection(endpoint, timeout_s=self._options.timeout_s)
         await connection.connect()
         return connection
 
-    async def _dial_only(self) -> Any:
+    async def _connect_only(self) -> Any:
         if self._address.kind != "sentinel":
-            return await self._dial(self._address.endpoints[0] if self._address.endpoints else ("", 0))
-        return await self._dial(await self._primary())
+            return await self._connect(self._address.endpoints[0] if self._address.endpoints else ("", 0))
+        return await self._connect(await self._primary())
 
     async def _primary(self) -> Endpoint:
         """The first sentinel that answers names it. (Who was not told of a failover yet names a replica, which is refused.)"""
@@ -183,7 +183,7 @@ class Nodes:
                     return bytes(found[0]).decode(), int(found[1])
             self._sentinels.remove(endpoint)
             self._sentinels.append(endpoint)
-        raise StorageUnavailable(f"{self._address}: no sentinel names a primary of {self._address.service!r}")
+        raise StorageUnavailableError(f"{self._address}: no sentinel names a primary of {self._address.service!r}")
 
     async def _ask(self, connect: Callable[..., Any], endpoints: Iterable[Endpoint], question: Command) -> list[Any]:
         """The answer of the first that gives one, in a list."""
@@ -213,7 +213,7 @@ class Nodes:
                     self._learn(ranges, endpoint)
                     self._stale = False
                     return
-        raise StorageUnavailable(f"{self._address}: none of its nodes answers")
+        raise StorageUnavailableError(f"{self._address}: none of its nodes answers")
 
     def _learn(self, ranges: list[Any], asked: Endpoint) -> None:
         self._slots = [None] * SLOTS

@@ -33,7 +33,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from service.storage.base import StorageDamaged, StorageError, StorageUnavailable
+from service.storage.base import StorageDamagedError, StorageError, StorageUnavailableError
 from service.storage.throttling import ThrottledLogger
 
 throttled = ThrottledLogger(logging.getLogger("nextarm.storage"))
@@ -94,7 +94,7 @@ class Script:
         return (b"EVALSHA", self._sha, len(keys), *keys, *values)
 
 
-class Link:
+class PipelinedConnection:
     """See the module.
 
     dial: a new connection, open and authenticated.  greet: looks at the server behind it; returns its identity or refuses it.
@@ -144,7 +144,7 @@ class Link:
         topic: the log of whose growth this call tells.  patience_s: more time than usual.
         """
         if self._closed:
-            raise StorageUnavailable("the store is closed")
+            raise StorageUnavailableError("the store is closed")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._jobs.append(_Job(commands, future, identity, confirmed, topic, patience_s))
         self._arrived.set()
@@ -155,7 +155,7 @@ class Link:
                     raise self._meaning(value) from value
         return answer
 
-    async def drop(self) -> None:
+    async def disconnect(self) -> None:
         """Throw the connection away; the next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -167,7 +167,7 @@ class Link:
         self._closed = True
         self._arrived.set()
         await self._task
-        await self.drop()
+        await self.disconnect()
 
     # -- the task ----------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Link:
             try:
                 await self._exchange(jobs)
             except Exception as error:
-                await self.drop()
+                await self.disconnect()
                 failure = self._failure(error)
                 for job in (*jobs, *self._jobs):
                     _fail(job, failure)
@@ -208,7 +208,7 @@ class Link:
 
     async def _pipeline(self, jobs: list[_Job]) -> list[_Job]:
         """Send, receive, tell. Those whose script is not known to the server are left over."""
-        connection = await self._connected()
+        connection = await self._ensure_connected()
         for job in jobs:
             if job.identity not in ("", self.identity):
                 _fail(job, Reconnected())
@@ -230,11 +230,11 @@ class Link:
             if any(isinstance(value, NoScriptError) for value in values):
                 left.append(job)
             elif job.confirmed and short:
-                _fail(job, StorageUnavailable(short))
+                _fail(job, StorageUnavailableError(short))
             elif not job.future.done():
                 job.future.set_result(Answer(values, self.identity))
         if any(_is_read_only(value) for value in answers):  # a primary no more: the next call looks for the new one
-            await self.drop()
+            await self.disconnect()
         return left
 
     def _short(self, acknowledged: Any) -> str:
@@ -247,14 +247,14 @@ class Link:
 
     # -- the connection ----------------------------------------------------------------------------------------------------
 
-    async def _connected(self) -> Any:
+    async def _ensure_connected(self) -> Any:
         if self._connection is not None and await _is_broken(self._connection):
-            await self.drop()
+            await self.disconnect()
         if self._connection is not None:
             return self._connection
         now = asyncio.get_running_loop().time()
         if now < self._refused_until:
-            raise StorageUnavailable(self._refusal)
+            raise StorageUnavailableError(self._refusal)
         try:
             connection = await self._dial()
             try:
@@ -287,13 +287,13 @@ class Link:
         if isinstance(error, StorageError):
             return error
         if isinstance(error, TimeoutError | asyncio.CancelledError):
-            return StorageUnavailable(f"{self.place} did not answer within {self._timeout_s:g} s")
+            return StorageUnavailableError(f"{self.place} did not answer within {self._timeout_s:g} s")
         if isinstance(error, AuthenticationError | AuthorizationError):
-            return StorageUnavailable(f"{self.place} refuses the user name or the password")
+            return StorageUnavailableError(f"{self.place} refuses the user name or the password")
         reason = _code(error) + self._redacted(str(error)) or type(error).__name__
         if not isinstance(error, RedisError | OSError):
             throttled.error("an exchange with Redis failed in an unforeseen way", exc_info=error)
-        return StorageUnavailable(f"{self.place}: {reason}")
+        return StorageUnavailableError(f"{self.place}: {reason}")
 
     def _meaning(self, error: Exception) -> Exception:
         """What an error that the server answered means."""
@@ -303,8 +303,8 @@ class Link:
             return Redirected(None)
         text = self._redacted(str(error))
         if "WRONGTYPE" in text or "The ID specified" in text:
-            return StorageDamaged(self.place, f"the keys of a log hold what this service has not written: {text}")
-        return StorageUnavailable(f"{self.place}: {_code(error)}{text}")
+            return StorageDamagedError(self.place, f"the keys of a log hold what this service has not written: {text}")
+        return StorageUnavailableError(f"{self.place}: {_code(error)}{text}")
 
 
 async def exchange(connection: Any, *commands: Command) -> list[Any]:

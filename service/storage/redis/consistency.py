@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from service.storage.base import Entry, Log, LogRewound
+from service.storage.base import Entry, Log, LogTruncatedError
 
 logger = logging.getLogger("nextarm.storage")
 
@@ -27,7 +27,7 @@ class _Seen(NamedTuple):
     crc: int
 
 
-class Past:
+class ConsistencyGuard:
     """See the module. Logs are told apart by their ids. rang: told the name of a log that was found to be rewound.
 
     losses: logs that were found to have lost acknowledged entries, since this process began.
@@ -37,7 +37,7 @@ class Past:
         self.losses = 0
         self._rang = rang
         self._seen: dict[str, _Seen] = {}  # the last entry that this process knows
-        self._rewound: dict[str, LogRewound] = {}
+        self._rewound: dict[str, LogTruncatedError] = {}
         self._tails: dict[str, dict[int, bytes]] = {}
         self._epochs: dict[str, int] = {}
 
@@ -45,7 +45,7 @@ class Past:
         """How often the log's learner began anew. What was begun in an earlier epoch rests on entries that were lost."""
         return self._epochs.get(log.id, 0)
 
-    def begin_anew(self, log: Log) -> None:
+    def resync(self, log: Log) -> None:
         """The log's learner has dropped everything; what is still on its way in its name must not come through."""
         self._epochs[log.id] = self.epoch(log) + 1
         self.forget(log)
@@ -61,7 +61,7 @@ class Past:
         seen = self._seen.get(log_id)
         return (b"", b"") if seen is None else (b"%d" % seen.offset, b"%d" % seen.crc)
 
-    def saw(self, log: Log, offset: int, crc: int) -> None:
+    def observe_entry(self, log: Log, offset: int, crc: int) -> None:
         """An entry was read from the log, or accepted into it."""
         seen = self._seen.get(log.id)
         if seen is None or offset > seen.offset:
@@ -69,7 +69,7 @@ class Past:
 
     def appended(self, log: Log, offset: int, payload: bytes, crc: int) -> None:
         """An entry of this process was accepted."""
-        self.saw(log, offset, crc)
+        self.observe_entry(log, offset, crc)
         tail = self._tails.setdefault(log.id, {})
         tail[offset] = payload
         while len(tail) > TAIL:
@@ -89,12 +89,12 @@ class Past:
     def check(self, log: Log) -> None:
         """Raise `LogRewound` where the log was found to be rewound, and its learner has not begun anew since."""
         if (error := self._rewound.get(log.id)) is not None:
-            raise LogRewound(log.name, seen=error.seen, end=error.end)
+            raise LogTruncatedError(log.name, seen=error.seen, end=error.end)
 
-    def rewound(self, log: Log, *, end: int) -> LogRewound:
+    def rewound(self, log: Log, *, end: int) -> LogTruncatedError:
         """The failure of everything about this log from now on."""
         seen = self._seen.get(log.id)
-        error = LogRewound(log.name, seen=end + 1 if seen is None else seen.offset, end=end)
+        error = LogTruncatedError(log.name, seen=end + 1 if seen is None else seen.offset, end=end)
         if log.id not in self._rewound:
             self.losses += 1
             logger.critical("acknowledged entries were lost: the log is read anew", extra={"log": log.name, "reason": str(error)})

@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from service.storage.base import StorageError
-from service.storage.notifier import Bell
-from service.storage.redis.client import Asking, Head
+from service.storage.notifier import Notifier
+from service.storage.redis.client import Head, RedisClient
 from service.storage.redis.connection import Command, Reconnected, Redirected
 from service.storage.throttling import ThrottledLogger
 
@@ -38,17 +38,17 @@ NOTHING = Head("", 0)
 class _Opened(Protocol):
     """What is there once the store is open."""
 
-    def __call__(self) -> Asking: ...
+    def __call__(self) -> RedisClient: ...
 
 
 Look = Callable[[Mapping[str, str]], Awaitable[dict[str, Head]]]
 """name -> id of logs that were there -> every log that is there now."""
 
 
-class News:
+class NotificationStream:
     """See the module. asking: how the store is asked, once it is open.  look: at every log.  known: what the last look found."""
 
-    def __init__(self, bell: Bell, asking: _Opened, look: Look, *, key: bytes) -> None:
+    def __init__(self, bell: Notifier, asking: _Opened, look: Look, *, key: bytes) -> None:
         self.known: dict[str, Head] = {}
         self._bell, self._asking, self._look, self._key = bell, asking, look, key
         self._origin = os.urandom(8).hex().encode()  # tells this process' own news from others'
@@ -72,11 +72,11 @@ class News:
 
     # -- telling -----------------------------------------------------------------------------------------------------------
 
-    def rider(self, topics: set[str]) -> list[Command]:
+    def piggyback(self, topics: set[str]) -> list[Command]:
         """What goes along with a pipeline, behind its events: whose logs have (perhaps) grown."""
         return [self._message(topics)] if topics and not self._asking().nodes.is_cluster else []
 
-    def tell(self, topic: str) -> None:
+    def publish(self, topic: str) -> None:
         """On a cluster the news live on another node than the log: they are told once it has grown."""
         self._untold.add(topic)
         if self._telling is None or self._telling.done():
@@ -86,7 +86,7 @@ class News:
         while self._untold:
             topics, self._untold = self._untold, set()
             with contextlib.suppress(StorageError):  # the look at all ends finds it later
-                await self._asking().ask(self._key, self._message(topics), writing=True, confirmed=False)
+                await self._asking().execute(self._key, self._message(topics), writing=True, confirmed=False)
 
     def _message(self, topics: set[str]) -> Command:
         names = [part for name in topics for part in (b"n", name.encode())]
@@ -100,7 +100,7 @@ class News:
             try:
                 await self._listen()
             except (Reconnected, Redirected, StorageError) as error:
-                self._asking().nodes.doubt()
+                self._asking().nodes.mark_stale()
                 logger.debug("news are interrupted", extra={"reason": str(error)})
             except Exception as error:
                 throttled.error("news are interrupted in an unforeseen way", exc_info=error)
@@ -112,11 +112,11 @@ class News:
         kind = (await node.tail.call((b"TYPE", self._key))).values[0]
         if kind not in ("none", "stream", b"none", b"stream"):
             throttled.warning("another program has replaced the news, which hold nothing of worth: they are started again")
-            await self._asking().ask(self._key, (b"UNLINK", self._key), writing=True, confirmed=False)
+            await self._asking().execute(self._key, (b"UNLINK", self._key), writing=True, confirmed=False)
         newest, identity = await node.tail.call((b"XREVRANGE", self._key, b"+", b"-", b"COUNT", 1))
         last = newest[0][0][0] if newest[0] else b"0-0"
         while True:
-            await self._sweep()
+            await self._reconcile()
             until = loop.time() + SWEEP_S
             while (left := until - loop.time()) > 0:
                 block_s = min(BLOCK_S, left)
@@ -126,9 +126,9 @@ class News:
                     last = number
                     if fields[1] != self._origin:
                         for name in fields[3::2]:
-                            self._bell.ring(bytes(name).decode())
+                            self._bell.publish(bytes(name).decode())
 
-    async def _sweep(self) -> None:
+    async def _reconcile(self) -> None:
         """Ring for every log whose end is another one than at the last look; where a server is not the one of then, for all: also
         for those that are not there any more, which nobody else would ever tell of.
         """
@@ -140,5 +140,5 @@ class News:
         for name in {*before, *self.known, *heard}:
             was, now = before.get(name, NOTHING), self.known.get(name, NOTHING)
             if was.changed(now) or now == NOTHING or not is_same:
-                self._bell.ring(name, now.end if is_same and was.id == now.id and now.end > was.end else 0)
+                self._bell.publish(name, now.end if is_same and was.id == now.id and now.end > was.end else 0)
         self._bell.heard -= heard - self.known.keys()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.storage.base import StorageUnavailable
+from service.storage.base import StorageUnavailableError
 from service.storage.redis.connection import Command, exchange, parsed
 
 OLDEST = (6, 2)
@@ -30,7 +30,7 @@ class Expected:
     confirmations: int
 
 
-async def look(connection: Any, expected: Expected) -> tuple[str, list[str]]:
+async def probe(connection: Any, expected: Expected) -> tuple[str, list[str]]:
     """(identity, notices) of the server; `StorageUnavailable` where the log is not safe there or cannot be written."""
     return judged(await exchange(connection, *QUESTIONS), expected)
 
@@ -42,7 +42,7 @@ def judged(answers: Sequence[Any], expected: Expected) -> tuple[str, list[str]]:
     told = parsed(answers[0])
     refusal = _refusal(told, expected)
     if refusal:
-        raise StorageUnavailable(f"{expected.place} {refusal}")
+        raise StorageUnavailableError(f"{expected.place} {refusal}")
     config = answers[1]
     forbidden = isinstance(config, Exception)
     flushes = "" if forbidden or len(config) < 2 else bytes(config[1]).decode()

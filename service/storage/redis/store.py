@@ -41,22 +41,22 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
+    LogCompactedError,
     LogDamaged,
-    LogMissing,
-    LogRewound,
-    LogTrimmed,
+    LogNotFoundError,
+    LogTruncatedError,
     Receipt,
-    StorageConflict,
-    StorageDamaged,
-    StorageUnavailable,
+    StorageConflictError,
+    StorageDamagedError,
+    StorageUnavailableError,
 )
-from service.storage.notifier import Bell
+from service.storage.notifier import Notifier
 from service.storage.redis.address import Address
-from service.storage.redis.client import Asking, Head, Keyspace, LogKeys
-from service.storage.redis.cluster import Nodes, Options
+from service.storage.redis.client import Head, Keyspace, LogKeys, RedisClient
+from service.storage.redis.cluster import Options, Topology
 from service.storage.redis.connection import Answer, Command, Redirected, Script
-from service.storage.redis.consistency import Past
-from service.storage.redis.notifications import News
+from service.storage.redis.consistency import ConsistencyGuard
+from service.storage.redis.notifications import NotificationStream
 
 logger = logging.getLogger("nextarm.storage")
 
@@ -102,10 +102,10 @@ class RedisStorage:
         self._timeout_s = timeout_s
         self._keep_events = keep_events
         self._durability = durability
-        self._bell = Bell()
-        self._news = News(self._bell, self._opened, self._look_at_all, key=self._keyspace.news)
-        self._past = Past(self._bell.ring)
-        self._asking: Asking | None = None
+        self._bell = Notifier()
+        self._news = NotificationStream(self._bell, self._opened, self._look_at_all, key=self._keyspace.news)
+        self._past = ConsistencyGuard(self._bell.publish)
+        self._asking: RedisClient | None = None
         self._noticed: dict[str, list[str]] = {}  # place of a node -> what its set-up means
 
     # -- life --------------------------------------------------------------------------------------------------------------
@@ -116,10 +116,10 @@ class RedisStorage:
             timeout_s=self._timeout_s,
             confirmations=self._confirmations,
             durable=self._durability is Durability.POWER,
-            rider=self._news.rider,
+            rider=self._news.piggyback,
             noticed=self._note,
         )
-        self._asking = Asking(Nodes(self._address, options), self._keyspace, self._news.tell)
+        self._asking = RedisClient(Topology(self._address, options), self._keyspace, self._news.publish)
         try:
             await self.ping()
             await self._find_names()
@@ -145,10 +145,10 @@ class RedisStorage:
                 alive = nodes.key_on(node, self._keyspace.prefix)
                 await node.writer.call((b"SET", alive, b"", b"EX", ALIVE_S), confirmed=True)
         except Redirected as error:
-            nodes.doubt()
-            raise StorageUnavailable(f"{self._address}: slots of the cluster are on the move") from error
-        except StorageUnavailable:
-            nodes.doubt()
+            nodes.mark_stale()
+            raise StorageUnavailableError(f"{self._address}: slots of the cluster are on the move") from error
+        except StorageUnavailableError:
+            nodes.mark_stale()
             raise
 
     async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
@@ -188,9 +188,9 @@ class RedisStorage:
         answer = await self._ask(keys.head, command, writing=True, topic=log.name)
         verdict, *rest = answer.values[0]
         if verdict == b"created":
-            self._past.saw(log, 1, _crc(b"created", payload))
+            self._past.observe_entry(log, 1, _crc(b"created", payload))
             await self._ask(names, (b"HSET", names, name, new), writing=True)
-            self._bell.ring(log.name, 1)
+            self._bell.publish(log.name, 1)
             return log, Receipt(1)
         if verdict == b"damaged":
             raise _damaged(log, bytes(rest[0]).decode())
@@ -206,7 +206,7 @@ class RedisStorage:
         await self._ask(keys.head, command, writing=True, topic=log.name)
         await self._ask(names, SETTLE([names], log.name.encode(), log.id.encode(), b""), writing=True)
         self._past.forget(log)
-        self._bell.ring(log.name)
+        self._bell.publish(log.name)
 
     async def logs(self) -> list[Log]:
         heads = await self._look_at_all({})
@@ -217,7 +217,7 @@ class RedisStorage:
         keys, names = self._keys(name), self._keyspace.names
         try:
             found = (await self._ask(keys.head, STATE(keys.three, b"", b"", b""))).values[0]
-        except StorageDamaged:
+        except StorageDamagedError:
             found = [b"damaged"]
         if found[0] == b"damaged" and len(found) > 3 and found[3] is not None:
             return Log(bytes(found[3]).decode(), name)
@@ -283,14 +283,14 @@ class RedisStorage:
             match await self._checked(log, value, epoch):
                 case [b"accepted", offset]:
                     self._past.appended(log, int(offset), payload, crc)
-                    self._bell.ring(log.name, int(offset))
+                    self._bell.publish(log.name, int(offset))
                     receipts.append(Receipt(int(offset)))
                 case [b"duplicate", offset, *first]:
                     if self._confirmations and await self._confirm(log, key) is None:
-                        raise StorageUnavailable(f"log {log.name!r}: an entry was lost while it was looked at; try again")
+                        raise StorageUnavailableError(f"log {log.name!r}: an entry was lost while it was looked at; try again")
                     receipts.append(Receipt(int(offset), _entry(log, offset, first, key=key).payload))
                 case [_, last]:
-                    raise StorageConflict(log.name, expected=expected or 0, end=int(last))
+                    raise StorageConflictError(log.name, expected=expected or 0, end=int(last))
         return receipts
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
@@ -308,10 +308,10 @@ class RedisStorage:
         if after == 0 and limit == 1 and first is not None:
             return [_entry(log, b"1", (b"created", first, crc))]
         if int(floor) > after + 1 and not (rows and rows[0][0] == b"%d-0" % (after + 1)):
-            raise LogTrimmed(log.name, first=int(floor))
+            raise LogCompactedError(log.name, first=int(floor))
         entries = _rows(log, rows, after)
         if entries:
-            self._past.saw(log, entries[-1].offset, int(rows[-1][1][5]))
+            self._past.observe_entry(log, entries[-1].offset, int(rows[-1][1][5]))
         return entries
 
     async def find(self, log: Log, key: str) -> Entry | None:
@@ -351,7 +351,7 @@ class RedisStorage:
         key = self._keys(log.name).snapshots
         try:
             flat = (await self._about(log, (b"HGETALL", key), patience_s=SNAPSHOT_PATIENCE_S)).values[0]
-        except StorageDamaged as error:  # the log is the truth
+        except StorageDamagedError as error:  # the log is the truth
             logger.warning("snapshots cannot be read and are passed over", extra={"log": log.name, "reason": str(error)})
             flat = []
         end = int((await self._state(log))[2])  # after the snapshots, so that none of them is newer
@@ -377,13 +377,13 @@ class RedisStorage:
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
         return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
 
-    async def news(self, *, timeout_s: float) -> dict[str, int]:
+    async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
         return await self._bell.news(timeout_s=timeout_s)
 
     # -- what was seen -----------------------------------------------------------------------------------------------------
 
-    async def begin_anew(self, log: Log) -> None:
-        self._past.begin_anew(log)
+    async def resync(self, log: Log) -> None:
+        self._past.resync(log)
 
     async def _checked(self, log: Log, value: list[Any], epoch: int) -> list[Any]:
         """What a script about the log answered, or what its answer means. epoch: when the call began. (An outcome that waited for
@@ -395,21 +395,23 @@ class RedisStorage:
             case [b"rewound", last] if epoch == self._past.epoch(log):
                 raise self._past.rewound(log, end=int(last))
             case [b"rewound", _]:
-                raise StorageUnavailable(f"log {log.name!r} is learnt anew, and this rests on what was known before; try again")
+                raise StorageUnavailableError(
+                    f"log {log.name!r} is learnt anew, and this rests on what was known before; try again"
+                )
             case [b"damaged", reason, *_]:
                 raise _damaged(log, bytes(reason).decode())
             case [b"lost", offset]:
                 raise LogDamaged(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
         return value
 
-    async def _gone(self, log: Log) -> LogMissing | LogRewound:
+    async def _gone(self, log: Log) -> LogNotFoundError | LogTruncatedError:
         """It was deleted, or, where nothing says so, lost."""
         if self._past.known(log.id)[0]:
             note = self._keys(log.name).deleted(log.id)
             if (await self._ask(note, (b"EXISTS", note))).values[0] == 0:
                 return self._past.rewound(log, end=0)
         self._past.forget(log)
-        return LogMissing(log.name)
+        return LogNotFoundError(log.name)
 
     # -- asking ------------------------------------------------------------------------------------------------------------
 
@@ -424,15 +426,15 @@ class RedisStorage:
         self._past.check(log)
         try:
             return await self._ask(self._keys(log.name).head, *commands, **options)
-        except StorageDamaged as error:  # a key of another type
+        except StorageDamagedError as error:  # a key of another type
             raise _damaged(log, error.reason) from error
 
     async def _ask(self, key: bytes, *commands: Command, **options: Any) -> Answer:
-        return await self._opened().ask(key, *commands, **options)
+        return await self._opened().execute(key, *commands, **options)
 
-    def _opened(self) -> Asking:
+    def _opened(self) -> RedisClient:
         if self._asking is None:
-            raise StorageUnavailable("the store is closed")
+            raise StorageUnavailableError("the store is closed")
         return self._asking
 
     def _keys(self, name: str) -> LogKeys:

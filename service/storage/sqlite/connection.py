@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from service.storage.base import StorageDamaged, StorageError, StorageUnavailable
+from service.storage.base import StorageDamagedError, StorageError, StorageUnavailableError
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -32,8 +32,8 @@ def primary(error: BaseException) -> int:
 def failure(path: Path, error: sqlite3.Error) -> StorageError:
     """What a failure to open or to read means."""
     if primary(error) in DAMAGE:
-        return StorageDamaged(str(path), f"{error}; restore a backup")
-    return StorageUnavailable(f"{path}: {error}")
+        return StorageDamagedError(str(path), f"{error}; restore a backup")
+    return StorageUnavailableError(f"{path}: {error}")
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
@@ -48,7 +48,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         if path.stat().st_size <= CHECKED_BYTES:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
-                raise StorageDamaged(str(path), f"{found}; restore a backup")
+                raise StorageDamagedError(str(path), f"{found}; restore a backup")
     except sqlite3.Error as error:
         connection.close()
         raise failure(path, error) from error
@@ -95,7 +95,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 def _check_version(path: Path, connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
-        raise StorageDamaged(str(path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
+        raise StorageDamagedError(str(path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
 
 
 def is_new(connection: sqlite3.Connection) -> bool:
@@ -106,7 +106,7 @@ def is_new(connection: sqlite3.Connection) -> bool:
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """`StorageDamaged` where a table is missing, or another."""
     if _schema(connection) != _fresh_schema():
-        raise StorageDamaged(str(path), "its tables are not those of this service; restore a backup")
+        raise StorageDamagedError(str(path), "its tables are not those of this service; restore a backup")
 
 
 def _schema(connection: sqlite3.Connection) -> list[str]:

@@ -31,15 +31,15 @@ from service.storage.base import (
     Entry,
     Log,
     LogDamaged,
-    LogMissing,
+    LogNotFoundError,
     Receipt,
-    StorageConflict,
-    StorageDamaged,
+    StorageConflictError,
+    StorageDamagedError,
     StorageError,
-    StorageLocked,
-    StorageUnavailable,
+    StorageLockedError,
+    StorageUnavailableError,
 )
-from service.storage.notifier import Bell
+from service.storage.notifier import Notifier
 from service.storage.sqlite import wal
 from service.storage.sqlite.acknowledged import AcknowledgedEnds, acknowledged_path, fingerprint, told
 from service.storage.sqlite.connection import (
@@ -86,7 +86,7 @@ class SqliteStorage:
         self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
         self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
-        self._bell = Bell()
+        self._bell = Notifier()
         self._closed = False
 
     # -- life --------------------------------------------------------------------------------------------------------------
@@ -99,11 +99,11 @@ class SqliteStorage:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
         except Timeout as error:
-            raise StorageLocked(
+            raise StorageLockedError(
                 f"{self._path} is served by another process; one process serves an SQLite store (Redis is for several)"
             ) from error
         except OSError as error:
-            raise StorageUnavailable(f"{self._path}: {error.strerror}") from error
+            raise StorageUnavailableError(f"{self._path}: {error.strerror}") from error
         try:
             await asyncio.to_thread(self._check_acknowledged)
             writing = await asyncio.to_thread(open_writer, self._path)
@@ -126,7 +126,7 @@ class SqliteStorage:
                 raise
         except OSError as error:
             await self.close()
-            raise StorageUnavailable(f"{error.filename or self._path}: {error.strerror}") from error
+            raise StorageUnavailableError(f"{error.filename or self._path}: {error.strerror}") from error
         except BaseException:
             await self.close()
             raise
@@ -135,7 +135,7 @@ class SqliteStorage:
         """Refuse a store that lacks what was acknowledged, before anything is written into it."""
         if damaged := wal.damage(self._path):
             place, reason = damaged.split(": ", 1)
-            raise StorageDamaged(place, f"{reason}; restore a backup")
+            raise StorageDamagedError(place, f"{reason}; restore a backup")
         target = self._path.resolve()
         self._acknowledged = AcknowledgedEnds(acknowledged_path(target))
         is_empty = not target.exists() or (target.is_file() and not target.stat().st_size)
@@ -152,7 +152,7 @@ class SqliteStorage:
         except sqlite3.Error as error:
             raise failure(self._path, error) from error
         if missing:
-            raise StorageDamaged(
+            raise StorageDamagedError(
                 str(self._path),
                 f"acknowledged events are missing: {told(missing)}. Put the files back as they were (the -wal file belongs to "
                 "the store). To give those events up, as after restoring an older copy, "
@@ -223,16 +223,16 @@ class SqliteStorage:
 
     async def ping(self) -> None:
         if self._closed:
-            raise StorageUnavailable("the store is closed")
+            raise StorageUnavailableError("the store is closed")
         if self._writer is None:
             return
         self._writer.check()
         if self._files is not None and (reason := self._files.unreadable()):
-            raise StorageUnavailable(reason)
+            raise StorageUnavailableError(reason)
         if self._writer.full:
             # An empty commit may fit into what the failed one left behind, so that real room is asked for first.
             if shutil.disk_usage(self._path.parent).free < ROOM_BYTES:
-                raise StorageUnavailable("the disk is full")
+                raise StorageUnavailableError("the disk is full")
             await self._submit(_touch, Durability.POWER)
 
     async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
@@ -262,7 +262,7 @@ class SqliteStorage:
 
         kept, number, receipt = await self._submit(run, Durability.POWER)
         self._numbers[kept.id] = number
-        self._bell.ring(kept.name, receipt.offset)
+        self._bell.publish(kept.name, receipt.offset)
         return kept, receipt
 
     async def delete(self, log: Log) -> None:
@@ -282,7 +282,7 @@ class SqliteStorage:
         await self._submit(run, Durability.POWER)
         self._numbers.pop(log.id, None)
         self._tails.pop(number, None)
-        self._bell.ring(log.name)
+        self._bell.publish(log.name)
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         return (await self._accept(log, [(key, payload)], durability, expected=expected))[0]
@@ -308,7 +308,7 @@ class SqliteStorage:
         while len(tail) > TAIL:
             del tail[next(iter(tail))]
         if end:
-            self._bell.ring(log.name, end)
+            self._bell.publish(log.name, end)
         return receipts
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
@@ -332,7 +332,7 @@ class SqliteStorage:
         if expected not in (None, end):
             rows = connection.execute("SELECT 1 FROM events WHERE log = ? AND key = ?", (number, key)).fetchall()
             if not rows:
-                raise StorageConflict(log.name, expected=expected, end=end)
+                raise StorageConflictError(log.name, expected=expected, end=end)
         position = (number << SHIFT) + end + 1
         cursor = connection.execute(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (log, key) DO NOTHING",
@@ -352,7 +352,7 @@ class SqliteStorage:
         end = self._ends.get(number)
         if end is None:
             if connection.execute("SELECT 1 FROM logs WHERE number = ?", (number,)).fetchone() is None:
-                raise LogMissing(log.name)
+                raise LogNotFoundError(log.name)
             row = connection.execute(
                 "SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1)
             ).fetchone()
@@ -361,7 +361,7 @@ class SqliteStorage:
 
     async def _submit(self, run: Run, durability: Durability, *, size: int | None = None) -> Any:
         if self._writer is None or self._closed:
-            raise StorageUnavailable("the store is opened for reading only" if self._read_only else "the store is closed")
+            raise StorageUnavailableError("the store is opened for reading only" if self._read_only else "the store is closed")
         return await self._writer.submit(run, durability, size=size)
 
     # -- reading -----------------------------------------------------------------------------------------------------------
@@ -386,10 +386,10 @@ class SqliteStorage:
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
         return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
 
-    async def news(self, *, timeout_s: float) -> dict[str, int]:
+    async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
         return await self._bell.news(timeout_s=timeout_s)
 
-    async def begin_anew(self, log: Log) -> None:
+    async def resync(self, log: Log) -> None:
         """A file that one process serves does not lose its end behind this process's back."""
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
@@ -443,11 +443,11 @@ class SqliteStorage:
         except sqlite3.Error as error:
             raise failure(self._path, error) from error
         except RuntimeError as error:  # the reader was shut down
-            raise StorageUnavailable("the store is closed") from error
+            raise StorageUnavailableError("the store is closed") from error
 
     def _number(self, log: Log) -> int:
         if log.id not in self._numbers:
-            raise LogMissing(log.name)
+            raise LogNotFoundError(log.name)
         return self._numbers[log.id]
 
 
@@ -456,7 +456,7 @@ def _first(connection: sqlite3.Connection, log: Log, number: int, where: str, *v
     rows = connection.execute(f"SELECT position, payload, crc FROM events WHERE {where}", values).fetchall()  # noqa: S608 (no input)
     for entry in _checked(log, number, rows, after=None):
         return Receipt(entry.offset, entry.payload)
-    raise StorageDamaged(f"log {log.name!r}", "an entry that was accepted is missing")
+    raise StorageDamagedError(f"log {log.name!r}", "an entry that was accepted is missing")
 
 
 def _touch(connection: sqlite3.Connection) -> None:
@@ -470,7 +470,7 @@ def _checked(log: Log, number: int, rows: Iterable[tuple[int, bytes, int]], *, a
         if after is not None:
             after += 1
             if offset != after:
-                raise StorageDamaged(f"log {log.name!r}, offset {after}", "the entry is missing")
+                raise StorageDamagedError(f"log {log.name!r}, offset {after}", "the entry is missing")
         if zlib.crc32(payload) != crc:
-            raise StorageDamaged(f"log {log.name!r}, offset {offset}", "the checksum does not match")
+            raise StorageDamagedError(f"log {log.name!r}, offset {offset}", "the checksum does not match")
         yield Entry(offset, payload)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.storage.base import Durability, LogDamaged, StorageError, StorageUnavailable
+from service.storage.base import Durability, LogDamaged, StorageError, StorageUnavailableError
 from service.storage.sqlite.connection import DAMAGE, primary
 from service.storage.sqlite.store_files import StoreFiles
 from service.storage.throttling import ThrottledLogger
@@ -59,7 +59,7 @@ class _Job:
     future: asyncio.Future[Any]
 
 
-class _Busy(Exception):
+class _WriterBusy(Exception):
     """Another process has the file locked; nothing was done."""
 
 
@@ -113,8 +113,8 @@ class Writer:
         """The result of `run`, once it is durable. size: bytes that it writes; None = many."""
         self.check()
         if size is not None and size <= AT_ONCE_BYTES and self._effective(durability) is Durability.PROCESS:
-            with contextlib.suppress(_Busy):
-                return self._at_once(run)
+            with contextlib.suppress(_WriterBusy):
+                return self._commit_inline(run)
         job = _Job(run, durability, asyncio.get_running_loop().create_future())
         self._jobs.put(job)
         return await job.future
@@ -124,7 +124,7 @@ class Writer:
         if self.damage is not None:
             raise LogDamaged(self.damage.place, self.damage.reason)
         if self.broken:
-            raise StorageUnavailable(self.broken)
+            raise StorageUnavailableError(self.broken)
 
     async def inspect(self) -> LogDamaged | None:
         """What another program has done to the files, found also where nothing is written. With every sweep."""
@@ -144,12 +144,12 @@ class Writer:
 
     # -- at once ---------------------------------------------------------------------------------------------------------------
 
-    def _at_once(self, run: Run) -> Any:
+    def _commit_inline(self, run: Run) -> Any:
         if not self._turn.acquire(blocking=False):
-            raise _Busy
+            raise _WriterBusy
         try:
             if not self._jobs.empty():
-                raise _Busy
+                raise _WriterBusy
             (result,) = self._transact([run], Durability.PROCESS, patience_ms=0)
         finally:
             self._turn.release()
@@ -188,7 +188,7 @@ class Writer:
         running = False
         try:
             self.check()
-            self._look(self._files.look(), patience_ms=patience_ms, busy=_Busy())
+            self._look(self._files.look(), patience_ms=patience_ms, busy=_WriterBusy())
             self._connection.execute(f"PRAGMA synchronous={'FULL' if durability is Durability.POWER else 'NORMAL'}")
             if patience_ms != self._patience_ms:
                 self._connection.execute(f"PRAGMA busy_timeout={patience_ms}")
@@ -206,16 +206,18 @@ class Writer:
             if self._commits == 1:
                 self._oldest_s = time.monotonic()
             # Not acknowledged, though it may be in the log: the same key again is answered with it.
-            changed = StorageUnavailable("another program writes to the files of the store; they are being checked, try again")
+            changed = StorageUnavailableError(
+                "another program writes to the files of the store; they are being checked, try again"
+            )
             self._look(self._files.look_after_commit(), patience_ms=patience_ms, busy=changed)
             self._committed(durability)
             self.full = False
-        except _Busy:
+        except _WriterBusy:
             raise
         except Exception as error:  # whatever it is: the thread must go on, or every later write waits for ever
             self._undo()
             if primary(error) in LOCKED and not patience_ms:
-                raise _Busy from error
+                raise _WriterBusy from error
             if running and len(runs) > 1 and primary(error) not in (sqlite3.SQLITE_FULL, *UNKNOWN_AFTER):
                 # it is the fault of one of them, and harms no other
                 return [result for run in runs for result in self._transact([run], durability, patience_ms=patience_ms)]
@@ -235,7 +237,7 @@ class Writer:
         self._commits = 0
         try:
             self.check()
-            self._look(self._files.look(), patience_ms=PATIENCE_MS, busy=_Busy())
+            self._look(self._files.look(), patience_ms=PATIENCE_MS, busy=_WriterBusy())
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             self._files.remember()
         except StorageError:
@@ -276,23 +278,23 @@ class Writer:
                 self._connection.execute("ROLLBACK")
                 self._files.look_after_commit()  # a large transaction has written to the write-ahead log before it was undone
         except sqlite3.Error as error:
-            self._break(error)
+            self._mark_read_only(error)
 
     def _failed(self, error: Exception) -> Exception:
         """What the requests behind a failed commit are told."""
         if primary(error) == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in FULL):
             self.full = True
             throttled.error("the disk is full: nothing is accepted until there is room again")
-            return StorageUnavailable("the disk is full")
+            return StorageUnavailableError("the disk is full")
         if primary(error) in UNKNOWN_AFTER or isinstance(error, OSError):
-            self._break(error)
+            self._mark_read_only(error)
         if self.damage is not None:
             return LogDamaged(self.damage.place, self.damage.reason)
         if self.broken:
-            return StorageUnavailable(self.broken)
-        return StorageUnavailable(f"{self._path}: {error}") if isinstance(error, sqlite3.Error) else error
+            return StorageUnavailableError(self.broken)
+        return StorageUnavailableError(f"{self._path}: {error}") if isinstance(error, sqlite3.Error) else error
 
-    def _break(self, error: Exception) -> None:
+    def _mark_read_only(self, error: Exception) -> None:
         reason, _ = self._files.look()
         if reason:  # that is why
             self._spoilt(reason)

@@ -41,8 +41,8 @@ def settings() -> dict[str, Any]:
 
 
 def arm_of(history: ExactHistory | SummedHistory) -> DiversityArm:
-    served, spread = history.blank()
-    return DiversityArm.blank(Regression(lift=lambda x: x, size=4, ridge=1.0), served=served, spread=spread)
+    served, spread = history.init()
+    return DiversityArm.init(Regression(feature_map=lambda x: x, size=4, ridge=1.0), served=served, spread=spread)
 
 
 def row(history: History, t: int, arm: int = 2) -> Tensor:
@@ -52,12 +52,12 @@ def row(history: History, t: int, arm: int = 2) -> Tensor:
 def filled(history: ExactHistory | SummedHistory, rounds: range, *, arm: int = 2) -> DiversityArm:
     state = arm_of(history)
     for t in rounds:
-        state = history.learn(state, row(history, t, arm), against=())[1]
+        state = history.update(state, row(history, t, arm), against=())[1]
     return state
 
 
 def label(history: ExactHistory | SummedHistory, t: int, against: DiversityArm, *, arm: int = 2) -> float:
-    return float(history.learn(arm_of(history), row(history, t, arm), against=[against])[0])
+    return float(history.update(arm_of(history), row(history, t, arm), against=[against])[0])
 
 
 # -- exact ---------------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_an_exact_history_holds_between_three_quarters_and_all_of_the_last_outpu
     history = exact(max_samples=max_samples)
     arm = arm_of(history)
     for t in range(60):
-        arm = history.learn(arm, row(history, t), against=())[1]
+        arm = history.update(arm, row(history, t), against=())[1]
         n = len(arm.served)
         assert min(t + 1, max_samples - max_samples // 4) <= n <= max_samples
         assert torch.equal(arm.served[:, 4:], WORLD.outputs[t + 1 - n : t + 1, 2])  # the newest, in order
@@ -88,7 +88,7 @@ def test_an_answer_longer_than_the_history_leaves_its_last_outputs() -> None:
     history = exact(max_samples=5)
     arm = filled(history, range(4))
     rows = history.rows(WORLD.x[9], WORLD.outputs[:9, 2], torch.zeros((0, 4)))
-    arm = history.learn(arm, rows, against=())[1]
+    arm = history.update(arm, rows, against=())[1]
     assert torch.equal(arm.served[:, 4:], WORLD.outputs[4:9, 2])
     assert arm.outputs == 13
 
@@ -124,9 +124,9 @@ def test_a_normalised_label_does_not_trust_a_prompt_sum_below_its_error() -> Non
         rows = history.rows(prompt, output[None], torch.zeros((0, 4)))
         joint, prompts = (history.features(rows)[0][:2, 0] * arm.served[:2]).sum(1).tolist()
         below += prompts < least
-        found = float(history.learn(arm, rows, against=[arm])[0])
+        found = float(history.update(arm, rows, against=[arm])[0])
         assert found == pytest.approx(min(max(joint / max(prompts, least), 0.0), 1.0), abs=1e-12)
-        assert float(history.learn(arm, rows, against=[arm_of(history)])[0]) == 0.0
+        assert float(history.update(arm, rows, against=[arm_of(history)])[0]) == 0.0
     assert below > 20
 
 
@@ -149,7 +149,7 @@ def test_sums_do_not_depend_on_the_order_of_outputs_and_add_up_over_arms() -> No
     history = summed(64, diversity="jkd")
     forward, backward = filled(history, range(9)), arm_of(history)
     for t in reversed(range(9)):
-        backward = history.learn(backward, row(history, t), against=())[1]
+        backward = history.update(backward, row(history, t), against=())[1]
     torch.testing.assert_close(forward.served, backward.served, rtol=0.0, atol=1e-13)
     torch.testing.assert_close(forward.spread, backward.spread, rtol=0.0, atol=1e-13)
     halves = history.scores([filled(history, range(4)), filled(history, range(4, 9)), arm_of(history)])
@@ -165,7 +165,7 @@ def test_exact_reports_are_of_the_newest_outputs_of_each_arm_in_proportion() -> 
     g = torch.Generator().manual_seed(0)
     for _ in range(3):
         rows = torch.cat([WORLD.x[:200], torch.randn((200, 4), generator=g, dtype=torch.float64)], dim=1)
-        diverse = history.learn(diverse, rows, against=())[1]
+        diverse = history.update(diverse, rows, against=())[1]
     scores = history.scores([collapsed, diverse])
     assert scores["outputs"] == 900
     share = REPORT_ROWS * 300 // 900

@@ -89,7 +89,7 @@ def test_expected_labels_are_the_ridge_regression_of_the_labels(form: str) -> No
         before = state
         state = states.fold(policy, before, outcome(WORLD, t, arm))
         rows = policy.history.rows(WORLD.x[t], WORLD.outputs[t, arm][None], torch.zeros((0, 4)))
-        labels[arm].append(policy.history.learn(before.arms[arm], rows, against=before.arms)[0].numpy())
+        labels[arm].append(policy.history.update(before.arms[arm], rows, against=before.arms)[0].numpy())
     query = WORLD.x[20:23]
     found = torch.stack([arm.expected(policy.lift(query), using=policy.regression, columns=3) for arm in state.arms], dim=1)
     for arm in range(3):
@@ -107,7 +107,7 @@ def test_labels_solved_outcome_by_outcome_are_those_solved_afresh(label_features
     state, waiting, query = states.start(policy, arms=3), list[tuple[int, int]](), WORLD.x[60:63]
     for t in range(40):
         arm = (0, 1, 0, 2)[t % 4]
-        state = states.with_arm(state, arm, policy.anticipate(state.arms[arm], WORLD.x[t]))
+        state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], WORLD.x[t]))
         waiting.append((t, arm))
         if t % 5 != 1:
             when, which = waiting.pop(t % len(waiting))
@@ -224,7 +224,7 @@ def test_what_cannot_be_compared_is_refused_before_it_is_learnt() -> None:
     for check in (
         lambda: policy.check_observation(alone),
         lambda: policy.check_observation(alone, state=state),
-        lambda: policy.learn(state, alone),
+        lambda: policy.update(state, alone),
     ):
         with pytest.raises(InvalidObservation, match=r"reference.*post reference pairs"):
             check()
@@ -300,7 +300,7 @@ def test_learning_never_writes_into_the_state_it_was_given() -> None:
         before = states.digest(policy, state)
         for t in range(20, 40):
             states.fold(policy, state, outcome(WORLD, t, 2))  # twenty branches of one state
-            policy.anticipate(state.arms[2], WORLD.x[t])
+            policy.add_pending(state.arms[2], WORLD.x[t])
         assert states.digest(policy, state) == before
 
 
@@ -314,15 +314,15 @@ def test_pending_decisions_shrink_the_shared_width_and_released_ones_widen_it_ag
         return {name: float(value[0, 1]) for name, value in policy.weights(state, context).scores.items()}
 
     before, digest = scores(state), states.digest(policy, state)
-    waiting = states.with_arm(state, 1, policy.anticipate(state.arms[1], x))
+    waiting = states.with_arm(state, 1, policy.add_pending(state.arms[1], x))
     during = scores(waiting)
     assert states.digest(policy, waiting) == digest
     assert during["bonus"] < 0.95 * before["bonus"]
     assert during["diversity_bonus"] == during["bonus"]  # both multipliers are 1
     assert (during["estimate"], during["diversity_estimate"]) == (before["estimate"], before["diversity_estimate"])
-    released = scores(states.with_arm(waiting, 1, policy.release(waiting.arms[1], x)))
+    released = scores(states.with_arm(waiting, 1, policy.remove_pending(waiting.arms[1], x)))
     assert released == pytest.approx(before, abs=1e-12)
-    told = states.fold(policy, waiting, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1], anticipated=True))
+    told = states.fold(policy, waiting, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1], was_pending=True))
     untold = states.fold(policy, state, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1]))
     assert scores(told) == pytest.approx(scores(untold), abs=1e-12)
 

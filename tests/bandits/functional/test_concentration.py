@@ -16,7 +16,7 @@ ROWS_F = torch.tensor([[1.0, 0], [0, 2], [1, 1], [-1, 3], [2, -1], [0, 0], [1, 2
 
 
 def golden_f(multiplier: float, *, diagonal: bool) -> concentration.FdRadius:
-    sums = MomentSums.blank(2).learn_rows(ROWS_F)
+    sums = MomentSums.init(2).learn_rows(ROWS_F)
     root = moments.psd_root(torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64))
     gap = float(torch.linalg.vector_norm(sums.mean() - 0.5))
     kept = moments.adaptive_threshold(sums.covariance(), n=8, multiplier=multiplier, diagonal=diagonal)
@@ -76,7 +76,7 @@ def test_the_rigorous_radius_holds_for_gaussian_outputs_part_by_part() -> None:
     true_distance = moments.frechet(mean, truth, reference_mean, reference)
     missed = np.zeros(4)
     for _ in range(runs):
-        sums = MomentSums.blank(d).learn_rows(torch.from_numpy(rng.standard_normal((n, d)) @ scale) + mean)
+        sums = MomentSums.init(d).learn_rows(torch.from_numpy(rng.standard_normal((n, d)) @ scale) + mean)
         estimate = moments.frechet(sums.mean(), sums.covariance(), reference_mean, reference)
         radius = concentration.fd_rigorous(
             n=n,

@@ -161,7 +161,7 @@ def test_golden_d2_the_most_diverse_mixture(leaps: int) -> None:
         value, gradient = diversity.entropy_of_mixture(D2, a)
         return -value, -gradient
 
-    found = simplex.minimise(loss, np.ones(3) / 3, tolerance=1e-11, steps=60, leaps=leaps)
+    found = simplex.minimize(loss, np.ones(3) / 3, tolerance=1e-11, steps=60, leaps=leaps)
     np.testing.assert_allclose(found.weights, [0.3577561389458409, 0.3287429695036168, 0.31350089155054217], atol=1e-6)
     assert math.exp(-found.value) == pytest.approx(2.7463124943438846, abs=1e-12)
 

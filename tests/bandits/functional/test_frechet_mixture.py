@@ -32,7 +32,7 @@ def mixture(means: Sequence[Any], covariances: Sequence[Any], reference: tuple[A
 
 def best(loss: FrechetMixture, tolerance: float = 1e-10) -> simplex.Solution:
     m = len(loss.components)
-    return simplex.minimise(loss.at, np.ones(m) / m, tolerance=tolerance, steps=200)
+    return simplex.minimize(loss.at, np.ones(m) / m, tolerance=tolerance, steps=200)
 
 
 def b3() -> FrechetMixture:
@@ -45,7 +45,7 @@ def random_mixture(seed: int, *, d: int, arms: int, rows: int) -> FrechetMixture
     reference = rng.standard_normal((3 * d, d))
     target = frechet_mixture.target(tensor(reference.mean(0)), tensor(np.cov(reference.T)))
     sums = [
-        MomentSums.blank(d).learn_rows(tensor(rng.standard_normal(d) + rng.uniform(0.2, 2) * rng.standard_normal((rows, d))))
+        MomentSums.init(d).learn_rows(tensor(rng.standard_normal(d) + rng.uniform(0.2, 2) * rng.standard_normal((rows, d))))
         for _ in range(arms)
     ]
     return FrechetMixture(tuple(frechet_mixture.component_of(one, target) for one in sums), target.trace)
@@ -155,7 +155,7 @@ def test_few_samples_give_what_their_covariance_gives() -> None:
     rng = np.random.default_rng(2)
     target = frechet_mixture.target(torch.zeros(6, dtype=torch.float64), tensor(np.cov(rng.standard_normal((6, 30)))))
     rows = tensor(rng.standard_normal((4, 6)))
-    thin = frechet_mixture.component_of(MomentSums.blank(6).learn_rows(rows), target)
+    thin = frechet_mixture.component_of(MomentSums.init(6).learn_rows(rows), target)
     full = frechet_mixture.component(rows.mean(0), torch.cov(rows.T), target)
     assert thin.spread == pytest.approx(full.spread, abs=1e-12)
     torch.testing.assert_close(thin.inner, full.inner, rtol=0, atol=1e-12)
@@ -191,13 +191,13 @@ def test_a_vertex_of_low_rank_is_no_false_optimum(d: int, arms: int, seed: int) 
     vertex = np.eye(arms)[0]
     _, gradient = loss.at(vertex)
     assert simplex.frank_wolfe_gap(vertex, gradient) > 10.0
-    found = simplex.minimise(loss.at, vertex, tolerance=1e-7, steps=200)
+    found = simplex.minimize(loss.at, vertex, tolerance=1e-7, steps=200)
     assert found.value == pytest.approx(best(loss, tolerance=1e-7).value, abs=1e-4)
     assert found.steps < 100
 
 
 def test_constant_outputs_are_measured_like_any_other() -> None:
-    same = MomentSums.blank(4).learn_rows(torch.full((6, 4), 0.7, dtype=torch.float64))
+    same = MomentSums.init(4).learn_rows(torch.full((6, 4), 0.7, dtype=torch.float64))
     rows = tensor(np.random.default_rng(0).standard_normal((50, 4)))
     target = frechet_mixture.target(rows.mean(0), torch.cov(rows.T))
     loss = FrechetMixture(tuple(frechet_mixture.component_of(s, target) for s in (same, same)), target.trace)

@@ -154,7 +154,7 @@ def test_a_factor_given_a_point_is_that_of_the_schur_complement(index: int) -> N
     left = matrix[others][:, others] - torch.outer(matrix[others, index], matrix[index, others]) / matrix[index, index]
     factor = torch.linalg.cholesky(matrix)
     before = factor.clone()
-    found = growing.given(factor, index)
+    found = growing.schur_complement_factor(factor, index)
     torch.testing.assert_close(found @ found.T, left, rtol=1e-12, atol=1e-12)
     assert torch.equal(found, found.tril())
     assert torch.equal(factor, before), "nothing is written into an argument"

@@ -39,7 +39,7 @@ def test_any_sequence_of_changes_gives_the_fresh_inverse(sizes: list[int], seed:
         expected = fresh(z[:done], ridge=ridge)
         torch.testing.assert_close(now.tensor(), expected, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(gain, expected @ (more[0] if size == 1 else more.T), rtol=1e-9, atol=1e-11)
-    assert now.aside is None or len(now.aside) < BLOCK
+    assert now.correction is None or len(now.correction) < BLOCK
     x = rows(seed + 1, 3, p)
     torch.testing.assert_close(now.times(x[0]), now.tensor() @ x[0], rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(now.times(x.T), now.tensor() @ x.T, rtol=1e-11, atol=1e-13)
@@ -66,18 +66,18 @@ def test_a_change_by_rows_that_were_scored_just_now_finds_their_products(n: int,
     """The very inverse that a change without the memory gives; other rows, and rows with other bits, are computed."""
     start = started(6, ridge=0.7).updated_all(rows(11, 3, 6))[0]
     z, unknown = rows(12, n, 6), rows(13, 2, 6)
-    expected = [Inverse(start.dense, start.aside).updated_all(each)[0].tensor() for each in (z[-2:], unknown)]
-    one = Inverse(start.dense, start.aside).updated(z[0])[0].tensor()
+    expected = [Inverse(start.base, start.correction).updated_all(each)[0].tensor() for each in (z[-2:], unknown)]
+    one = Inverse(start.base, start.correction).updated(z[0])[0].tensor()
     quadratics([start], z)
     asked: list[bool] = []
-    products = inverses.Memo.products
+    products = inverses.ProductCache.products
 
-    def watched(memo: inverses.Memo, of: Tensor) -> Tensor | None:
+    def watched(memo: inverses.ProductCache, of: Tensor) -> Tensor | None:
         found = products(memo, of)
         asked.append(found is not None)
         return found
 
-    monkeypatch.setattr(inverses.Memo, "products", watched)
+    monkeypatch.setattr(inverses.ProductCache, "products", watched)
     later = start.updated(rows(14, 1, 6)[0])[0]  # of the same dense matrix: it knows, too
     for each, inverse in zip((z[-2:], unknown), expected, strict=True):
         torch.testing.assert_close(start.updated_all(each)[0].tensor(), inverse, rtol=1e-12, atol=1e-14)
@@ -95,7 +95,7 @@ def test_what_was_scored_is_not_written_to_by_a_change() -> None:
     start.updated(z[1])
     start.updated_all(z)
     assert start.memo.last is not None
-    torch.testing.assert_close(start.memo.last[1], z @ start.dense, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(start.memo.last[1], z @ start.base, rtol=1e-13, atol=1e-15)
     assert torch.equal(quadratics([start], z), before)
 
 

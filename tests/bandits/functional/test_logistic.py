@@ -52,7 +52,7 @@ def derivatives(theta: Tensor, x: Tensor, y: Tensor, prior: Quadratic) -> tuple[
 
 
 def test_the_fit_is_golden_g5() -> None:
-    fit = logistic.minimise(G5_X, G5_Y, prior=only_ridge(1.0, 3))
+    fit = logistic.minimize(G5_X, G5_Y, prior=only_ridge(1.0, 3))
     golden = torch.tensor([-0.213704134359427, 0.41743687137537944, 0.2967934008195199], dtype=torch.float64)
     torch.testing.assert_close(fit.theta, golden, rtol=0, atol=1e-12)
     probability = torch.sigmoid(torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64) @ fit.theta)
@@ -71,7 +71,7 @@ def test_loss_and_gradient_are_those_of_another_way_to_write_them() -> None:
 def test_the_fit_carries_the_inverse_hessian_of_close_by() -> None:
     x, y = sample(60, 4, seed=6)
     prior = only_ridge(0.7, 4)
-    fit = logistic.minimise(x, y, prior=prior)
+    fit = logistic.minimize(x, y, prior=prior)
     _, _, hessian = derivatives(fit.theta, x, y, prior)
     torch.testing.assert_close(fit.inverse @ hessian, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-2)
     assert fit.settled
@@ -85,14 +85,14 @@ def test_a_single_weight_solves_its_one_equation() -> None:
             middle = (low + high) / 2
             low, high = (low, middle) if n / (1 + math.exp(-middle)) - s + ridge * middle > 0 else (middle, high)
         y = torch.tensor([1.0] * s + [0.0] * (n - s), dtype=torch.float64)
-        fit = logistic.minimise(torch.ones((n, 1), dtype=torch.float64), y, prior=only_ridge(ridge, 1))
+        fit = logistic.minimize(torch.ones((n, 1), dtype=torch.float64), y, prior=only_ridge(ridge, 1))
         assert abs(float(fit.theta) - low) < 1e-9
 
 
 def test_no_observations_leave_the_prior() -> None:
     moment = torch.tensor([0.5, -2.0], dtype=torch.float64)
     prior = Quadratic(torch.tensor([[2.0, 0.5], [0.5, 4.0]], dtype=torch.float64), moment)
-    fit = logistic.minimise(torch.empty((0, 2), dtype=torch.float64), torch.empty(0, dtype=torch.float64), prior=prior)
+    fit = logistic.minimize(torch.empty((0, 2), dtype=torch.float64), torch.empty(0, dtype=torch.float64), prior=prior)
     torch.testing.assert_close(prior.precision @ fit.theta, moment)
 
 
@@ -111,7 +111,7 @@ def test_separable_observations_stay_finite() -> None:
     y = (x[:, 0] > 0).to(torch.float64)
     for ridge in (1e-8, 1e-3, 1.0):
         prior = only_ridge(ridge, 2)
-        fit = logistic.minimise(x, y, prior=prior)
+        fit = logistic.minimize(x, y, prior=prior)
         assert bool(torch.isfinite(fit.theta).all())
         assert float(torch.linalg.vector_norm(logistic.gradient(fit.theta, x, y, prior=prior))) < 1e-9
         # F(theta) <= F(0) bounds the length of theta
@@ -131,7 +131,7 @@ def test_separable_observations_stay_finite() -> None:
 def test_every_road_ends_at_the_minimiser(n: int, p: int, seed: int, scale: float, ridge: float, far: float) -> None:
     x, y = sample(n, p, seed=seed, scale=scale)
     prior = only_ridge(ridge, p)
-    fit = logistic.minimise(x, y, prior=prior)
+    fit = logistic.minimize(x, y, prior=prior)
     start = torch.full((p,), far, dtype=torch.float64)
     again = logistic.settle(Fit(start, torch.eye(p, dtype=torch.float64) / ridge, False), x, y, prior=prior)
     for theta in (fit.theta, again.theta):
@@ -145,13 +145,13 @@ def test_every_road_ends_at_the_minimiser(n: int, p: int, seed: int, scale: floa
 def test_steps_of_one_observation_settle_at_the_fit_of_all() -> None:
     x, y = sample(80, 5, seed=8, scale=2.0)
     prior = only_ridge(0.5, 5)
-    fit = logistic.minimise(x[:10], y[:10], prior=prior)
+    fit = logistic.minimize(x[:10], y[:10], prior=prior)
     for i in range(10, 80):
         fit = logistic.step(fit, x[i], float(y[i]))
         assert not fit.settled
         if i % 7 == 0:  # several steps between two settlements, as in a replay
             fit = logistic.settle(fit, x[: i + 1], y[: i + 1], prior=prior)
-    exact = logistic.minimise(x, y, prior=prior)
+    exact = logistic.minimize(x, y, prior=prior)
     before = float((fit.theta - exact.theta).abs().max())
     assert 1e-6 < before < 0.1  # a step is close, and not yet there
     settled = logistic.settle(fit, x, y, prior=prior)
@@ -162,7 +162,7 @@ def test_steps_of_one_observation_settle_at_the_fit_of_all() -> None:
 def test_one_step_is_newton_on_the_new_objective() -> None:
     x, y = sample(30, 3, seed=9)
     prior = only_ridge(1.3, 3)
-    fit = logistic.minimise(x[:-1], y[:-1], prior=prior)
+    fit = logistic.minimize(x[:-1], y[:-1], prior=prior)
     _, gradient, hessian = derivatives(fit.theta, x, y, prior)
     moved = logistic.step(fit, x[-1], float(y[-1]))
     torch.testing.assert_close(moved.theta, fit.theta - torch.linalg.solve(hessian, gradient), rtol=1e-3, atol=0)
@@ -181,16 +181,16 @@ def test_the_expansion_has_value_slope_and_curvature_of_the_likelihood() -> None
 def test_forgetting_at_the_minimiser_leaves_the_minimiser() -> None:
     x, y = sample(90, 4, seed=11)
     prior = only_ridge(0.8, 4)
-    exact = logistic.minimise(x, y, prior=prior)
+    exact = logistic.minimize(x, y, prior=prior)
     past = logistic.expand(exact.theta, x[:30], y[:30])
     shorter = Quadratic(prior.precision + past.precision, prior.moment + past.moment)
-    torch.testing.assert_close(logistic.minimise(x[30:], y[30:], prior=shorter).theta, exact.theta, rtol=0, atol=1e-10)
+    torch.testing.assert_close(logistic.minimize(x[30:], y[30:], prior=shorter).theta, exact.theta, rtol=0, atol=1e-10)
 
 
 def test_nothing_writes_into_its_arguments() -> None:
     x, y = sample(12, 3, seed=12)
     prior = only_ridge(0.8, 3)
-    fit = logistic.minimise(x[:-1], y[:-1], prior=prior)
+    fit = logistic.minimize(x[:-1], y[:-1], prior=prior)
     kept = [t.clone() for t in (x, y, prior.precision, prior.moment, fit.theta, fit.inverse)]
     logistic.settle(logistic.step(fit, x[-1], float(y[-1])), x, y, prior=prior)
     logistic.expand(fit.theta, x, y)

@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 def learnt(rows: Tensor) -> MomentSums:
-    return MomentSums.blank(rows.shape[1]).learn_rows(rows)
+    return MomentSums.init(rows.shape[1]).learn_rows(rows)
 
 
 def rotation(d: int, *, seed: int) -> Tensor:
@@ -62,7 +62,7 @@ def test_mean_and_covariance_are_those_of_two_passes(n: int, d: int) -> None:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(0, 99))
 def test_splitting_a_batch_changes_no_bit(cuts: list[int], seed: int) -> None:
     rows = normal(sum(cuts), 3, seed=seed) * 7.3 + 100.1
-    sums = MomentSums.blank(3)
+    sums = MomentSums.init(3)
     for part in torch.split(rows, cuts):
         sums = sums.learn_rows(part)
     assert same_bits(sums, learnt(rows))
@@ -70,7 +70,7 @@ def test_splitting_a_batch_changes_no_bit(cuts: list[int], seed: int) -> None:
 
 def test_single_rows_and_one_batch_give_the_same_bits_at_a_larger_dimension() -> None:
     rows = normal(2 * BLOCK + 31, 65, seed=4) + 5.5
-    one_by_one = MomentSums.blank(65)
+    one_by_one = MomentSums.init(65)
     for row in rows:
         one_by_one = one_by_one.learn_rows(row[None])
     assert same_bits(one_by_one, learnt(rows))
@@ -111,8 +111,8 @@ def test_merged_shards_equal_one_place() -> None:
     assert merged.count == 900
     torch.testing.assert_close(merged.mean(), whole.mean(), rtol=1e-14, atol=0)
     torch.testing.assert_close(merged.covariance(), whole.covariance(), rtol=1e-11, atol=1e-11)
-    assert MomentSums.blank(4).merged(whole) is whole
-    assert whole.merged(MomentSums.blank(4)) is whole
+    assert MomentSums.init(4).merged(whole) is whole
+    assert whole.merged(MomentSums.init(4)) is whole
 
 
 def test_given_moments_come_back_and_take_more_samples() -> None:
@@ -148,7 +148,7 @@ def test_samples_that_were_summed_cannot_be_centred() -> None:
     sums = learnt(normal(BLOCK, 2, seed=0))
     assert not sums.thin
     with pytest.raises(ValueError, match="summed"):
-        sums.centred()
+        sums.centered()
 
 
 # -- the distance ----------------------------------------------------------------------------------------------------------
@@ -243,9 +243,9 @@ def test_the_thin_forms_equal_the_full_ones(n: int, d: int, reference_rank: int)
     root = moments.psd_root(random_covariance(d, seed=77, rank=reference_rank))
     assert sums.thin
     assert root.shape == (d, reference_rank)
-    full, thin = moments.spread(sums.covariance()), moments.spread_of_rows(sums.centred())
+    full, thin = moments.spread(sums.covariance()), moments.spread_of_rows(sums.centered())
     assert thin == pytest.approx(full, rel=1e-12)
-    assert moments.overlap_of_rows(sums.centred(), root) == pytest.approx(moments.overlap(sums.covariance(), root), rel=1e-8)
+    assert moments.overlap_of_rows(sums.centered(), root) == pytest.approx(moments.overlap(sums.covariance(), root), rel=1e-8)
 
 
 def test_an_overlap_of_singular_covariances_has_all_its_digits() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bandits.errors import NotPositiveDefinite
 from bandits.functional import simplex
-from bandits.functional.simplex import Vector, minimise_quadratic
+from bandits.functional.simplex import Vector, minimize_quadratic
 
 # golden C2: E k and E k^2 of four Gaussian arms in the plane
 K = np.array(
@@ -140,7 +140,7 @@ def test_the_nearest_psd_matrix_loses_its_negative_eigenvalues_only() -> None:
     ],
 )
 def test_a_quadratic_reaches_the_golden_minimum(name: str, q: Vector, c: Vector, weights: list[float], value: float) -> None:
-    found = minimise_quadratic(q, np.asarray(c))
+    found = minimize_quadratic(q, np.asarray(c))
     np.testing.assert_allclose(found.weights, weights, atol=1e-9)
     assert found.value == pytest.approx(value, abs=1e-12)
     assert -1e-15 <= found.gap <= 1e-12
@@ -150,7 +150,7 @@ def test_a_quadratic_reaches_the_golden_minimum(name: str, q: Vector, c: Vector,
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 7), st.sampled_from([1e-6, 1.0, 3e5]))
 def test_no_support_does_better_than_the_active_set(seed: int, arms: int, rank: int, scale: float) -> None:
     q, c = random_problem(seed, arms=arms, rank=rank, scale=scale)
-    found = minimise_quadratic(q, c)
+    found = minimize_quadratic(q, c)
     best, _ = by_enumeration(q, c)
     size = float(np.abs(q).max() + np.abs(c).max())
     assert found.value <= best + 1e-12 * size + (1e-8 * size if rank < arms else 0.0)  # the ridge of a singular problem
@@ -163,22 +163,22 @@ def test_no_support_does_better_than_the_active_set(seed: int, arms: int, rank: 
 @pytest.mark.parametrize("arms", [3, 10, 50])
 def test_a_warm_start_changes_no_digit(arms: int) -> None:
     q, c = random_problem(11, arms=arms, rank=2 * arms)
-    cold = minimise_quadratic(q, c)
+    cold = minimize_quadratic(q, c)
     for seed in range(5):
         start = np.random.default_rng(seed).dirichlet(np.ones(arms))
-        np.testing.assert_array_equal(minimise_quadratic(q, c, start=start).weights, cold.weights)
-    assert minimise_quadratic(q, c, start=cold.weights).steps == 1
+        np.testing.assert_array_equal(minimize_quadratic(q, c, start=start).weights, cold.weights)
+    assert minimize_quadratic(q, c, start=cold.weights).steps == 1
 
 
 def test_what_all_arms_share_in_the_linear_term_moves_nothing() -> None:
     np.testing.assert_allclose(
-        minimise_quadratic(K2, ZERO + 1e6).weights, minimise_quadratic(K2, ZERO).weights, rtol=0, atol=1e-12
+        minimize_quadratic(K2, ZERO + 1e6).weights, minimize_quadratic(K2, ZERO).weights, rtol=0, atol=1e-12
     )
 
 
 def test_duplicate_arms_share_their_weight_and_change_no_minimum() -> None:
     order = [0, 1, 2, 3, 2, 2]
-    found = minimise_quadratic(K2[np.ix_(order, order)], np.zeros(6))
+    found = minimize_quadratic(K2[np.ix_(order, order)], np.zeros(6))
     assert found.value == pytest.approx(0.20265938168559453, abs=1e-9)
     np.testing.assert_allclose(found.weights[[2, 4, 5]], 0.4348627260489007 / 3, atol=1e-7)
     np.testing.assert_allclose(found.weights[:2], [0.10414733575981684, 0.2753844085536283], atol=1e-7)
@@ -188,7 +188,7 @@ def test_permuting_the_arms_permutes_the_weights() -> None:
     q, c = random_problem(5, arms=7, rank=9)
     order = np.random.default_rng(1).permutation(7)
     np.testing.assert_allclose(
-        minimise_quadratic(q[np.ix_(order, order)], c[order]).weights, minimise_quadratic(q, c).weights[order], atol=1e-12
+        minimize_quadratic(q[np.ix_(order, order)], c[order]).weights, minimize_quadratic(q, c).weights[order], atol=1e-12
     )
 
 
@@ -202,7 +202,7 @@ def test_permuting_the_arms_permutes_the_weights() -> None:
     ],
 )
 def test_degenerate_quadratics_have_a_definite_answer(q: Any, c: Any, weights: list[float]) -> None:
-    found = minimise_quadratic(np.array(q, dtype=float), np.array(c))
+    found = minimize_quadratic(np.array(q, dtype=float), np.array(c))
     np.testing.assert_allclose(found.weights, weights, atol=1e-6)
     assert np.isfinite(found.value)
 
@@ -210,8 +210,8 @@ def test_degenerate_quadratics_have_a_definite_answer(q: Any, c: Any, weights: l
 def test_an_indefinite_quadratic_is_refused_until_it_is_projected() -> None:
     indefinite = np.array([[0.01, 0.5], [0.5, 0.01]])
     with pytest.raises(NotPositiveDefinite, match="mixture"):
-        minimise_quadratic(indefinite, np.zeros(2))
-    assert minimise_quadratic(simplex.nearest_psd(indefinite), np.zeros(2)).weights == pytest.approx([0.5, 0.5])
+        minimize_quadratic(indefinite, np.zeros(2))
+    assert minimize_quadratic(simplex.nearest_psd(indefinite), np.zeros(2)).weights == pytest.approx([0.5, 0.5])
 
 
 # -- smooth losses ---------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def smooth(q: Vector, c: Vector) -> simplex.Loss:
 @given(st.integers(0, 10**6), st.integers(2, 8))
 def test_the_smooth_solvers_find_the_minimum_of_a_quadratic(seed: int, arms: int) -> None:
     q, c = random_problem(seed, arms=arms, rank=arms + 2)
-    exact = minimise_quadratic(q, c)
+    exact = minimize_quadratic(q, c)
     start = np.ones(arms) / arms
     newton = simplex.quasi_newton(smooth(q, c), start, tolerance=1e-9, steps=500)
     assert newton.value == pytest.approx(exact.value, abs=1e-6 * np.abs(q).max())
@@ -250,8 +250,8 @@ def test_exponentiated_steps_never_ascend_even_where_step_one_is_far_too_long() 
 
 def test_solvers_stop_at_their_evaluations_and_say_what_is_left() -> None:
     q, c = random_problem(8, arms=6, rank=8)
-    exact = minimise_quadratic(q, c).value
-    for solver in (simplex.quasi_newton, simplex.exponentiated_gradient, simplex.minimise):
+    exact = minimize_quadratic(q, c).value
+    for solver in (simplex.quasi_newton, simplex.exponentiated_gradient, simplex.minimize):
         calls: list[int] = []
 
         def counted(a: Vector, calls: list[int] = calls) -> tuple[float, Vector]:
@@ -267,6 +267,6 @@ def test_minimise_leaves_a_vertex_where_multiplicative_steps_cannot() -> None:
     entropy = lambda a: (float(np.sum(a * np.log(a + 1e-300))), np.log(a + 1e-12) + 1.0)  # noqa: E731
     vertex = np.array([1.0, 0.0, 0.0])
     assert simplex.exponentiated_gradient(entropy, vertex, tolerance=1e-6, steps=50).weights[0] == 1.0
-    found = simplex.minimise(entropy, vertex, tolerance=1e-6, steps=50, leaps=2)
+    found = simplex.minimize(entropy, vertex, tolerance=1e-6, steps=50, leaps=2)
     np.testing.assert_allclose(found.weights, [1 / 3] * 3, atol=1e-4)
     assert found.gap <= 1e-5

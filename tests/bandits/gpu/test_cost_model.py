@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from bandits.gpu import cost_model as devices
-from bandits.gpu.cost_model import CPU_POINTS, GPU_POINTS, Costs, InvalidDevice, Work, device, fitted, placed, scoring
+from bandits.gpu.cost_model import (
+    CPU_POINTS,
+    GPU_POINTS,
+    Costs,
+    InvalidDevice,
+    Workload,
+    choose_device,
+    device,
+    fit_costs,
+    scoring,
+)
 from bandits.gpu.stack import CPU
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -19,7 +29,7 @@ RULE = Costs(
 
 def test_the_cpu_is_always_there() -> None:
     assert device("cpu") == CPU
-    assert "CPU" in devices.described(CPU)
+    assert "CPU" in devices.describe(CPU)
 
 
 @no_cuda
@@ -36,7 +46,7 @@ def test_auto_is_the_cpu_without_a_gpu_and_measures_nothing() -> None:
         raise AssertionError("there is nothing to choose")
 
     assert device("auto") == CPU
-    assert placed("auto", arms=20, size=2048, batch=1024, measured=never) == CPU
+    assert choose_device("auto", arms=20, size=2048, batch=1024, measured=never) == CPU
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:0 ", "mps", "cpu:0"])
@@ -54,18 +64,18 @@ def test_auto_asks_the_rule_and_a_name_does_not(monkeypatch: pytest.MonkeyPatch)
         asked.append(where)
         return RULE
 
-    assert placed("cuda", arms=2, size=64, batch=1, measured=measured) == card
-    assert placed("cpu", arms=20, size=2048, batch=1024, measured=measured) == CPU
+    assert choose_device("cuda", arms=2, size=64, batch=1, measured=measured) == card
+    assert choose_device("cpu", arms=20, size=2048, batch=1024, measured=measured) == CPU
     assert asked == []
-    assert placed("auto", arms=2, size=64, batch=1, measured=measured) == CPU
-    assert placed("auto", arms=20, size=2048, batch=1024, measured=measured) == card
+    assert choose_device("auto", arms=2, size=64, batch=1, measured=measured) == CPU
+    assert choose_device("auto", arms=20, size=2048, batch=1024, measured=measured) == card
     assert asked == [card, card]
 
 
 def test_the_work_of_a_call_is_counted() -> None:
     """m = 3, p = 10, q = 4, B = 7: W 300, U 120, theta 30 numbers; z 70 and scores 42."""
     work = scoring(arms=3, size=10, batch=7, itemsize=4, block=4)
-    assert work == Work(bytes=4 * (450 + 70 + 42), operations=2 * 7 * (300 + 120 + 30 + 30), staged=70 + 42)
+    assert work == Workload(bytes=4 * (450 + 70 + 42), operations=2 * 7 * (300 + 120 + 30 + 30), staged=70 + 42)
 
 
 def test_the_work_of_the_design_size_has_the_floors_of_the_design() -> None:
@@ -106,7 +116,7 @@ def test_the_gpu_wins_from_some_size_on_and_the_crossover_is_where_the_lines_mee
 def test_fitting_finds_the_constants_again() -> None:
     cpu = [((m, p, b), RULE.cpu_s(arms=m, size=p, batch=b)) for m, p, b in CPU_POINTS]
     gpu = [((m, p, b), RULE.gpu_s(arms=m, size=p, batch=b)) for m, p, b in GPU_POINTS]
-    found = fitted(cpu=cpu, gpu=gpu)
+    found = fit_costs(cpu=cpu, gpu=gpu)
     for name in ("cpu_call", "cpu_operation", "gpu_call", "gpu_byte", "gpu_operation", "gpu_staged"):
         assert getattr(found, name) == pytest.approx(getattr(RULE, name), rel=1e-6)
 
@@ -115,7 +125,7 @@ def test_a_fit_never_calls_work_less_than_free() -> None:
     """Times that fall with the size, as noise may have it: the call costs something, and nothing is negative."""
     cpu = [((m, p, b), 1e-3 / (1 + n)) for n, (m, p, b) in enumerate(CPU_POINTS)]
     gpu = [((m, p, b), 1e-3 / (1 + n)) for n, (m, p, b) in enumerate(GPU_POINTS)]
-    found = fitted(cpu=cpu, gpu=gpu)
+    found = fit_costs(cpu=cpu, gpu=gpu)
     values = vars(found).values()
     assert all(value >= 0.0 for value in values)
     assert found.cpu_call > 0.0
@@ -123,7 +133,7 @@ def test_a_fit_never_calls_work_less_than_free() -> None:
 
 
 def test_a_call_can_be_timed() -> None:
-    assert 0.0 < devices.timed(CPU, (2, 16, 3), repeats=2) < 1.0
+    assert 0.0 < devices.time_scores(CPU, (2, 16, 3), repeats=2) < 1.0
 
 
 @cuda

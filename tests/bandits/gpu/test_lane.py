@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bandits.gpu.lane import Lane, LaneBroken, captured, fence, host_zeros
+from bandits.gpu.lane import DeviceQueue, LaneBroken, captured, fence, host_zeros
 from bandits.gpu.stack import CPU, Stack
 
 RIDGE = 0.3
@@ -19,7 +19,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_answers_come_in_the_order_of_submission_and_two_jobs_fly_at_once() -> None:
-    lane, events = Lane(CPU, threaded=True), []
+    lane, events = DeviceQueue(CPU, threaded=True), []
     gate = threading.Event()
 
     def job(name: str, *, wait: bool = False) -> Any:
@@ -40,7 +40,7 @@ def test_answers_come_in_the_order_of_submission_and_two_jobs_fly_at_once() -> N
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_a_failed_read_is_its_own_affair_and_a_failed_write_everybodys(threaded: bool) -> None:
-    lane = Lane(CPU, threaded=threaded)
+    lane = DeviceQueue(CPU, threaded=threaded)
 
     def fail(slot: int) -> Any:
         raise MemoryError("no room")

@@ -19,8 +19,8 @@ from bandits.functional.inverse import BLOCK
 from bandits.gpu import mirror as placements
 from bandits.gpu.cost_model import Costs
 from bandits.gpu.lane import LaneBroken
-from bandits.gpu.mirror import Placement
-from bandits.gpu.resident import Resident
+from bandits.gpu.mirror import DeviceMirror
+from bandits.gpu.resident import DeviceBuffers
 from bandits.gpu.stack import CPU, Stack
 from bandits.policies.lin_ucb import LinUcb
 from bandits.policies.pak_ucb import PakUcb
@@ -33,18 +33,18 @@ NEVER = replace(ALWAYS, cpu_call=0.0, gpu_call=1.0)
 FROM_5 = replace(NEVER, cpu_operation=1.0 / (2 * 5 * 3 * SIZE * (SIZE + 34)))  # a second for five contexts of three arms
 
 
-def placed(*, costs: Costs = ALWAYS, **options: Any) -> Placement:
-    return Placement(**{"size": SIZE, "ridge": RIDGE, "device": CPU, "batch": 8, "costs": lambda where: costs, **options})
+def placed(*, costs: Costs = ALWAYS, **options: Any) -> DeviceMirror:
+    return DeviceMirror(**{"size": SIZE, "ridge": RIDGE, "device": CPU, "batch": 8, "costs": lambda where: costs, **options})
 
 
-def followed(one: Placement, arms: list[RidgeArm]) -> Placement:
+def followed(one: DeviceMirror, arms: list[RidgeArm]) -> DeviceMirror:
     """After the device has all of it."""
-    one.follow(arms)
+    one.sync(arms)
     drain(one)
     return one
 
 
-def drain(one: Placement) -> None:
+def drain(one: DeviceMirror) -> None:
     """Until the device has done all of it, or failed."""
     if one.stack is not None:
         with contextlib.suppress(LaneBroken):
@@ -64,7 +64,7 @@ class Arms:
 
     def __init__(self, seed: int) -> None:
         self.g = np.random.default_rng(seed)
-        self.arms = [RidgeArm.blank(SIZE), RidgeArm.blank(SIZE)]
+        self.arms = [RidgeArm.init(SIZE), RidgeArm.init(SIZE)]
         self.learnt = [np.zeros((0, SIZE + 1))] * 2  # rows z and their target
         self.pending: list[list[np.ndarray]] = [[], []]
 
@@ -79,26 +79,28 @@ class Arms:
         z = torch.from_numpy(rows)
         match kind:
             case "add_arm":
-                self.arms.append(RidgeArm.blank(SIZE))
+                self.arms.append(RidgeArm.init(SIZE))
                 self.learnt.append(np.zeros((0, SIZE + 1)))
                 self.pending.append([])
             case "learn":
-                self.arms[k] = self.arms[k].learn(z[0], targets[0], ridge=RIDGE, anticipated=False)
+                self.arms[k] = self.arms[k].update(z[0], targets[0], ridge=RIDGE, anticipated=False)
                 self._learnt(k, rows[0], targets[0])
             case "anticipate" | "anticipate_all":
                 one = kind == "anticipate"
-                self.arms[k] = self.arms[k].anticipate(z[0], ridge=RIDGE) if one else self.arms[k].anticipate_all(z, ridge=RIDGE)
+                self.arms[k] = (
+                    self.arms[k].add_pending(z[0], ridge=RIDGE) if one else self.arms[k].add_pending_many(z, ridge=RIDGE)
+                )
                 self.pending[k].extend(rows)
             case "release":
                 gone = self.pending[k].pop(int(self.g.integers(len(self.pending[k]))))
-                self.arms[k] = self.arms[k].release(torch.from_numpy(gone), ridge=RIDGE)
+                self.arms[k] = self.arms[k].remove_pending(torch.from_numpy(gone), ridge=RIDGE)
             case _:
                 came = [self.pending[k].pop(0) for _ in targets[: 1 + (kind == "outcomes")]]
                 known, both = [True] * len(came), targets[: len(came)]
                 if len(came) == 1:
-                    self.arms[k] = self.arms[k].learn(torch.from_numpy(came[0]), both[0], ridge=RIDGE, anticipated=True)
+                    self.arms[k] = self.arms[k].update(torch.from_numpy(came[0]), both[0], ridge=RIDGE, anticipated=True)
                 else:
-                    self.arms[k] = self.arms[k].learn_all(torch.from_numpy(np.array(came)), both, anticipated=known)
+                    self.arms[k] = self.arms[k].update_many(torch.from_numpy(np.array(came)), both, anticipated=known)
                 for row, target in zip(came, both, strict=True):
                     self._learnt(k, row, target)
         return kind
@@ -139,7 +141,7 @@ def test_only_what_changed_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[str, int]] = []
     for name in ("load", "append", "set_theta"):
         monkeypatch.setattr(Stack, name, _spied(name, getattr(Stack, name), sent))
-    z, arms, one = normal(1, 40, SIZE), [RidgeArm.blank(SIZE)] * 2, placed()
+    z, arms, one = normal(1, 40, SIZE), [RidgeArm.init(SIZE)] * 2, placed()
 
     def after(index: int, arm: RidgeArm) -> list[tuple[str, int]]:
         arms[index] = arm
@@ -149,15 +151,15 @@ def test_only_what_changed_travels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     followed(one, arms)
     assert sent == [("load", 0), ("load", 1)]
-    assert after(1, arms[1].anticipate(z[0], ridge=RIDGE)) == [("append", 1)]
-    assert after(1, arms[1].learn(z[0], 0.4, ridge=RIDGE, anticipated=True)) == [("set_theta", 1)], "the width knew of it"
+    assert after(1, arms[1].add_pending(z[0], ridge=RIDGE)) == [("append", 1)]
+    assert after(1, arms[1].update(z[0], 0.4, ridge=RIDGE, anticipated=True)) == [("set_theta", 1)], "the width knew of it"
     assert after(1, arms[1]) == []
     known = arms[1]
-    assert after(1, known.anticipate(z[4], ridge=RIDGE)) == [("append", 1)]
-    assert after(1, known.anticipate(z[5], ridge=RIDGE)) == [("load", 1), ("append", 1)], "as many rows, others"
-    assert after(0, arms[0].anticipate_all(z[:3], ridge=RIDGE)) == [("append", 0)]
-    assert after(0, arms[0].release(z[1], ridge=RIDGE)) == [("load", 0)]
-    assert after(1, arms[1].anticipate_all(z[:BLOCK], ridge=RIDGE)) == [("load", 1)], "the CPU folded its rows"
+    assert after(1, known.add_pending(z[4], ridge=RIDGE)) == [("append", 1)]
+    assert after(1, known.add_pending(z[5], ridge=RIDGE)) == [("load", 1), ("append", 1)], "as many rows, others"
+    assert after(0, arms[0].add_pending_many(z[:3], ridge=RIDGE)) == [("append", 0)]
+    assert after(0, arms[0].remove_pending(z[1], ridge=RIDGE)) == [("load", 0)]
+    assert after(1, arms[1].add_pending_many(z[:BLOCK], ridge=RIDGE)) == [("load", 1)], "the CPU folded its rows"
 
 
 def _spied(name: str, method: Callable[..., Any], sent: list[tuple[str, int]]) -> Callable[..., Any]:
@@ -169,8 +171,8 @@ def _spied(name: str, method: Callable[..., Any], sent: list[tuple[str, int]]) -
 
 
 def test_other_arms_than_it_followed_last_are_not_its_own() -> None:
-    older = [RidgeArm.blank(SIZE).learn(normal(2, SIZE), 0.3, ridge=RIDGE, anticipated=False), RidgeArm.blank(SIZE)]
-    newer = [older[0], older[1].anticipate(normal(3, SIZE), ridge=RIDGE)]
+    older = [RidgeArm.init(SIZE).update(normal(2, SIZE), 0.3, ridge=RIDGE, anticipated=False), RidgeArm.init(SIZE)]
+    newer = [older[0], older[1].add_pending(normal(3, SIZE), ridge=RIDGE)]
     z, one = normal(4, 5, SIZE), placed()
     assert one.score(derived(older), z) is None, "nothing was followed"
     followed(one, older)
@@ -180,13 +182,13 @@ def test_other_arms_than_it_followed_last_are_not_its_own() -> None:
     assert one.score(derived(newer), z) is not None
     assert one.score(derived(older), z) is None
     assert one.score(derived(newer[:1]), z) is None
-    assert one.score(derived([*newer, RidgeArm.blank(SIZE)]), z) is None
+    assert one.score(derived([*newer, RidgeArm.init(SIZE)]), z) is None
     assert followed(one, newer[:1]).score(derived(newer[:1]), z) is not None, "fewer arms are another stack"
     assert not one.broken
 
 
 def test_the_rule_chooses_by_the_size_of_the_batch_and_builds_nothing_that_it_would_not_ask() -> None:
-    arms, z = [RidgeArm.blank(SIZE)] * 3, normal(5, 8, SIZE)
+    arms, z = [RidgeArm.init(SIZE)] * 3, normal(5, 8, SIZE)
     one = followed(placed(costs=FROM_5), arms)
     assert [one.score(derived(arms), z[:n]) is not None for n in (1, 4, 6, 8)] == [False, False, True, True]
     assert followed(placed(costs=NEVER), arms).stack is None
@@ -196,7 +198,7 @@ def test_the_rule_chooses_by_the_size_of_the_batch_and_builds_nothing_that_it_wo
 
 
 def test_it_is_asked_once_its_device_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    arms, z, warm = [RidgeArm.blank(SIZE)] * 2, normal(6, 2, SIZE), Future[None]()
+    arms, z, warm = [RidgeArm.init(SIZE)] * 2, normal(6, 2, SIZE), Future[None]()
     monkeypatch.setattr(Stack, "submit_warm", lambda stack: warm)
     one = followed(placed(), arms)
     assert one.score(derived(arms), z) is None
@@ -205,11 +207,11 @@ def test_it_is_asked_once_its_device_is_warm(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_who_asks_never_waits_for_what_is_being_followed() -> None:
-    arms, z, go = [RidgeArm.blank(SIZE)] * 2, normal(6, 2, SIZE), threading.Event()
+    arms, z, go = [RidgeArm.init(SIZE)] * 2, normal(6, 2, SIZE), threading.Event()
     one = followed(placed(threaded=True), arms)
     assert one.stack is not None
     one.stack.on_lane(lambda resident: go.wait(20))
-    growing = threading.Thread(target=one.follow, args=([*arms, arms[0]],))  # waits in the lane for its new arm
+    growing = threading.Thread(target=one.sync, args=([*arms, arms[0]],))  # waits in the lane for its new arm
     growing.start()
     assert one.score(derived(arms), z) is None
     go.set()
@@ -228,31 +230,31 @@ def fails(*_: object, **__: object) -> None:
 @pytest.mark.parametrize("threaded", [False, True])
 @pytest.mark.parametrize("write", ["place", "append", "add_arm"])
 def test_a_write_that_fails_ends_it_and_the_cpu_goes_on(monkeypatch: pytest.MonkeyPatch, write: str, threaded: bool) -> None:
-    arms, z, one = [RidgeArm.blank(SIZE)] * 2, normal(7, 4, SIZE), placed(threaded=threaded)
+    arms, z, one = [RidgeArm.init(SIZE)] * 2, normal(7, 4, SIZE), placed(threaded=threaded)
     followed(one, arms)
     with monkeypatch.context() as patched:
-        patched.setattr(Resident, write, fails)
-        more = [arms[0], arms[1].anticipate(z[0], ridge=RIDGE), *arms[:1]]
-        one.follow(more)
+        patched.setattr(DeviceBuffers, write, fails)
+        more = [arms[0], arms[1].add_pending(z[0], ridge=RIDGE), *arms[:1]]
+        one.sync(more)
         drain(one)
         assert one.score(derived(more), z) is None
     assert "out of memory, say" in one.broken
-    one.follow(arms)
+    one.sync(arms)
     assert one.score(derived(arms), z) is None
     assert one.stack is None
 
 
 def test_what_fails_before_there_is_a_stack_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    unmeasured = Placement(size=SIZE, ridge=RIDGE, device=CPU, batch=8, costs=fails)  # type: ignore[arg-type]
+    unmeasured = DeviceMirror(size=SIZE, ridge=RIDGE, device=CPU, batch=8, costs=fails)  # type: ignore[arg-type]
     monkeypatch.setattr(placements, "Stack", fails)
     for one in (placed(), unmeasured):
-        one.follow([RidgeArm.blank(SIZE)])
+        one.sync([RidgeArm.init(SIZE)])
         assert one.broken == "RuntimeError: out of memory, say"
 
 
 def test_nobody_waits_long_for_a_device_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placements, "PATIENCE_S", 0.05)
-    arms, z, go = [RidgeArm.blank(SIZE)] * 2, normal(8, 2, SIZE), threading.Event()
+    arms, z, go = [RidgeArm.init(SIZE)] * 2, normal(8, 2, SIZE), threading.Event()
     one = followed(placed(threaded=True), arms)
     assert one.stack is not None
     one.stack.on_lane(lambda resident: go.wait(20))
@@ -262,7 +264,7 @@ def test_nobody_waits_long_for_a_device_that_does_not_answer(monkeypatch: pytest
 
 
 def test_numbers_beyond_its_precision_are_left_to_the_cpu() -> None:
-    arms, z = [RidgeArm.blank(SIZE)] * 2, 1e25 * normal(9, 2, SIZE)
+    arms, z = [RidgeArm.init(SIZE)] * 2, 1e25 * normal(9, 2, SIZE)
     one = followed(placed(dtype=torch.float32), arms)
     assert one.score(derived(arms), z) is None
     assert one.score(derived(arms), 1e-25 * z) is not None
@@ -280,8 +282,8 @@ def test_a_policy_weighs_alike_and_its_bytes_stay_the_same(policy: PakUcb | LinU
     for n in range(50):
         features = torch.from_numpy(g.standard_normal(3))
         state = states.fold(policy, state, Observation(arm=n % 3, features=features, reward=float(g.random())))
-    one = Placement(size=policy.regression.size, ridge=0.4, device=CPU, batch=8, costs=lambda where: ALWAYS)
-    one.follow(state.arms)
+    one = DeviceMirror(size=policy.regression.size, ridge=0.4, device=CPU, batch=8, costs=lambda where: ALWAYS)
+    one.sync(state.arms)
     with_it = replace(state, cache=one)
     contexts = [Context(allowed=(True, n % 2 == 0, True), features=torch.from_numpy(g.standard_normal(3))) for n in range(7)]
     plain = policy.weights(state, contexts)
@@ -297,8 +299,8 @@ def test_a_policy_weighs_alike_and_its_bytes_stay_the_same(policy: PakUcb | LinU
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
 def test_a_broken_placement_is_as_none(policy: PakUcb | LinUcb) -> None:
     state = states.start(policy, arms=3)
-    one = Placement(size=policy.regression.size, ridge=0.4, device=CPU, batch=8, costs=fails)  # type: ignore[arg-type]
-    one.follow(state.arms)
+    one = DeviceMirror(size=policy.regression.size, ridge=0.4, device=CPU, batch=8, costs=fails)  # type: ignore[arg-type]
+    one.sync(state.arms)
     contexts = [Context(allowed=(True, True, True), features=normal(11, 3))]
     plain, ours = policy.weights(state, contexts), policy.weights(State(state.arms, state.reference, one), contexts)
     assert torch.equal(ours.values, plain.values)

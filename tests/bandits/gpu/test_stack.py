@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandits.gpu.resident import Resident, padded, picked
+from bandits.gpu.resident import DeviceBuffers, padded, picked
 from bandits.gpu.stack import CPU, Stack, check_precision, runs, scoring_dtype
 
 RIDGE = 0.3
@@ -83,7 +83,7 @@ def test_after_any_changes_the_widths_are_those_of_a_fresh_inverse(
                 continue
             arm = which % stack.arms
             if kind == "fold":
-                stack.on_lane(Resident.fold)
+                stack.on_lane(DeviceBuffers.fold)
             elif kind == "add" and stack.arms < 6:
                 assert stack.add_arm() == len(sums.grams)
                 sums.grams.append(RIDGE * np.eye(size))
@@ -300,7 +300,7 @@ class Graphs:
         return replay
 
     @staticmethod
-    def addresses(resident: Resident) -> list[Any]:
+    def addresses(resident: DeviceBuffers) -> list[Any]:
         read = (resident.inverse, resident.columns, resident.theta, resident.z, resident.allowed, resident.exploration)
         return [resident.arms, *(each.data_ptr() for each in read)]
 

@@ -89,7 +89,7 @@ def quadratic_of(policy: MixtureUcb | MixtureGreedy, state: State) -> Quadratic:
 def golden_h(policy: MixtureUcb, linear: Sequence[float] = ()) -> State:
     """A state whose kernel matrix is KHAT over COUNTS: feature sums with these inner products, and a reference with these f."""
     sums = np.linalg.cholesky(KHAT * np.outer(COUNTS, COUNTS))
-    blank = policy.form.blank()
+    blank = policy.form.init()
     pad = len(blank.total) - 3
     arms = [
         replace(blank, pulls=int(n), count=int(n), total=tensor(np.append(row, np.zeros(pad))))
@@ -433,9 +433,9 @@ def test_an_exact_kernel_forgets_the_oldest_quarter_and_its_sums_follow(name: st
             state = policy.prepare(state)
         assert 6 < min(t + 1, 7) <= 7 or len(state.arms[0].outputs) <= 9
     arm = state.arms[0]
-    assert (arm.count, len(arm.outputs)) == (30, arm.kept)
-    assert 7 <= arm.kept <= 9
-    torch.testing.assert_close(arm.outputs, rows[0, -arm.kept :], rtol=0, atol=0)
+    assert (arm.count, len(arm.outputs)) == (30, arm.effective_count)
+    assert 7 <= arm.effective_count <= 9
+    torch.testing.assert_close(arm.outputs, rows[0, -arm.effective_count :], rtol=0, atol=0)
     fresh = replace(state, cache=None)
     incremental, direct = (quadratic_of(policy, s) for s in (policy.prepare(state), fresh))
     np.testing.assert_allclose(incremental.matrix, direct.matrix, atol=1e-12)
@@ -817,7 +817,7 @@ def test_moments_and_samples_of_a_reference_do_not_mix() -> None:
     with pytest.raises(InvalidObservation, match="combined"):
         policy.check_reference(taught(policy, reference=normal(5, 3, seed=0)), Observation(moments=given_moments()))
     with pytest.raises(NotImplementedError, match="takes no reference"):
-        form("rke").learn_reference(states.start(form("rke"), arms=1), Observation(output=torch.ones((4, 3))))
+        form("rke").update_reference(states.start(form("rke"), arms=1), Observation(output=torch.ones((4, 3))))
 
 
 def test_a_large_reference_is_welcome_where_only_its_sum_is_kept() -> None:
@@ -951,6 +951,6 @@ def test_the_closed_forms_of_the_worlds_are_the_golden_ones() -> None:
 def test_a_blank_arm_has_the_layout_that_its_form_packs() -> None:
     for name in FORMS:
         policy = form(name)
-        blank = policy.blank()
+        blank = policy.init()
         assert blank.pulls == blank.count == 0
         assert isinstance(blank, MixtureArm) != (policy.objective == "fid")

@@ -288,7 +288,7 @@ def test_pending_prompts_shrink_the_width_as_if_their_outcomes_had_come(random_f
     state = told(policy, x, r)
     arm = state.arms[0]
     for i, row in enumerate(pending):
-        arm = policy.anticipate(arm, torch.from_numpy(row))
+        arm = policy.add_pending(arm, torch.from_numpy(row))
         brute = told(policy, np.vstack([x, pending[: i + 1]]), np.append(r, g.uniform(-9.0, 9.0, i + 1)))
         for q in g.standard_normal((5, 5)):
             mean, bonus = score(policy, states.with_arm(state, 0, arm), q)
@@ -310,8 +310,8 @@ def test_outcomes_that_come_late_and_in_disorder_end_where_prompt_ones_do(random
     g = default_rng(14)
     for seen in observations:
         prompt = states.fold(policy, prompt, seen)
-        late = states.with_arm(late, seen.arm, policy.anticipate(late.arms[seen.arm], seen.features))
-        waiting.append(dataclasses.replace(seen, anticipated=True))
+        late = states.with_arm(late, seen.arm, policy.add_pending(late.arms[seen.arm], seen.features))
+        waiting.append(dataclasses.replace(seen, was_pending=True))
         while waiting and g.random() < 0.48:
             late = states.fold(policy, late, waiting.pop(int(g.integers(len(waiting)))))
     assert len(waiting) > 3, "some are still on their way"

@@ -480,7 +480,7 @@ def test_prices_are_obeyed_at_once_where_they_are_the_cost() -> None:
 def exact(x: Tensor, y: Tensor) -> Tensor:
     p = x.shape[1]
     prior = Quadratic(torch.eye(p, dtype=torch.float64), torch.zeros(p, dtype=torch.float64))
-    return logistic.minimise(x, y, prior=prior).theta
+    return logistic.minimize(x, y, prior=prior).theta
 
 
 def world(n: int, p: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -497,9 +497,9 @@ def test_up_to_max_samples_the_fit_is_the_refit_and_beyond_it_stays_near() -> No
     stands for the forgotten ones, off by more than .05.
     """
     x, y, others = world(5500, 5, seed=3)
-    arm = LogisticArm.blank(6)
+    arm = LogisticArm.init(6)
     for i in range(5500):
-        arm = arm.learn(x[i], success=bool(y[i]), cost=1.0, ridge=1.0, max_samples=500, anticipated=False)
+        arm = arm.update(x[i], success=bool(y[i]), cost=1.0, ridge=1.0, max_samples=500, anticipated=False)
         assert len(arm.labels) <= 500
         if i + 1 in (1, 2, 37, 250, 500):
             torch.testing.assert_close(arm.settle(1.0).fit.theta, exact(x[: i + 1], y[: i + 1]), rtol=0, atol=1e-9)
@@ -531,8 +531,8 @@ def test_the_state_depends_on_the_observations_alone() -> None:
     often = seldom = through = states.start(policy, arms=1)
     for i in range(29):
         outcome = Observation(arm=0, features=x[i, :3], reward=float(y[i]), cost=0.3)
-        often = policy.prepare(states.with_arm(often, 0, policy.anticipate(often.arms[0], x[i, :3])))
-        often = policy.prepare(states.fold(policy, often, replace(outcome, anticipated=True)))
+        often = policy.prepare(states.with_arm(often, 0, policy.add_pending(often.arms[0], x[i, :3])))
+        often = policy.prepare(states.fold(policy, often, replace(outcome, was_pending=True)))
         seldom = states.fold(policy, seldom, outcome)
         through = states.unpack(policy, states.pack(policy, states.fold(policy, through, outcome)))
         assert states.digest(policy, often) == states.digest(policy, seldom) == states.digest(policy, through)
@@ -570,10 +570,10 @@ def test_a_pending_call_shrinks_the_width_as_its_outcome_will_and_gives_it_back(
     def width(s: State) -> float:
         return float(s.arms[0].settle(1.0).width.score(policy.lift(asked.features)[None], ridge=1.0)[1])
 
-    told = states.with_arm(state, 0, policy.anticipate(state.arms[0], x))
-    learnt = states.fold(policy, told, Observation(arm=0, features=x, reward=0.0, cost=1.0, anticipated=True))
+    told = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
+    learnt = states.fold(policy, told, Observation(arm=0, features=x, reward=0.0, cost=1.0, was_pending=True))
     untold = states.fold(policy, state, Observation(arm=0, features=x, reward=0.0, cost=1.0))
-    released = states.with_arm(told, 0, policy.release(told.arms[0], x))
+    released = states.with_arm(told, 0, policy.remove_pending(told.arms[0], x))
     assert width(told) < width(state)
     assert width(told) == pytest.approx(width(untold), abs=1e-14)
     assert width(learnt) == pytest.approx(width(untold), abs=1e-14)
@@ -586,7 +586,7 @@ def test_forgetting_keeps_pending_calls() -> None:
     policy = PromptWise(dim=2, max_samples=4)
     x = torch.tensor([0.9, 0.1], dtype=torch.float64)
     state = folded(policy, *(seen(0, float(i % 2)) for i in range(4)), arms=1)
-    told = states.with_arm(state, 0, policy.anticipate(state.arms[0], x))
+    told = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
     later = states.fold(policy, told, seen(0, 1.0))
     assert later.arms[0].settle(1.0).width.ridge(1.0).pending == 1
 
@@ -624,7 +624,7 @@ def test_features_are_scaled_lifted_and_get_a_constant() -> None:
     z = policy.lift(x)
     w = torch.from_numpy(np.random.default_rng(9).standard_normal((6, 2)) / 0.7)
     torch.testing.assert_close(z, torch.cat([(w @ x / 5).cos(), (w @ x / 5).sin(), torch.tensor([6.0**0.5])]) / 6.0**0.5)
-    assert policy.blank().gram.shape == (13, 13)
+    assert policy.init().gram.shape == (13, 13)
     assert policy.fingerprint == hashlib.sha256(w.numpy().tobytes()).hexdigest()
     assert PromptWise(dim=2).fingerprint == ""
 

@@ -12,7 +12,7 @@ from numpy.random import default_rng
 from torch import Tensor
 
 from bandits.functional import kernels
-from bandits.regression.kernel import REMEMBERED, Dual, KernelArm
+from bandits.regression.kernel import REMEMBERED, KernelArm, KernelPosterior
 
 RIDGE = 0.35
 
@@ -27,15 +27,15 @@ def points(seed: int, n: int, d: int = 3) -> Tensor:
 
 
 def learn(arm: KernelArm, x: Tensor, target: float, *, anticipated: bool = False, max_samples: int = 1000) -> KernelArm:
-    return arm.learn(x, target, kernel=gaussian, ridge=RIDGE, max_samples=max_samples, anticipated=anticipated)
+    return arm.update(x, target, kernel=gaussian, ridge=RIDGE, max_samples=max_samples, anticipated=anticipated)
 
 
 def anticipate(arm: KernelArm, x: Tensor) -> KernelArm:
-    return arm.anticipate(x, kernel=gaussian, ridge=RIDGE)
+    return arm.add_pending(x, kernel=gaussian, ridge=RIDGE)
 
 
 def release(arm: KernelArm, x: Tensor) -> KernelArm:
-    return arm.release(x, kernel=gaussian, ridge=RIDGE)
+    return arm.remove_pending(x, kernel=gaussian, ridge=RIDGE)
 
 
 def score(arm: KernelArm, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def score(arm: KernelArm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def told(n: int, seed: int = 1) -> KernelArm:
-    arm = KernelArm.blank(3)
+    arm = KernelArm.init(3)
     for i, x in enumerate(points(seed, n)):
         arm = learn(arm, x, 0.1 * i - 0.4)
     return arm
@@ -92,7 +92,7 @@ def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver
     steps: list[tuple[str, int]], limit: int
 ) -> None:
     """Asked, decided, outcomes in disorder and of other prompts, the same prompt twice, expiries, forgetting."""
-    world, arm, plain = points(2, 12), KernelArm.blank(3), Plain()
+    world, arm, plain = points(2, 12), KernelArm.init(3), Plain()
     for t, (step, number) in enumerate(steps):
         x, target = world[number % 12], 0.07 * number - 0.3
         if step == "ask":
@@ -145,12 +145,12 @@ def test_pending_decisions_and_their_releases_leave_older_versions_alone() -> No
 
 def test_a_ridge_of_nearly_nothing_breaks_no_factor_of_pending_prompts() -> None:
     """The same prompt pending many times over: what is left for it to explain is rounding alone."""
-    arm, x = KernelArm.blank(3), points(8, 1)[0]
+    arm, x = KernelArm.init(3), points(8, 1)[0]
     for _ in range(5):
-        arm = arm.anticipate(x, kernel=gaussian, ridge=1e-13)
+        arm = arm.add_pending(x, kernel=gaussian, ridge=1e-13)
     for _ in range(2):
-        arm = arm.learn(x, 0.5, kernel=gaussian, ridge=1e-13, max_samples=10, anticipated=True)
-        arm = arm.release(x, kernel=gaussian, ridge=1e-13)
+        arm = arm.update(x, 0.5, kernel=gaussian, ridge=1e-13, max_samples=10, anticipated=True)
+        arm = arm.remove_pending(x, kernel=gaussian, ridge=1e-13)
     mean, width = arm.score(points(8, 3), kernel=gaussian, prior=torch.ones(3, dtype=torch.float64), ridge=1e-13)
     assert bool(mean.isfinite().all() and width.isfinite().all())
 
@@ -161,7 +161,7 @@ def test_a_ridge_of_nearly_nothing_breaks_no_factor_of_pending_prompts() -> None
 def counted(arm: KernelArm, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that each further solve has to compute."""
     rows: list[int] = []
-    kind = type(arm.dual(gaussian, RIDGE).factor)
+    kind = type(arm.posterior(gaussian, RIDGE).factor)
     solve = kind.solve
 
     def watched(self: object, right: Tensor, *, after: Tensor | None = None) -> Tensor:
@@ -197,7 +197,7 @@ def test_scores_from_memory_are_those_of_a_fresh_factor() -> None:
         fresh = KernelArm(arm.pulls, arm.features.clone(), arm.targets.clone())
         for found, expected in zip(score(arm, x), score(fresh, x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
-        assert fresh.dual(gaussian, RIDGE).factor.factor.allclose(arm.dual(gaussian, RIDGE).factor.factor, rtol=1e-11)
+        assert fresh.posterior(gaussian, RIDGE).factor.factor.allclose(arm.posterior(gaussian, RIDGE).factor.factor, rtol=1e-11)
 
 
 def test_memory_goes_by_value_and_not_by_address() -> None:
@@ -240,14 +240,14 @@ def test_what_one_branch_asked_means_nothing_to_another() -> None:
 def test_memory_is_bounded() -> None:
     arm = told(20)
 
-    def kept(dual: Dual) -> int:
+    def kept(dual: KernelPosterior) -> int:
         return dual.asked[0][1].numel() if dual.asked[0] else 0
 
     score(arm, points(16, 3))
     score(arm, points(17, 2))
-    assert kept(arm.dual(gaussian, RIDGE)) == 2 * 20, "those of the last score alone"
+    assert kept(arm.posterior(gaussian, RIDGE)) == 2 * 20, "those of the last score alone"
     score(arm, points(18, REMEMBERED + 1))
-    assert kept(arm.dual(gaussian, RIDGE)) == 2 * 20, "a larger batch is not kept"
+    assert kept(arm.posterior(gaussian, RIDGE)) == 2 * 20, "a larger batch is not kept"
 
 
 def test_forgetting_keeps_what_is_pending_and_nothing_that_was_remembered() -> None:
@@ -267,9 +267,9 @@ def test_the_kernel_of_the_package_serves_as_well() -> None:
     def k(a: Tensor, b: Tensor) -> Tensor:
         return kernels.gaussian(a, b, bandwidth=0.5**0.5)
 
-    arm, plain = KernelArm.blank(12), Plain()
+    arm, plain = KernelArm.init(12), Plain()
     for i, row in enumerate(x):
-        arm = arm.learn(row, 0.1 * i, kernel=k, ridge=RIDGE, max_samples=100, anticipated=False)
+        arm = arm.update(row, 0.1 * i, kernel=k, ridge=RIDGE, max_samples=100, anticipated=False)
         plain.seen, plain.targets = [*plain.seen, row], [*plain.targets, 0.1 * i]
     found = arm.score(q, kernel=k, prior=torch.ones(4, dtype=torch.float64), ridge=RIDGE)
     for ours, expected in zip(found, plain.score(q), strict=True):

@@ -26,7 +26,7 @@ def counted(calls: list[Tensor]) -> regression.Lift:
 
 def test_a_prompt_is_lifted_once_alone_and_in_batches() -> None:
     calls: list[Tensor] = []
-    lift, x = regression.remembered(counted(calls), size=6), prompts(5, 3)
+    lift, x = regression.cached_feature_map(counted(calls), size=6), prompts(5, 3)
     one, batch = lift(x[2]), lift(x)
     assert torch.equal(batch[2], one)
     assert torch.equal(lift(x), batch)
@@ -34,7 +34,7 @@ def test_a_prompt_is_lifted_once_alone_and_in_batches() -> None:
 
 
 def test_the_memory_goes_by_content_and_not_by_place() -> None:
-    lift, x = regression.remembered(counted([]), size=6), prompts(1, 3)[0]
+    lift, x = regression.cached_feature_map(counted([]), size=6), prompts(1, 3)[0]
     before = lift(x).clone()
     x[1] += 0.25
     assert torch.equal(lift(x), torch.cat([x.cos(), x.sin()]))
@@ -44,7 +44,7 @@ def test_the_memory_goes_by_content_and_not_by_place() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     calls: list[Tensor] = []
     size = regression.REMEMBERED_BYTES // (8 * 16)
-    lift, x = regression.remembered(counted(calls), size=size), prompts(17, 3)
+    lift, x = regression.cached_feature_map(counted(calls), size=size), prompts(17, 3)
     for row in (*x, x[0]):
         lift(row)
     assert len(calls) == 18  # 16 fit: the first was forgotten
@@ -53,5 +53,5 @@ def test_what_is_remembered_is_bounded() -> None:
 @pytest.mark.parametrize("policy", [PakUcb(dim=4, add_linear=True), LinUcb(dim=4)], ids=["pak-ucb", "lin-ucb"])
 def test_policies_score_and_learn_the_same_numbers(policy: PakUcb | LinUcb) -> None:
     x = prompts(6, 4)
-    for row, alone in zip(policy.regression.lift(x), x, strict=True):
+    for row, alone in zip(policy.regression.feature_map(x), x, strict=True):
         assert torch.equal(row, policy.lift(alone))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bandits.gpu import cost_model as devices
-from bandits.gpu.cost_model import Costs, Work
+from bandits.gpu.cost_model import Costs, Workload
 from bandits.gpu.stack import CPU, Stack
 from bench.experiments.defaults.pages import written
 from bench.performance import gpu
@@ -40,8 +40,8 @@ def test_it_needs_nothing_but_numpy_torch_and_the_mathematics() -> None:
 
 
 def test_the_floor_is_the_ceiling_that_binds() -> None:
-    assert CEILINGS.floor(Work(bytes=8_000_000, operations=50_000_000, staged=0), torch.float32) == (2e-6, "bytes")
-    assert CEILINGS.floor(Work(bytes=8_000_000, operations=600_000_000, staged=0), torch.float64) == (1e-5, "products")
+    assert CEILINGS.floor(Workload(bytes=8_000_000, operations=50_000_000, staged=0), torch.float32) == (2e-6, "bytes")
+    assert CEILINGS.floor(Workload(bytes=8_000_000, operations=600_000_000, staged=0), torch.float64) == (1e-5, "products")
     assert CEILINGS.rate(torch.float32) == 5e13
 
 
@@ -146,7 +146,7 @@ def test_what_takes_a_cpu_too_long_is_left_out() -> None:
 
 def test_the_rule_is_held_against_what_was_measured() -> None:
     rule = Costs(cpu_call=1e-5, cpu_operation=1e-10, gpu_call=1e-4, gpu_byte=0.0, gpu_operation=1e-13, gpu_staged=0.0)
-    work = Work(bytes=1, operations=1, staged=1)
+    work = Workload(bytes=1, operations=1, staged=1)
     rows = [
         rates.Scoring(size=size, batch=1, work=work, floor_s=1e-6, binds="bytes", device_s=1e-6, p50_s=seconds, p99_s=seconds)
         for size, seconds in ((64, 2e-4), (256, 2e-4), (512, 9e-3))

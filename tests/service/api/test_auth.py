@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.auth import Gate, parse_keys
+from service.api.auth import Authenticator, parse_keys
 from service.cli.serve import check_exposure, is_loopback
 from service.settings import InvalidSettings, Settings
 from tests.service.http_client import GREEDY, JSON, Service, answered, connected, failed, opened, paths
@@ -184,7 +184,7 @@ async def test_no_answer_and_no_setting_repeats_a_key(caller: Caller) -> None:
             response = await caller(name).ask(method, path, json=body)
             assert key not in response.text + str(response.headers)
     settings = Settings(api_keys=SETTING)
-    gate = Gate(keys=SETTING, rate_limit=0.0)
+    gate = Authenticator(keys=SETTING, rate_limit=0.0)
     shown = repr(settings) + str(settings) + repr(vars(gate)) + repr(parse_keys(SETTING))
     assert not any(key in shown for key in KEYS.values())
 

@@ -11,7 +11,7 @@ import pytest
 from service.api.batch import Answer, _all
 from service.api.dependencies import BatchRoom
 from service.api.serialize import BEST_SHOWN, FULL_TABLE
-from service.engine.learner import Kept
+from service.engine.learner import Recorded
 from tests.service.http_client import GREEDY, VECTOR, Json, Service, answered, failed, opened
 
 MANY = [{"name": f"arm {i}", "price": 0.1} for i in range(1000)]
@@ -32,7 +32,7 @@ async def test_an_event_is_let_go_as_soon_as_its_answer_is_written() -> None:
     async def begin(item: int) -> asyncio.Future[Any]:
         return futures.pop(0)
 
-    def tell(kept: Kept) -> Answer:
+    def tell(kept: Recorded) -> Answer:
         return {"offset": kept.offset}
 
     held = list(futures)
@@ -42,7 +42,7 @@ async def test_an_event_is_let_go_as_soon_as_its_answer_is_written() -> None:
         alive.append(weakref.ref(event))
         while futures:
             await asyncio.sleep(0)
-        held.pop(0).set_result(Kept(event, offset, False))
+        held.pop(0).set_result(Recorded(event, offset, False))
         del event
         if offset < 2:
             for _ in range(3):

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service.engine.learner import Ask, Learner
+from service.engine.learner import DecisionRequest, Learner
 from tests.service.http_client import PROMPT, VECTOR, answered, failed, opened
 
 
@@ -14,7 +14,7 @@ async def test_what_there_is_no_room_for_is_refused_at_once_and_the_rest_is_answ
     gate, arrived = asyncio.Event(), asyncio.Semaphore(0)
     decide = Learner.decide
 
-    async def waits(learner: Learner, ask: Ask) -> object:
+    async def waits(learner: Learner, ask: DecisionRequest) -> object:
         arrived.release()
         await gate.wait()
         return await decide(learner, ask)

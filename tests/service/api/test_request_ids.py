@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.engine.repository import Hosting
+from service.engine.repository import BanditRepository
 from tests.service.http_client import JSON, PROMPT, VECTOR, Service, failed, opened
 from tests.service.servers import Server, wait_until
 
@@ -129,7 +129,7 @@ async def test_a_server_that_is_not_ready_yet_logs_no_error(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(Hosting, "state", lambda hosting: {"loading": ["b"], "damaged": [], "newer": []})
+    monkeypatch.setattr(BanditRepository, "state", lambda hosting: {"loading": ["b"], "damaged": [], "newer": []})
     assert (await service.get("/readyz")).status_code == 503
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     await asyncio.sleep(0)

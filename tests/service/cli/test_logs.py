@@ -16,7 +16,7 @@ from service.cli import logs as offline
 from service.engine import events, learner, snapshots
 from service.engine.learner import Learner
 from service.settings import Settings
-from service.storage.base import StorageUnavailable
+from service.storage.base import StorageUnavailableError
 from service.storage.sqlite.store import SqliteStorage
 from tests.service.drivers import PAK, Clients, Clock, learner_of
 
@@ -49,7 +49,7 @@ async def test_the_digest_is_that_of_the_running_service(
         monkeypatch.setattr(learner, "READ_BATCH", batch)
         (found,) = await offline.digests(settings, "greeter", quiet=True)
         assert found == offline.Digest("greeter", *bandit.digest(), True)
-    with pytest.raises(StorageUnavailable, match="no bandit 'other'; the store has greeter"):
+    with pytest.raises(StorageUnavailableError, match="no bandit 'other'; the store has greeter"):
         await offline.digests(settings, "other", quiet=True)
 
 
@@ -126,7 +126,7 @@ async def test_a_backup_overwrites_no_file_unless_it_is_forced_to(
 ) -> None:
     copy = tmp_path / "copy.db"
     copy.write_text("yesterday's")
-    with pytest.raises(StorageUnavailable, match="--force"):
+    with pytest.raises(StorageUnavailableError, match="--force"):
         offline.backup(settings, copy)
     assert copy.read_text() == "yesterday's"
     offline.backup(settings, copy, force=True)
@@ -140,25 +140,25 @@ async def test_a_backup_never_overwrites_the_store_itself(
     (tmp_path / "link.db").symlink_to(settings.sqlite_path())
     inode = settings.sqlite_path().stat().st_ino
     for name in ("store.db", "link.db", f"../{tmp_path.name}/store.db"):
-        with pytest.raises(StorageUnavailable, match="the store itself"):
+        with pytest.raises(StorageUnavailableError, match="the store itself"):
             offline.backup(settings, tmp_path / name)
     assert settings.sqlite_path().stat().st_ino == inode
 
 
 def test_a_backup_that_fails_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(StorageUnavailable, match="no such store"):
+    with pytest.raises(StorageUnavailableError, match="no such store"):
         offline.backup(settings, tmp_path / "copy.db")
     with contextlib.closing(sqlite3.connect(settings.sqlite_path())) as connection, connection:
         connection.execute("CREATE TABLE t (a)")
-    with pytest.raises(StorageUnavailable, match=r"none/copy\.db"):
+    with pytest.raises(StorageUnavailableError, match=r"none/copy\.db"):
         offline.backup(settings, tmp_path / "none" / "copy.db")
     settings.sqlite_path().write_bytes(b"this is no database " * 300)
-    with pytest.raises(StorageUnavailable, match="not a database"):
+    with pytest.raises(StorageUnavailableError, match="not a database"):
         offline.backup(settings, tmp_path / "copy.db")
     assert list(tmp_path.glob("copy*")) == []
 
 
 async def test_a_store_that_is_not_there_is_not_created(settings: Settings) -> None:
-    with pytest.raises(StorageUnavailable, match="no such store"):
+    with pytest.raises(StorageUnavailableError, match="no such store"):
         await offline.digests(settings, None, quiet=True)
     assert not settings.sqlite_path().exists()

@@ -12,7 +12,7 @@ from service.cli.migrate import CannotMigrate, migrate
 from service.engine import events
 from service.engine.learner import Learner
 from service.settings import InvalidSettings, Settings
-from service.storage.base import Durability, Log, Receipt, StorageLocked, StorageUnavailable
+from service.storage.base import Durability, Log, Receipt, StorageLockedError, StorageUnavailableError
 from service.storage.sqlite.store import SqliteStorage
 from tests.bandits.examples import EXAMPLES
 from tests.service.drivers import PAK, Clients, Clock, created, learner_of
@@ -70,7 +70,7 @@ async def test_what_came_over_can_be_gone_on_with(tmp_path: Path) -> None:
     await storage.start()
     clients.learner = await Learner.load(storage, (await storage.logs())[0], clock=clock)
     for decision, (arm, propensity) in clients.kept.items():
-        kept = await clients.learner.decided(decision, f"body of {decision}")
+        kept = await clients.learner.find_decision(decision, f"body of {decision}")
         assert kept is not None
         assert (kept.event.arm, kept.event.propensity) == (arm, propensity)
     await clients.work(6)
@@ -87,11 +87,11 @@ async def test_an_interrupted_migration_goes_on_where_it_was(tmp_path: Path, mon
         storage: SqliteStorage, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None
     ) -> Receipt:
         if "d9" in key:
-            raise StorageUnavailable("somebody pulled the plug")
+            raise StorageUnavailableError("somebody pulled the plug")
         return await append(storage, log, key, payload, durability, expected=expected)
 
     monkeypatch.setattr(SqliteStorage, "append", cut)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailableError):
         await migrate(source, destination, quiet=True)
     monkeypatch.setattr(SqliteStorage, "append", append)
     for _ in range(2):
@@ -130,10 +130,10 @@ async def test_a_store_that_is_being_served_is_left_alone(tmp_path: Path) -> Non
     for busy in (source, destination):
         storage = busy.open_storage()
         await storage.start()
-        with pytest.raises(StorageLocked):
+        with pytest.raises(StorageLockedError):
             await migrate(source, destination, quiet=True)
         await storage.close()
-    with pytest.raises(StorageUnavailable, match="no such store"):
+    with pytest.raises(StorageUnavailableError, match="no such store"):
         await migrate(sqlite(tmp_path / "nothing.db"), destination, quiet=True)
     assert not (tmp_path / "nothing.db").exists()
     with pytest.raises(InvalidSettings, match="one"):

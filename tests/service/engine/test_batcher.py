@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from service.engine.batcher import Line
-from service.engine.executor import Background
+from service.engine.batcher import MicroBatcher
+from service.engine.executor import TaskGroup
 
 Work = Callable[[Sequence[int]], Awaitable[Sequence[int | Exception]]]
 
@@ -24,18 +24,18 @@ def doubling(batches: list[list[int]]) -> Work:
 
 async def test_a_lonely_request_is_served_at_once_and_later_ones_together() -> None:
     batches: list[list[int]] = []
-    line = Line(doubling(batches), limit=3, background=Background())
-    first = line.join(1)
+    line = MicroBatcher(doubling(batches), limit=3, background=TaskGroup())
+    first = line.submit(1)
     await asyncio.sleep(0)
-    rest = [line.join(item) for item in (2, 3, 4, 5)]
+    rest = [line.submit(item) for item in (2, 3, 4, 5)]
     assert await asyncio.gather(first, *rest) == [2, 4, 6, 8, 10]
     assert batches == [[1], [2, 3, 4], [5]]
-    assert await line.join(6) == 12, "a line that was empty begins anew"
+    assert await line.submit(6) == 12, "a line that was empty begins anew"
 
 
 async def test_the_failure_of_one_is_its_own() -> None:
-    line = Line(doubling([]), limit=8, background=Background())
-    answers = await asyncio.gather(line.join(1), line.join(-2), line.join(3), return_exceptions=True)
+    line = MicroBatcher(doubling([]), limit=8, background=TaskGroup())
+    answers = await asyncio.gather(line.submit(1), line.submit(-2), line.submit(3), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["2", "-2", "6"]
     assert isinstance(answers[1], ValueError)
 
@@ -48,16 +48,16 @@ async def test_what_the_work_raises_is_the_failure_of_all_and_the_line_goes_on()
             raise OSError("gone")
         return items
 
-    line: Line[int, int] = Line(work, limit=2, background=Background())
-    answers = await asyncio.gather(*(line.join(item) for item in (1, 2, 3)), return_exceptions=True)
+    line: MicroBatcher[int, int] = MicroBatcher(work, limit=2, background=TaskGroup())
+    answers = await asyncio.gather(*(line.submit(item) for item in (1, 2, 3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [OSError, OSError, int]
 
 
 async def test_who_leaves_before_its_turn_is_left_out_and_who_leaves_later_is_worked_on() -> None:
     batches: list[list[int]] = []
-    background = Background()
-    line = Line(doubling(batches), limit=2, background=background)
-    gone, stays, late = line.join(1), line.join(2), line.join(3)
+    background = TaskGroup()
+    line = MicroBatcher(doubling(batches), limit=2, background=background)
+    gone, stays, late = line.submit(1), line.submit(2), line.submit(3)
     gone.cancel()
     await asyncio.sleep(0)
     stays.cancel()

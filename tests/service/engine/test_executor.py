@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from service.engine import executor as pace
-from service.engine.executor import RARELY, Background, Pace
+from service.engine.executor import SLOW_DECAY, AdaptiveExecutor, TaskGroup
 
 
 def where() -> str:
@@ -16,7 +16,7 @@ def where() -> str:
 
 
 async def test_work_that_was_never_seen_leaves_the_event_loop_and_comes_back_once_it_proved_quick() -> None:
-    work, here = Pace(), where()
+    work, here = AdaptiveExecutor(), where()
     assert await work.run(where) != here
     for _ in range(60):
         await work.run(where)
@@ -25,20 +25,20 @@ async def test_work_that_was_never_seen_leaves_the_event_loop_and_comes_back_onc
 
 
 async def test_one_slow_call_keeps_the_next_hundred_out_of_the_event_loop() -> None:
-    work, here = Pace(forget=RARELY), where()
+    work, here = AdaptiveExecutor(forget=SLOW_DECAY), where()
     work.peak_s = 0.1
     for _ in range(100):
         assert await work.run(where) != here
 
 
 async def test_spiky_work_never_runs_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    work, here = Pace(spiky=True), where()
+    work, here = AdaptiveExecutor(spiky=True), where()
     work.peak_s = 0.0
     assert await work.run(where) != here
 
 
 async def test_what_is_measured_is_the_time_of_the_thread_and_not_of_the_clock() -> None:
-    work, gate = Pace(), threading.Event()
+    work, gate = AdaptiveExecutor(), threading.Event()
     running = asyncio.create_task(work.run(gate.wait, 20.0))
     await asyncio.to_thread(lambda: None)
     gate.set()
@@ -51,17 +51,17 @@ async def test_failures_reach_whoever_asked() -> None:
         raise OverflowError("too much")
 
     with pytest.raises(OverflowError):
-        await Pace().run(fails)
+        await AdaptiveExecutor().run(fails)
 
 
 async def test_background_work_outlives_the_request_that_began_it() -> None:
-    background, gate, done = Background(), asyncio.Event(), []
+    background, gate, done = TaskGroup(), asyncio.Event(), []
 
     async def work() -> None:
         await gate.wait()
         done.append(True)
 
-    request = asyncio.create_task(background.to_the_end(work()))
+    request = asyncio.create_task(background.run_shielded(work()))
     await asyncio.sleep(0)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):

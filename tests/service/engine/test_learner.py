@@ -27,27 +27,27 @@ from service.engine import executor as pace
 from service.engine import projection as folding
 from service.engine.events import ArmAdded, ArmRetired, Cancelled, Decided, Observed
 from service.engine.learner import (
-    DecisionCancelled,
-    DecisionConflict,
-    DecisionExpired,
-    DecisionMissing,
-    Kept,
+    DecisionCancelledError,
+    DecisionConflictError,
+    DecisionExpiredError,
+    DecisionNotFoundError,
+    DecisionWasStopError,
     Learner,
-    NothingToObserve,
-    Outcome,
-    OutcomeConflict,
-    TooManyOpen,
+    OpenDecisionLimitError,
+    OutcomeConflictError,
+    OutcomeReport,
+    Recorded,
 )
 from service.storage.base import (
     Durability,
     Entry,
     Log,
-    LogMissing,
-    LogTrimmed,
+    LogCompactedError,
+    LogNotFoundError,
     Receipt,
     Storage,
-    StorageDamaged,
-    StorageUnavailable,
+    StorageDamagedError,
+    StorageUnavailableError,
 )
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import EXAMPLES, Example
@@ -144,9 +144,9 @@ async def test_restarts_at_any_moment_change_nothing(kind: str, opener: Opener, 
         assert facts(bandit) == live
     assert facts(await replayed(bandit, storage, use_snapshots=False)) == facts(bandit)
     for decision, (arm, propensity) in clients.kept.items():
-        kept = await bandit.decided(decision, f"body of {decision}")
+        kept = await bandit.find_decision(decision, f"body of {decision}")
         assert kept is not None
-        assert (kept.event.arm, kept.event.propensity, kept.repeated) == (arm, propensity, True)
+        assert (kept.event.arm, kept.event.propensity, kept.is_duplicate) == (arm, propensity, True)
     await bandit.close()
     await storage.close()
 
@@ -204,15 +204,15 @@ async def test_the_same_id_again_is_the_same_decision(opener: Opener, clock: Clo
             await bandit.observe(f"d{i}", outcome(example, g, kept.event.arm))
         again = [await bandit.decide(ask(example, g, f"d{i}")) for i in range(20)]
         assert [(kept.event, kept.offset) for kept in again] == [(kept.event, kept.offset) for kept in first]
-        assert [kept.repeated for kept in first + again] == [False] * 20 + [True] * 20
-        with pytest.raises(DecisionConflict):
+        assert [kept.is_duplicate for kept in first + again] == [False] * 20 + [True] * 20
+        with pytest.raises(DecisionConflictError):
             await bandit.decide(ask(example, g, "d3", body="another"))
-        with pytest.raises(DecisionConflict):
-            await bandit.decided("d3", "another")
+        with pytest.raises(DecisionConflictError):
+            await bandit.find_decision("d3", "another")
     async with started(opener) as storage:
         bandit = await Learner.load(storage, bandit.log)
         again = [await bandit.decide(ask(example, g, f"d{i}")) for i in range(20)]
-        assert [(kept.event, kept.offset, kept.repeated) for kept in again] == [(k.event, k.offset, True) for k in first]
+        assert [(kept.event, kept.offset, kept.is_duplicate) for kept in again] == [(k.event, k.offset, True) for k in first]
         assert bandit.ledger.decided == 20
 
 
@@ -223,7 +223,7 @@ async def test_clients_that_send_one_id_at_once_get_one_decision(opener: Opener)
         same = ask(PAK, g, "d1")
         answers = await asyncio.gather(*(bandit.decide(same) for _ in range(12)))
         assert {(kept.event.arm, kept.offset) for kept in answers} == {(answers[0].event.arm, 2)}
-        assert [kept.repeated for kept in answers].count(False) == 1
+        assert [kept.is_duplicate for kept in answers].count(False) == 1
         assert (bandit.ledger.decided, bandit.arms[answers[0].event.arm].pending) == (1, 1)
 
 
@@ -281,15 +281,15 @@ async def test_decisions_go_on_with_what_is_ready_while_more_is_prepared(
     monkeypatch.setattr(Greedy, "prepare", prepare)
     monkeypatch.setattr(folding, "PATIENCE_S", 0.0)
     first = [(await bandit.decide(ask(form, g, f"d{i}"))).event.arm for i in range(3)]
-    kept = await bandit.observe("d1", Outcome(reward=3.0))
+    kept = await bandit.observe("d1", OutcomeReport(reward=3.0))
     await asyncio.to_thread(preparing.wait, PATIENCE_S)
     assert (kept.offset, bandit.offset) == (5, 5)
     more = [(await bandit.decide(ask(form, g, f"e{i}"))).event.arm for i in range(3)]
     assert (first, more) == ([0, 1, 2], [0, 1, 2]), "the burn-in counts what it cannot see yet"
     assert (await bandit.report())["arms"]
     gate.set()
-    await bandit._folding.prepared()
-    assert bandit._folding.reserved() == {}
+    await bandit._folding.wait_until_prepared()
+    assert bandit._folding.in_flight() == {}
     assert (await bandit.decide(ask(form, g, "f0"))).event.arm == 1, "what was learnt is known now"
 
 
@@ -304,9 +304,9 @@ async def test_mathematics_that_fails_in_the_background_stops_its_bandit_loudly(
 
     monkeypatch.setattr(Greedy, "prepare", fails)
     await bandit.decide(ask(GREEDY, g, "d0"))
-    with contextlib.suppress(StorageDamaged):
-        await bandit.observe("d0", Outcome(reward=1.0))
-    with pytest.raises(StorageDamaged, match="no spectrum"):
+    with contextlib.suppress(StorageDamagedError):
+        await bandit.observe("d0", OutcomeReport(reward=1.0))
+    with pytest.raises(StorageDamagedError, match="no spectrum"):
         await bandit.decide(ask(GREEDY, g, "d1"))
     assert "offset 3" in bandit.damage
 
@@ -325,7 +325,7 @@ async def test_more_open_decisions_than_set_are_refused(storage: MemoryStorage) 
     g = default_rng(7)
     for i in range(3):
         await bandit.decide(ask(GREEDY, g, f"d{i}"))
-    with pytest.raises(TooManyOpen, match="3 decisions"):
+    with pytest.raises(OpenDecisionLimitError, match="3 decisions"):
         await bandit.decide(ask(GREEDY, g, "d3"))
     await bandit.cancel("d1")
     await bandit.decide(ask(GREEDY, g, "d3"))
@@ -375,8 +375,8 @@ async def test_a_stop_is_logged_and_has_nothing_to_observe(storage: MemoryStorag
     assert (kept.event.arm, kept.event.propensity, kept.event.price) == (-1, 1.0, 0.0)
     decided, closing = await bandit.look_up("d1")
     assert (decided.event, closing) == (kept.event, None)
-    with pytest.raises(NothingToObserve):
-        await bandit.observe("d1", Outcome(reward=0.5))
+    with pytest.raises(DecisionWasStopError):
+        await bandit.observe("d1", OutcomeReport(reward=0.5))
     assert bandit.ledger.open == {}
 
 
@@ -388,15 +388,15 @@ async def test_an_outcome_is_learnt_once_whatever_is_repeated(opener: Opener) ->
     async with started(opener) as storage:
         bandit = await learner_of(storage)
         kept = await bandit.decide(ask(GREEDY, g, "d1"))
-        answers = await asyncio.gather(*(bandit.observe("d1", Outcome(reward=0.7, body="same")) for _ in range(10)))
+        answers = await asyncio.gather(*(bandit.observe("d1", OutcomeReport(reward=0.7, body="same")) for _ in range(10)))
         assert {answer.offset for answer in answers} == {3}
-        assert [answer.repeated for answer in answers].count(False) == 1
+        assert [answer.is_duplicate for answer in answers].count(False) == 1
     async with started(opener) as storage:
         bandit = await Learner.load(storage, bandit.log)
-        again = await bandit.observe("d1", Outcome(reward=0.7, body="same"))
-        assert (again.offset, again.repeated, again.event.reward) == (3, True, 0.7)
-        with pytest.raises(OutcomeConflict):
-            await bandit.observe("d1", Outcome(reward=0.8, body="other"))
+        again = await bandit.observe("d1", OutcomeReport(reward=0.7, body="same"))
+        assert (again.offset, again.is_duplicate, again.event.reward) == (3, True, 0.7)
+        with pytest.raises(OutcomeConflictError):
+            await bandit.observe("d1", OutcomeReport(reward=0.8, body="other"))
         arm = bandit.arms[kept.event.arm]
         assert (arm.outcomes, arm.reward_sum, bandit.offset) == (1, 0.7, 3)
         assert bandit.state.arms[kept.event.arm].pulls == 1
@@ -407,7 +407,7 @@ async def test_of_two_different_outcomes_at_once_one_is_learnt_and_one_refused(o
         bandit = await learner_of(storage)
         await bandit.decide(ask(GREEDY, default_rng(12), "d1"))
         answers = await asyncio.gather(
-            *(bandit.observe("d1", Outcome(reward=0.1 * i, body=str(i))) for i in range(5)), return_exceptions=True
+            *(bandit.observe("d1", OutcomeReport(reward=0.1 * i, body=str(i))) for i in range(5)), return_exceptions=True
         )
         assert sorted(type(answer).__name__ for answer in answers) == ["Kept"] + ["OutcomeConflict"] * 4
         assert sum(arm.outcomes for arm in bandit.arms) == 1
@@ -420,9 +420,9 @@ async def test_an_outcome_costs_what_it_says_or_the_price_of_its_decision(storag
     await bandit.decide(ask(GREEDY, g, "d2", allowed={1: 0.07}))
     await bandit.decide(ask(GREEDY, g, "d3", allowed={1: 0.07}))
     costs = [
-        (await bandit.observe("d1", Outcome(reward=0.5))).event.cost,
-        (await bandit.observe("d2", Outcome(reward=0.5, cost=0.9))).event.cost,
-        (await bandit.observe("d3", Outcome(reward=0.5, arm=2))).event.cost,
+        (await bandit.observe("d1", OutcomeReport(reward=0.5))).event.cost,
+        (await bandit.observe("d2", OutcomeReport(reward=0.5, cost=0.9))).event.cost,
+        (await bandit.observe("d3", OutcomeReport(reward=0.5, arm=2))).event.cost,
     ]
     assert costs == [0.07, 0.9, pytest.approx(0.8)], "another arm costs its own price"
 
@@ -431,10 +431,10 @@ async def test_an_overriding_arm_is_learnt_without_a_propensity(storage: MemoryS
     bandit = await learner_of(storage, PAK)
     g = default_rng(14)
     kept = await bandit.decide(ask(PAK, g, "d1", allowed={0: None}))
-    other = await bandit.observe("d1", Outcome(reward=0.5, arm=2))
+    other = await bandit.observe("d1", OutcomeReport(reward=0.5, arm=2))
     assert (kept.event.arm, other.event.arm, other.event.propensity) == (0, 2, None)
     await bandit.decide(ask(PAK, g, "d2", allowed={0: None}))
-    same = await bandit.observe("d2", Outcome(reward=0.5, arm=0))
+    same = await bandit.observe("d2", OutcomeReport(reward=0.5, arm=0))
     assert same.event.propensity == 1.0, "naming the suggested arm overrides nothing"
     assert [arm.pulls for arm in bandit.state.arms] == [1, 0, 1]
     fresh = await replayed(bandit, storage)
@@ -444,10 +444,10 @@ async def test_an_overriding_arm_is_learnt_without_a_propensity(storage: MemoryS
 
 async def test_unknown_decisions_are_named(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage)
-    for asked in (bandit.observe("no", Outcome(reward=0.5)), bandit.cancel("no"), bandit.look_up("no")):
-        with pytest.raises(DecisionMissing):
+    for asked in (bandit.observe("no", OutcomeReport(reward=0.5)), bandit.cancel("no"), bandit.look_up("no")):
+        with pytest.raises(DecisionNotFoundError):
             await asked
-    assert await bandit.decided("no", "") is None
+    assert await bandit.find_decision("no", "") is None
     assert bandit.offset == 1
 
 
@@ -460,13 +460,13 @@ async def test_a_cancelled_decision_takes_no_outcome(opener: Opener) -> None:
         await bandit.decide(ask(PAK, g, "d1"))
         await asyncio.gather(*(bandit.cancel("d1") for _ in range(3)))
         await bandit.cancel("d1")
-        with pytest.raises(DecisionCancelled):
+        with pytest.raises(DecisionCancelledError):
             await bandit.observe("d1", outcome(PAK, g, 0))
         assert (bandit.offset, bandit.digest()[1]) == (3, before), "nothing was learnt"
         assert close(await bandit.preview(ask(PAK, default_rng(16), "x")), first), "nothing is pending"
         await bandit.decide(ask(PAK, g, "d2"))
         await bandit.observe("d2", outcome(PAK, g, 0))
-        with pytest.raises(OutcomeConflict):
+        with pytest.raises(OutcomeConflictError):
             await bandit.cancel("d2")
         states_ = [type((await bandit.look_up(d))[1].event) for d in ("d1", "d2")]  # type: ignore[union-attr]
         assert states_ == [Cancelled, Observed]
@@ -486,14 +486,14 @@ async def test_a_decision_expires_when_its_time_is_over(opener: Opener, clock: C
             clock.advance(20.0)
         assert await bandit.expire() == 1
         assert sorted(bandit.ledger.open) == ["d1", "d2"]
-        with pytest.raises(DecisionExpired):
+        with pytest.raises(DecisionExpiredError):
             await bandit.observe("d0", outcome(PAK, g, arms[0]))
-        with pytest.raises(DecisionExpired):
+        with pytest.raises(DecisionExpiredError):
             await bandit.cancel("d0")
         clock.advance(19.0)
         await bandit.observe("d1", outcome(PAK, g, arms[1]))  # in the last second
         clock.advance(21.0)
-        with pytest.raises(DecisionExpired):  # the sweeper has not come by, and need not
+        with pytest.raises(DecisionExpiredError):  # the sweeper has not come by, and need not
             await bandit.observe("d2", outcome(PAK, g, arms[2]))
         assert await bandit.expire() == 0
         assert sum(arm.pulls for arm in bandit.state.arms) == (1 if default is None else 3)
@@ -524,13 +524,13 @@ async def test_an_outcome_and_an_expiry_at_once_are_one_of_the_two(opener: Opene
         for i in range(20):
             await bandit.decide(ask(GREEDY, g, f"d{i}"))
         clock.advance(59.9)
-        outcomes = [bandit.observe(f"d{i}", Outcome(reward=0.5)) for i in range(20)]
+        outcomes = [bandit.observe(f"d{i}", OutcomeReport(reward=0.5)) for i in range(20)]
         tasks = [asyncio.create_task(each) for each in outcomes]
         await asyncio.sleep(0)
         clock.advance(1.0)
         await bandit.expire()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(answer, Kept | DecisionExpired) for answer in answers)
+        assert all(isinstance(answer, Recorded | DecisionExpiredError) for answer in answers)
         assert sum(arm.outcomes for arm in bandit.arms) == 20
         assert bandit.offset == 41
 
@@ -641,17 +641,17 @@ async def test_a_poisoned_entry_stops_its_bandit_at_its_offset_and_no_other(open
             bandit.catch_up(),
             return_exceptions=True,
         )
-        assert all(isinstance(answer, StorageDamaged) for answer in answers)
+        assert all(isinstance(answer, StorageDamagedError) for answer in answers)
         place = f"log 'greeter', offset {receipt.offset}"
         assert {str(answer).split(": ")[0] for answer in answers} == {place}
         assert {str(answer) for answer in answers} == {bandit.damage}, "the first thing that was wrong, and not what followed"
         assert bandit.digest() == sound, "nothing half-applied is ever shown"
         log_end = len(await storage.read(bandit.log, after=0, limit=99))
-        for asked in (bandit.decide(ask(PAK, g, "f")), bandit.observe("d2", Outcome(reward=0.1)), bandit.cancel("d2")):
-            with pytest.raises(StorageDamaged, match=place):
+        for asked in (bandit.decide(ask(PAK, g, "f")), bandit.observe("d2", OutcomeReport(reward=0.1)), bandit.cancel("d2")):
+            with pytest.raises(StorageDamagedError, match=place):
                 await asked
         assert len(await storage.read(bandit.log, after=0, limit=99)) == log_end, "nothing is written behind the damage"
-        with pytest.raises(StorageDamaged, match=place):
+        with pytest.raises(StorageDamagedError, match=place):
             await replayed(bandit, storage)
         await bandit.close()
         assert await storage.load_snapshots(bandit.log) == []
@@ -662,7 +662,7 @@ async def test_a_poisoned_entry_stops_its_bandit_at_its_offset_and_no_other(open
 @pytest.mark.parametrize("first", [b"no event", events.encode(Cancelled(at=Clock()(), id="d1"))])
 async def test_a_log_that_does_not_begin_with_its_bandit_is_refused(storage: MemoryStorage, first: bytes) -> None:
     log, _ = await storage.create(Log("1", "greeter"), first)
-    with pytest.raises((StorageDamaged, events.UnreadableEvent)):
+    with pytest.raises((StorageDamagedError, events.UnreadableEvent)):
         await Learner.load(storage, log)
 
 
@@ -760,7 +760,7 @@ async def test_where_the_log_was_trimmed_a_snapshot_of_another_build_has_to_do(
 
         async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
             if 0 < after < self.first - 1:
-                raise LogTrimmed(log.name, first=self.first)
+                raise LogCompactedError(log.name, first=self.first)
             return await super().read(log, after=after, limit=limit)
 
     storage, g = Trimmed(), default_rng(24)
@@ -845,10 +845,10 @@ class Failing(MemoryStorage):
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         if self.fails == "before":
-            raise StorageUnavailable("the disk is full")
+            raise StorageUnavailableError("the disk is full")
         receipt = await super().append(log, key, payload, durability, expected=expected)
         if self.fails == "after":
-            raise StorageUnavailable("the answer was lost")
+            raise StorageUnavailableError("the answer was lost")
         return receipt
 
     async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
@@ -856,12 +856,12 @@ class Failing(MemoryStorage):
         receipts = await super().append_all(log, entries, durability)
         self.fails = now
         if self.fails == "after":
-            raise StorageUnavailable("the answer was lost")
+            raise StorageUnavailableError("the answer was lost")
         return receipts
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
         if self.fails == "reading":
-            raise StorageUnavailable("the disk is gone")
+            raise StorageUnavailableError("the disk is gone")
         return await super().read(log, after=after, limit=limit)
 
 
@@ -878,16 +878,16 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     answers = await asyncio.gather(
         *(bandit.decide(each) for each in asked), bandit.observe("d0", result), bandit.cancel("d1"), return_exceptions=True
     )
-    assert all(isinstance(answer, StorageUnavailable) for answer in answers)
+    assert all(isinstance(answer, StorageUnavailableError) for answer in answers)
     assert facts(bandit) == before
-    assert (bandit._folding.reserved() == {}) == (fails != "reading"), "who is in the log is pending"
+    assert (bandit._folding.in_flight() == {}) == (fails != "reading"), "who is in the log is pending"
     storage.fails = ""
     await bandit.catch_up()
-    assert bandit._folding.reserved() == {}, "nobody is on its way any more"
+    assert bandit._folding.in_flight() == {}, "nobody is on its way any more"
     retried = await asyncio.gather(*(bandit.decide(each) for each in asked))
     observed = await bandit.observe("d0", result)
     await bandit.cancel("d1")
-    assert {kept.repeated for kept in [*retried, observed]} == {fails != "before"}
+    assert {kept.is_duplicate for kept in [*retried, observed]} == {fails != "before"}
     assert bandit.offset == 12
     assert sum(arm.pending for arm in bandit.arms) == 7
     assert facts(await replayed(bandit, storage)) == facts(bandit)
@@ -898,7 +898,7 @@ async def test_what_was_logged_by_a_failed_request_is_learnt_before_the_next_is_
     bandit = await learner_of(storage, options={"clock": clock})
     added = ArmAdded(at=clock(), name="new", price=0.1, metadata={})
     storage.fails = "after"
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailableError):
         await bandit.record(added, key="one")
     storage.fails = ""
     seen: list[int] = []
@@ -966,7 +966,7 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_don
             await bandit.close()  # waits for what goes on
             end = len(await storage.read(bandit.log, after=0, limit=99))
             await bandit.catch_up()
-            assert (bandit.offset, bandit._folding.reserved(), bandit.damage) == (end, {}, "")
+            assert (bandit.offset, bandit._folding.in_flight(), bandit.damage) == (end, {}, "")
             assert facts(await replayed(bandit, storage)) == facts(bandit)
             assert facts(await replayed(bandit, storage, use_snapshots=False)) == facts(bandit)
             clock.now = bandit.created.at
@@ -1005,6 +1005,6 @@ async def test_requests_to_a_deleted_bandit_say_so(opener: Opener, clock: Clock)
             bandit.cancel("d2"),
             bandit.look_up("d2"),
         ):
-            with pytest.raises(LogMissing):
+            with pytest.raises(LogNotFoundError):
                 await asked
-        assert bandit._folding.reserved() == {}
+        assert bandit._folding.in_flight() == {}

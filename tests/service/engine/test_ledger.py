@@ -32,7 +32,17 @@ from service.engine.events import (
     Observed,
     ReferenceAdded,
 )
-from service.engine.ledger import Anticipate, ArmRecord, Effect, GrowArms, Inconsistent, Learn, Ledger, Release, View
+from service.engine.ledger import (
+    AddPending,
+    ArmRecord,
+    Effect,
+    GrowArms,
+    InconsistentEventError,
+    Learn,
+    Ledger,
+    RemovePending,
+    View,
+)
 from tests.service.drivers import created
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,7 +98,7 @@ def test_a_decision_is_open_and_its_arm_has_one_more_pending() -> None:
     assert (book.open["d1"].offset, book.open["d1"].price, book.open["d1"].propensity) == (2, 0.15, 0.625)
     assert (book.decided, list(book.recent), book.offset) == (1, [1], 2)
     assert len(effects) == 1
-    assert same(effects[0], Anticipate(1, X))
+    assert same(effects[0], AddPending(1, X))
 
 
 def test_an_outcome_closes_its_decision_and_is_learnt() -> None:
@@ -102,7 +112,7 @@ def test_an_outcome_closes_its_decision_and_is_learnt() -> None:
         cost=0.3,
         output=torch.tensor([[1.5, 2.5]], dtype=torch.float64),
         reference=events.EMPTY.tensor(),
-        anticipated=True,
+        was_pending=True,
     )
     assert len(effects) == 1
     assert same(effects[0], Learn(seen))
@@ -111,9 +121,9 @@ def test_an_outcome_closes_its_decision_and_is_learnt() -> None:
 def test_an_outcome_of_another_arm_is_learnt_for_that_arm_and_releases_the_suggested_one() -> None:
     book, effects = told(decided("d1", 1), observed("d1", 2, propensity=None))
     assert [(arm.pulls, arm.pending, arm.outcomes) for arm in book.arms] == [(0, 0, 0), (0, 0, 0), (1, 0, 1)]
-    assert same(effects[0], Release(1, X))
+    assert same(effects[0], RemovePending(1, X))
     assert isinstance(effects[1], Learn)
-    assert (effects[1].seen.arm, effects[1].seen.anticipated) == (2, False)
+    assert (effects[1].seen.arm, effects[1].seen.was_pending) == (2, False)
 
 
 def test_a_missing_reward_is_learnt_as_zero() -> None:
@@ -125,20 +135,20 @@ def test_a_missing_reward_is_learnt_as_zero() -> None:
 def test_an_expiry_without_a_reward_leaves_nothing_but_the_pull() -> None:
     book, effects = told(decided("d1", 1), Expired(at=NOW, id="d1", reward=None))
     assert (book.arms[1].pulls, book.arms[1].pending, book.arms[1].outcomes) == (1, 0, 0)
-    assert [same(effect, Release(1, X)) for effect in effects] == [True]
+    assert [same(effect, RemovePending(1, X)) for effect in effects] == [True]
 
 
 def test_an_expiry_with_a_reward_is_learnt_at_the_price_of_the_decision() -> None:
     book, effects = told(decided("d1", 1), Expired(at=NOW, id="d1", reward=-0.75))
     assert (book.arms[1].outcomes, book.arms[1].reward_sum, book.arms[1].cost_sum) == (1, -0.75, 0.15)
     assert isinstance(effects[0], Learn)
-    assert (effects[0].seen.reward, effects[0].seen.cost, effects[0].seen.anticipated) == (-0.75, 0.15, True)
+    assert (effects[0].seen.reward, effects[0].seen.cost, effects[0].seen.was_pending) == (-0.75, 0.15, True)
 
 
 def test_a_cancelled_decision_is_released() -> None:
     book, effects = told(decided("d1", 1), Cancelled(at=NOW, id="d1"))
     assert (book.arms[1].pulls, book.arms[1].pending) == (1, 0)
-    assert [same(effect, Release(1, X)) for effect in effects] == [True]
+    assert [same(effect, RemovePending(1, X)) for effect in effects] == [True]
 
 
 def test_a_stop_is_counted_and_never_open() -> None:
@@ -187,14 +197,14 @@ def test_references_are_counted() -> None:
     ],
 )
 def test_an_event_that_cannot_follow_is_refused(log: list[AnyEvent], reason: str) -> None:
-    with pytest.raises(Inconsistent, match=reason):
+    with pytest.raises(InconsistentEventError, match=reason):
         told(*log)
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 9])
 def test_no_offset_is_left_out_or_read_twice(offset: int) -> None:
     book = told(decided("d1", 0))[0]
-    with pytest.raises(Inconsistent, match=f"offset {offset} after 2"):
+    with pytest.raises(InconsistentEventError, match=f"offset {offset} after 2"):
         book.apply(offset, decided("d2", 0), POLICY)
 
 

@@ -12,24 +12,24 @@ import msgspec
 import pytest
 from numpy.random import default_rng
 
-from service.api.problems import problem_of
+from service.api.problems import to_problem
 from service.api.requests import BanditBody
 from service.engine import events
 from service.engine.events import Cancelled, Created
-from service.engine.learner import Learner, Outcome
+from service.engine.learner import Learner, OutcomeReport
 from service.engine.projection import LogNewer
-from service.engine.repository import BanditDamaged, BanditMissing, BanditNewer, Hosting
+from service.engine.repository import BanditDamagedError, BanditNewer, BanditNotFoundError, BanditRepository
 from service.settings import Settings
 from service.storage.base import (
     Durability,
     Entry,
     Log,
     LogDamaged,
-    LogMissing,
+    LogNotFoundError,
     Receipt,
     Storage,
-    StorageDamaged,
-    StorageUnavailable,
+    StorageDamagedError,
+    StorageUnavailableError,
 )
 from service.storage.memory import MemoryStorage
 from tests.service.drivers import GREEDY, Clock, ask, created
@@ -49,9 +49,9 @@ def clock() -> Clock:
 
 
 @contextlib.asynccontextmanager
-async def hosted(storage: Storage, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Hosting]:
+async def hosted(storage: Storage, clock: Clock | None = None, **settings: Any) -> AsyncIterator[BanditRepository]:
     """A running host."""
-    hosting = Hosting(storage, Settings(**{"sweep_s": 1000.0, **settings}), clock=clock or Clock())
+    hosting = BanditRepository(storage, Settings(**{"sweep_s": 1000.0, **settings}), clock=clock or Clock())
     await hosting.start()
     try:
         yield hosting
@@ -74,7 +74,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def test_a_bandit_is_created_once_and_found_by_its_name(opener: Opener) -> None:
     async with hosted(opener()) as hosting:
-        with pytest.raises(BanditMissing):
+        with pytest.raises(BanditNotFoundError):
             await hosting.get("", "greeter")
         learner, is_new = await hosting.create(wanted())
         assert is_new
@@ -100,7 +100,7 @@ async def test_tenants_do_not_see_each_other(opener: Opener) -> None:
         assert await hosting.names("ac") == []
         assert await hosting.get("acme", "a") is not await hosting.get("", "a")
         for tenant, name in (("acme", "b"), ("other", "a"), ("", "c")):
-            with pytest.raises(BanditMissing):
+            with pytest.raises(BanditNotFoundError):
                 await hosting.get(tenant, name)
         await hosting.delete("acme", "a")
         assert await hosting.names("") == ["a", "b"]
@@ -115,18 +115,18 @@ async def test_a_deleted_bandit_takes_its_open_decisions_along(opener: Opener) -
         tasks = [asyncio.create_task(old.decide(ask(GREEDY, g, f"e{i}"))) for i in range(3)]
         await hosting.delete("", "greeter")
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(answer, tuple | LogMissing) for answer in answers)
+        assert all(isinstance(answer, tuple | LogNotFoundError) for answer in answers)
         for asked in (hosting.get("", "greeter"), hosting.delete("", "greeter")):
-            with pytest.raises(BanditMissing):
+            with pytest.raises(BanditNotFoundError):
                 await asked
-        for request in (old.decide(ask(GREEDY, g, "late")), old.observe("d1", Outcome(reward=0.5))):
-            with pytest.raises(LogMissing):
+        for request in (old.decide(ask(GREEDY, g, "late")), old.observe("d1", OutcomeReport(reward=0.5))):
+            with pytest.raises(LogNotFoundError):
                 await request
         new, is_new = await hosting.create(wanted(price=0.9))
         assert is_new
-        assert (new.offset, new.ledger.open, await new.decided("d1", "body of d1")) == (1, {}, None)
+        assert (new.offset, new.ledger.open, await new.find_decision("d1", "body of d1")) == (1, {}, None)
         await new.decide(ask(GREEDY, g, "d1"))
-        with pytest.raises(LogMissing):
+        with pytest.raises(LogNotFoundError):
             await old.decide(ask(GREEDY, g, "later"))
     async with hosted(opener()) as hosting:
         again = await hosting.get("", "greeter")
@@ -188,7 +188,7 @@ async def test_a_bandit_can_be_deleted_while_it_is_being_loaded() -> None:
         await until(lambda: storage.reading >= 1)
         storage.gate.set()
         await deleting
-        with pytest.raises(BanditMissing):
+        with pytest.raises(BanditNotFoundError):
             await hosting.get("", "a")
         assert await storage.logs() == []
 
@@ -205,10 +205,10 @@ async def test_a_store_that_cannot_be_read_at_the_start_makes_nobody_disappear()
     """A 404 for a bandit that exists would be a guess: clients would create it anew."""
     storage = Gated()
     await filled(storage, "a", "b")
-    storage.fails = StorageUnavailable("the disk is away")
+    storage.fails = StorageUnavailableError("the disk is away")
     async with hosted(storage) as hosting:
         for asked in (hosting.get("", "a"), hosting.get("", "a"), hosting.create(wanted("a"))):
-            with pytest.raises(StorageUnavailable, match="away"):
+            with pytest.raises(StorageUnavailableError, match="away"):
                 await asked
         assert hosting.state() == {"loading": ["a", "b"], "damaged": [], "newer": []}
         assert await hosting.names("") == ["a", "b"]
@@ -221,7 +221,7 @@ async def test_a_store_that_cannot_be_read_at_the_start_makes_nobody_disappear()
 async def test_the_sweeper_loads_what_could_not_be_loaded_at_the_start() -> None:
     storage = Gated()
     await filled(storage, "a")
-    storage.fails = StorageUnavailable("the disk is away")
+    storage.fails = StorageUnavailableError("the disk is away")
     async with hosted(storage, sweep_s=0.001) as hosting:
         await until(lambda: storage.reading >= 3)
         storage.fails = None
@@ -239,10 +239,10 @@ async def test_a_damaged_bandit_answers_nothing_and_harms_no_other(opener: Opene
     await storage.close()
     async with hosted(opener()) as hosting:
         await (await hosting.get("", "good")).decide(ask(GREEDY, default_rng(3), "d2"))
-        with pytest.raises((BanditDamaged, StorageDamaged), match="offset 3"):
+        with pytest.raises((BanditDamagedError, StorageDamagedError), match="offset 3"):
             await hosting.get("", "bad")
         for asked in (hosting.get("", "bad"), hosting.create(wanted("bad"))):
-            with pytest.raises(BanditDamaged, match="offset 3"):
+            with pytest.raises(BanditDamagedError, match="offset 3"):
                 await asked
         (line,) = hosting.state()["damaged"]
         assert line.startswith("bad: ")
@@ -274,7 +274,7 @@ async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
         for _ in range(2):
             with pytest.raises((BanditNewer, LogNewer), match="offset 3: written by a newer version") as stopped:
                 await hosting.get("", "ahead")
-            problem = problem_of(stopped.value)
+            problem = to_problem(stopped.value)
             assert (problem.status, problem.code) == (503, "storage_unavailable")
             assert "newer version" in problem.detail
             assert "damaged" not in problem.detail
@@ -302,9 +302,9 @@ async def test_damage_that_shows_while_serving_is_told_too(opener: Opener, clock
         bandit, _ = await hosting.create(wanted())
         await hosting.create(wanted("good"))
         await hosting.storage.append(bandit.log, "poison", events.encode(Cancelled(at=clock(), id="none")), Durability.POWER)
-        with pytest.raises(StorageDamaged, match="offset 2"):
+        with pytest.raises(StorageDamagedError, match="offset 2"):
             await bandit.decide(ask(GREEDY, default_rng(4), "d1"))
-        with pytest.raises(BanditDamaged, match="offset 2"):
+        with pytest.raises(BanditDamagedError, match="offset 2"):
             await hosting.get("", "greeter")
         assert len(hosting.state()["damaged"]) == 1
         await hosting.get("", "good")
@@ -319,9 +319,9 @@ async def test_a_fault_of_our_own_while_loading_is_damage_and_not_a_missing_band
 
     monkeypatch.setattr(Learner, "load", broken)
     async with hosted(storage) as hosting:
-        with pytest.raises(StorageDamaged):
+        with pytest.raises(StorageDamagedError):
             await hosting.get("", "a")
-        with pytest.raises(BanditDamaged, match="a fault"):
+        with pytest.raises(BanditDamagedError, match="a fault"):
             await hosting.get("", "a")
 
 
@@ -452,7 +452,7 @@ async def test_a_bandit_that_another_replica_deletes_before_its_creation_is_answ
         storage.creating.set()
         assert (await creating)[1], "it was created"
         await until(lambda: not hosting.loaded(""))
-        with pytest.raises(BanditMissing):
+        with pytest.raises(BanditNotFoundError):
             await hosting.get("", "greeter")
 
 
@@ -472,7 +472,7 @@ async def test_what_is_loaded_of_a_log_that_another_replica_deleted_meanwhile_is
         if is_created_again:
             assert (await hosting.get("", "greeter")).log == log
         else:
-            with pytest.raises(BanditMissing):
+            with pytest.raises(BanditNotFoundError):
                 await hosting.get("", "greeter")
 
 
@@ -573,12 +573,12 @@ async def test_a_sweep_stops_a_bandit_whose_log_was_spoilt_and_no_other() -> Non
         storage.spoilt = {"greeter"}
         await until(lambda: hosting.state()["damaged"])
         assert hosting.state()["damaged"] == ["greeter: log 'greeter': another program has removed it"]
-        with pytest.raises(BanditDamaged, match="another program"):
+        with pytest.raises(BanditDamagedError, match="another program"):
             await hosting.get("", "greeter")
         await (await hosting.get("", "other")).decide(ask(GREEDY, default_rng(1), "d1"))
 
 
-@pytest.mark.parametrize("failure", [StorageUnavailable("away"), RuntimeError("a fault of ours")])
+@pytest.mark.parametrize("failure", [StorageUnavailableError("away"), RuntimeError("a fault of ours")])
 async def test_an_inspection_that_fails_does_not_end_the_sweeps(failure: Exception) -> None:
     storage = Spoilt()
     async with hosted(storage, sweep_s=0.001) as hosting:
@@ -597,8 +597,8 @@ async def test_an_append_into_a_spoilt_log_stops_its_bandit_before_any_sweep() -
         await learner.decide(ask(GREEDY, g, "d1"))
         storage.spoilt = {"greeter"}
         asked = [learner.decide(ask(GREEDY, g, f"e{i}")) for i in range(4)]
-        answers = await asyncio.gather(*asked, learner.observe("d1", Outcome(reward=1.0)), return_exceptions=True)
-        assert all(isinstance(answer, StorageDamaged) for answer in answers)
+        answers = await asyncio.gather(*asked, learner.observe("d1", OutcomeReport(reward=1.0)), return_exceptions=True)
+        assert all(isinstance(answer, StorageDamagedError) for answer in answers)
         assert hosting.state()["damaged"] == ["greeter: log 'greeter': another program has removed it"]
-        with pytest.raises(BanditDamaged):
+        with pytest.raises(BanditDamagedError):
             await hosting.get("", "greeter")

@@ -17,7 +17,7 @@ from bandits.registry import POLICIES
 from service.engine import events
 from service.engine import projection as folding
 from service.engine.events import ArmRetired, Created, Decided
-from service.engine.learner import Ask, Kept, Learner
+from service.engine.learner import DecisionRequest, Learner, Recorded
 from service.storage.base import Durability, Log
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import EXAMPLES, Example
@@ -36,20 +36,20 @@ def form_of(kind: str, **settings: Any) -> Example:
     return replace(EXAMPLES[kind][0], settings={**EXAMPLES[kind][0].settings, **settings})
 
 
-def equal(form: Example, count: int, *, first: int = 0) -> list[Ask]:
+def equal(form: Example, count: int, *, first: int = 0) -> list[DecisionRequest]:
     """Requests with one prompt."""
     return [ask(form, default_rng(1), f"d{i}") for i in range(first, first + count)]
 
 
-async def together(bandit: Learner, asks: Sequence[Ask]) -> list[Kept]:
+async def together(bandit: Learner, asks: Sequence[DecisionRequest]) -> list[Recorded]:
     return list(await asyncio.gather(*(bandit.decide(one) for one in asks)))
 
 
-async def one_by_one(bandit: Learner, asks: Sequence[Ask]) -> list[Kept]:
+async def one_by_one(bandit: Learner, asks: Sequence[DecisionRequest]) -> list[Recorded]:
     return [await bandit.decide(one) for one in asks]
 
 
-def same(ours: Sequence[Kept], theirs: Sequence[Kept]) -> None:
+def same(ours: Sequence[Recorded], theirs: Sequence[Recorded]) -> None:
     """The same draws from the same distributions, in the same order."""
     for one, other in zip(ours, theirs, strict=True):
         assert (one.event.id, one.event.arm, one.offset) == (other.event.id, other.event.arm, other.offset)
@@ -121,7 +121,7 @@ async def test_a_request_that_cannot_be_decided_does_not_hide_the_others_from_ea
     asks = equal(form, 25)
     asks[3] = replace(asks[3], allowed={4: None})
     found = await asyncio.gather(*(bandit.decide(one) for one in asks), return_exceptions=True)
-    arms = [kept.event.arm for kept in found if isinstance(kept, Kept)]
+    arms = [kept.event.arm for kept in found if isinstance(kept, Recorded)]
     assert Counter(arms) == dict.fromkeys(range(4), 6)
 
 
@@ -146,7 +146,7 @@ async def test_a_policy_that_fails_on_one_of_them_does_not_hide_the_others_from_
     asks[7] = replace(asks[7], features=events.vector_bytes(np.full(form.dim, 100.0)))
     found = await asyncio.gather(*(bandit.decide(one) for one in asks), return_exceptions=True)
     assert isinstance(found[7], ZeroDivisionError)
-    assert Counter(kept.event.arm for kept in found if isinstance(kept, Kept)) == dict.fromkeys(range(4), 6)
+    assert Counter(kept.event.arm for kept in found if isinstance(kept, Recorded)) == dict.fromkeys(range(4), 6)
 
 
 async def test_a_repeated_request_is_pending_for_no_other_whether_it_is_open_or_closed() -> None:
@@ -159,7 +159,7 @@ async def test_a_repeated_request_is_pending_for_no_other_whether_it_is_open_or_
     new = equal(PAK, 12)
     mixed = [one for pair in zip(again, [*new, *new], strict=False) for one in pair]  # the last ones twice in one batch
     found = await together(ours, mixed)
-    assert all(kept.repeated for kept in found[::2])
+    assert all(kept.is_duplicate for kept in found[::2])
     first = {kept.event.id: kept for kept in found[1::2]}
     same(list(first.values()), await one_by_one(theirs, new))
     assert ours.digest() == theirs.digest()

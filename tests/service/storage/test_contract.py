@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.storage.base import Durability, Entry, Log, LogMissing, Receipt, Storage, StorageConflict
+from service.storage.base import Durability, Entry, Log, LogNotFoundError, Receipt, Storage, StorageConflictError
 from tests.service.storages import STORAGES, Opener, started
 
 POWER, PROCESS = Durability.POWER, Durability.PROCESS
@@ -89,7 +89,7 @@ async def test_several_are_accepted_in_order_each_as_if_it_came_alone(storage: S
 async def test_none_of_several_is_accepted_into_a_log_that_is_gone(storage: Storage) -> None:
     log = await a_log(storage, entries=2)
     await storage.delete(log)
-    with pytest.raises(LogMissing):
+    with pytest.raises(LogNotFoundError):
         await storage.append_all(log, [("a", b"one"), ("b", b"two")], POWER)
 
 
@@ -147,7 +147,7 @@ async def test_a_deleted_log_is_missing(storage: Storage) -> None:
         storage.save_snapshot(log, 3, b"x"),
         storage.load_snapshots(log),
     ):
-        with pytest.raises(LogMissing):
+        with pytest.raises(LogNotFoundError):
             await asked
     assert len(await everything(storage, other)) == 3
 
@@ -161,7 +161,7 @@ async def test_a_name_can_be_used_again_and_nothing_of_the_old_log_comes_back(st
     assert await storage.append(new, "key 2", b"x", POWER) == Receipt(2)
     assert await everything(storage, new) == [Entry(1, b"created anew"), Entry(2, b"x")]
     assert await storage.load_snapshots(new) == []
-    with pytest.raises(LogMissing):
+    with pytest.raises(LogNotFoundError):
         await storage.append(old, "key 9", b"x", POWER)
     await storage.delete(old)
     assert await storage.logs() == [new], "deleting by an old handle must not touch the new log"
@@ -172,7 +172,7 @@ async def test_an_append_that_loses_against_a_delete_is_refused(storage: Storage
     answers = await asyncio.gather(
         storage.delete(log), *(storage.append(log, f"{i}", b"x", PROCESS) for i in range(20)), return_exceptions=True
     )
-    assert all(isinstance(answer, Receipt | LogMissing) for answer in answers[1:])
+    assert all(isinstance(answer, Receipt | LogNotFoundError) for answer in answers[1:])
     new = await a_log(storage)
     assert await everything(storage, new) == [Entry(1, b"created")]
 
@@ -250,7 +250,7 @@ async def test_the_end_is_the_last_offset(storage: Storage) -> None:
 async def test_an_append_that_expects_another_end_is_refused(storage: Storage) -> None:
     log = await a_log(storage, entries=4)
     for wrong in (0, 3, 5):
-        with pytest.raises(StorageConflict) as refused:
+        with pytest.raises(StorageConflictError) as refused:
             await storage.append(log, "new", b"x", POWER, expected=wrong)
         assert (refused.value.expected, refused.value.end) == (wrong, 4)
     assert await storage.find(log, "new") is None
@@ -286,14 +286,14 @@ async def heard(storage: Storage, expected: dict[str, int]) -> None:
     told: dict[str, int] = {}
     async with asyncio.timeout(20):
         while not expected.items() <= told.items():
-            told |= await storage.news(timeout_s=20)
+            told |= await storage.wait_for_changes(timeout_s=20)
 
 
 async def test_news_name_every_log_that_grew_came_or_went(storage: Storage) -> None:
     one, two = await a_log(storage, "one"), await a_log(storage, "two")
-    assert set(await storage.news(timeout_s=20)) == {"one", "two"}
+    assert set(await storage.wait_for_changes(timeout_s=20)) == {"one", "two"}
     async with asyncio.timeout(20):
-        while await storage.news(timeout_s=0.01):
+        while await storage.wait_for_changes(timeout_s=0.01):
             pass  # silence comes
     waiting = asyncio.create_task(heard(storage, {"two": 2}))
     await asyncio.sleep(0)
@@ -307,7 +307,7 @@ async def test_news_name_every_log_that_grew_came_or_went(storage: Storage) -> N
 
 async def test_beginning_anew_forgets_nothing_of_the_log(storage: Storage) -> None:
     log = await a_log(storage, entries=3)
-    await storage.begin_anew(log)
+    await storage.resync(log)
     assert len(await everything(storage, log)) == 3
     assert await storage.append(log, "key 4", b"x", PROCESS) == Receipt(4)
 
@@ -393,14 +393,14 @@ async def _play(opener: Opener, operations: list[tuple[Any, ...]]) -> None:
             expected = model.append(name, key, payload)
             try:
                 assert await storage.append(handles[name], key, payload, PROCESS) == expected
-            except LogMissing:
+            except LogNotFoundError:
                 assert expected is None
         elif what == "append all":
             name, several = values
             receipts = [model.append(name, key, payload) for key, payload in several]
             try:
                 assert await storage.append_all(handles[name], several, PROCESS) == receipts
-            except LogMissing:
+            except LogNotFoundError:
                 assert receipts == [] or receipts[0] is None
         elif what == "delete":
             (name,) = values

@@ -13,7 +13,7 @@ import pytest
 
 from service.embedders import registry
 from service.engine.learner import Learner
-from service.engine.repository import BanditMissing, Hosting
+from service.engine.repository import BanditNotFoundError, BanditRepository
 from tests.service.http_client import ARMS, GREEDY, VECTOR, Clock, Json, Service, answered, connected, failed, opened, paths
 
 
@@ -583,18 +583,18 @@ async def test_of_two_creations_at_once_the_second_is_compared_as_it_would_be_la
     body: Json = {"policy": {"kind": "promptwise"}, "arms": ARMS, "prompt": {"dim": 3}, "seed": 7}
     former: Json = {"rule": "ratio", "retry_discount": 1.0}
     await service.create("old", {**body, "policy": {**body["policy"], **former}})
-    get = Hosting.get
+    get = BanditRepository.get
     for sent, status in ((body, 200), ({**body, "seed": 8}, 409)):
         looks = 0
 
-        async def late(hosting: Hosting, tenant: str, bandit: str) -> Learner:
+        async def late(hosting: BanditRepository, tenant: str, bandit: str) -> Learner:
             nonlocal looks
             looks += 1
             if looks == 1:  # the other one is not there yet
-                raise BanditMissing(bandit)
+                raise BanditNotFoundError(bandit)
             return await get(hosting, tenant, bandit)
 
-        monkeypatch.setattr(Hosting, "get", late)
+        monkeypatch.setattr(BanditRepository, "get", late)
         response = await service.put("/v1/bandits/old", sent)
         assert (response.status_code, looks) == (status, 2)
         monkeypatch.undo()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.api import problems as errors
-from service.storage.base import Durability, Log, LogDamaged, Receipt, StorageUnavailable
+from service.storage.base import Durability, Log, LogDamaged, Receipt, StorageUnavailableError
 from service.storage.memory import MemoryStorage
 from service.storage.throttling import ThrottledLogger
 from tests.service.api.routes.test_metrics import of, scraped
@@ -32,7 +32,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *, accepted_first: int = 0, failure:
     async def full(self: MemoryStorage, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
         nonlocal left
         if left < len(entries):
-            raise failure or StorageUnavailable("the disk is full")
+            raise failure or StorageUnavailableError("the disk is full")
         left -= len(entries)
         return await append_all(self, log, entries, durability)
 

@@ -11,7 +11,7 @@ import pytest
 
 from service.engine import events
 from service.engine.events import Cancelled
-from service.storage.base import Durability, Log, StorageUnavailable
+from service.storage.base import Durability, Log, StorageUnavailableError
 from service.storage.memory import MemoryStorage
 from service.storage.sqlite.store import SqliteStorage
 from tests.service.http_client import GREEDY, Clock, Json, Service, answered, failed, opened
@@ -53,7 +53,7 @@ async def test_readiness_names_bandits_and_files_only_to_a_key_that_may_see_them
         database.execute(f"UPDATE events SET payload = x'00' WHERE log IN ({logs})")
 
     async def fail(storage: SqliteStorage) -> None:
-        raise StorageUnavailable(f"{store}: the disk is full")
+        raise StorageUnavailableError(f"{store}: the disk is full")
 
     async with opened(store=f"sqlite:///{store}", **keys) as service:
         for key, name in (("boss", "plain"), ("sky", "cloud"), ("sky", "storm")):  # waits until it is loaded
@@ -117,7 +117,7 @@ async def test_bandits_that_are_still_loaded_are_counted_for_a_caller_without_a_
 
 async def test_a_store_that_cannot_be_written_makes_it_unready(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*args: object, **named: object) -> None:
-        raise StorageUnavailable("the disk is full")
+        raise StorageUnavailableError("the disk is full")
 
     await service.create()
     with monkeypatch.context() as patch:

@@ -19,13 +19,13 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
+    LogCompactedError,
     LogDamaged,
-    LogMissing,
-    LogRewound,
-    LogTrimmed,
+    LogNotFoundError,
+    LogTruncatedError,
     Receipt,
-    StorageDamaged,
-    StorageUnavailable,
+    StorageDamagedError,
+    StorageUnavailableError,
 )
 from service.storage.redis import notifications as redis_news
 from service.storage.redis.address import parse
@@ -105,7 +105,7 @@ async def recovered(storage: RedisStorage) -> None:
     """The store answers again, without being opened anew."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            with contextlib.suppress(StorageUnavailable):
+            with contextlib.suppress(StorageUnavailableError):
                 return await storage.ping()
             await asyncio.sleep(0.01)
 
@@ -149,7 +149,7 @@ async def test_closing_finishes_what_waits(prefix: str) -> None:
         assert await again.end(log) == 605
     assert sorted(answer.offset for answer in answers if isinstance(answer, Receipt)) == list(range(6, 606))
     for asked in (storage.append(log, "late", b"x", POWER), storage.ping(), storage.logs()):
-        with pytest.raises(StorageUnavailable, match="closed"):
+        with pytest.raises(StorageUnavailableError, match="closed"):
             await asked
 
 
@@ -172,7 +172,7 @@ async def news_of(storage: RedisStorage, *names: str) -> dict[str, int]:
     told: dict[str, int] = {}
     async with asyncio.timeout(PATIENCE_S):
         while not told.keys() >= set(names):
-            told |= await storage.news(timeout_s=PATIENCE_S)
+            told |= await storage.wait_for_changes(timeout_s=PATIENCE_S)
     return told
 
 
@@ -189,10 +189,10 @@ async def test_a_replica_learns_at_once_what_another_one_appended_created_and_de
         assert await storage.end(log) == 5, "who waits was answered the same before: answers keep their order"
         await other.append(log, "next", b"x", POWER)
         assert await waiting == 6
-        await storage.news(timeout_s=PATIENCE_S)
+        await storage.wait_for_changes(timeout_s=PATIENCE_S)
         await other.delete(log)
         await news_of(storage, "greeter")
-        with pytest.raises(LogMissing):
+        with pytest.raises(LogNotFoundError):
             await storage.read(log, after=6, limit=1)
 
 
@@ -217,7 +217,7 @@ async def test_what_was_acknowledged_survives_the_death_of_redis_where_it_keeps_
             kept: dict[str, int] = {}
 
             async def client(number: int) -> None:
-                with contextlib.suppress(StorageUnavailable):
+                with contextlib.suppress(StorageUnavailableError):
                     for i in range(100_000):
                         kept[f"{number}/{i}"] = (await storage.append(log, f"{number}/{i}", b"x" * 300, POWER)).offset
 
@@ -227,7 +227,7 @@ async def test_what_was_acknowledged_survives_the_death_of_redis_where_it_keeps_
                     await asyncio.sleep(0.001)
             await asyncio.to_thread(server.kill)
             await clients
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(StorageUnavailableError):
                 await storage.append(log, "nobody home", b"x", POWER)
             await asyncio.to_thread(server.start)
             await recovered(storage)
@@ -247,7 +247,7 @@ async def lost(storage: RedisStorage, log: Log, *, seen: int, end: int) -> None:
         lambda: storage.end(log),
         lambda: storage.save_snapshot(log, seen, b"of what is no more"),
     ):
-        with pytest.raises(LogRewound) as told:
+        with pytest.raises(LogTruncatedError) as told:
             await asked()
         assert (told.value.name, told.value.seen, told.value.end) == (log.name, seen, end)
 
@@ -260,8 +260,8 @@ async def test_a_server_that_comes_back_empty_is_noticed(server: RedisServer, ca
         await recovered(storage)
         await lost(storage, log, seen=5, end=0)
         assert [record.levelname for record in caplog.records].count("CRITICAL") == 1, "loudly, and once"
-        await storage.begin_anew(log)
-        with pytest.raises(LogMissing):
+        await storage.resync(log)
+        with pytest.raises(LogNotFoundError):
             await storage.read(log, after=0, limit=1)
         assert await storage.logs() == []
 
@@ -273,7 +273,7 @@ async def test_a_server_that_comes_back_without_the_last_entries_is_noticed(serv
         server.command("SAVE")
         for number in range(6, 10):
             await storage.append(log, f"key {number}", b"to be lost", POWER)
-        await storage.news(timeout_s=0)
+        await storage.wait_for_changes(timeout_s=0)
         server.kill()
         server.start()
         await recovered(other)
@@ -281,7 +281,7 @@ async def test_a_server_that_comes_back_without_the_last_entries_is_noticed(serv
         await lost(storage, log, seen=9, end=5)
         await recovered(other)
         assert await other.append(log, "key 6", b"anew", POWER) == Receipt(6), "whoever has seen nothing of it goes on"
-        await storage.begin_anew(log)
+        await storage.resync(log)
         assert (await everything(storage, log))[-1] == Entry(6, b"anew")
         assert await storage.append(log, "key 7", b"anew", POWER) == Receipt(7)
 
@@ -297,7 +297,7 @@ async def test_another_history_that_has_grown_past_what_was_seen_is_noticed(serv
             for number in range(6, 12):
                 await other.append(log, f"key {number}", b"another", POWER)
         await recovered(storage)
-        with pytest.raises(LogRewound, match="acknowledged entries were lost"):
+        with pytest.raises(LogTruncatedError, match="acknowledged entries were lost"):
             await storage.read(log, after=6, limit=10)
 
 
@@ -312,12 +312,12 @@ async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_
 
     async def begun_anew_meanwhile(*given: Any, **options: Any) -> Any:
         copy.restore()
-        await storage.begin_anew(log)
+        await storage.resync(log)
         return await ask(*given, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(storage, "_ask", begun_anew_meanwhile)
-        with pytest.raises(StorageUnavailable, match="learnt anew"):
+        with pytest.raises(StorageUnavailableError, match="learnt anew"):
             await storage.append(log, "outcome", b"x", POWER)
     assert await storage.end(log) == 5
     assert (await storage.append(log, "outcome", b"x", POWER)).offset == 6
@@ -345,9 +345,9 @@ async def test_a_server_that_does_not_answer_is_unavailable_in_bounded_time_and_
             storage.ping(),
             return_exceptions=True,
         )
-        assert all(isinstance(answer, StorageUnavailable) for answer in await first)
+        assert all(isinstance(answer, StorageUnavailableError) for answer in await first)
         for _ in range(3):
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(StorageUnavailableError):
                 await storage.append(log, "later", b"x", POWER)
         assert time.monotonic() - started < 8 * TIMEOUT_S
         server.go_on()
@@ -361,7 +361,7 @@ async def test_a_server_that_is_not_there_is_refused_at_once(server: RedisServer
     server.kill()
     storage = RedisStorage(parse(server.url))
     started = time.monotonic()
-    with pytest.raises(StorageUnavailable, match=f"127.0.0.1:{server.port}"):
+    with pytest.raises(StorageUnavailableError, match=f"127.0.0.1:{server.port}"):
         await storage.start()
     assert time.monotonic() - started < 1
 
@@ -399,11 +399,11 @@ async def test_an_entry_is_acknowledged_when_enough_replicas_have_it(pair: tuple
         log = await filled(storage)
         assert int(str(replica.client().xlen("nextarm:{greeter}:log"))) == 5
         replica.pause()
-        with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
+        with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await storage.append(log, "late", b"x", POWER)
-        with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
+        with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await storage.append(log, "late", b"x", POWER)
-        with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
+        with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await storage.ping()
         async with opened(primary, timeout_s=5.0) as reader:
             assert (await everything(reader, log))[-1] == Entry(6, b"x")
@@ -423,9 +423,9 @@ async def test_a_repetition_that_comes_by_another_connection_waits_for_the_repli
         log = await filled(one)
         await two.append(log, "key 2", b"x", POWER)
         replica.pause()
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailableError):
             await one.append(log, "late", b"x", POWER)
-        with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
+        with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await two.append(log, "late", b"x", POWER)
         replica.go_on()
 
@@ -437,9 +437,9 @@ async def test_what_is_found_is_acknowledged_again_only_when_the_replicas_have_i
         log = await filled(one)
         assert await two.find(log, "key 2") is not None
         replica.pause()
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailableError):
             await one.append(log, "late", b"x", POWER)
-        with pytest.raises(StorageUnavailable, match="0 of 1 replicas"):
+        with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await two.find(log, "late")
         assert await two.find(log, "never") is None
         replica.go_on()
@@ -448,14 +448,14 @@ async def test_what_is_found_is_acknowledged_again_only_when_the_replicas_have_i
 
 
 async def test_with_too_few_replicas_nothing_is_acknowledged(server: RedisServer) -> None:
-    with pytest.raises(StorageUnavailable, match="0 of 2 replicas"):
+    with pytest.raises(StorageUnavailableError, match="0 of 2 replicas"):
         async with opened(server, confirmations=2, timeout_s=TIMEOUT_S):
             pass
 
 
 async def test_a_replica_is_refused(pair: tuple[RedisServer, RedisServer]) -> None:
     _, replica = pair
-    with pytest.raises(StorageUnavailable, match="is a replica"):
+    with pytest.raises(StorageUnavailableError, match="is a replica"):
         async with opened(replica):
             pass
 
@@ -465,9 +465,9 @@ async def test_a_primary_that_becomes_a_replica_is_unavailable(server: RedisServ
         log = await filled(storage)
         server.command("REPLICAOF", "127.0.0.1", 1)
         for _ in range(2):
-            with pytest.raises(StorageUnavailable, match=r"READONLY|is a replica"):
+            with pytest.raises(StorageUnavailableError, match=r"READONLY|is a replica"):
                 await storage.append(log, "key 6", b"x", POWER)
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailableError):
             await storage.ping()
         server.command("REPLICAOF", "NO", "ONE")
         await recovered(storage)
@@ -506,7 +506,7 @@ async def test_a_replica_that_lagged_and_was_promoted_is_noticed(
         replica.command("REPLICAOF", "127.0.0.1", 1)  # it hears nothing more
         acknowledged = 5
         for number in (6, 7):
-            with contextlib.suppress(StorageUnavailable):
+            with contextlib.suppress(StorageUnavailableError):
                 acknowledged = (await storage.append(log, f"key {number}", b"lost", POWER)).offset
         primary.kill()
         replica.command("REPLICAOF", "NO", "ONE")
@@ -521,9 +521,9 @@ async def test_a_replica_that_lagged_and_was_promoted_is_noticed(
             for number in range(6, 9):
                 await survivor.append(log, f"new {number}", b"another", POWER)
         await recovered(storage)
-        with pytest.raises(LogRewound, match="acknowledged entries were lost"):
+        with pytest.raises(LogTruncatedError, match="acknowledged entries were lost"):
             await storage.read(log, after=7, limit=5)
-        await storage.begin_anew(log)
+        await storage.resync(log)
         assert await storage.end(log) == 8
 
 
@@ -630,10 +630,10 @@ def slot_of(node: RedisServer, name: str) -> int:
 
 
 async def test_a_cluster_that_is_named_as_a_single_server_is_refused(cluster: list[RedisServer], server: RedisServer) -> None:
-    with pytest.raises(StorageUnavailable, match=r"redis\+cluster://"):
+    with pytest.raises(StorageUnavailableError, match=r"redis\+cluster://"):
         async with opened(cluster[0]):
             pass
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailableError):
         async with opened(f"redis+cluster://127.0.0.1:{server.port}", timeout_s=TIMEOUT_S):
             pass
 
@@ -647,7 +647,7 @@ async def test_entries_behind_the_older_snapshot_are_trimmed_with_their_keys(pre
         await storage.save_snapshot(log, 601, b"older")
         assert len(await everything(storage, log)) == 700, "one snapshot is not enough to rely on"
         await storage.save_snapshot(log, 650, b"newer")
-        with pytest.raises(LogTrimmed) as told:
+        with pytest.raises(LogCompactedError) as told:
             await everything(storage, log)
         assert (told.value.name, told.value.first) == ("greeter", 601)
         assert await storage.read(log, after=0, limit=1) == [Entry(1, b"created")]
@@ -670,7 +670,7 @@ async def test_the_last_events_are_kept_whatever_the_snapshots_are(prefix: str) 
         for offset in (90, 95):
             await storage.save_snapshot(log, offset, b"x")
         assert [entry.offset for entry in await storage.read(log, after=70, limit=1000)] == list(range(71, 101))
-        with pytest.raises(LogTrimmed) as told:
+        with pytest.raises(LogCompactedError) as told:
             await storage.read(log, after=69, limit=5)
         assert told.value.first == 71
 
@@ -687,14 +687,14 @@ async def test_a_trimmed_log_whose_snapshots_were_removed_asks_for_one(prefix: s
         log = await filled(storage, entries=9)
         for offset in (5, 7):
             await storage.save_snapshot(log, offset, b"x")
-        await storage._news._sweep()
+        await storage._news._reconcile()
         assert not storage.lacks_snapshot(log)
         shared().command("DEL", f"{prefix}:{{greeter}}:snapshots")
-        await storage._news._sweep()
+        await storage._news._reconcile()
         assert storage.lacks_snapshot(log)
         await storage.save_snapshot(log, 9, b"x")
         assert not storage.lacks_snapshot(log)
-        await storage._news._sweep()
+        await storage._news._reconcile()
         assert not storage.lacks_snapshot(log)
 
 
@@ -723,7 +723,7 @@ async def test_a_poisoned_entry_is_named_with_its_offset(storage: RedisStorage, 
 
 async def test_an_entry_that_was_removed_by_hand_is_named(storage: RedisStorage, prefix: str) -> None:
     log = await filled(storage)
-    await storage.begin_anew(log)
+    await storage.resync(log)
     shared().client().xdel(f"{prefix}:{{greeter}}:log", "3-0")
     with pytest.raises(LogDamaged, match=r"log 'greeter', offset 3: .*missing"):
         await storage.read(log, after=1, limit=100)
@@ -747,7 +747,7 @@ async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = 
             await ask()
     assert list(await looked_at(storage, log)) == [log.name]
     if anew:
-        await storage.begin_anew(log)
+        await storage.resync(log)
         await refused(storage, log, reason, anew=False)
         async with opened(shared(), prefix=storage._keyspace.prefix.decode()) as again:
             assert log in await again.logs()
@@ -758,7 +758,7 @@ async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = 
 
 async def looked_at(storage: RedisStorage, log: Log) -> dict[str, LogDamaged]:
     """What `inspect` says after the next look at all logs."""
-    await storage._news._sweep()
+    await storage._news._reconcile()
     return await storage.inspect([log])
 
 
@@ -800,7 +800,7 @@ async def test_nothing_is_accepted_into_a_log_of_which_something_was_removed_or_
     assert await looked_at(storage, well) == {}
     assert await storage.append(well, "key 6", b"x", POWER) == Receipt(6)
     await storage.ping()
-    with contextlib.suppress(StorageDamaged):
+    with contextlib.suppress(StorageDamagedError):
         assert await storage.create(Log("another id", "greeter"), b"x") == (log, Receipt(1, b"created"))
     await storage.delete(log)
     assert await storage.logs() == [well]
@@ -823,7 +823,7 @@ async def test_a_part_of_a_log_that_was_restored_from_an_older_copy_is_damage(
     log = await filled(storage)
     copy = Copy(shared(), prefix, only=only)
     await storage.append(log, "key 6", b"x", POWER)
-    await storage.begin_anew(log)  # by the counts alone
+    await storage.resync(log)  # by the counts alone
     copy.restore()
     with pytest.raises(LogDamaged, match=reason):
         await storage.append(log, "key 6", b"x", POWER)
@@ -844,12 +844,12 @@ async def test_a_log_that_was_restored_from_an_older_copy_is_read_again_from_its
     async with opened(shared(), prefix=prefix) as third:
         for number in range(6, 6 + grown):
             await third.append(log, f"other {number}", b"another", POWER)
-    with pytest.raises(LogRewound):
+    with pytest.raises(LogTruncatedError):
         await storage.append(log, "key 6", b"to be lost", POWER)
     await lost(storage, log, seen=7, end=5 + grown)
     assert any("were lost" in notice for notice in storage.notices())
     assert not any("were lost" in notice for notice in other.notices()), "it has seen nothing of it"
-    await storage.begin_anew(log)
+    await storage.resync(log)
     if grown < 2:
         assert await storage.load_snapshots(log) == []
     assert await storage.append(log, "key 6", b"once more", POWER) == Receipt(6 + grown)
@@ -860,9 +860,9 @@ async def test_a_look_at_all_logs_finds_one_that_was_taken_back(storage: RedisSt
     copy = Copy(shared(), prefix)
     await storage.append(log, "key 6", b"to be lost", POWER)
     copy.restore()
-    await storage._news._sweep()
+    await storage._news._reconcile()
     assert any("were lost" in notice for notice in storage.notices())
-    assert "greeter" in await storage.news(timeout_s=PATIENCE_S)
+    assert "greeter" in await storage.wait_for_changes(timeout_s=PATIENCE_S)
 
 
 async def test_snapshots_of_entries_that_were_lost_are_not_kept_when_others_take_their_place(
@@ -873,7 +873,7 @@ async def test_snapshots_of_entries_that_were_lost_are_not_kept_when_others_take
     await storage.append(log, "key 6", b"to be lost", POWER)
     await storage.save_snapshot(log, 6, b"of what is lost")
     copy.restore()
-    await storage.begin_anew(log)
+    await storage.resync(log)
     await storage.save_snapshot(log, 5, b"of what is there")
     await storage.append(log, "key 6", b"another", POWER)
     assert await storage.load_snapshots(log) == [(5, b"of what is there")]
@@ -898,16 +898,16 @@ async def test_a_log_that_is_gone_and_was_not_deleted_was_lost(storage: RedisSto
     log, deleted = await filled(storage), await filled(storage, name="deleted")
     await everything(other, deleted)
     await storage.delete(deleted)
-    with pytest.raises(LogMissing):
+    with pytest.raises(LogNotFoundError):
         await other.append(deleted, "key 6", b"x", POWER)
     assert not any("were lost" in notice for notice in other.notices())
     shared().client().delete(*shared().client().keys(f"{prefix}:{{greeter}}:*"), f"{prefix}:logs")
-    await storage._news._sweep()
-    assert "greeter" in await storage.news(timeout_s=PATIENCE_S)
+    await storage._news._reconcile()
+    assert "greeter" in await storage.wait_for_changes(timeout_s=PATIENCE_S)
     await lost(storage, log, seen=5, end=0)
     assert any("in 1 log(s)" in notice for notice in storage.notices())
-    await storage.begin_anew(log)
-    with pytest.raises(LogMissing):
+    await storage.resync(log)
+    with pytest.raises(LogNotFoundError):
         await storage.append(log, "key 6", b"x", POWER)
     assert await storage.create(Log("new", "greeter"), b"created") == (Log("new", "greeter"), Receipt(1))
 
@@ -918,7 +918,7 @@ async def test_everything_removed_under_load_acknowledges_nothing_that_is_not_th
         kept: list[int] = []
 
         async def client(number: int) -> None:
-            with contextlib.suppress(LogMissing, LogRewound):
+            with contextlib.suppress(LogNotFoundError, LogTruncatedError):
                 for i in range(100_000):
                     receipt = await storage.append(log, f"{number}/{i}", b"x", POWER)
                     kept.append(receipt.offset)
@@ -933,12 +933,12 @@ async def test_everything_removed_under_load_acknowledges_nothing_that_is_not_th
 
 async def test_a_running_process_restores_the_register_of_names(storage: RedisStorage, prefix: str) -> None:
     log, other = await filled(storage), await filled(storage, name="other")
-    await storage._news._sweep()
+    await storage._news._reconcile()
     shared().client().hdel(f"{prefix}:logs", "greeter")
-    await storage._news._sweep()
+    await storage._news._reconcile()
     assert await storage.logs() == [log, other]
     shared().client().delete(f"{prefix}:logs")
-    await storage._news._sweep()
+    await storage._news._reconcile()
     assert await storage.logs() == [log, other]
 
 
@@ -956,7 +956,7 @@ async def test_a_start_without_the_register_of_names_finds_the_logs(prefix: str)
 async def test_garbage_for_the_register_of_names_is_no_readiness(storage: RedisStorage, prefix: str) -> None:
     log = await filled(storage)
     shared().command("SET", f"{prefix}:logs", "garbage")
-    with pytest.raises(StorageDamaged, match="WRONGTYPE"):
+    with pytest.raises(StorageDamagedError, match="WRONGTYPE"):
         await storage.ping()
     shared().client().delete(f"{prefix}:logs")
     await storage.ping()
@@ -970,7 +970,7 @@ async def test_news_that_were_removed_or_replaced_are_started_again(
 ) -> None:
     monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
     log = await filled(storage)
-    await other.news(timeout_s=PATIENCE_S)
+    await other.wait_for_changes(timeout_s=PATIENCE_S)
     word, *rest = command
     shared().command("DEL", f"{prefix}:news")
     shared().command(word, f"{prefix}:news", *rest)
@@ -1018,7 +1018,7 @@ async def test_full_memory_refuses_and_half_accepts_nothing(server: RedisServer)
         log = await filled(storage)
         server.command("CONFIG", "SET", "maxmemory", 1)
         for asked in (storage.append(log, "key 6", b"x", POWER), storage.create(Log("2", "two"), b"x"), storage.ping()):
-            with pytest.raises(StorageUnavailable, match="OOM"):
+            with pytest.raises(StorageUnavailableError, match="OOM"):
                 await asked
         assert len(await everything(storage, log)) == 5, "it can still be read"
         assert await storage.find(log, "key 6") is None
@@ -1032,7 +1032,7 @@ async def test_a_server_that_wants_more_replicas_than_it_has_refuses(server: Red
         log = await filled(storage)
         server.command("CONFIG", "SET", "min-replicas-to-write", 1)
         for asked in (storage.append(log, "key 6", b"x", POWER), storage.ping()):
-            with pytest.raises(StorageUnavailable, match="NOREPLICAS"):
+            with pytest.raises(StorageUnavailableError, match="NOREPLICAS"):
                 await asked
         assert await storage.end(log) == 5
 
@@ -1040,7 +1040,7 @@ async def test_a_server_that_wants_more_replicas_than_it_has_refuses(server: Red
 async def test_a_server_that_may_evict_the_log_is_refused() -> None:
     with (
         RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server,
-        pytest.raises(StorageUnavailable, match=r"allkeys-lru.*set noeviction"),
+        pytest.raises(StorageUnavailableError, match=r"allkeys-lru.*set noeviction"),
     ):
         async with opened(server):
             pass
@@ -1051,15 +1051,15 @@ async def test_keys_that_may_be_evicted_while_it_runs_are_refused_within_one_loo
         log = await filled(storage)
         server.command("CONFIG", "SET", "maxmemory", "100mb")
         server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-        with pytest.raises(StorageUnavailable, match="allkeys-lru"):
-            await storage._news._sweep()
+        with pytest.raises(StorageUnavailableError, match="allkeys-lru"):
+            await storage._news._reconcile()
         for ask in (storage.ping, lambda: storage.append(log, "key 6", b"x", POWER)):
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(StorageUnavailableError):
                 await ask()
         said = ""
         async with asyncio.timeout(PATIENCE_S):
             while "allkeys-lru); set noeviction" not in said:  # what was under way then was cut off
-                with pytest.raises(StorageUnavailable) as refused:
+                with pytest.raises(StorageUnavailableError) as refused:
                     await storage.ping()
                 said = str(refused.value)
         server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
@@ -1072,10 +1072,10 @@ async def test_an_append_only_file_that_is_switched_off_while_it_runs_is_noticed
         async with opened(server) as storage:
             assert storage.notices() == []
             server.command("CONFIG", "SET", "appendfsync", "no")
-            await storage._news._sweep()
+            await storage._news._reconcile()
             assert [notice for notice in storage.notices() if "appendfsync is no" in notice]
             server.command("CONFIG", "SET", "appendonly", "no")
-            await storage._news._sweep()
+            await storage._news._reconcile()
             assert [notice for notice in storage.notices() if "appendonly is off" in notice]
 
 
@@ -1121,7 +1121,7 @@ async def test_a_password_opens_the_store_and_is_shown_nowhere(caplog: pytest.Lo
             await storage.close()
             assert secret not in repr(address) + str(address) + repr(vars(storage))
         for wrong in ("redis://:wr0ng@", "redis://"):
-            with pytest.raises(StorageUnavailable, match=r"refuses the user name or the password|NOAUTH") as refused:
+            with pytest.raises(StorageUnavailableError, match=r"refuses the user name or the password|NOAUTH") as refused:
                 await RedisStorage(parse(f"{wrong}127.0.0.1:{server.port}")).start()
             assert "wr0ng" not in str(refused.value)
     assert secret not in caplog.text
@@ -1152,5 +1152,5 @@ async def test_tls_reaches_it_and_a_stranger_is_refused(tmp_path: Path) -> None:
         server.command("CONFIG", "SET", "tls-port", port)
         async with opened(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as storage:
             assert len(await everything(storage, await filled(storage))) == 5
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailableError):
             await RedisStorage(parse(f"rediss://127.0.0.1:{port}")).start()

@@ -19,12 +19,12 @@ from service.storage.base import (
     Entry,
     Log,
     LogDamaged,
-    LogMissing,
+    LogNotFoundError,
     Receipt,
-    StorageDamaged,
+    StorageDamagedError,
     StorageError,
-    StorageLocked,
-    StorageUnavailable,
+    StorageLockedError,
+    StorageUnavailableError,
 )
 from service.storage.sqlite import acknowledged
 from service.storage.sqlite import writer as sqlite_writer
@@ -79,7 +79,7 @@ def change(path: Path, statement: str, *values: object) -> None:
 async def test_a_second_store_on_the_same_file_is_refused_with_the_reason(path: Path, storage: SqliteStorage) -> None:
     (path.parent / "link.db").symlink_to(path)
     for name in (path, path.parent / "link.db", path.parent / "." / ".." / path.parent.name / path.name):
-        with pytest.raises(StorageLocked, match="served by another process"):
+        with pytest.raises(StorageLockedError, match="served by another process"):
             await SqliteStorage(name).start()
     log = await filled(storage)
     assert len(await everything(storage, log)) == 12, "the first one is not disturbed"
@@ -87,7 +87,7 @@ async def test_a_second_store_on_the_same_file_is_refused_with_the_reason(path: 
 
 async def test_a_store_can_be_opened_again_after_a_clean_end_and_after_a_failed_start(path: Path) -> None:
     path.write_bytes(b"this is no database " * 100)
-    with pytest.raises(StorageDamaged):
+    with pytest.raises(StorageDamagedError):
         await SqliteStorage(path).start()
     path.unlink()
     for _ in range(2):
@@ -99,7 +99,7 @@ async def test_a_store_that_cannot_be_created_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.db").mkdir()
     for name, reason in (("file/store.db", "File exists"), ("folder.db", "I/O error|unable to open")):
-        with pytest.raises(StorageUnavailable, match=reason):
+        with pytest.raises(StorageUnavailableError, match=reason):
             await SqliteStorage(tmp_path / name).start()
 
 
@@ -111,7 +111,7 @@ async def test_reading_beside_the_writer_sees_what_is_committed_and_writes_nothi
         await storage.append(log, "later", b"x", POWER)
         assert (await everything(reading, log))[-1] == Entry(13, b"x")
         assert await reading.find(log, "later") == Entry(13, b"x")
-        with pytest.raises(StorageUnavailable, match="reading only"):
+        with pytest.raises(StorageUnavailableError, match="reading only"):
             await reading.append(log, "key", b"x", POWER)
     assert await storage.append(log, "after", b"x", POWER) == Receipt(14)
 
@@ -125,9 +125,9 @@ async def test_a_store_left_by_a_killed_process_can_be_read_without_serving_it(p
 
 async def test_reading_a_file_that_is_no_store_says_so(path: Path) -> None:
     path.write_bytes(b"this is no database " * 100)
-    with pytest.raises(StorageDamaged, match="not a database"):
+    with pytest.raises(StorageDamagedError, match="not a database"):
         await SqliteStorage(path, read_only=True).start()
-    with pytest.raises(StorageUnavailable, match="unable to open"):
+    with pytest.raises(StorageUnavailableError, match="unable to open"):
         await SqliteStorage(path.with_name("none.db"), read_only=True).start()
 
 
@@ -146,10 +146,10 @@ async def test_nothing_waits_for_ever_while_the_store_closes(path: Path) -> None
         await asyncio.sleep(0)
         await storage.close()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(answer, Receipt | StorageUnavailable) for answer in answers)
+    assert all(isinstance(answer, Receipt | StorageUnavailableError) for answer in answers)
     accepted = [answer for answer in answers if isinstance(answer, Receipt)]
-    assert any(isinstance(answer, StorageUnavailable) for answer in answers)
-    with pytest.raises(StorageUnavailable, match="closed"):
+    assert any(isinstance(answer, StorageUnavailableError) for answer in answers)
+    with pytest.raises(StorageUnavailableError, match="closed"):
         await storage.ping()
     async with opened(path) as again:
         assert len(await everything(again, log)) == 12 + len(accepted)
@@ -165,7 +165,7 @@ async def test_nothing_waits_for_ever_while_the_store_closes(path: Path) -> None
 )
 async def test_a_file_that_is_no_database_is_refused_with_its_name(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(StorageDamaged, match="store"):
+    with pytest.raises(StorageDamagedError, match="store"):
         await SqliteStorage(path).start()
     assert path.read_bytes() == content, "a file that is refused is left as it is"
 
@@ -176,7 +176,7 @@ async def test_a_store_of_a_newer_build_is_refused(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version=2")
     for read_only in (False, True):
-        with pytest.raises(StorageDamaged, match="version 2, this build reads up to 1"):
+        with pytest.raises(StorageDamagedError, match="version 2, this build reads up to 1"):
             await SqliteStorage(path, read_only=read_only).start()
 
 
@@ -186,7 +186,7 @@ async def test_a_table_that_is_missing_is_damage_and_not_a_new_store(path: Path,
         await filled(storage)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"ALTER TABLE {table} RENAME TO other")
-    with pytest.raises(StorageDamaged, match="tables"):
+    with pytest.raises(StorageDamagedError, match="tables"):
         await SqliteStorage(path).start()
 
 
@@ -195,13 +195,13 @@ async def test_a_payload_that_changed_is_named_and_nothing_behind_it_is_read(pat
         log, other = await filled(storage), await filled(storage, name="other")
     change(path, "UPDATE events SET payload = CAST('5 ,' AS BLOB) WHERE key = 'key 5' AND log = 1")
     async with opened(path) as storage:
-        with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 5: the checksum"):
+        with pytest.raises(StorageDamagedError, match=r"log 'greeter', offset 5: the checksum"):
             await everything(storage, log)
         assert len(await storage.read(log, after=0, limit=4)) == 4
         assert len(await storage.read(log, after=5, limit=100)) == 7
         assert len(await everything(storage, other)) == 12, "another log is not harmed"
         for asked in (storage.find(log, "key 5"), storage.append(log, "key 5", b"x", POWER)):
-            with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 5"):
+            with pytest.raises(StorageDamagedError, match=r"log 'greeter', offset 5"):
                 await asked
         assert (await storage.append(log, "key 4", b"x", POWER)).offset == 4
 
@@ -211,11 +211,11 @@ async def test_an_entry_that_is_missing_is_named(path: Path) -> None:
         log = await filled(storage)
     change(path, "DELETE FROM events WHERE key = 'key 5'")
     async with opened(path) as storage:
-        with pytest.raises(StorageDamaged, match=r"log 'greeter', offset 5: the entry is missing"):
+        with pytest.raises(StorageDamagedError, match=r"log 'greeter', offset 5: the entry is missing"):
             await everything(storage, log)
     change(path, "DELETE FROM events WHERE key = 'created'")
     async with opened(path) as storage:
-        with pytest.raises(StorageDamaged, match="greeter"):
+        with pytest.raises(StorageDamagedError, match="greeter"):
             await storage.create(Log("new", "greeter"), b"created")
 
 
@@ -248,10 +248,10 @@ async def test_no_flipped_byte_of_the_file_is_read_as_something_else(path: Path)
                     try:
                         assert await everything(storage, log) == kept[log.name], f"byte {position}"
                         unharmed += 1
-                    except StorageDamaged as error:
+                    except StorageDamagedError as error:
                         assert f"log {log.name!r}, offset" in str(error)  # noqa: PT017 (the other ending is fine, too)
                         named += 1
-        except (StorageDamaged, StorageUnavailable) as error:
+        except (StorageDamagedError, StorageUnavailableError) as error:
             assert "store.db" in str(error)  # noqa: PT017
             refused += 1
         for leftover in ("-wal", "-shm"):
@@ -343,7 +343,7 @@ async def test_damage_inside_the_tail_never_drops_what_stands_behind_it(crashed:
         try:
             async with opened(crashed.image) as storage:
                 read = await everything(storage, crashed.log)
-        except StorageDamaged as error:
+        except StorageDamagedError as error:
             assert f"{crashed.wal}, byte" in str(error)  # noqa: PT017 (the other ending is fine at the very end)
             assert crashed.wal.read_bytes() == bytes(tail), "what is refused is left as it is"
             refused += 1
@@ -368,7 +368,7 @@ async def test_frames_of_an_earlier_round_of_the_tail_are_no_damage(path: Path, 
 async def test_a_database_that_became_empty_beside_its_tail_is_not_a_new_store(crashed: Crashed) -> None:
     crashed.restore(crashed.tail)
     crashed.image.write_bytes(b"")
-    with pytest.raises(StorageDamaged, match="empty"):
+    with pytest.raises(StorageDamagedError, match="empty"):
         await SqliteStorage(crashed.image).start()
 
 
@@ -399,7 +399,7 @@ async def test_a_full_disk_refuses_everything_it_cannot_keep_and_recovers(path: 
     refused = [error for given in answers for error in given if isinstance(error, StorageError)]
     accepted = [answer.offset for given in answers for answer in given if isinstance(answer, Receipt)]
     assert refused
-    assert all(isinstance(error, StorageUnavailable) and "full" in str(error) for error in refused)
+    assert all(isinstance(error, StorageUnavailableError) and "full" in str(error) for error in refused)
     assert sorted(accepted) == list(range(13, 13 + len(accepted))), "a refused entry leaves no gap"
     for client, given in enumerate(answers):
         for number, answer in enumerate(given):
@@ -432,10 +432,10 @@ async def test_after_any_other_failed_write_the_store_is_read_only_until_it_is_s
         answers = await asyncio.gather(
             *(storage.append(log, f"lost {i}", b"." * 500, (POWER, PROCESS)[i % 2]) for i in range(6)), return_exceptions=True
         )
-    assert all(isinstance(answer, StorageUnavailable) for answer in answers)
+    assert all(isinstance(answer, StorageUnavailableError) for answer in answers)
     assert [record.levelname for record in caplog.records].count("CRITICAL") == 1, "loudly, and once"
     for asked in (storage.append(log, "later", b"x", POWER), storage.delete(log), storage.ping()):
-        with pytest.raises(StorageUnavailable, match="read-only until"):
+        with pytest.raises(StorageUnavailableError, match="read-only until"):
             await asked
     assert await everything(storage, log) == kept, "it can still be read"
     await storage.close()
@@ -456,12 +456,12 @@ async def test_a_store_that_another_program_locks_for_a_while_is_not_given_up(
             storage.append(log, "at once", b"x", PROCESS),
             storage.delete(log),
         ):
-            with pytest.raises(StorageUnavailable, match="locked"):
+            with pytest.raises(StorageUnavailableError, match="locked"):
                 await asked
     assert len(await everything(storage, log)) == 12, "a delete that was refused has deleted nothing"
     assert await storage.append(log, "now", b"x", POWER) == Receipt(13)
     await storage.delete(log)
-    with pytest.raises(LogMissing):
+    with pytest.raises(LogNotFoundError):
         await everything(storage, log)
 
 
@@ -479,8 +479,8 @@ async def test_an_entry_that_cannot_be_written_harms_no_other(storage: SqliteSto
             return_exceptions=True,
         )
     assert isinstance(answers[1], UnicodeEncodeError)
-    assert isinstance(answers[2], StorageUnavailable)
-    assert isinstance(answers[3], StorageUnavailable)
+    assert isinstance(answers[2], StorageUnavailableError)
+    assert isinstance(answers[3], StorageUnavailableError)
     assert {answers[0], answers[4]} == {Receipt(13), Receipt(14)}
     await storage.ping()
     assert await storage.append(log, "third", b"x", POWER) == Receipt(15)
@@ -704,7 +704,7 @@ async def test_a_file_that_a_restart_could_not_open_is_told(path: Path, storage:
     user = os.geteuid()
     try:
         os.seteuid(user or 65534)
-        with pytest.raises(StorageUnavailable, match="permissions"):
+        with pytest.raises(StorageUnavailableError, match="permissions"):
             await storage.ping()
     finally:
         os.seteuid(user)
@@ -768,7 +768,7 @@ async def test_a_start_without_the_end_that_was_acknowledged_is_refused_with_wha
         image.unlink()
     left = {each.name: each.read_bytes() for each in image.parent.iterdir()}
     for _ in range(2):
-        with pytest.raises(StorageDamaged, match=r"acknowledged events are missing: log .* offsets .* to 2[01]") as refused:
+        with pytest.raises(StorageDamagedError, match=r"acknowledged events are missing: log .* offsets .* to 2[01]") as refused:
             await SqliteStorage(image).start()
         assert "store.db-acknowledged" in str(refused.value)
     for name, content in left.items():
@@ -785,7 +785,7 @@ async def test_a_start_on_an_older_copy_is_refused_with_the_offsets_that_it_lack
         for number in range(5):
             await storage.append(log, f"newer {number}", b"x", POWER)
     copy.replace(path)
-    with pytest.raises(StorageDamaged, match=r"log 'greeter', offsets 13 to 17"):
+    with pytest.raises(StorageDamagedError, match=r"log 'greeter', offsets 13 to 17"):
         await SqliteStorage(path).start()
 
 
@@ -804,7 +804,7 @@ async def test_after_a_loss_of_power_only_what_was_flushed_is_asked_for(
     short = crash_image(path, path.parent / "short")
     shutil.copy(beside(path, "-acknowledged"), beside(short, "-acknowledged"))
     beside(short, "-wal").unlink()
-    with pytest.raises(StorageDamaged, match=r"offsets .* to 13"):
+    with pytest.raises(StorageDamagedError, match=r"offsets .* to 13"):
         await SqliteStorage(short).start()
 
 
