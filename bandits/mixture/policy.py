@@ -16,7 +16,8 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,55 +27,13 @@ from bandits import draw
 from bandits.functional.frechet_mixture import FrechetMixture
 from bandits.functional.simplex import Solution, Vector
 from bandits.mixture import report as mixture_report
+from bandits.mixture.plan import Mask, Plan, Solved
 from bandits.mixture.samples import MixtureSamples
 from bandits.mixture.statistics import Loss, PairSums, SpectralMixture, quadratic
-from bandits.types import ArmState, Context, State, Weights
-
-Mask = tuple[bool, ...]
-"""(K,) a set of arms."""
+from bandits.types import Context, State, Weights
 
 REMEMBERED = 16
 """A set of arms that no decision asked for during so many plans is not solved ahead any more."""
-
-
-@dataclass(frozen=True)
-class Solved:
-    """weights: (K,) the rule's answer.  gradient: (K,) of the loss there, NaN for arms without samples.  solution: its source."""
-
-    weights: Vector
-    gradient: Vector
-    solution: Solution
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What follows from the statistics of all arms together, for the policy, arms and reference that it was made for.
-
-    known:  (K,) arms with samples; no other has a place in a mixture yet.
-    solved: per set of arms, the best weights (K,) over them.  asked: sets that decisions asked for, and how many plans ago.
-    curvatures: per set of arms, what an iterative solver learnt last about the loss (m, m).
-    """
-
-    policy: Mixture
-    arms: tuple[ArmState, ...]
-    reference: ArmState
-    loss: Loss
-    known: Mask
-    sums: PairSums | None = None
-    solved: dict[Mask, Solved] = field(default_factory=dict)
-    asked: dict[Mask, int] = field(default_factory=dict)
-    curvatures: dict[tuple[int, ...], Vector] = field(default_factory=dict)
-
-    def at(self, weights: Vector) -> tuple[float, Vector]:
-        """The loss at weights (K,) over known arms, and its gradient (K,): NaN for arms without samples."""
-        arms = np.flatnonzero(self.known).tolist()
-        gradient = np.full(len(self.known), np.nan)
-        value, gradient[arms] = self.loss.only(arms).at(weights[arms])
-        return value, gradient
-
-    def slopes(self, weights: Vector) -> Vector:
-        """(K,) the gradient of the loss."""
-        return self.at(weights)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +176,10 @@ class Mixture(MixtureSamples):
         """See `mixture_report.report`."""
         if not any(arm.count for arm in state.arms) or self._lacking(state):
             return mixture_report.unknown(self, state.arms)
-        return mixture_report.report(self, self.plan(state), state.arms)
+        plan = self.plan(state)
+        return mixture_report.report(
+            self, plan, state.arms, solve=partial(self.solution, plan), samples_from_mixture=self.samples_from_mixture
+        )
 
 
 def _mixed_by(context: Context, plan: Plan) -> Mask:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from bandits.functional import diversity, simplex
 from bandits.functional.simplex import Vector
+from bandits.mixture.plan import Mask, Plan, Solved
+from bandits.mixture.samples import MixtureSamples
 from bandits.mixture.statistics import MixtureArm, Quadratic, unbiased
 from bandits.types import ArmState
 
-if TYPE_CHECKING:
-    from bandits.mixture.policy import Mixture, Plan
+Solve = Callable[[Mask], Solved]
+"""The best weights over a set of known arms."""
 
 LARGEST_SPECTRUM = 1024
 """Side of the largest matrix whose eigenvalues a report waits for."""
 
 
-def report(policy: Mixture, plan: Plan, arms: Sequence[ArmState]) -> dict[str, Any]:
-    """One object for the whole bandit.
+def report(
+    policy: MixtureSamples, plan: Plan, arms: Sequence[ArmState], *, solve: Solve, samples_from_mixture: bool
+) -> dict[str, Any]:
+    """One object for the whole bandit.  samples_from_mixture: whether the rule answers a solution of the plan.
 
     objective: name, direction, `value` of the samples gathered so far (weights n / t) and its U-statistic `unbiased` (kernel
                losses), `optimum` = the estimated best value
@@ -36,7 +40,7 @@ def report(policy: Mixture, plan: Plan, arms: Sequence[ArmState]) -> dict[str, A
     share = n / n.sum()
     known = np.where(plan.known, share, 0.0)
     value, gradient = plan.at(known / known.sum())
-    best = _optimum(policy, plan)
+    best = _optimum(plan, solve)
     mask = max(plan.solved, key=sum, default=None)
     solved = plan.solved[mask] if mask else None
     return {
@@ -55,11 +59,7 @@ def report(policy: Mixture, plan: Plan, arms: Sequence[ArmState]) -> dict[str, A
             {
                 "n": arm.count,
                 "share": float(share[index]),
-                "weight": float(solved.weights[index])
-                if solved
-                else None
-                if policy.samples_from_mixture
-                else float(share[index]),
+                "weight": float(solved.weights[index]) if solved else None if samples_from_mixture else float(share[index]),
                 **_alone(policy, plan, index),
             }
             for index, arm in enumerate(arms)
@@ -67,7 +67,7 @@ def report(policy: Mixture, plan: Plan, arms: Sequence[ArmState]) -> dict[str, A
     }
 
 
-def unknown(policy: Mixture, arms: Sequence[ArmState]) -> dict[str, Any]:
+def unknown(policy: MixtureSamples, arms: Sequence[ArmState]) -> dict[str, Any]:
     """The same before the first sample, or before the reference."""
     nothing = {"weight": None, "alone": None, "similarity": None, "similarity_unbiased": None, "quality": None}
     direction = "maximise" if policy.objective in ("rke", "vendi") else "minimise"
@@ -87,7 +87,7 @@ def unknown(policy: Mixture, arms: Sequence[ArmState]) -> dict[str, Any]:
     }
 
 
-def told(policy: Mixture, loss: float) -> float | None:
+def told(policy: MixtureSamples, loss: float) -> float | None:
     """The loss on the objective's own scale: RKE = 1 / loss, Vendi = exp(-loss), a distance is at least 0."""
     if policy.objective == "rke":
         return 1.0 / loss if loss > 0.0 else None
@@ -96,17 +96,17 @@ def told(policy: Mixture, loss: float) -> float | None:
     return loss if policy.objective == "rke+quality" else max(loss, 0.0)
 
 
-def _optimum(policy: Mixture, plan: Plan) -> float:
+def _optimum(plan: Plan, solve: Solve) -> float:
     """The lowest loss over all known arms: exact for quadratics, else that of the plan's widest solution."""
     arms = np.flatnonzero(plan.known).tolist()
     if isinstance(plan.loss, Quadratic):
         part = plan.loss.only(arms)
         return simplex.minimize_quadratic(part.matrix, part.linear).value + part.constant
     widest = max(plan.solved, key=sum, default=plan.known)
-    return plan.at(policy.solution(plan, widest).weights)[0]
+    return plan.at(solve(widest).weights)[0]
 
 
-def _unbiased(policy: Mixture, plan: Plan, share: Vector) -> float | None:
+def _unbiased(policy: MixtureSamples, plan: Plan, share: Vector) -> float | None:
     """The objective of the pooled samples without the pairs of a sample with itself."""
     if not isinstance(plan.loss, Quadratic):
         return None
@@ -118,7 +118,7 @@ def _unbiased(policy: Mixture, plan: Plan, share: Vector) -> float | None:
     return loss if policy.objective == "kid" else told(policy, loss)  # an unbiased distance may be negative
 
 
-def _alone(policy: Mixture, plan: Plan, index: int) -> dict[str, Any]:
+def _alone(policy: MixtureSamples, plan: Plan, index: int) -> dict[str, Any]:
     """What is known of one arm by itself."""
     numbers: dict[str, Any] = {"alone": None, "similarity": None, "similarity_unbiased": None, "quality": None}
     arm = plan.arms[index]
@@ -134,7 +134,7 @@ def _alone(policy: Mixture, plan: Plan, index: int) -> dict[str, Any]:
     return numbers
 
 
-def _pooled(policy: Mixture, plan: Plan, share: Vector) -> dict[str, float | None]:
+def _pooled(policy: MixtureSamples, plan: Plan, share: Vector) -> dict[str, float | None]:
     """RKE and Vendi score of all samples together, as far as the statistic tells them."""
     rke: float | None = None
     vendi: float | None = None
@@ -150,6 +150,6 @@ def _pooled(policy: Mixture, plan: Plan, share: Vector) -> dict[str, float | Non
     return {"rke": rke, "vendi": vendi}
 
 
-def _side(policy: Mixture) -> int:
+def _side(policy: MixtureSamples) -> int:
     """Side of the matrices that the loss decomposes."""
     return policy.output_dim if policy.objective == "fid" else policy.form.size

@@ -37,7 +37,8 @@ from bandits.errors import InvalidHyperparameter
 from bandits.functional import simplex
 from bandits.functional.simplex import Solution, Vector
 from bandits.hyperparameters import hyper
-from bandits.mixture.policy import Mixture, Plan
+from bandits.mixture.plan import Plan
+from bandits.mixture.policy import Mixture
 from bandits.mixture.statistics import Quadratic, SpectralMixture
 from bandits.types import Context, State
 

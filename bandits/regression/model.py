@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,14 +18,20 @@ from torch import Tensor
 from bandits.errors import InvalidContext
 from bandits.functional import kernels
 from bandits.regression.kernel import Kernel, KernelArm
-from bandits.regression.ridge import RidgeArm, ridge_scores
+from bandits.regression.ridge import Ridge, RidgeArm, ridge_scores
 from bandits.types import Context
-
-if TYPE_CHECKING:
-    from bandits.gpu.mirror import DeviceMirror
 
 Lift = Callable[[Tensor], Tensor]
 """(..., d) -> (..., p)."""
+
+
+@runtime_checkable
+class DeviceScorer(Protocol):
+    """Scores of ridge arms that are computed elsewhere; what stands in `State.cache` of a bandit that has one."""
+
+    def score(self, derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(B, K) means and (B, K) widths of lifted prompts z (B, p); None = compute them here."""
+
 
 LONGEST_SQUARED = 1e10
 """Of k(x, x), in units of the ridge. A width is a difference of numbers up to k(x, x) / ridge times larger than itself, and a
@@ -117,13 +123,11 @@ class Regression:
             else:
                 arm.posterior(self._exact, self.ridge)
 
-    def score(
-        self, arms: Sequence[RidgeArm | KernelArm], z: Tensor, placement: DeviceMirror | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, K) means and (B, K) widths of lifted prompts z (B, p). placement: asked first, where there is one."""
+    def score(self, arms: Sequence[RidgeArm | KernelArm], z: Tensor, device: DeviceScorer | None = None) -> tuple[Tensor, Tensor]:
+        """(B, K) means and (B, K) widths of lifted prompts z (B, p). device: asked first, where there is one."""
         if self.kernel is None:
             derived = [arm.ridge(self.ridge) for arm in arms if isinstance(arm, RidgeArm)]
-            found = None if placement is None else placement.score(derived, z)
+            found = None if device is None else device.score(derived, z)
             return ridge_scores(derived, z) if found is None else found
         mean = torch.empty((len(z), len(arms)), dtype=torch.float64)
         width = torch.empty_like(mean)

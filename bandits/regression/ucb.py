@@ -11,9 +11,8 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.errors import InvalidContext, InvalidHyperparameter
-from bandits.gpu.mirror import DeviceMirror
 from bandits.hyperparameters import unit_scale
-from bandits.regression.model import Regression, check_direction, stacked
+from bandits.regression.model import DeviceScorer, Regression, check_direction, stacked
 from bandits.regression.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights
 
@@ -103,8 +102,8 @@ class RegressionUcb(Policy):
 
     def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
-        placement = state.cache if isinstance(state.cache, DeviceMirror) else None
-        mean, width = self.regression.score(state.arms, z, placement)
+        device = state.cache if isinstance(state.cache, DeviceScorer) else None
+        mean, width = self.regression.score(state.arms, z, device)
         return mean + self.prior_mean, width
 
     def _best(self, pulls: Sequence[int], contexts: Sequence[Context], mean: Tensor, width: Tensor) -> Weights:

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.access_log import REQUEST_ID_HEADER, request_id
 from service.api.metrics import Meter
 from service.api.middleware import NO_CONNECTION_LEFT
 from service.api.problems import Problem
-from service.cli.logging_config import REQUEST_ID_HEADER, request_id
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
 

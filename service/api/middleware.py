@@ -21,14 +21,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import access_log
+from service.api.access_log import REQUEST_ID, REQUEST_ID_HEADER, AccessLog
 from service.api.auth import TENANT_HEADER, Authenticator
 from service.api.hosts import AllowedHosts
 from service.api.json_bodies import check_structure, parse_json
 from service.api.metrics import Meter
 from service.api.problems import Problem
 from service.api.targets import check_target
-from service.cli import logging_config as telemetry
-from service.cli.logging_config import REQUEST_ID, REQUEST_ID_HEADER, AccessLog
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
 
@@ -78,7 +78,7 @@ class AdmissionMiddleware:
             await self._app(scope, receive, send)
             return
         headers = {name: value for name, value in scope["headers"] if name in HEADERS}
-        request_id = scope["nextarm.id"] = telemetry.request_id(headers.get(REQUEST_ID_HEADER))
+        request_id = scope["nextarm.id"] = access_log.request_id(headers.get(REQUEST_ID_HEADER))
         REQUEST_ID.set(request_id)  # a request is a task of its own
         if self._is_full(scope):  # before anything else is done for it
             await self._refuse(scope, send)

@@ -19,8 +19,8 @@ from starlette.routing import BaseRoute, Route
 
 from bandits.errors import FieldError, ReferenceMissing
 from bandits.registry import POLICIES
+from service.api.access_log import REQUEST_ID
 from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME
-from service.cli.logging_config import REQUEST_ID
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.learner import (
     DecisionCancelledError,

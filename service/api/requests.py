@@ -37,7 +37,7 @@ from pydantic_core import CoreSchema
 
 from bandits.hyperparameters import Declared, declared
 from bandits.registry import POLICIES
-from service.api.encoding import decode_base64
+from service.embedders.encoding import decode_base64
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_ARM_NAME = 128

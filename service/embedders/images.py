@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.api.encoding import decode_base64
 from service.embedders.base import InvalidContent
+from service.embedders.encoding import decode_base64
 from service.embedders.image_parts import Format, damaged, walk
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from bandits.functional import concentration
 from bandits.functional.entropy import entropy, optimistic_marginal
 from bandits.functional.moments import Spread
 from bandits.functional.simplex import Solution, Vector, frank_wolfe_gap, tidy
-from bandits.mixture.policy import Plan
+from bandits.mixture.plan import Plan
 from bandits.mixture.statistics import Quadratic
 from bandits.policies.fd_ucb import FdArm, FdUcb
 from bandits.policies.is_ucb import IsArm, IsUcb

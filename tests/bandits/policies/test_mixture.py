@@ -18,7 +18,7 @@ from bandits import state as states
 from bandits.errors import InvalidHyperparameter, InvalidObservation, ReferenceMissing
 from bandits.functional import diversity, kernels, moments
 from bandits.hyperparameters import declared
-from bandits.mixture.policy import Plan
+from bandits.mixture.plan import Plan
 from bandits.mixture.samples import REFERENCE_SAMPLES, MixtureSamples
 from bandits.mixture.statistics import MixtureArm, Quadratic
 from bandits.policies.mixture import MixtureGreedy, MixtureUcb, Radius

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.encoding import decode_base64
+from service.embedders.encoding import decode_base64
 from tests.service.http_client import VECTOR, Service, failed, float32, paths
 
 FORMS: dict[str, Callable[[bytes], str]] = {
