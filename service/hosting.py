@@ -23,6 +23,7 @@ from service import events
 from service.events import Created
 from service.folding import LogNewer
 from service.learner import Learner
+from service.memory import release_memory
 from service.settings import Settings
 from service.storage.base import (
     Log,
@@ -171,6 +172,7 @@ class Hosting:
         await self.storage.delete(log)
         self._damaged.pop(name, None)
         self._forget(log)
+        await asyncio.to_thread(release_memory)
 
     async def names(self, tenant: str) -> list[str]:
         """The bandits of a tenant, in order."""
