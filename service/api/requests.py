@@ -38,6 +38,7 @@ from pydantic_core import CoreSchema
 from bandits.hyperparameters import Declared, declared
 from bandits.registry import POLICIES
 from service.embedders.encoding import decode_base64
+from service.scorers import registry as scorers
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_ARM_NAME = 128
@@ -55,11 +56,15 @@ MAX_AMOUNT = 1e12
 MAX_MOMENTS_DIM = 8_192
 MAX_CLASSES = 1_000
 MAX_MESSAGES = 10_000
-MAX_PATTERN = 1_000
-MAX_EXPECTED = 10_000
-SCORER_FIELDS = ("pattern", "expected", "target", "fences", "options")
+PARAMETERS = scorers.parameters(scorers.SCORERS.values())
+"""Of the service's own scorers, as they declare them."""
+SCORER_FIELDS = (*PARAMETERS, "options")
 """Fields of `reward` that are parameters of a scorer."""
-YOUNGER = {"reward": ("fences",), "prompt": ("takes", "reads", "keep"), "output": ("takes",)}
+YOUNGER = {
+    "reward": tuple(name for name, parameter in PARAMETERS.items() if not parameter.of_first_release),
+    "prompt": ("takes", "reads", "keep"),
+    "output": ("takes",),
+}
 """Optional fields of a bandit's body that came after the first release; null where they are not given."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
@@ -387,8 +392,8 @@ class PromptSpec(EmbedderSpec):
     )
 
 
-class RewardSpec(Body):
-    """Where rewards come from, and what happens when none comes."""
+class _RewardSource(Body):
+    """The fields before the parameters of scorers."""
 
     source: str = Field(
         "client",
@@ -399,19 +404,22 @@ class RewardSpec(Body):
     override: bool = Field(
         False, description="With a scorer: a reward that is posted with the outcome wins over the scorer's; else it is refused."
     )
-    pattern: Annotated[str, Field(min_length=1, max_length=MAX_PATTERN)] | None = Field(
-        None, description="`regex`: what must be found in the text."
+
+
+if TYPE_CHECKING:
+    _ScorerParameters = _RewardSource
+else:
+    _ScorerParameters = create_model(
+        "_ScorerParameters",
+        __base__=_RewardSource,
+        **{name: (parameter.annotation | None, Field(None, description=parameter.doc)) for name, parameter in PARAMETERS.items()},
     )
-    expected: Annotated[str, Field(min_length=1, max_length=MAX_EXPECTED)] | None = Field(
-        None, description="`exact-match`: the right text where the outcome posts no `reference`."
-    )
-    target: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
-        None, description="`length-penalty`: characters up to which the reward is 1."
-    )
-    fences: Literal["strip"] | None = Field(
-        None, description="`json-valid`: `strip` takes a Markdown fence off that is around the whole text."
-    )
-    options: Metadata | None = Field(None, description="A scorer of another package: its own parameters, up to 4 KiB.")
+
+
+class RewardSpec(_ScorerParameters):
+    """Where rewards come from, and what happens when none comes."""
+
+    options: Metadata | None = Field(None, description=scorers.OPTIONS.doc)
     default: Reward | None = Field(
         None, description="Reward that is learnt when no outcome came in `timeout_s`; null = the decision just expires."
     )

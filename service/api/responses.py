@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from service.api.requests import PARAMETERS
 
 
 class Answer(BaseModel):
@@ -144,16 +146,40 @@ class EmbedderAnswer(Answer):
     keep: Literal["start", "end", "both"] = Field("start", description="Of longer texts; left out where it was not given.")
 
 
-class RewardAnswer(Answer):
-    """Where rewards come from."""
+class _RewardSource(Answer):
+    """The fields before the parameters of scorers."""
 
     source: str = Field(description="`client`: posted with the outcome; else a scorer.", examples=["client"])
     override: bool = Field(False, description="With a scorer: a posted reward wins; left out where false.")
-    pattern: str = Field("", description="Of the scorer; left out where it has none, as the next four.")
-    expected: str = Field("", description="Of the scorer.")
-    target: int = Field(0, description="Of the scorer.")
-    fences: str = Field("", description="Of the scorer.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Of the scorer.")
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Of a field that is left out, and never null, where it was not given."""
+    schema.pop("default", None)
+
+
+if TYPE_CHECKING:
+    _ScorerParameters = _RewardSource
+else:
+    _ScorerParameters = create_model(
+        "_ScorerParameters",
+        __base__=_RewardSource,
+        **{
+            name: (
+                parameter.annotation,
+                Field(None, description=f"{parameter.doc} Left out where it was not given.", json_schema_extra=_without_default),
+            )
+            for name, parameter in PARAMETERS.items()
+        },
+    )
+
+
+class RewardAnswer(_ScorerParameters):
+    """Where rewards come from."""
+
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Of a scorer of another package; left out where none were given."
+    )
     default: float | None = Field(description="Learnt when no outcome came in time; null = nothing is.")
     timeout_s: float = Field(description="Seconds after which an open decision expires.", examples=[86400.0])
 

@@ -134,7 +134,9 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
     report = await learner.report()
     per_arm = [*report.pop("arms"), *({} for _ in learner.arms)]  # an arm that came just now has no report yet
     chosen = Counter(learner.ledger.recent)
-    scorer = {name: value for name in ("override", *SCORER_FIELDS) if (value := created.request.get("reward", {}).get(name))}
+    asked = created.request.get("reward", {})
+    scorer: dict[str, Any] = {"override": True} if asked.get("override") else {}
+    scorer |= {name: value for name in SCORER_FIELDS if (value := asked.get(name)) is not None}
     arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # the ledger's words win
     return {
         "name": created.bandit,

@@ -39,6 +39,8 @@ RECENT = 1000
 """Decisions over which an arm's share is reported."""
 KEPT_EPISODES = 10_000
 """Episodes remembered; beyond it the least recently used one is forgotten."""
+KEPT_REFERENCES = 10_000
+"""Ids of reference material remembered, the newest. An older one is recognized by its key, as long as the store has it."""
 
 
 class ArmRecord(msgspec.Struct, frozen=True):
@@ -362,6 +364,8 @@ class Ledger:
         self.referenced = self.referenced + event.outputs.rows if moments is None else moments.count  # moments replace moments
         if isinstance(event.id, str) and isinstance(event.body, str):
             self.references[event.id] = KnownReference(offset, self.referenced, event.body)
+            if len(self.references) > KEPT_REFERENCES:
+                del self.references[next(iter(self.references))]
         seen = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
         return [Learn(seen)]
 

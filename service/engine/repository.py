@@ -22,6 +22,7 @@ from uuid_utils.compat import uuid7
 from service.engine import events
 from service.engine.events import Created
 from service.engine.learner import Learner
+from service.engine.memory import release_memory
 from service.engine.projection import LogNewer
 from service.settings import Settings
 from service.storage.base import (
@@ -171,6 +172,7 @@ class BanditRepository:
         await self.storage.delete(log)
         self._damaged.pop(name, None)
         self._forget(log)
+        await asyncio.to_thread(release_memory)
 
     async def names(self, tenant: str) -> list[str]:
         """The bandits of a tenant, in order."""

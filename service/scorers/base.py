@@ -81,11 +81,28 @@ Build = Callable[[Mapping[str, Any]], Scorer]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One field of `reward` that belongs to a scorer: what the body, the answers, OpenAPI and the checks know of it.
+
+    annotation:       type and bounds as pydantic reads them, without null: a field that is not given is null by itself.
+    doc:              what it means.
+    is_needed:        a bandit must give it.
+    of_first_release: null stands in stored requests. A later one is left out of them, so that a request that does not give it
+                      is the same request as before.
+    """
+
+    annotation: Any
+    doc: str
+    is_needed: bool = False
+    of_first_release: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScorerSpec:
     """What is known of a scorer without importing anything.
 
     reads:      what an output may be: text, image, vector.
-    parameters: its fields of `reward`: name -> whether a bandit must give it.
+    parameters: its fields of `reward` by name.
     gives:      the range of the reward, for people.
     in_space:   prompt and output must be embedded by the same CLIP.
     plugged:    from another package: `origin`.
@@ -95,7 +112,7 @@ class ScorerSpec:
     reads: tuple[str, ...]
     summary: str
     build: Build
-    parameters: Mapping[str, bool]
+    parameters: Mapping[str, Parameter]
     gives: str = "0 to 1"
     in_space: bool = False
     requires: tuple[str, ...] = ()
@@ -111,8 +128,8 @@ class ScorerSpec:
 
     def check_parameters(self, given: Sequence[str]) -> None:
         """`InvalidParameter` for one that is missing or not this scorer's; `ScorerUnavailable` where a package is missing."""
-        for name, needed in self.parameters.items():
-            if needed and name not in given:
+        for name, parameter in self.parameters.items():
+            if parameter.is_needed and name not in given:
                 raise InvalidParameter(name, f"is needed by the scorer {self.name!r}")
         for name in given:
             if name not in self.parameters:

@@ -1,4 +1,6 @@
-"""Every scorer that can be named: one line each, and whatever other packages bring.
+"""Every scorer that can be named, its parameters included, and whatever other packages bring.
+
+A parameter is declared here alone: the body that creates a bandit, its answers, OpenAPI and the errors follow from it.
 
 A package plugs its judge in by an entry point of the group `nextarm.scorers`:
 
@@ -13,13 +15,16 @@ A package plugs its judge in by an entry point of the group `nextarm.scorers`:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from service.scorers import builtin
-from service.scorers.base import CLIENT, Scorer, ScorerSpec, ScorerUnavailable, UnknownScorer
+from service.scorers.base import CLIENT, Parameter, Scorer, ScorerSpec, ScorerUnavailable, UnknownScorer
 
 GROUP = "nextarm.scorers"
 
@@ -29,18 +34,62 @@ SCORERS: dict[str, ScorerSpec] = {
     for spec in (
         ScorerSpec(name="clip-score", reads=("text", "image", "vector"), in_space=True, build=builtin.clip_score, parameters={},
                    summary="How well the output matches the prompt: max(0, 100 cos) / 100 in the space of one CLIP."),
-        ScorerSpec(name="exact-match", reads=("text",), build=builtin.exact_match, parameters={"expected": False}, gives="0 or 1",
+        ScorerSpec(name="exact-match", reads=("text",), build=builtin.exact_match, gives="0 or 1",
+                   parameters={"expected": Parameter(
+                       annotation=Annotated[str, Field(min_length=1, max_length=10_000)], of_first_release=True,
+                       doc="the right text where the outcome posts no `reference`.")},
                    summary="Whether the text equals the outcome's `reference`, or else `reward.expected`."),
-        ScorerSpec(name="regex", reads=("text",), build=builtin.regex, parameters={"pattern": True}, gives="0 or 1",
+        ScorerSpec(name="regex", reads=("text",), build=builtin.regex, gives="0 or 1",
+                   parameters={"pattern": Parameter(
+                       annotation=Annotated[str, Field(min_length=1, max_length=1_000)], is_needed=True, of_first_release=True,
+                       doc="what must be found in the text.")},
                    requires=("regex",), install='pip install "nextarm[scorers]"',
                    summary="Whether `reward.pattern` is found in the text; a search ends after 0.1 s."),
-        ScorerSpec(name="json-valid", reads=("text",), build=builtin.json_valid, parameters={"fences": False}, gives="0 or 1",
+        ScorerSpec(name="json-valid", reads=("text",), build=builtin.json_valid, gives="0 or 1",
+                   parameters={"fences": Parameter(
+                       annotation=Literal["strip"],
+                       doc="`strip` takes a Markdown fence off that is around the whole text.")},
                    summary="Whether the text is JSON."),
-        ScorerSpec(name="length-penalty", reads=("text",), build=builtin.length_penalty, parameters={"target": True},
+        ScorerSpec(name="length-penalty", reads=("text",), build=builtin.length_penalty,
+                   parameters={"target": Parameter(
+                       annotation=Annotated[int, Field(ge=1, le=10**9)], is_needed=True, of_first_release=True,
+                       doc="characters up to which the reward is 1.")},
                    summary="1 up to `reward.target` characters, target / length beyond."),
     )
 }
 # fmt: on
+
+OPTIONS = Parameter(
+    annotation=dict[str, Any], of_first_release=True, doc="A scorer of another package: its own parameters, up to 4 KiB."
+)
+"""The one parameter of every scorer of another package, which checks what is in it."""
+
+
+def parameters(specs: Iterable[ScorerSpec]) -> dict[str, Parameter]:
+    """Of all of these scorers: one field of `reward` each, whose doc names the scorers that have it.
+
+    ValueError where two of them mean different kinds of values by one name: a field has one type.
+
+    >>> parameters([SCORERS["regex"]])["pattern"].doc
+    '`regex`: what must be found in the text.'
+    """
+    merged: dict[str, Parameter] = {}
+    for spec in specs:
+        for name, own in spec.parameters.items():
+            doc = f"`{spec.name}`: {own.doc}"
+            if name in merged:
+                if _kind(merged[name]) != _kind(own):
+                    raise ValueError(
+                        f"the scorer {spec.name!r} has a parameter {name!r} of another kind than the scorers before it"
+                    )
+                doc = f"{merged[name].doc} {doc}"
+            merged[name] = replace(own, doc=doc)
+    return merged
+
+
+def _kind(parameter: Parameter) -> tuple[Any, ...]:
+    """What two scorers must agree on. Annotations with bounds do not compare equal, their JSON schemas do."""
+    return TypeAdapter(parameter.annotation).json_schema(), parameter.of_first_release
 
 
 @cache
@@ -55,7 +104,7 @@ def plugged() -> dict[str, ScorerSpec]:
                 reads=("text", "image", "vector"),
                 summary="From another package.",
                 build=lambda parameters, entry=entry: _build(entry, parameters),  # type: ignore[misc]
-                parameters={"options": False},
+                parameters={"options": OPTIONS},
                 gives="any number",
                 licence="",
                 plugged=True,
@@ -81,8 +130,8 @@ def known() -> dict[str, ScorerSpec]:
 def spec(name: str) -> ScorerSpec:
     """What is known of the scorer of that name, or `UnknownScorer` listing the names.
 
-    >>> spec("regex").parameters
-    {'pattern': True}
+    >>> list(spec("regex").parameters)
+    ['pattern']
     """
     scorers = known()
     if name not in scorers:

@@ -434,3 +434,11 @@ def test_other_bytes_are_no_ledger() -> None:
     for garbled in (b"", data[:-1], data.replace(b'"offset":2', b'"offset":"2"'), b"[]"):
         with pytest.raises((msgspec.DecodeError, msgspec.ValidationError)):
             Ledger.unpack(created(), garbled)
+
+
+def test_the_newest_ids_of_references_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "KEPT_REFERENCES", 2)
+    book = Ledger(created())
+    for offset, name in enumerate(("first", "second", "third"), start=2):
+        book.apply(offset, ReferenceAdded(at=NOW, outputs=Matrix.of(np.ones((1, 2))), id=name, body="b"), POLICY)
+    assert list(book.references) == ["second", "third"]
