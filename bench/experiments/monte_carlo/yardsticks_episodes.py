@@ -1,4 +1,4 @@
-"""What promptwise is compared with beyond `bench.experiments.baselines_episodes`: oracles that know every success probability."""
+"""Baselines of promptwise: fixed preferences repeated until a call succeeds, and oracles that know every success probability."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from bandits import draw
+from bandits.hyperparameters import hyper
 from bandits.policies.promptwise import SMALLEST, by_horizon, by_ratio
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 from bench.experiments.worlds.episodes import RECORDED, EpisodeWorld
 
 Floats = npt.NDArray[np.float64]
+UNSEEN = 1e300
+"""Mean of an arm without outcomes: above all others, and so large that prices leave it as it is. Infinity is not drawn."""
 
 
 def true_rates(world: EpisodeWorld) -> Floats:
@@ -33,17 +37,13 @@ def recorded_rates(*, seed: int, rounds: int = 1000, recorded: Path = RECORDED) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knowing(Policy):
-    """PromptWise's rules on the true success probabilities, which take the place of the features."""
+class _UntilSuccess(Policy):
+    """Calls the best arm of a score until one succeeds."""
 
-    kind: ClassVar[str] = "knowing"
-    needs: ClassVar[frozenset[Need]] = frozenset({"features"})
-    summary: ClassVar[str] = "Yardstick: the best rule for one who knows every success probability."
+    needs: ClassVar[frozenset[Need]] = frozenset({"reward", "cost"})
     episodic: ClassVar[bool] = True
 
-    rule: Literal["ratio", "horizon"]
-    cost_weight: float
-    max_attempts: int = 5
+    max_attempts: int = hyper(5, "Calls per episode at most.", at_least=1)
 
     def init(self) -> MeanArm:
         return MeanArm()
@@ -53,6 +53,54 @@ class Knowing(Policy):
 
     def succeeded(self, reward: float) -> bool:
         return reward >= 1.0
+
+    def score(self, state: State, context: Context) -> Sequence[float]:
+        """(K,) what is maximised."""
+        raise NotImplementedError
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        scores = torch.tensor([self.score(state, context) for context in contexts], dtype=torch.float64)
+        going_on: Tensor = torch.tensor([sum(context.attempts) < self.max_attempts for context in contexts])
+        return Weights(draw.greedy_weights(scores, draw.allowed_mask(contexts)) * going_on[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyTillSuccess(_UntilSuccess):
+    """The arm of highest mean reward - cost_weight * price, again and again; arms without any outcome first (PromptWise C5)."""
+
+    kind: ClassVar[str] = "greedy-till-success"
+    summary: ClassVar[str] = "Baseline: the best average reward minus cost, until success."
+
+    cost_weight: float = hyper(0.05, "What one unit of cost is worth in successes.", at_least=0)
+
+    def score(self, state: State, context: Context) -> Sequence[float]:
+        return [arm.mean(unseen=UNSEEN) - self.cost_weight * price for arm, price in zip(state.arms, context.prices, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheapFirst(_UntilSuccess):
+    """Each arm once, in the order of the prices, then the dearest again: the cascade that needs no learning (PromptWise C5)."""
+
+    kind: ClassVar[str] = "cheap-first"
+    summary: ClassVar[str] = "Baseline: the arms in the order of their prices until success."
+
+    def score(self, state: State, context: Context) -> Sequence[float]:
+        untried = any(n == 0 and is_allowed for n, is_allowed in zip(context.attempts, context.allowed, strict=True))
+        if not untried:
+            return context.prices
+        return [-price if n == 0 else -float("inf") for n, price in zip(context.attempts, context.prices, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowing(_UntilSuccess):
+    """PromptWise's rules on the true success probabilities, which take the place of the features."""
+
+    kind: ClassVar[str] = "knowing"
+    needs: ClassVar[frozenset[Need]] = frozenset({"features"})
+    summary: ClassVar[str] = "Yardstick: the best rule for one who knows every success probability."
+
+    rule: Literal["ratio", "horizon"]
+    cost_weight: float
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         q = torch.stack([context.features for context in contexts]).clamp_min(SMALLEST)
