@@ -108,12 +108,13 @@ def _answer_of(future: asyncio.Future[Any], tell: Callable[[Recorded], Answer]) 
 
 def _documents(services: Services, answers: Sequence[Answer | Problem]) -> list[Answer]:
     problems = [one for one in answers if isinstance(one, Problem)]
-    if len(problems) == len(answers):
-        for problem in problems:
-            if problem.code == "storage_unavailable":
-                raise problem
+    is_nothing_accepted = len(problems) == len(answers)
+    whole = next((one for one in problems if is_nothing_accepted and one.code == "storage_unavailable"), None)
     for problem in problems:
-        services.meter.count_problem(problem.code)
+        if problem is not whole:  # which is counted with the request
+            services.meter.count_problem(problem.code)
+    if whole is not None:
+        raise whole
     return [one.document() if isinstance(one, Problem) else one for one in answers]
 
 

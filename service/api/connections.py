@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from enum import Enum
 from typing import Any
 
@@ -35,6 +36,8 @@ logger = logging.getLogger("nextarm.http")
 MAX_HEAD_BYTES = 2**16
 PROBE_CONNECTIONS = 8
 """Accepted when every other connection has a request under way."""
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)")
+"""A request target with its scheme and host."""
 SPARE_DESCRIPTORS = 16
 """For the store, models and pictures, beyond those that are open when the server begins to listen."""
 LINGER_S, LINGER_BYTES = 5.0, 2**26
@@ -219,15 +222,22 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
             self._refusal = "headers_too_large"
             raise ValueError(self._refusal)  # the parser stops, and `send_400_response` is called
-        self._part = _Part.BODY
-        self._message_bytes = self._body_bytes = 0
         self._leave_waiting()
+        self._take_host_of_target()
         if self._is_for_probes:
             self.scope[NO_CONNECTION_LEFT] = True  # type: ignore[literal-required]
-        super().on_headers_complete()
+        super().on_headers_complete()  # raises where the target has no path, as that of CONNECT: it is refused as a head
+        self._part = _Part.BODY
+        self._message_bytes = self._body_bytes = 0
         self.cycle.transport = self._closing  # type: ignore[assignment]
         if self._is_for_probes:
             self.cycle.keep_alive = False
+
+    def _take_host_of_target(self) -> None:
+        """Of `GET http://name/path` the name is the host that is addressed, whatever the Host header says (RFC 9112, 3.2.2)."""
+        if match := _ABSOLUTE.match(self.url):
+            others = [(name, value) for name, value in self.headers if name != b"host"]
+            self.headers[:] = [*others, (b"host", match["authority"])]  # in place: the scope holds the list
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

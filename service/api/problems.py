@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from bandits.errors import FieldError, ReferenceMissing
 from bandits.registry import POLICIES
+from service.api import hints
 from service.api.access_log import REQUEST_ID
 from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME
 from service.embedders.base import EmbedderError, QueueFull
@@ -237,23 +238,28 @@ def body_error_to_problem(error: Exception) -> Problem:
     return validation_problem(error) if isinstance(error, ValidationError) else to_problem(error)
 
 
-def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
-    """A 422 that lists every wrong field by its path, without echoing any value."""
-    found = error.errors()
-    listed = [(_path(item["loc"]) or "body", _message(item)) for item in found[:LISTED]]
-    if found and found[0]["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        listed[0] = ("policy.kind", f"must be one of {', '.join(POLICIES)}")
+def validation_problem(error: RequestValidationError | ValidationError, body: type[BaseModel] | None = None) -> Problem:
+    """A 422 that lists every wrong field by its path, without echoing any value. body: the model of the request's body, where the
+    error does not name it.
+    """
+    root = hints.model_named(error.title) if isinstance(error, ValidationError) else body
+    listed = []
+    for item in error.errors()[:LISTED]:
+        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            near = hints.closest(str(item["ctx"].get("tag", ""))[:NAMED], POLICIES)
+            listed.append(("policy.kind", f"must be one of {', '.join(POLICIES)}{near}"))
+        else:
+            listed.append((_path(item["loc"]) or "body", _message(item, root)))
     return invalid_fields(listed)
 
 
-JSON_OBJECT = "must be a JSON object, e.g. {}; GET /openapi.json describes its fields"
 WHOLE_NUMBER = "must be a whole number"
 MESSAGES = {
-    "extra_forbidden": "is not a field here; check the spelling",
-    "model_attributes_type": JSON_OBJECT,
-    "model_type": JSON_OBJECT,
+    "extra_forbidden": "is not a field here",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
     "dict_type": "must be a JSON object, e.g. {}",
-    "list_type": "must be a list, e.g. []",
+    "list_type": "must be a list",
     "string_type": "must be a string",
     "string_unicode": "must be Unicode text",
     "bool_type": "must be true or false",
@@ -272,6 +278,13 @@ MESSAGES = {
     "message_content": 'must be a string or a list of parts, e.g. [{"type": "text", "text": "..."}]',
 }
 """By type of error, with what pydantic knows of it. Its own words speak of Python, so no client gets them."""
+HINTS = {
+    "extra_forbidden": hints.fields_hint,
+    "model_attributes_type": hints.object_hint,
+    "model_type": hints.object_hint,
+    "list_type": hints.list_hint,
+}
+"""By type of error: what follows, from the schema of the place."""
 OTHERWISE = "is not what is taken here; GET /openapi.json describes the field"
 """For a type of error that the table lacks."""
 
@@ -284,16 +297,16 @@ PATTERNS = {
 """In words, what each regular expression asks for."""
 
 
-def _message(item: Any) -> str:
+def _message(item: Any, root: type[BaseModel] | None) -> str:
     known: dict[str, Any] = item.get("ctx", {})
     match item["type"]:
         case "value_error":
             return str(known["error"])
         case "missing":
             name = item["loc"][-1] if item["loc"] else "body"
-            return (
-                f"is missing; send it, e.g. {_example(name)}" if name in EXAMPLES else "is missing; send a JSON object, e.g. {}"
-            )
+            if name in EXAMPLES:
+                return f"is missing; send it, e.g. {_example(name)}"
+            return f"is missing; send a JSON object{hints.object_hint(root, ())}"
         case "string_pattern_mismatch":
             return PATTERNS.get(known["pattern"], OTHERWISE)
         case "string_too_short" | "string_too_long":
@@ -304,7 +317,7 @@ def _message(item: Any) -> str:
             message = MESSAGES.get(kind, OTHERWISE)
             for name, value in known.items():
                 message = message.replace(f"{{{name}}}", _number(value))
-            return message
+            return message + HINTS[kind](root, _within_body(item["loc"])) if kind in HINTS else message
 
 
 def _bounded(known: Mapping[str, Any], what: str) -> str:
@@ -321,11 +334,16 @@ def _example(name: str) -> str:
     return f'"{name}": {msgspec.json.encode(EXAMPLES[name]).decode()}'
 
 
+def _within_body(location: Sequence[int | str]) -> Sequence[int | str]:
+    """Without the part of the request, which the framework puts before."""
+    return location[1:] if location and location[0] in ("body", "query", "path", "header") else location
+
+
 def _path(location: Sequence[int | str]) -> str:
     """`policy.exploration` from what pydantic says; the name of the policy's kind, which it adds, is left out. Unknown names come
     from the client: they are cut, as everything that is repeated.
     """
-    parts = list(location[1:] if location and location[0] in ("body", "query", "path", "header") else location)
+    parts = list(_within_body(location))
     if len(parts) > 1 and parts[0] == "policy" and parts[1] in POLICIES:
         del parts[1]
     parts = [part for part in parts if part not in MESSAGE_CONTENT]
@@ -341,7 +359,9 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answered(request, validation_problem(error))
+        field = getattr(request.scope.get("route"), "body_field", None)
+        body = next(hints.models_in(field.field_info.annotation), None) if field is not None else None
+        return answered(request, validation_problem(error, body))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -177,6 +177,10 @@ class _Foreign(Body):
 class MessagePart(_Foreign):
     """A part of a message. Only texts are read."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"type": "text", "text": "Translate this to French: good morning"}]}
+    )
+
     type: str = Field(description="`text` (or `input_text`, `output_text`); others are not read.", examples=["text"])
     text: str | None = Field(None, description="The text.", examples=["Translate this to French: good morning"])
 
@@ -191,6 +195,10 @@ def _kind_of_content(value: object) -> str | None:
 
 class Message(_Foreign):
     """A message as chat APIs have it; further fields are ignored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"role": "user", "content": "Translate this to French: good morning"}]}
+    )
 
     role: str = Field(min_length=1, max_length=64, description="`user`, `assistant`, `system`, ...", examples=["user"])
     content: (

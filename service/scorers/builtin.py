@@ -19,7 +19,7 @@ import numpy as np
 
 from service.scorers.base import CannotScore, InvalidParameter, Sample, Scorer, ScorerUnavailable
 
-_FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(?P<inside>.*)\n[ \t]*```", re.DOTALL)
+_FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(?P<inside>.*)```", re.DOTALL)
 REGEX_S = 0.1
 """Seconds that one search may take."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -101,7 +102,10 @@ MODELS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     ),
     "outcomes": (schemas.OutcomeBatch, {"outcomes": [{}]}),
     "reference pairs": (schemas.ReferenceBody, {"pairs": [{"prompt": "a", "output": "b"}], "id": "a"}),
-    "reference moments": (schemas.ReferenceBody, {"moments": {"mean": [0.0], "covariance": [[1.0]], "count": 9}}),
+    "reference moments": (
+        schemas.ReferenceBody,
+        {"moments": {"mean": [0.0, 0.0], "covariance": [[1.0, 0.0], [0.0, 1.0]], "count": 9}},
+    ),
     "reference outputs": (schemas.ReferenceBody, {"outputs": [{"vector": [0.5]}]}),
     **{kind: (schemas.POLICY_MODELS[kind], {"kind": kind}) for kind in POLICIES},
 }
@@ -124,6 +128,8 @@ def places(value: Any, *before: int | str) -> Iterator[tuple[int | str, ...]]:
         yield from places(item, *before, name)
 
 
+OF_ANOTHER_SHAPE: tuple[Any, ...] = (7, "b", ["b"], [1, 2], {})
+
 LEFT_OUT = object()
 
 
@@ -145,7 +151,7 @@ def check(error: ValidationError | RequestValidationError) -> None:
     for path, message in problem.errors:
         assert not PYTHON.search(f"{path}: {message}"), (path, message, error.errors())
         assert message != OTHERWISE, (path, error.errors())
-        assert "{" not in message.replace("{}", "").replace('{"', "")  # a place in a text that was not filled in
+        assert "{" not in message.partition(", e.g. ")[0]  # a place in a text that was not filled in
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -167,6 +173,57 @@ def test_whatever_is_wrong_with_a_body_is_said_in_words_of_json(name: str) -> No
         except ValidationError as error:
             check(error)
     assert refusals > 10
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_example_that_a_message_shows_for_a_field_is_taken_there(name: str) -> None:
+    """A client that follows a hint must not be led into the next error."""
+    model, body = MODELS[name]
+    shown = 0
+    for place in ((), *places(body)):
+        for wrong in OF_ANOTHER_SHAPE:
+            try:
+                model.model_validate(changed(body, place, wrong))
+                continue
+            except ValidationError as error:
+                found = validation_problem(error).errors
+            for path, message in found:
+                if path != (".".join(map(str, place)) or "body") or ", e.g. " not in message or "is missing" in message:
+                    continue
+                example, _ = json.JSONDecoder().raw_decode(message.partition(", e.g. ")[2])
+                assert example or place[-1] in ("metadata", "options"), (path, message)
+                model.model_validate(changed(body, place, example))
+                shown += 1
+    assert shown
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field", "message"),
+    [
+        ("PUT", "", {**GREEDY, "arms": "b"}, "arms", 'must be a list, e.g. [{"name":"small"},{"name":"large"}]'),
+        ("PUT", "", {**GREEDY, "arms": ["a"]}, "arms.0", 'must be a JSON object, e.g. {"name":"small","price":0.0002}'),
+        ("PUT", "", {**GREEDY, "policy": "greedy"}, "policy", 'must be a JSON object, e.g. {"kind":"pak-ucb"}'),
+        ("PUT", "", {**GREEDY, "policy": {"kind": "pakucb"}}, "policy.kind", 'did you mean "pak-ucb"?'),
+        ("PUT", "", {**GREEDY, "sed": 7}, "sed", 'is not a field here; did you mean "seed"?'),
+        ("PUT", "", {**GREEDY, "policy": {"kind": "pak-ucb", "explorations": 1}}, "policy.explorations", '"exploration"?'),
+        ("PUT", "", {**GREEDY, "policy": {"kind": "one-arm", "x": 1}}, "policy.x", "here are kind, "),
+        ("POST", "/decisions", {"prompt": [1, 2]}, "prompt", "with one of text, messages, vector, image, e.g. {"),
+        ("POST", "/decisions", {"prompt": {"dim": 3}}, "prompt.dim", "; the fields here are text, messages, vector, image"),
+        ("POST", "/decisions", [], "body", 'must be a JSON object, e.g. {"id":"request-1"'),
+        ("POST", "/decisions/batch", {"decisions": "a"}, "decisions", 'must be a list, e.g. [{"prompt":'),
+        ("POST", "/decisions/batch", {"decision": []}, "decision", 'did you mean "decisions"?'),
+        ("PUT", "/arms/x", [], "body", 'must be a JSON object, e.g. {"price":'),
+        ("POST", "/references", {"moment": {}}, "moment", 'did you mean "moments"?'),
+    ],
+)
+async def test_a_wrong_field_is_answered_with_the_fields_there_are_and_an_example(
+    service: Service, method: str, path: str, body: Any, field: str, message: str
+) -> None:
+    await service.create()
+    response = await service.ask(method, f"/v1/bandits/b{path}", json=body)
+    assert failed(response) == (422, "invalid_request")
+    errors = {error["path"]: error["message"] for error in response.json()["errors"]}
+    assert message in errors[field]
 
 
 def test_every_type_of_error_that_the_schemas_can_raise_has_words() -> None:

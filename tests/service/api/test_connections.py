@@ -91,6 +91,8 @@ Connect = Callable[[Server], socket.socket]
         b"nonsense\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
         b"GET /healthz HTTP/9.9\r\n\r\n",
+        b"GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT evil.example:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -105,6 +107,28 @@ def test_what_is_no_http_is_answered_with_a_problem_document(start_server: Start
     assert problem(read_all(connection)) == (400, "malformed_request")
     with server.client() as client:
         assert 'nextarm_problems_total{code="malformed_request"} 1.0' in client.get("/metrics").text
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "header", "status"),
+    [
+        ("http://evil.example/v1/bandits", "localhost", 421),
+        ("HTTP://evil.example:8000/v1/bandits?limit=1", "localhost", 421),
+        ("http://localhost@evil.example/v1/bandits", "localhost", 421),
+        ("http://evil.example@localhost/v1/bandits", "localhost", 421),
+        ("http://localhost:8000/v1/bandits", "evil.example", 200),
+        ("http://[::1]/v1/bandits", "localhost", 200),
+        ("/v1/bandits?after=http://evil.example/", "evil.example", 421),
+    ],
+)
+def test_the_host_in_a_request_target_comes_before_the_header(
+    start_server: Start, connect: Connect, target: str, header: str, status: int
+) -> None:
+    server = start_server(store="memory://")
+    connection = connect(server)
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {header}\r\nConnection: close\r\n\r\n".encode())
+    assert parsed(read_all(connection))[0] == status
     assert server.stop() == 0
 
 

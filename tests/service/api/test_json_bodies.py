@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api import json_bodies
-from service.api.json_bodies import MAX_PARTS, MAX_VALUES, check_structure, parse_json
+from service.api.json_bodies import MAX_DEPTH, MAX_PARTS, MAX_VALUES, check_structure, parse_json
 from service.api.problems import Problem
 from tests.service.http_client import JSON, PROMPT, VECTOR, Service, failed
 
@@ -140,6 +140,14 @@ def test_what_is_no_json_and_what_is_given_twice_is_named_with_its_place(body: b
 def test_of_a_large_body_a_repeated_name_is_named_without_its_place() -> None:
     body = b'{"a": "' + b"x" * json_bodies._PLACED + b'", "a": 1}'
     assert detail_of(body) == "the body has the field 'a' twice in one object; send it once"
+
+
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_a_body_that_is_nested_too_deeply_is_refused_with_the_depth_that_is_read(begin: bytes, end: bytes) -> None:
+    for body in (begin * (MAX_DEPTH + 1) + b"1" + end * (MAX_DEPTH + 1), begin * (MAX_PARTS // 2)):
+        assert "nested too deeply, at line 1 column" in detail_of(body)
+        assert f"at most {MAX_DEPTH} levels" in detail_of(body)
+    parse_json(begin * MAX_DEPTH + b"1" + end * MAX_DEPTH)
 
 
 def test_a_byte_order_mark_is_left_out() -> None:

@@ -109,12 +109,16 @@ def test_parameters_that_are_missing_or_not_the_scorers_are_refused(name: str, g
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("text", ['```json\n{"a": 1}\n```', "\n```\n[1]\n```\n", "[1]", '```JSON\r\n{"a": "```"}\r\n```'])
+@pytest.mark.parametrize(
+    "text", ['```json\n{"a": 1}\n```', "\n```\n[1]\n```\n", "[1]", '```JSON\r\n{"a": "```"}\r\n```', "```\n[1]```"]
+)
 def test_json_in_a_fence_is_valid_where_the_bandit_says_so(text: str) -> None:
     assert score("json-valid", text, fences="strip") == 1.0
     assert score("json-valid", text) == float(text == "[1]")
 
 
-@pytest.mark.parametrize("text", ["```json\n{\n```", "Here it is:\n```json\n[1]\n```", "```[1]```", "```\n[1]\n"])
+@pytest.mark.parametrize(
+    "text", ["```json\n{\n```", "Here it is:\n```json\n[1]\n```", "Here:\n```\n[1]```", "```[1]```", "```\n[1]\n"]
+)
 def test_a_fence_around_something_else_is_not_valid(text: str) -> None:
     assert score("json-valid", text, fences="strip") == 0.0

@@ -77,7 +77,7 @@ async def test_a_batch_that_the_store_refuses_as_a_whole_is_a_503_and_one_line_o
         assert failed(refused) == (503, "storage_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
     assert [record.message for record in caplog.records].count("the store refused") == 1
-    assert of(await scraped(service), "nextarm_problems_total", code="storage_unavailable") == 1
+    assert of(await scraped(service), "nextarm_problems_total", code="storage_unavailable") == ITEMS
     assert await service.offset() == 1
     accepted = answered(await service.post("/v1/bandits/b/decisions/batch", decisions()))["decisions"]
     assert [one["id"] for one in accepted] == [f"d{i}" for i in range(ITEMS)]
@@ -111,6 +111,9 @@ async def test_a_bad_item_does_not_hide_that_the_store_refused_all_others(
     with monkeypatch.context() as patch:
         refuse(patch, failure=LogDamaged("log 'b'", "another program has removed it"))
         assert failed(await service.post("/v1/bandits/b/decisions/batch", body)) == (503, "storage_unavailable")
+    counts = await scraped(service)
+    assert of(counts, "nextarm_problems_total", code="storage_unavailable") == 7
+    assert of(counts, "nextarm_problems_total", code="invalid_request") == 1
     assert failed(await service.post("/v1/bandits/b/decisions/batch", body)) == (503, "storage_unavailable"), "it stops"
 
 
