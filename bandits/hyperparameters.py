@@ -81,6 +81,32 @@ def setting(default: Any, doc: str) -> Any:
     return dataclasses.field(default=default, metadata={"setting": doc})
 
 
+# -- hyperparameters that several policies share: the same meaning, range and words everywhere -----------------------------
+
+
+def initial_pulls_field() -> Any:
+    """The length of the burn-in."""
+    return hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+
+
+def exploration_floor_field() -> Any:
+    """The weight of uniform exploration."""
+    return hyper(0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1)
+
+
+def normalize_field(default: bool = True, *, what: str = "prompt vector") -> Any:
+    """The switch that scales vectors to length one. what: the noun for these vectors in the documentation."""
+    return hyper(default, f"Scale every {what} to length one first; a zero vector is then refused.")
+
+
+def ridge_field(doc: str, *, source: str) -> Any:
+    """The regularizer of a regression: any positive number in a log, at least `SMALLEST_RIDGE` in a new bandit."""
+    return hyper(1.0, doc, above=0, sound_at_least=SMALLEST_RIDGE, source=source)
+
+
+# -- reading and validating declarations -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declared:
     """A hyperparameter as declared on a policy class: its name, type and default beside its facts."""

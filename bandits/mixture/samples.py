@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bandits.errors import InvalidHyperparameter, InvalidObservation, ReferenceMissing
 from bandits.functional import kernels, moments, quality
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, normalize_field
 from bandits.mixture.statistics import FrechetArm, FrechetReference, MixtureArm, Neighbourhoods, SampleStatistic
 from bandits.types import ArmState, Need, NoReference, Observation, Policy, State
 
@@ -82,7 +82,7 @@ class MixtureSamples(Policy):
         at_most=20_000,
         unit="samples",
     )
-    normalize: bool = hyper(False, "Scale every output to length one first; a zero vector is then refused.")
+    normalize: bool = normalize_field(False, what="output")
     quality: Literal["none", "precision", "density"] = hyper(
         "none",
         "Quality of a sample against the reference, for rke+quality: precision is 0 or 1, density counts neighbourhoods.",
@@ -101,9 +101,7 @@ class MixtureSamples(Policy):
         at_least=1,
         source="released code: 5; paper: 1",
     )
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    exploration_floor: float = exploration_floor_field()
 
     def __post_init__(self) -> None:
         if str(self.quality) in ("recall", "coverage"):

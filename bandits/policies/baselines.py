@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bandits import draw
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
@@ -68,11 +68,9 @@ class Greedy(_Averages):
     kind: ClassVar[str] = "greedy"
     summary: ClassVar[str] = "Baseline: the arm with the best average reward so far."
 
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    initial_pulls: int = initial_pulls_field()
     prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    exploration_floor: float = exploration_floor_field()
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means = _means(state, unseen=self.prior_mean, rows=len(contexts))
@@ -93,7 +91,7 @@ class EpsilonGreedy(_Averages):
     summary: ClassVar[str] = "Baseline: the best average, and with probability epsilon any allowed arm."
 
     epsilon: float = hyper(0.1, "Probability of a uniformly random arm.", at_least=0, at_most=1)
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    initial_pulls: int = initial_pulls_field()
     prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:

@@ -35,7 +35,7 @@ from bandits.diversity.statistics import DiversityArm, ReferencePairs
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
 from bandits.functional.simplex import minimize_quadratic, nearest_psd
-from bandits.hyperparameters import SMALLEST_RIDGE, hyper, unit_scale
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field, unit_scale
 from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, lift, stacked
 from bandits.regression.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
@@ -99,7 +99,7 @@ class DakUcb(Policy):
         at_most=65_536,
         source="DAK-UCB",
     )
-    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, sound_at_least=SMALLEST_RIDGE, source="DAK-UCB")
+    ridge: float = ridge_field("Regulariser alpha.", source="DAK-UCB")
     prior_mean: float = hyper(
         1.0,
         "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
@@ -112,11 +112,9 @@ class DakUcb(Policy):
         at_most=8192,
         source="RFF-UCB",
     )
-    normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    normalize: bool = normalize_field()
+    initial_pulls: int = initial_pulls_field()
+    exploration_floor: float = exploration_floor_field()
     max_samples: int = hyper(
         2000,
         "Exact forms only: observations (exact prompt kernel) and outputs (exact labels) kept per arm; beyond it the oldest "

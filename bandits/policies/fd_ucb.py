@@ -33,7 +33,7 @@ from bandits import draw
 from bandits.errors import InvalidObservation, ReferenceMissing
 from bandits.functional import concentration, moments
 from bandits.functional.moments import MomentSums, Spread
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, cached_field
 
 LARGEST = 1e60
@@ -126,10 +126,8 @@ class FdUcb(Policy):
         "Factor on the radius. It falls as n^-1/4 and dwarfs the gaps for long: less explores less; 0 is greedy.",
         at_least=0,
     )
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    initial_pulls: int = initial_pulls_field()
+    exploration_floor: float = exploration_floor_field()
 
     # -- the statistic -------------------------------------------------------------------------------------------------
 

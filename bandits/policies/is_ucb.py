@@ -40,7 +40,7 @@ from bandits import draw
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import concentration
 from bandits.functional.entropy import divergence, entropy, optimistic_marginal
-from bandits.hyperparameters import hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights, cached_field
 
 TOLERANCE = 1e-3
@@ -92,10 +92,8 @@ class IsUcb(Policy):
         source="IS-UCB, released code",
     )
     union: bool = hyper(False, "released only: a union bound, ln(4 (C + 1) / delta), so that all radii hold at once.")
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    initial_pulls: int = initial_pulls_field()
+    exploration_floor: float = exploration_floor_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()

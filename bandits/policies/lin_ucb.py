@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bandits.hyperparameters import SMALLEST_RIDGE, hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field
 from bandits.regression.model import Regression, as_float64, cached_feature_map
 from bandits.regression.ucb import RegressionUcb
 
@@ -24,14 +24,12 @@ class LinUcb(RegressionUcb):
     kind: ClassVar[str] = "lin-ucb"
     summary: ClassVar[str] = "Baseline: one linear regression with a bias per arm, optimism by its width."
 
-    normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
-    ridge: float = hyper(1.0, "Regulariser.", above=0, sound_at_least=SMALLEST_RIDGE, source="Li et al. 2010, Alg. 1 (identity)")
+    normalize: bool = normalize_field()
+    ridge: float = ridge_field("Regulariser.", source="Li et al. 2010, Alg. 1 (identity)")
     exploration: float = hyper(1.0, "Multiplier of the width.", at_least=0, source="Li et al. 2010, alpha")
     prior_mean: float = hyper(1.0, "r0: what an unseen region is believed to be worth.", unit="reward")
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    initial_pulls: int = initial_pulls_field()
+    exploration_floor: float = exploration_floor_field()
 
     def lift(self, x: Tensor) -> Tensor:
         """(..., d + 1) [x, 1]."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
-from bandits.hyperparameters import SMALLEST_RIDGE, hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field
 from bandits.regression.model import Regression, as_float64, cached_feature_map, lift
 from bandits.regression.ucb import RegressionUcb
 
@@ -44,7 +44,7 @@ class PakUcb(RegressionUcb):
     scale: float = hyper(1.0, "Factor on x.y in the polynomial and linear kernels.", above=0, source="released code, gamma")
     offset: float = hyper(1.0, "Constant in the polynomial kernel.", at_least=0, source="released code, c")
     degree: int = hyper(3, "Degree of the polynomial kernel.", at_least=1, at_most=10, source="released code, d")
-    normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
+    normalize: bool = normalize_field()
     random_features: int | None = hyper(
         128,
         "Number D of random frequencies of the rbf kernel (2D features, memory independent of the rounds); null = exact kernel.",
@@ -53,7 +53,7 @@ class PakUcb(RegressionUcb):
         source="RFF-UCB",
     )
     add_linear: bool = hyper(False, "Append [1, x] to the random features.")
-    ridge: float = hyper(1.0, "Regulariser alpha.", above=0, sound_at_least=SMALLEST_RIDGE, source="PAK-UCB, arXiv 2410.13287")
+    ridge: float = ridge_field("Regulariser alpha.", source="PAK-UCB, arXiv 2410.13287")
     exploration: float = hyper(
         0.1,
         "Multiplier eta of the width. With an optimistic prior_mean little is needed; measured in docs/defaults.md.",
@@ -65,10 +65,8 @@ class PakUcb(RegressionUcb):
         "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
         unit="reward",
     )
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    initial_pulls: int = initial_pulls_field()
+    exploration_floor: float = exploration_floor_field()
     max_samples: int = hyper(
         2000,
         "Exact kernel only: observations kept per arm; beyond it the oldest quarter is forgotten.",

@@ -45,7 +45,7 @@ from bandits.errors import InvalidObservation
 from bandits.functional import kernels, logistic
 from bandits.functional.growing import Rows
 from bandits.functional.logistic import Fit, Quadratic
-from bandits.hyperparameters import SMALLEST_RIDGE, hyper
+from bandits.hyperparameters import exploration_floor_field, hyper, normalize_field, ridge_field
 from bandits.regression.model import check_direction, check_squared, lift, stacked
 from bandits.regression.ridge import RidgeArm
 from bandits.regression.row_widths import in_order
@@ -215,14 +215,8 @@ class PromptWise(Policy):
     random_features: int = hyper(
         128, "rff only: number D of random frequencies (2D features).", at_least=1, at_most=2048, source="RFF-UCB"
     )
-    normalize: bool = hyper(True, "Scale every prompt vector to length one first; a zero vector is then refused.")
-    ridge: float = hyper(
-        1.0,
-        "Regulariser of the logistic fit and of the width.",
-        above=0,
-        sound_at_least=SMALLEST_RIDGE,
-        source="released code, 1/2 |theta|^2",
-    )
+    normalize: bool = normalize_field()
+    ridge: float = ridge_field("Regulariser of the logistic fit and of the width.", source="released code, 1/2 |theta|^2")
     exploration: float = hyper(1.0, "Multiplier eta of the width, in logits.", at_least=0, source="PromptWise, arXiv 2505.18901")
     stop_optimism: float = hyper(
         0.35,
@@ -233,9 +227,7 @@ class PromptWise(Policy):
         at_most=10,
         source="ours, measured",
     )
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    exploration_floor: float = exploration_floor_field()
     max_samples: int = hyper(
         1000,
         "Observations kept per arm for the exact fit; beyond it the oldest quarter is summarised to second order.",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.errors import InvalidObservation
-from bandits.hyperparameters import hyper, unit_scale
+from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, unit_scale
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
@@ -75,10 +75,8 @@ class Thompson(Policy):
         above=0,
         unit="reward",
     )
-    initial_pulls: int = hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
-    exploration_floor: float = hyper(
-        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1
-    )
+    initial_pulls: int = initial_pulls_field()
+    exploration_floor: float = exploration_floor_field()
 
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         if self.posterior == "beta" and not 0.0 <= seen.reward <= 1.0:
