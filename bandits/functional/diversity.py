@@ -79,10 +79,10 @@ def vendi(spectrum: Tensor, *, order: float = 1.0) -> float:
     return math.exp(entropy(spectrum, order=order))
 
 
-def truncate(spectrum: Tensor, *, keep: int) -> Tensor:
+def truncate_spectrum(spectrum: Tensor, *, keep: int) -> Tensor:
     """(keep,) the largest shares, each plus an equal part of what was cut off (truncated Vendi, Ospanov & Farnia 2024).
 
-    >>> truncate(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), keep=2).tolist()
+    >>> truncate_spectrum(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), keep=2).tolist()
     [0.55, 0.45]
     """
     if keep < 1:

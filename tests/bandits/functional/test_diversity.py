@@ -43,15 +43,15 @@ def test_golden_d3_vendi_of_a_spectrum(order: float, golden: float) -> None:
 
 @pytest.mark.parametrize(("order", "golden"), [(1.0, 1.9900083082219462), (2.0, 1.9801980198019797)])
 def test_golden_d3_truncated_vendi(order: float, golden: float) -> None:
-    truncated = diversity.truncate(D3, keep=2)
+    truncated = diversity.truncate_spectrum(D3, keep=2)
     assert sorted(truncated.tolist()) == pytest.approx([0.45, 0.55])
     assert diversity.vendi(truncated, order=order) == pytest.approx(golden, abs=1e-12)
 
 
 def test_truncating_nothing_changes_nothing_and_keeping_nothing_is_refused() -> None:
-    assert diversity.vendi(diversity.truncate(D3, keep=9)) == pytest.approx(3.5961154666243225)
+    assert diversity.vendi(diversity.truncate_spectrum(D3, keep=9)) == pytest.approx(3.5961154666243225)
     with pytest.raises(ValueError, match="at least one"):
-        diversity.truncate(D3, keep=0)
+        diversity.truncate_spectrum(D3, keep=0)
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12).filter(lambda x: sum(x) > 1e-3), st.floats(0.0, 40.0))

@@ -104,17 +104,6 @@ def test_identical_samples_have_a_covariance_of_exactly_zero() -> None:
     assert torch.equal(sums.mean(), t([0.1, -7.7, 1e9]))
 
 
-def test_merged_shards_equal_one_place() -> None:
-    rows = normal(900, 4, seed=2) @ random_covariance(4, seed=3) + t([1e6, 0.0, -4.0, 2.0])
-    whole = learnt(rows)
-    merged = learnt(rows[:123]).merged(learnt(rows[123:]))
-    assert merged.count == 900
-    torch.testing.assert_close(merged.mean(), whole.mean(), rtol=1e-14, atol=0)
-    torch.testing.assert_close(merged.covariance(), whole.covariance(), rtol=1e-11, atol=1e-11)
-    assert MomentSums.init(4).merged(whole) is whole
-    assert whole.merged(MomentSums.init(4)) is whole
-
-
 def test_given_moments_come_back_and_take_more_samples() -> None:
     rows = normal(40, 3, seed=6) + 2.0
     mean, covariance = rows[:30].mean(0), torch.cov(rows[:30].T)
