@@ -13,7 +13,7 @@ import functools
 import itertools
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,19 +142,6 @@ class Costs:
         wins = [self.prefers_gpu(arms=arms, size=size, batch=batch) for batch in batches]
         later = len(batches) - len(list(itertools.takewhile(bool, reversed(wins))))
         return batches[later] if later < len(batches) else 0
-
-
-def choose_device(
-    name: str, *, arms: int, size: int, batch: int, measured: Callable[[torch.device], Costs] | None = None
-) -> torch.device:
-    """Where a bandit of these sizes should score, asked for `batch` contexts at a time: `auto` leaves it to the rule, and every
-    other name is obeyed.
-    """
-    where = device(name)
-    if name != "auto" or where.type == "cpu":
-        return where
-    rule = (measured or costs)(where)
-    return where if rule.prefers_gpu(arms=arms, size=size, batch=batch) else CPU
 
 
 CPU_POINTS = ((2, 64, 1), (2, 128, 4), (4, 256, 1), (4, 256, 16), (2, 512, 8), (4, 512, 32))

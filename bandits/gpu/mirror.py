@@ -114,7 +114,7 @@ class DeviceMirror:
         if now is before:
             return
         rows = None if before is None else _added(before.pending_inverse, now.pending_inverse)
-        if before is None or rows is None:  # at the latest when the CPU folds its rows: no arm is ever `stale`
+        if before is None or rows is None:  # at the latest when the CPU folds its rows, so rounding never adds up
             stack.load(arm, inverse=now.pending_inverse.base, theta=now.theta)
             rows = _aside(now.pending_inverse)
         elif now.theta is not before.theta:

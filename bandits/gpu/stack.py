@@ -1,12 +1,12 @@
 """The widths and means of many arms at once, on a CPU or a GPU: ridge regressions stacked in one tensor.
 
-    load, shrink, append, widen, set_theta, add_arm --+                         +--> float64 on the host
-                                                      +--> lane of the device --+
-    scores(z), picks(z) ------------------------------+    in order, one thread +--> a future, for who does not wait
+    load, append, set_theta, add_arm --+                         +--> float64 on the host
+                                       +--> queue of the device --+
+    scores(z) -------------------------+    in order, one thread  +--> a future, for callers that do not wait
 
 The truth is elsewhere: the float64 sums of the arms. A stack is a copy of what is derived from them, in the precision in which
-the device scores, and it is told of every change. What rounding it gathers is dropped when an arm is loaded again, which the
-owner does for the `stale` ones. Tensors that are given are read later, on the lane: never write into them afterwards.
+the device scores, and every change is sent to it. Loading an arm again drops the rounding that its changes gathered. Tensors are
+read later, on the thread of the queue: never write into them after passing them.
 
 Shapes: B contexts, m arms, p length of the lifted features, n rows.
 """
@@ -14,11 +14,10 @@ Shapes: B contexts, m arms, p length of the lifted features, n rows.
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class Stack:
 
     arms: m >= 1 to begin with, none of which has seen anything.  size: p.  ridge: > 0.
     dtype: in which it scores; default `scoring_dtype`.  block: changes of an arm between two folds.
-    batch: contexts in one launch; more are cut.  refresh_every: changes after which an arm is `stale`.
+    batch: contexts in one launch; more are cut.
     threaded: work as on a GPU where there is none: a thread, two slots, few shapes.
     """
 
@@ -54,16 +53,15 @@ class Stack:
         dtype: torch.dtype | None = None,
         block: int = 32,
         batch: int = 1024,
-        refresh_every: int = 1000,
         threaded: bool = False,
     ) -> None:
-        if min(arms, size, block, batch, refresh_every) < 1 or ridge <= 0.0:
-            raise ValueError("a stack needs a ridge > 0, and arms, size, block, batch, refresh_every of at least 1")
+        if min(arms, size, block, batch) < 1 or ridge <= 0.0:
+            raise ValueError("a stack needs a ridge > 0, and arms, size, block, batch of at least 1")
         check_precision(device)
-        self.size, self.batch, self.block, self.refresh_every = size, padded(batch), block, refresh_every
+        self.size, self.batch, self.block = size, padded(batch), block
         self.dtype = dtype or scoring_dtype(device)
         self.device = device
-        self._changes = [0] * arms
+        self._arms = arms
         self._lock = threading.Lock()  # what is counted here must be counted in the order of the lane
         self._lane = DeviceQueue(device, threaded=threaded)
         self._staging: list[Staging] = []
@@ -82,17 +80,7 @@ class Stack:
     @property
     def arms(self) -> int:
         """How many."""
-        return len(self._changes)
-
-    @property
-    def changes(self) -> tuple[int, ...]:
-        """Rows per arm by which its width shrank since it was loaded."""
-        return tuple(self._changes)
-
-    @property
-    def stale(self) -> tuple[int, ...]:
-        """Arms to be loaded again."""
-        return tuple(arm for arm, count in enumerate(self._changes) if count >= self.refresh_every)
+        return self._arms
 
     # -- writes --------------------------------------------------------------------------------------------------------
 
@@ -100,23 +88,14 @@ class Stack:
         """Take (p, p) = (gram + pending + ridge I)^-1 and (p,) theta, both float64, for what is known of this arm."""
         _check("inverse", inverse, self.size, self.size)
         _check("theta", theta, self.size)
-        return self._place(arm, inverse, theta)
 
-    def widen(self, arm: int, *, inverse: Tensor) -> Future[None]:
-        """Undo pending rows: the inverse without them is loaded. A downdate in float32 would lose what it is to give back."""
-        _check("inverse", inverse, self.size, self.size)
-        return self._place(arm, inverse, None)
-
-    def _place(self, arm: int, inverse: Tensor, theta: Tensor | None) -> Future[None]:
         def step(slot: int) -> Finish:
             self._resident.place(arm, inverse)
-            if theta is not None:
-                self._resident.theta[arm].copy_(theta)
+            self._resident.theta[arm].copy_(theta)
             return _nothing
 
         with self._lock:
-            self._check_arms([arm])
-            self._changes[arm] = 0
+            self._check_arm(arm)
             return self._write([step])
 
     def set_theta(self, arm: int, theta: Tensor) -> Future[None]:
@@ -129,42 +108,15 @@ class Stack:
             return _nothing
 
         with self._lock:
-            self._check_arms([arm])
+            self._check_arm(arm)
             return self._write([step])
-
-    def shrink(self, arms: Sequence[int], rows: Tensor) -> Future[None]:
-        """Shrink the width of arm `arms[i]` by row i of (n, p). Rows of one arm count for each other, as if added one by one."""
-        _check("rows", rows, len(arms), self.size)
-        steps = [self._shrinking(arms[part], rows[part]) for part in runs(arms, block=self.block, batch=self.batch)]
-        with self._lock:
-            self._check_arms(arms)
-            for arm in arms:
-                self._changes[arm] += 1
-            return self._write(steps)
-
-    def _shrinking(self, arms: Sequence[int], rows: Tensor) -> Step:
-        order = sorted(range(len(arms)), key=arms.__getitem__)
-        counts = Counter(arms[row] for row in order)
-
-        def step(slot: int) -> Finish:
-            host, resident, n = self._staging[slot], self._resident, len(arms)
-            host.z[:n].copy_(rows[order])
-            resident.z[:n].copy_(host.z[:n], non_blocking=True)
-            if not resident.sparse(counts):
-                host.places[:n].copy_(torch.tensor(resident.places_of(counts)))
-                resident.places[:n].copy_(host.places[:n], non_blocking=True)
-            resident.absorb(counts, resident.z[:n], resident.places[:n])
-            return _nothing
-
-        return step
 
     def append(self, arm: int, columns: Tensor) -> Future[None]:
         """Shrink the width of the arm by (n, p) columns that its owner computed: its inverse loses columns'columns. float64."""
         _check("columns", columns, len(columns), self.size)
         steps = [self._appending(arm, part) for part in torch.split(columns, min(self.block, self.batch))] if len(columns) else []
         with self._lock:
-            self._check_arms([arm])
-            self._changes[arm] += len(columns)
+            self._check_arm(arm)
             return self._write(steps)
 
     def _appending(self, arm: int, columns: Tensor) -> Step:
@@ -176,7 +128,7 @@ class Stack:
 
     def add_arm(self) -> int:
         """One more arm that has seen nothing; its index. There is spare room: most times nothing moves, but graphs are captured
-        anew, because they know the number of arms.
+        again, because they know the number of arms.
         """
 
         def step(slot: int) -> Finish:
@@ -187,19 +139,11 @@ class Stack:
             return _nothing
 
         with self._lock:
-            self._changes.append(0)
             added = self._write([step])
-            index = len(self._changes) - 1
+            index = self._arms
+            self._arms += 1
         added.result()
         return index
-
-    def refresh(self, truth: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[int, ...]:
-        """Load the `stale` arms afresh, and say which. truth: arm -> its (p, p) inverse and (p,) theta as of now, float64."""
-        loaded = self.stale
-        for arm in loaded:
-            inverse, theta = truth(arm)
-            self.load(arm, inverse=inverse, theta=theta)
-        return loaded
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
@@ -208,28 +152,12 @@ class Stack:
         return self.submit_scores(z).result()
 
     def submit_scores(self, z: Tensor) -> Future[tuple[Tensor, Tensor]]:
-        """`scores`, for who does not wait. They know of all writes submitted before, and of none after."""
+        """`scores` as a future. They reflect all writes submitted before, and none after."""
         _check("z", z, len(z), self.size)
         steps = [self._scoring(chunk) for chunk in torch.split(z, self.batch)] if len(z) else []
         with self._lock:
             arms = self.arms
             return self._lane.submit(steps, combine=lambda found: _joined(found, arms=arms), writes=False)
-
-    def picks(self, z: Tensor, *, exploration: float, allowed: Tensor) -> Tensor:
-        """(B,) int64 per row of z (B, p) the allowed (B, m) arm of highest mean + exploration * width, ties to the lowest index.
-
-        Only the arms come back from the device. A row without an allowed arm gets one all the same.
-        """
-        return self.submit_picks(z, exploration=exploration, allowed=allowed).result()
-
-    def submit_picks(self, z: Tensor, *, exploration: float, allowed: Tensor) -> Future[Tensor]:
-        """`picks`, for who does not wait."""
-        _check("z", z, len(z), self.size)
-        chunks = zip(torch.split(z, self.batch), torch.split(allowed, self.batch), strict=True) if len(z) else ()
-        steps = [self._picking(chunk, exploration=exploration, allowed=mask) for chunk, mask in chunks]
-        with self._lock:
-            _check("allowed", allowed, len(z), self.arms)
-            return self._lane.submit(steps, combine=_concatenated, writes=False)
 
     def _staged(self, slot: int, z: Tensor) -> tuple[Staging, int]:
         """The features are on their way to the device. The rows to compute: a GPU has a graph for each power of two only."""
@@ -241,37 +169,20 @@ class Stack:
     def _scoring(self, z: Tensor) -> Step:
         def step(slot: int) -> Finish:
             host, rows = self._staged(slot, z)
-            found = self._resident.program(rows, picks=False)()
+            found = self._resident.program(rows)()
             back = host.scores[: found.numel()].view(found.shape).copy_(found, non_blocking=True)
             return lambda: back[:, : len(z)].to(torch.float64, copy=True)  # the slot is used again
 
         return step
 
-    def _picking(self, z: Tensor, *, exploration: float, allowed: Tensor) -> Step:
-        def step(slot: int) -> Finish:
-            host, rows = self._staged(slot, z)
-            count = allowed.numel()
-            host.allowed[:count].copy_(allowed.reshape(-1))
-            self._resident.allowed[:count].copy_(host.allowed[:count], non_blocking=True)
-            self._resident.exploration.fill_(exploration)
-            back = host.picks[:rows].copy_(self._resident.program(rows, picks=True)(), non_blocking=True)
-            return lambda: back[: len(z)].clone()
-
-        return step
-
     # -- the lane ------------------------------------------------------------------------------------------------------
 
-    def warm(self) -> None:
-        """Capture what `scores` and `picks` launch now, so that no request waits for it; seconds on a GPU, once per arm added."""
-        self.submit_warm().result()
-
     def submit_warm(self) -> Future[None]:
-        """`warm`, for who does not wait."""
+        """Capture what `scores` launches now, so that no request waits for it; seconds on a GPU, once per arm added."""
 
         def capture(resident: DeviceBuffers) -> None:
             for exponent in range(self.batch.bit_length()):
-                for picks in (False, True):
-                    resident.program(1 << exponent, picks=picks)
+                resident.program(1 << exponent)
 
         return self.on_lane(capture)
 
@@ -302,22 +213,9 @@ class Stack:
     def _write(self, steps: Sequence[Step]) -> Future[None]:
         return self._lane.submit(steps, combine=lambda found: None, writes=True)
 
-    def _check_arms(self, arms: Sequence[int]) -> None:
-        for arm in arms:
-            if not 0 <= arm < self.arms:
-                raise IndexError(f"arm {arm}: the stack has arms 0 to {self.arms - 1}")
-
-
-def runs(arms: Sequence[int], *, block: int, batch: int) -> Iterator[slice]:
-    """Consecutive stretches in which no arm comes more than `block` times, and none is longer than `batch`."""
-    start, counts = 0, Counter[int]()
-    for row, arm in enumerate(arms):
-        if counts[arm] == block or row - start == batch:
-            yield slice(start, row)
-            start, counts = row, Counter[int]()
-        counts[arm] += 1
-    if start < len(arms):
-        yield slice(start, len(arms))
+    def _check_arm(self, arm: int) -> None:
+        if not 0 <= arm < self.arms:
+            raise IndexError(f"arm {arm}: the stack has arms 0 to {self.arms - 1}")
 
 
 def check_precision(device: torch.device) -> None:
@@ -334,10 +232,6 @@ def _check(name: str, given: Tensor, *shape: int) -> None:
 def _joined(found: Sequence[Tensor], *, arms: int) -> tuple[Tensor, Tensor]:
     both = torch.cat(list(found), dim=1) if found else torch.empty((2, 0, arms), dtype=torch.float64)
     return both[0], both[1]
-
-
-def _concatenated(found: Sequence[Any]) -> Tensor:
-    return torch.cat(list(found)) if found else torch.empty(0, dtype=torch.int64)
 
 
 def _nothing() -> None:

@@ -5,8 +5,8 @@
     python -m bench.performance.gpu --json out/gpu.json     every number
     python -m bench.performance.gpu --device cpu            the CPU part, on a machine with a GPU
 
-Needs the standard library, numpy, torch and `bandits`, nothing else. Bytes and operations are counted by formula (the functions
-`scoring` and `absorbing`), ceilings are measured on the device first; "reached" is the floor of the binding one over the time. A
+Needs the standard library, numpy, torch and `bandits`, nothing else. Bytes and operations are counted by formula (the function
+`scoring`), ceilings are measured on the device first; "reached" is the floor of the binding one over the time. A
 launch is timed between events; p50 and p99 are host to host, float64 to float64. The CPU beside a GPU scores in float64 with one
 thread, as the service does.
 """
@@ -33,14 +33,14 @@ from bench.experiments.defaults.pages import written
 from bench.performance.gpu_parts import pages, problems, rates
 from bench.performance.gpu_parts.ceilings import Ceilings, measured
 from bench.performance.gpu_parts.problems import Agreement
-from bench.performance.gpu_parts.rates import Changing, Scoring
+from bench.performance.gpu_parts.rates import Scoring
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
 ARMS = 20
 SIZES, BATCHES = (256, 512, 1024, 2048), (1, 16, 64, 256, 1024, 4096)
 QUICK_SIZES, QUICK_BATCHES = (256, 512), (1, 16, 64)
 FLOAT64_FROM = 1024
-"""p from which a card is measured in float64, too: some multiply as fast in it, and its answers need no refresh."""
+"""p from which a card is measured in float64, too: some multiply as fast in it."""
 TARGET = (2048, 1024, 0.6)
 """p and B of 20 arms at which a GPU is to reach this share of the binding ceiling."""
 
@@ -53,7 +53,6 @@ class Report:
     ceilings: Ceilings
     scores: list[Scoring] = field(default_factory=list)
     in_float64: list[Scoring] = field(default_factory=list)
-    changes: list[Changing] = field(default_factory=list)
     single: dict[int, float] = field(default_factory=dict)
     beside: dict[tuple[int, int], float] = field(default_factory=dict)
     agreement: list[Agreement] = field(default_factory=list)
@@ -66,9 +65,8 @@ class Report:
         parts += [f"**Scores, {ARMS} arms**", pages.scores(self.scores, cpu=self.beside)]
         if self.in_float64:
             parts += ["**Scores in float64 on the same card**", pages.scores(self.in_float64, cpu={})]
-        parts += ["**Changes, all arms in one call**", pages.changes(self.changes)]
         single = ", ".join(f"p = {size:,}: {pages.us(seconds)} us" for size, seconds in self.single.items())
-        parts += [f"One row of one arm, host to host: {single}."]
+        parts += [f"One changed column of one arm, host to host: {single}."]
         parts += ["**Against float64 inverses on the CPU**", pages.agreement(self.agreement)]
         if self.costs is not None:
             parts += ["**From which B on the GPU answers sooner**", pages.crossover(self.costs), f"{pages.rule(self.costs)}."]
@@ -144,7 +142,7 @@ def _agree(report: Report, device: torch.device, *, quick: bool) -> None:
 
 
 def _rate(report: Report, device: torch.device, size: int, batches: Sequence[int], *, budget: float) -> None:
-    """Scores and changes of one size."""
+    """Scores of one size, and a change."""
     dtype = scoring_dtype(device)
     most = min(1024, max(batches, default=1))
     with rates.filled(arms=ARMS, size=size, device=device, dtype=dtype, batch=most) as stack:
@@ -152,9 +150,6 @@ def _rate(report: Report, device: torch.device, size: int, batches: Sequence[int
         report.scores += found
         _say(pages.scores(found, cpu={}))
         report.single[size] = rates.one_change(stack, calls=200)
-        found_changes = [rates.changed(stack, rows, ceilings=report.ceilings, budget=budget) for rows in (1, 8, 32)]
-        report.changes += found_changes
-        _say(pages.changes(found_changes))
     if device.type == "cuda" and size >= FLOAT64_FROM:
         with rates.filled(arms=ARMS, size=size, device=device, dtype=torch.float64, batch=most) as stack:
             for batch in (1, 64, 256, 1024):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bandits.gpu.cost_model import Costs
 from bench.performance.gpu_parts.ceilings import Ceilings
 from bench.performance.gpu_parts.problems import Agreement
-from bench.performance.gpu_parts.rates import Changing, Scoring
+from bench.performance.gpu_parts.rates import Scoring
 
 SIZES, ARMS = (64, 128, 256, 512, 1024, 2048), (2, 5, 20)
 """Of the table of crossovers."""
@@ -44,29 +44,6 @@ def scores(rows: Sequence[Scoring], *, cpu: dict[tuple[int, int], float]) -> str
         against = [us(other), f"{other / row.p50_s:.1f}" if other else ""] if cpu else []
         cells.append([f"{row.size:,}", f"{row.batch:,}", *counted, *times, *against])
     return table(head, cells)
-
-
-def changes(rows: Sequence[Changing]) -> str:
-    """Rank-B changes of all arms."""
-    head = ["p", "rows per arm", "MB", "GFLOP", "floor us", "binds", "call us", "reached", "narrowing us", "a fold us"]
-    return table(
-        head,
-        [
-            [
-                f"{row.size:,}",
-                f"{row.rows}",
-                f"{row.work.bytes / 1e6:,.1f}",
-                f"{row.work.operations / 1e9:,.2f}",
-                us(row.floor_s),
-                row.binds,
-                us(row.device_s),
-                f"{row.reached:.0%}",
-                us(row.narrowing_s),
-                us(row.folding_s),
-            ]
-            for row in rows
-        ],
-    )
 
 
 def agreement(rows: Sequence[Agreement]) -> str:

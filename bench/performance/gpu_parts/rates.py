@@ -1,11 +1,10 @@
-"""The stack against the ceilings: scores in batches, and changes of all arms at once, on one device in one precision."""
+"""The stack against the ceilings: scores in batches on one device in one precision, and one change of one arm."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -44,30 +43,6 @@ class Scoring(Measured):
     p99_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changing(Measured):
-    """`rows` rows for each of the arms: device_s of a call with its share of the folds; narrowing_s, folding_s: of its two parts
-    alone (a fold comes every q / rows calls).
-    """
-
-    rows: int
-    narrowing_s: float
-    folding_s: float
-
-
-def absorbing(*, arms: int, size: int, rows: int, itemsize: int, block: int = BLOCK) -> Workload:
-    """A call of b = rows rows per arm, in the steady state: a fold every q / b calls.
-
-    Bytes: W read for Z W, W read and written and U read and zeroed by each fold, Z read and its columns written. Products: Z W,
-    b / q of a fold, those with the columns that are there already, (q - b) / 2 on average, pivots and triangular solve.
-    """
-    share = rows / block
-    before = (block - rows) / 2
-    numbers = size * size + 2 * rows * size + share * (2 * size * size + 2 * block * size) + before * size
-    products = 2 * rows * size * size + share * 2 * block * size * size + 4 * rows * size * before + 3 * rows * rows * size
-    return Workload(bytes=round(itemsize * arms * numbers), operations=round(arms * products), staged=arms * rows * size)
-
-
 def filled(*, arms: int, size: int, device: torch.device, dtype: torch.dtype, batch: int) -> Stack:
     """A stack whose every arm holds a dense positive matrix and a theta."""
     rng = np.random.default_rng(size)
@@ -103,7 +78,7 @@ def scored(stack: Stack, batch: int, *, ceilings: Ceilings, budget: float) -> Sc
     rows = min(batch, stack.batch)
 
     def on_device(resident: DeviceBuffers) -> float:
-        return seconds_of(resident.device, resident.program(rows, picks=False), budget=budget, groups=3)
+        return seconds_of(resident.device, resident.program(rows), budget=budget, groups=3)
 
     seconds = asked(stack, batch, budget=budget)  # first: the features now on the device are random numbers
     device_s = stack.on_lane(on_device).result() * (batch // rows)
@@ -121,49 +96,13 @@ def scored(stack: Stack, batch: int, *, ceilings: Ceilings, budget: float) -> Sc
     )
 
 
-def changed(stack: Stack, rows: int, *, ceilings: Ceilings, budget: float) -> Changing:
-    """One row of the table of changes. It uses the stack up: what it holds afterwards belongs to nobody's sums."""
-
-    def on_device(resident: DeviceBuffers) -> tuple[float, float, float]:
-        device, arms = resident.device, resident.arms
-        counts = dict.fromkeys(range(arms), rows)
-        given = prompts(arms * rows, resident.size).to(device, resident.dtype)
-        places = torch.tensor(resident.places_of(counts), device=device)
-        resident.fold()
-
-        def cycle() -> None:
-            for _ in range(BLOCK // rows):
-                resident.absorb(counts, given, places)
-
-        narrowing = partial(resident.narrowing, given.view(arms, rows, -1), before=0)
-        return (
-            seconds_of(device, cycle, budget=budget, groups=3) / (BLOCK // rows),
-            seconds_of(device, narrowing, budget=budget / 2, groups=3),
-            seconds_of(device, resident.fold, budget=budget / 2, groups=3),
-        )
-
-    whole, narrowing, folding = stack.on_lane(on_device).result()
-    work = absorbing(arms=stack.arms, size=stack.size, rows=rows, itemsize=stack.dtype.itemsize)
-    floor_s, binds = ceilings.floor(work, stack.dtype)
-    return Changing(
-        size=stack.size,
-        rows=rows,
-        work=work,
-        floor_s=floor_s,
-        binds=binds,
-        device_s=whole,
-        narrowing_s=narrowing,
-        folding_s=folding,
-    )
-
-
 def one_change(stack: Stack, *, calls: int) -> float:
-    """Seconds until one row of one arm is in its width, host to host: the median."""
-    rows = prompts(calls + 2, stack.size)
+    """Seconds until one column of one arm is in its width, host to host: the median."""
+    columns = 1e-3 * prompts(calls + 2, stack.size)
     seconds: list[float] = []
     for index in range(calls + 2):
         begin = time.perf_counter()
-        stack.shrink([index % stack.arms], rows[index : index + 1]).result()
+        stack.append(index % stack.arms, columns[index : index + 1]).result()
         seconds.append(time.perf_counter() - begin)
     return float(np.median(seconds[2:]))
 

@@ -12,7 +12,6 @@ from bandits.gpu.cost_model import (
     Costs,
     InvalidDevice,
     Workload,
-    choose_device,
     device,
     fit_costs,
     scoring,
@@ -41,35 +40,14 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_setting_and_the_way_
 
 
 @no_cuda
-def test_auto_is_the_cpu_without_a_gpu_and_measures_nothing() -> None:
-    def never(card: torch.device) -> Costs:
-        raise AssertionError("there is nothing to choose")
-
+def test_auto_is_the_cpu_without_a_gpu() -> None:
     assert device("auto") == CPU
-    assert choose_device("auto", arms=20, size=2048, batch=1024, measured=never) == CPU
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:0 ", "mps", "cpu:0"])
 def test_anything_else_is_not_a_device(name: str) -> None:
     with pytest.raises(InvalidDevice, match="set cpu, cuda, cuda:N or auto"):
         device(name)
-
-
-def test_auto_asks_the_rule_and_a_name_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = torch.device("cuda", 0)
-    monkeypatch.setattr(devices, "device", lambda name: CPU if name == "cpu" else card)
-    asked: list[torch.device] = []
-
-    def measured(where: torch.device) -> Costs:
-        asked.append(where)
-        return RULE
-
-    assert choose_device("cuda", arms=2, size=64, batch=1, measured=measured) == card
-    assert choose_device("cpu", arms=20, size=2048, batch=1024, measured=measured) == CPU
-    assert asked == []
-    assert choose_device("auto", arms=2, size=64, batch=1, measured=measured) == CPU
-    assert choose_device("auto", arms=20, size=2048, batch=1024, measured=measured) == card
-    assert asked == [card, card]
 
 
 def test_the_work_of_a_call_is_counted() -> None:

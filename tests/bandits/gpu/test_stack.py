@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandits.gpu.resident import DeviceBuffers, padded, picked
-from bandits.gpu.stack import CPU, Stack, check_precision, runs, scoring_dtype
+from bandits.gpu.resident import DeviceBuffers, padded
+from bandits.gpu.stack import CPU, Stack, check_precision, scoring_dtype
 
 RIDGE = 0.3
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -37,9 +37,17 @@ class Sums:
         self.grams = [RIDGE * np.eye(size) for _ in range(arms)]
         self.thetas = [np.zeros(size) for _ in range(arms)]
 
-    def add(self, arms: Sequence[int], rows: np.ndarray, sign: float = 1.0) -> None:
+    def add(self, arms: Sequence[int], rows: np.ndarray) -> None:
         for arm, row in zip(arms, rows, strict=True):
-            self.grams[arm] = self.grams[arm] + sign * np.outer(row, row)
+            self.grams[arm] = self.grams[arm] + np.outer(row, row)
+
+    def append(self, stack: Stack, arms: Sequence[int], rows: np.ndarray) -> None:
+        """Add rows here and there: the inverse M = W - U'U of an arm loses columns'columns for columns = L^-1 Z M."""
+        for arm in sorted(set(arms)):
+            z, before = rows[np.flatnonzero(np.asarray(arms) == arm)], self.inverse(arm).numpy()
+            factor = np.linalg.cholesky(np.eye(len(z)) + z @ before @ z.T)
+            stack.append(arm, tensor(np.linalg.solve(factor, z @ before)))
+        self.add(arms, rows)
 
     def inverse(self, arm: int) -> torch.Tensor:
         return tensor(np.linalg.inv(self.grams[arm]))
@@ -57,8 +65,8 @@ class Sums:
 
 CHANGES = st.lists(
     st.one_of(
-        st.tuples(st.just("shrink"), st.lists(st.integers(0, 4), max_size=12), st.floats(0.01, 30.0)),
-        st.tuples(st.sampled_from(["fold", "load", "theta", "widen", "add"]), st.integers(0, 4), st.just(1.0)),
+        st.tuples(st.just("append"), st.lists(st.integers(0, 4), max_size=12), st.floats(0.01, 30.0)),
+        st.tuples(st.sampled_from(["load", "theta", "add"]), st.integers(0, 4), st.just(1.0)),
     ),
     max_size=14,
 )
@@ -71,86 +79,39 @@ def test_after_any_changes_the_widths_are_those_of_a_fresh_inverse(
     threaded: bool, changes: list[Any], block: int, batch: int, seed: int
 ) -> None:
     size, sums, rng = 7, Sums(2, 7), np.random.default_rng(seed)
-    last: dict[int, np.ndarray] = {}
     with Stack(arms=2, size=size, ridge=RIDGE, block=block, batch=batch, threaded=threaded) as stack:
         for kind, which, scale in changes:
-            if kind == "shrink":
+            if kind == "append":
                 arms = [arm % stack.arms for arm in which]
-                rows = scale * rng.standard_normal((len(arms), size))
-                stack.shrink(arms, tensor(rows))
-                sums.add(arms, rows)
-                last.update(zip(arms, rows, strict=True))
+                sums.append(stack, arms, scale * rng.standard_normal((len(arms), size)))
                 continue
             arm = which % stack.arms
-            if kind == "fold":
-                stack.on_lane(DeviceBuffers.fold)
-            elif kind == "add" and stack.arms < 6:
+            if kind == "add" and stack.arms < 6:
                 assert stack.add_arm() == len(sums.grams)
                 sums.grams.append(RIDGE * np.eye(size))
                 sums.thetas.append(np.zeros(size))
             elif kind == "theta":
                 sums.thetas[arm] = rng.standard_normal(size)
                 stack.set_theta(arm, tensor(sums.thetas[arm]))
-            elif kind == "widen" and arm in last:
-                sums.add([arm], [last.pop(arm)], sign=-1.0)  # type: ignore[arg-type]
-                stack.widen(arm, inverse=sums.inverse(arm))
             elif kind == "load":
                 sums.grams[arm] = RIDGE * np.eye(size) + (f := rng.standard_normal((size, 3))) @ f.T
                 sums.thetas[arm] = rng.standard_normal(size)
-                last.pop(arm, None)
                 stack.load(arm, inverse=sums.inverse(arm), theta=tensor(sums.thetas[arm]))
         sums.agree(stack, rng.standard_normal((9, size)), tolerance=1e-8)
-
-
-@pytest.mark.parametrize(("threaded", "device"), DEVICES)
-def test_rows_of_one_call_count_for_each_other(threaded: bool, device: str) -> None:
-    """The same row n times: z'(ridge I + n z z')^-1 z = s / (ridge + n s), s = z'z. Added up singly it would be below zero."""
-    row = normal(1, 1, 5)
-    square = float(row[0] @ row[0])
-    with Stack(
-        arms=3, size=5, ridge=RIDGE, block=4, device=torch.device(device), dtype=torch.float64, threaded=threaded
-    ) as stack:
-        stack.shrink([2] * 11 + [0], tensor(np.repeat(row, 12, 0)))
-        width = stack.scores(tensor(row))[1][0]
-        assert stack.changes == (1, 0, 11)
-    expected = [np.sqrt(square / (RIDGE + n * square)) for n in (1, 0, 11)]
-    np.testing.assert_allclose(width.numpy(), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(("threaded", "device"), DEVICES)
-def test_all_arms_at_once_is_arm_by_arm(threaded: bool, device: str) -> None:
-    """Twenty arms with few rows each take one product; twenty calls take twenty."""
-    arms, rows, z = [(7 * n) % 20 for n in range(55)], normal(2, 55, 6), normal(3, 4, 6)
-    sums = Sums(20, 6)
-    sums.add(arms, rows)
-    for together in (True, False):
-        with Stack(
-            arms=20, size=6, ridge=RIDGE, block=8, device=torch.device(device), dtype=torch.float64, threaded=threaded
-        ) as stack:
-            if together:
-                stack.shrink(arms, tensor(rows))
-            else:
-                for arm in range(20):
-                    mine = [n for n, each in enumerate(arms) if each == arm]
-                    stack.shrink([arm] * len(mine), tensor(rows[mine]))
-            sums.agree(stack, z)
 
 
 def test_float32_stays_close_and_a_load_drops_what_it_gathered() -> None:
     size, sums = 20, Sums(2, 20)
     rows, z = normal(4, 600, size), normal(5, 30, size)
-    with Stack(arms=2, size=size, ridge=RIDGE, dtype=torch.float32, refresh_every=300) as stack:
-        stack.shrink([n % 2 for n in range(599)], tensor(rows[:599]))
-        sums.add([n % 2 for n in range(599)], rows[:599])
+    with Stack(arms=2, size=size, ridge=RIDGE, dtype=torch.float32) as stack:
+        for n in range(600):
+            sums.append(stack, [n % 2], rows[n : n + 1])
         gathered = np.abs(stack.scores(tensor(z))[1].numpy() / sums.scores(z)[1] - 1.0).max()
         assert 1e-7 < gathered < 1e-3
-        assert stack.changes == (300, 299)
-        assert stack.refresh(lambda arm: (sums.inverse(arm), torch.full((size,), arm + 0.5, dtype=torch.float64))) == (0,)
-        assert stack.changes == (0, 299)
+        stack.load(0, inverse=sums.inverse(0), theta=torch.full((size,), 0.5, dtype=torch.float64))
         mean, width = stack.scores(tensor(z))
         np.testing.assert_allclose(width[:, 0].numpy(), sums.scores(z)[1][:, 0], rtol=1e-6)
         np.testing.assert_allclose(mean[:, 0].numpy(), 0.5 * z.sum(1), rtol=1e-5, atol=1e-5)
-        assert stack.stale == ()
 
 
 @pytest.mark.parametrize(("threaded", "device"), DEVICES)
@@ -161,16 +122,12 @@ def test_columns_that_were_computed_elsewhere_count_as_rows_do(threaded: bool, d
         arms=2, size=6, ridge=RIDGE, block=4, batch=3, device=torch.device(device), dtype=torch.float64, threaded=threaded
     ) as stack:
         for turn in range(3):
-            rows, before = normal(21 + turn, 11, 6), sums.inverse(1).numpy()
-            factor = np.linalg.cholesky(np.eye(11) + rows @ before @ rows.T)
-            stack.append(1, tensor(np.linalg.solve(factor, rows @ before)))
-            sums.add([1] * 11, rows)
+            sums.append(stack, [1] * 11, normal(21 + turn, 11, 6))
             sums.agree(stack, z)
-            stack.shrink([1, 0], tensor(more := normal(31 + turn, 2, 6)))
-            sums.add([1, 0], more)
+            sums.append(stack, [1, 0], normal(31 + turn, 2, 6))
             sums.agree(stack, z)
         stack.append(0, tensor(normal(1, 0, 6)))
-        assert stack.changes == (3, 36)
+        sums.agree(stack, z)
         with pytest.raises(ValueError, match="columns"):
             stack.append(0, tensor(normal(1, 2, 5)))
 
@@ -180,102 +137,59 @@ def test_growth_keeps_what_was_known_and_drops_what_was_captured(threaded: bool,
     sums, z = Sums(1, 4), normal(6, 3, 4)
     with Stack(arms=1, size=4, ridge=RIDGE, device=torch.device(device), dtype=torch.float64, threaded=threaded) as stack:
         for arm in range(1, 9):
-            rows = normal(arm, 2, 4)
-            stack.shrink([arm - 1, arm - 1], tensor(rows))
+            sums.append(stack, [arm - 1, arm - 1], normal(arm, 2, 4))
             stack.scores(tensor(z))
             assert stack.add_arm() == arm
             sums.grams.append(RIDGE * np.eye(4))
             sums.thetas.append(np.zeros(4))
-            sums.add([arm - 1, arm - 1], rows)
             sums.agree(stack, z)
         assert stack.on_lane(lambda resident: resident.capacity).result() == 16
-        stack.warm()
-
-
-@pytest.mark.parametrize(("threaded", "device"), DEVICES)
-def test_a_pick_is_the_allowed_arm_of_highest_optimism(threaded: bool, device: str) -> None:
-    sums, z = Sums(4, 5), normal(7, 21, 5)
-    rng = np.random.default_rng(8)
-    allowed = rng.random((21, 4)) < 0.5
-    allowed[np.arange(21), rng.integers(0, 4, 21)] = True
-    with Stack(
-        arms=4, size=5, ridge=RIDGE, batch=8, device=torch.device(device), dtype=torch.float64, threaded=threaded
-    ) as stack:
-        stack.shrink([0, 1, 1, 3], tensor(rows := normal(9, 4, 5)))
-        sums.add([0, 1, 1, 3], rows)
-        for arm in range(4):
-            sums.thetas[arm] = normal(10 + arm, 5)
-            stack.set_theta(arm, tensor(sums.thetas[arm]))
-        mean, width = sums.scores(z)
-        for exploration in (0.0, 0.7, 40.0):
-            ours = stack.picks(tensor(z), exploration=exploration, allowed=tensor(allowed))
-            expected = np.where(allowed, mean + exploration * width, -np.inf).argmax(1)
-            assert ours.tolist() == expected.tolist()
-
-
-def test_ties_go_to_the_lowest_index_and_minus_infinity_beats_what_is_forbidden() -> None:
-    scores = torch.tensor([[[0.5, 0.5, 0.5], [-torch.inf, 2.0, -torch.inf]], [[0.1, 0.1, 0.1], [0.3, 0.3, 0.3]]])
-    allowed = torch.tensor([[False, True, True], [False, False, True]])
-    assert picked(scores, exploration=torch.tensor(0.6), allowed=allowed).tolist() == [1, 2]
+        stack.submit_warm().result()
 
 
 def test_nothing_is_written_into_what_was_given() -> None:
     rows, z = normal(11, 6, 4), normal(12, 3, 4)
     inverse, theta = tensor(np.linalg.inv(RIDGE * np.eye(4) + rows.T @ rows)), tensor(normal(13, 4))
-    mask = torch.tensor([[True, False]] * 3)
-    copies = [each.clone() for each in (tensor(rows), tensor(z), inverse, theta, mask)]
-    given_rows, given_z = tensor(rows), tensor(z)
+    given_columns, given_z = tensor(0.1 * rows), tensor(z)
+    copies = [each.clone() for each in (given_columns, given_z, inverse, theta)]
     with Stack(arms=2, size=4, ridge=RIDGE, block=2, batch=2) as stack:
         stack.load(0, inverse=inverse, theta=theta)
-        stack.shrink([0] * 6, given_rows)
+        stack.append(1, given_columns)
         first = stack.scores(given_z)[1]
         kept = first.clone()
-        stack.picks(given_z, exploration=0.4, allowed=mask)
-        stack.shrink([0], given_rows[:1])
+        stack.append(1, given_columns[:1])
         stack.scores(given_z)
-    assert all(torch.equal(a, b) for a, b in zip(copies, (given_rows, given_z, inverse, theta, mask), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(copies, (given_columns, given_z, inverse, theta), strict=True))
     assert torch.equal(first, kept)  # an answer is not the memory of a slot
 
 
 def test_no_rows_and_no_contexts_are_no_work() -> None:
     with Stack(arms=2, size=3, ridge=RIDGE, threaded=True) as stack:
-        stack.shrink([], torch.empty((0, 3), dtype=torch.float64)).result()
+        stack.append(1, torch.empty((0, 3), dtype=torch.float64)).result()
         mean, width = stack.scores(torch.empty((0, 3), dtype=torch.float64))
         assert mean.shape == width.shape == (0, 2)
-        assert stack.picks(torch.empty((0, 3)), exploration=1.0, allowed=torch.empty((0, 2), dtype=torch.bool)).shape == (0,)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_submitted() -> None:
     z = torch.zeros((2, 3), dtype=torch.float64)
     wrong: list[Callable[[Stack], object]] = [
         lambda stack: stack.scores(z[:, :2]),
-        lambda stack: stack.shrink([0], z),
+        lambda stack: stack.append(0, z[:, :2]),
         lambda stack: stack.load(0, inverse=z, theta=z[0]),
         lambda stack: stack.set_theta(0, z[0, :2]),
-        lambda stack: stack.picks(z, exploration=1.0, allowed=torch.ones((2, 3), dtype=torch.bool)),
     ]
     with Stack(arms=2, size=3, ridge=RIDGE) as stack:
         for call in wrong:
-            with pytest.raises(ValueError, match=r"shape|split"):
+            with pytest.raises(ValueError, match="shape"):
                 call(stack)
         with pytest.raises(IndexError, match="arms 0 to 1"):
-            stack.shrink([2, 0], z)
+            stack.append(2, z)
         with pytest.raises(IndexError, match="arm -1"):
             stack.set_theta(-1, z[0])
-        assert stack.changes == (0, 0)
     with pytest.raises(ValueError, match="ridge"):
         Stack(arms=2, size=3, ridge=0.0)
     with pytest.raises(ValueError, match="arms"):
         Stack(arms=0, size=3, ridge=RIDGE)
-
-
-@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 5), st.integers(1, 9))
-def test_runs_cover_all_rows_in_order_and_none_is_too_long(arms: list[int], block: int, batch: int) -> None:
-    parts = list(runs(arms, block=block, batch=batch))
-    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(arms)))
-    for part in parts:
-        assert part.stop - part.start <= batch
-        assert max(arms[part].count(arm) for arm in arms[part]) <= block
 
 
 def test_shapes_are_powers_of_two() -> None:
@@ -301,7 +215,7 @@ class Graphs:
 
     @staticmethod
     def addresses(resident: DeviceBuffers) -> list[Any]:
-        read = (resident.inverse, resident.columns, resident.theta, resident.z, resident.allowed, resident.exploration)
+        read = (resident.inverse, resident.columns, resident.theta, resident.z)
         return [resident.arms, *(each.data_ptr() for each in read)]
 
 
@@ -311,17 +225,12 @@ def test_a_graph_reads_where_it_was_captured_and_is_captured_once(monkeypatch: p
     with Stack(arms=2, size=4, ridge=RIDGE, block=3, batch=8, threaded=True) as stack:
         for turn in range(12):
             arms, rows, z = [turn % stack.arms, 0], normal(turn, 2, 4), normal(50 + turn, 1 + 3 * (turn % 4), 4)
-            stack.shrink(arms, tensor(rows))
-            sums.add(arms, rows)
-            allowed = torch.ones((len(z), stack.arms), dtype=torch.bool)
-            picks = stack.submit_picks(tensor(z), exploration=0.5, allowed=allowed)
+            sums.append(stack, arms, rows)
             flying = [stack.submit_scores(tensor(z + shift)) for shift in (0.0, 0.3, -0.2)]
             for shift, answer in zip((0.0, 0.3, -0.2), flying, strict=True):
                 np.testing.assert_allclose(answer.result()[1].numpy(), sums.scores(z + shift)[1], rtol=1e-11)
-            mean, width = sums.scores(z)
-            assert picks.result().tolist() == (mean + 0.5 * width).argmax(1).tolist()
             if turn == 8:
-                assert graphs.captures == 2 * 4  # B = 1, 4, 7, 10: graphs of 1, 4, 8, and 8 + 2; scores and picks
+                assert graphs.captures == 4  # B = 1, 4, 7, 10: graphs of 1, 4, 8, and 8 + 2
             if turn in (8, 9):
                 stack.add_arm()
                 sums.grams.append(RIDGE * np.eye(4))
@@ -333,15 +242,13 @@ def test_a_graph_reads_where_it_was_captured_and_is_captured_once(monkeypatch: p
 
 @pytest.mark.parametrize(("threaded", "device"), DEVICES)
 def test_a_reader_sees_a_write_whole_or_not_at_all(threaded: bool, device: str) -> None:
-    """Each write is five rows for each of both arms, and both writes and reads are longer than a launch: what a reader sees must
-    belong to one moment.
-    """
+    """Writes of five columns and reads of eleven rows take several launches each: what a reader sees belongs to one moment."""
     row = normal(14, 1, 6)
     square = float(row[0] @ row[0])
     moments = np.sqrt(square / (RIDGE + 5 * np.arange(41) * square))
-    z = tensor(np.repeat(row, 11, 0))
+    z, sums = tensor(np.repeat(row, 11, 0)), Sums(1, 6)
     with Stack(
-        arms=2, size=6, ridge=RIDGE, block=4, batch=4, device=torch.device(device), dtype=torch.float64, threaded=threaded
+        arms=1, size=6, ridge=RIDGE, block=4, batch=4, device=torch.device(device), dtype=torch.float64, threaded=threaded
     ) as stack:
         start = threading.Barrier(5)
 
@@ -352,7 +259,7 @@ def test_a_reader_sees_a_write_whole_or_not_at_all(threaded: bool, device: str) 
         def write() -> None:
             start.wait()
             for _ in range(40):
-                stack.shrink([0, 1] * 5, tensor(np.repeat(row, 10, 0)))
+                sums.append(stack, [0] * 5, np.repeat(row, 5, 0))
 
         with ThreadPoolExecutor(5) as pool:
             readers, writer = [pool.submit(read) for _ in range(4)], pool.submit(write)
@@ -373,8 +280,7 @@ def test_many_threads_get_each_their_own_answer(threaded: bool, device: str) -> 
     with Stack(
         arms=3, size=5, ridge=RIDGE, batch=16, device=torch.device(device), dtype=torch.float64, threaded=threaded
     ) as stack:
-        stack.shrink([0, 1, 1], tensor(rows := normal(15, 3, 5)))
-        sums.add([0, 1, 1], rows)
+        sums.append(stack, [0, 1, 1], normal(15, 3, 5))
 
         def ask(seed: int) -> float:
             z = normal(seed, 1 + seed % 40, 5)
@@ -406,11 +312,11 @@ def test_tf32_is_refused_on_a_gpu_alone() -> None:
 @cuda
 def test_a_graph_sees_what_was_written_after_its_capture() -> None:
     row = normal(16, 1, 8)
-    square = float(row[0] @ row[0])
+    square, sums = float(row[0] @ row[0]), Sums(2, 8)
     with Stack(arms=2, size=8, ridge=RIDGE, block=2, device=torch.device("cuda")) as stack:
-        stack.warm()
+        stack.submit_warm().result()
         for n in range(7):
             width = stack.scores(tensor(row))[1][0]
             assert float(width[1]) == pytest.approx(np.sqrt(square / (RIDGE + n * square)), rel=1e-5)
             assert float(width[0]) == pytest.approx(np.sqrt(square / RIDGE), rel=1e-6)
-            stack.shrink([1], tensor(row))
+            sums.append(stack, [1], row)

@@ -45,23 +45,6 @@ def test_the_floor_is_the_ceiling_that_binds() -> None:
     assert CEILINGS.rate(torch.float32) == 5e13
 
 
-def test_a_change_of_all_arms_has_the_floor_of_the_design() -> None:
-    """Full blocks: W read for Z W, read and written by the fold. 20 arms at 4.3 TB/s: 59 us for p = 1,024, 234 us for 2,048."""
-    for size, expected in ((1024, 59e-6), (2048, 234e-6)):
-        work = rates.absorbing(arms=20, size=size, rows=32, itemsize=4)
-        inverses = 3 * 4 * 20 * size**2
-        assert inverses / 4.3e12 == pytest.approx(expected, rel=0.01)
-        assert work.bytes - inverses == 4 * 20 * size * (2 * 32 + 2 * 32)
-        assert work.operations == 20 * (4 * 32 * size**2 + 3 * 32**2 * size)
-
-
-def test_a_row_alone_pays_its_share_of_a_fold() -> None:
-    """m = 1, p = 4, b = 1, q = 2: W 16, Z and column 8, half a fold (32 + 16) / 2, half a column that is there 2."""
-    work = rates.absorbing(arms=1, size=4, rows=1, itemsize=8, block=2)
-    assert work.bytes == 8 * (16 + 8 + 24 + 2)
-    assert work.operations == 2 * 16 + 2 * 16 + 2 * 4 + 3 * 4
-
-
 def test_time_is_measured_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that a run moves on by 3 ms, the first one by a second."""
     now = [7.0]
@@ -90,7 +73,7 @@ def test_the_problem_is_ridge_regression_and_its_prompts_are_not_all_alike() -> 
 def test_float64_agrees_to_rounding_and_float32_to_its_own() -> None:
     truth = problems.problem(arms=3, size=64, ridge=0.01, seen=200, queries=64)
     exact = list(problems.agreements(truth, device=CPU, dtype=torch.float64))
-    assert [row.how for row in exact] == ["loaded", "changed"]
+    assert [row.how for row in exact] == ["loaded", "appended"]
     assert all(row.width < 1e-9 and row.mean < 1e-9 and row.lost == 0.0 for row in exact)
     assert all(set(row.equal.values()) == {1.0} for row in exact)
     single = list(problems.agreements(truth, device=CPU, dtype=torch.float32))
@@ -129,13 +112,11 @@ def test_ten_bits_are_too_few_for_a_width(monkeypatch: pytest.MonkeyPatch) -> No
 def test_rows_of_the_tables_are_measured() -> None:
     with rates.filled(arms=3, size=16, device=CPU, dtype=torch.float64, batch=8) as stack:
         score = rates.scored(stack, 8, ceilings=CEILINGS, budget=0.01)
-        change = rates.changed(stack, 8, ceilings=CEILINGS, budget=0.01)
         assert rates.one_change(stack, calls=5) > 0.0
     assert score.device_s > 0.0
     assert 0.0 < score.p50_s <= score.p99_s
     assert score.reached == score.floor_s / score.device_s
-    assert min(change.device_s, change.narrowing_s, change.folding_s) > 0.0
-    for text in (pages.scores([score], cpu={}), pages.scores([score], cpu={(16, 8): 0.5}), pages.changes([change])):
+    for text in (pages.scores([score], cpu={}), pages.scores([score], cpu={(16, 8): 0.5})):
         head, rule, row = text.splitlines()
         assert head.count("|") == rule.count("|") == row.count("|")
 
@@ -184,7 +165,7 @@ def test_without_a_gpu_it_runs_its_cpu_part_and_says_what_it_left_out(
     assert "Target" not in text
     found = json.loads((tmp_path / "out" / "all.json").read_text())
     assert [(row["size"], row["batch"]) for row in found["scores"]] == [(16, 1), (16, 4)]
-    assert len(found["changes"]) == 3
+    assert list(found["single"]) == ["16"]
     assert len(found["agreement"]) == 8
     assert "Not measured" in capsys.readouterr().out
 
@@ -204,7 +185,7 @@ def test_a_card_is_measured_with_the_cpu_beside_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rates, "filled", filled)
     monkeypatch.setattr(problems, "agreements", agreements)
     monkeypatch.setattr(problems, "problem", partial(problems.problem, seen=20, queries=8))
-    monkeypatch.setattr(devices, "described", lambda device: "a card")
+    monkeypatch.setattr(devices, "describe", lambda device: "a card")
     monkeypatch.setattr(devices, "costs", lambda device: rule)
     for name, value in (("QUICK_SIZES", (16,)), ("QUICK_BATCHES", (1, 4)), ("FLOAT64_FROM", 16), ("TARGET", (16, 4, 0.6))):
         monkeypatch.setattr(gpu, name, value)
