@@ -53,8 +53,8 @@ def allowed_mask(contexts: Sequence[Context]) -> Tensor:
 def greedy_weights(scores: Tensor, allowed: Tensor) -> Tensor:
     """(B, K) all weight on the allowed arm of highest score (B, K); ties go to the lowest index, as NumPy's argmax promises.
 
-    A score that is not a finite number says nothing, and its arm is not chosen. Where no allowed arm has a finite one, each has
-    the same weight: that is what is known, and the propensity says so.
+    A score that is not a finite number carries no information, and its arm is not chosen. Where no allowed arm has a
+    finite one, each has the same weight, and the propensity says so.
     """
     usable = np.isfinite(scores.numpy()) & allowed.numpy()
     chosen = np.where(usable, scores.numpy(), -np.inf).argmax(axis=1)

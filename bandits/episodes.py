@@ -1,6 +1,6 @@
-"""One loop for tests, benches and replays of episodic policies: several calls on one prompt until success, stop or the last call.
+"""Simulation of episodic policies: several calls on one prompt until success, a stop or the last call.
 
-episode t: weights --> draw --> reward t, arm, k-th call of this arm --> fold, prepare --> success or stop? else again
+episode t: weights --> draw --> reward t, arm, k-th call of this arm --> fold, prepare --> success or stop? else once more
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bandits.types import Context, Observation, Policy, State, empty
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeTrace:
-    """What happened. N calls in T episodes.
+    """The result of a simulation of episodes. N calls in T episodes.
 
     picks: (N,) arms in the order of the calls.  episodes: (N,) the episode of each.
     best: (T,) highest reward of the episode, 0 without any call.  costs: (T,) of all its calls.
@@ -48,8 +48,8 @@ def play_episodes(
     """Play every episode once.
 
     features: (T, d), or (T, 0).  rewards: (T, K, A), where the k-th call of an arm in an episode reads entry k; A is at least the
-    number of calls that the policy makes.  prices: (K,).  costs: (T, K, A) realised, default the prices.  state: to go on from.
-    A policy without episodes makes one call.
+    number of calls that the policy makes.  prices: (K,).  costs: (T, K, A) realized, default the prices.
+    state: where to continue from. A policy without episodes makes one call.
     """
     rounds, arms, _ = rewards.shape
     state = states.start(policy, arms=arms) if state is None else state

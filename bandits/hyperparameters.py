@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from bandits.errors import InvalidHyperparameter
 
 LARGEST = 1e12
-"""Of a hyperparameter without a closer bound, as of a reward: beyond it numbers drown each other. Where 0 is excluded, its
-inverse is the smallest."""
+"""The bound of a hyperparameter without a closer one, as of a reward: beyond it small addends are rounded away. Where 0 is
+excluded, its inverse is the smallest value."""
 SMALLEST_RIDGE = 1e-9
 """A ridge below it keeps too few digits beside vectors of length one."""
 
@@ -25,7 +25,7 @@ def unit_scale(prior_mean: float) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameter:
-    """What stands behind one field of a policy. The bounds are inclusive, except `above`.
+    """The declaration of one field of a policy. The bounds are inclusive, except `above`.
 
     former: defaults of earlier versions. A bandit that was created with one keeps it, and the body that created it, which may
     have left the field out, is still the same request.
@@ -139,7 +139,7 @@ def validate(policy: Any) -> None:
 def check_sound(policy: Any) -> None:
     """Raise `InvalidHyperparameter` for a number so small or large that sums of float64 would keep no digits of anything else.
 
-    For new bandits alone: what stands in a log was accepted, and is folded for ever.
+    For new bandits alone: what a log holds was accepted once, and must stay readable.
     """
     for item in declared(type(policy)):
         value = getattr(policy, item.name)

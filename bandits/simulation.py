@@ -1,4 +1,4 @@
-"""One loop for tests, benches and replays: a policy plays a table of rewards, with outcomes that may come late.
+"""Simulation of a policy on a table of rewards, with outcomes that may come late; for tests, benches and replays.
 
 round t: release outcomes due at t --> weights --> draw --> outcome due at t + delay[t]
 """
@@ -18,9 +18,9 @@ from bandits.types import Context, Observation, Policy, State, empty
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A table to play: what every arm would have returned in every round.
+    """A table of rewards: what every arm would have returned in every round.
 
-    features: (T, d), or (T, 0).  rewards: (T, K) realised.  expected: (T, K) expected rewards, for regret.  prices: (K,).
+    features: (T, d), or (T, 0).  rewards: (T, K) realized.  expected: (T, K) expected rewards, for regret.  prices: (K,).
     """
 
     features: np.ndarray
@@ -31,7 +31,10 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What happened. picks: (T,) arms.  rewards: (T,) realised.  regret: (T,) expected, per round.  propensities: (T,)."""
+    """The result of a simulation.
+
+    picks: (T,) arms.  rewards: (T,) realized.  regret: (T,) expected, per round.  propensities: (T,).
+    """
 
     picks: np.ndarray
     rewards: np.ndarray
@@ -51,13 +54,14 @@ def simulate(
     *,
     delays: Sequence[int] = (),
     uniforms: Sequence[float] = (),
-    anticipate: bool = True,
+    mark_pending: bool = True,
     each: Callable[[int], object] = lambda t: None,
 ) -> Trace:
     """Play every round of the table once.
 
-    delays: rounds until the outcome of round t is learnt (default 0).  uniforms: the number behind the draw of round t; default
-    keyed by seed and round.  anticipate: tell the policy of pending decisions.  each: called after each round (progress bars).
+    delays: rounds until the outcome of round t is folded (default 0).  uniforms: the number behind the draw of round t; default
+    keyed by seed and round.  mark_pending: call `add_pending` for decisions whose outcome is late.
+    each: called after each round (progress bars).
     """
     rounds, arms = world.rewards.shape
     state = states.start(policy, arms=arms)
@@ -74,16 +78,16 @@ def simulate(
         picks[t] = arm
         pending[arm] += 1
         wait = delays[t] if len(delays) else 0
-        told = anticipate and wait > 0
-        if told and features is not None:
+        marked = mark_pending and wait > 0
+        if marked and features is not None:
             state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], x))
-        due.setdefault(t + wait, []).append((t, arm, told))
-        for when, which, was_told in due.pop(t, ()):
+        due.setdefault(t + wait, []).append((t, arm, marked))
+        for when, which, was_marked in due.pop(t, ()):
             seen = Observation(
                 arm=which,
                 features=empty() if features is None else features[when],
                 reward=float(world.rewards[when, which]),
-                was_pending=was_told,
+                was_pending=was_marked,
             )
             state = states.fold(policy, state, seen)
             pending[which] -= 1

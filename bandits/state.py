@@ -89,16 +89,16 @@ def unpack(policy: Policy, data: bytes) -> State:
     return State(arms, _from_tensors("reference.", policy.init_reference(), tensors))
 
 
-def _from_tensors(prefix: str, blank: Any, tensors: dict[str, Tensor]) -> Any:
+def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any:
     values: dict[str, Any] = {}
-    for name, kind in _stored(blank):
+    for name, kind in _stored(template):
         if prefix + name not in tensors:
             raise CorruptState(f"{prefix}{name} is missing")
         value = tensors[prefix + name]
         values[name] = kind(value.item()) if kind in (int, float) else value
-        if kind is Tensor and value.ndim != getattr(blank, name).ndim:
+        if kind is Tensor and value.ndim != getattr(template, name).ndim:
             raise CorruptState(f"{prefix}{name} has {value.ndim} dimensions")
-    return replace(blank, **values)
+    return replace(template, **values)
 
 
 def digest(policy: Policy, state: State) -> str:

@@ -1,7 +1,7 @@
 """The protocol: what a policy is given, what it answers, what it keeps.
 
     contexts --> weights(state, contexts) --> Weights      one distribution over the arms per context; zeros = stop
-    observation --> learn(state, observation) --> arm_state'       the new statistic of the one arm that it is about
+    observation --> update(state, observation) --> arm_state'      the new statistic of the one arm that it is about
 
 Letters used for shapes in the whole package: B contexts in a batch, K arms, d length of the features,
 p length of the lifted features, D random frequencies, n samples, e length of one output.
@@ -89,7 +89,7 @@ class Observation:
     reward:   any finite number; 0 where the policy does not need one.  cost: >= 0, in the unit of the prices.
     output:   (n, e) samples that came back.  reference: (n, e) real outputs for the same prompt.
     moments:  reference moments, set at once instead of samples.
-    anticipated: `Policy.add_pending` was told of this decision when it was made (see there).
+    was_pending: `Policy.add_pending` was called for this decision when it was made (see there).
     """
 
     arm: int = REFERENCE
@@ -140,8 +140,8 @@ def cached_field() -> Any:
 class State:
     """Everything a policy knows: one statistic per arm (in the order in which the arms came), and one of the reference.
 
-    cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so whoever reads it must check
-    that it was made for these very `arms`, and may use an older one as a warm start.
+    cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that
+    it was made for these very `arms`, and may use an older one as a warm start.
     """
 
     arms: tuple[ArmState, ...]
@@ -153,10 +153,11 @@ class State:
 class Policy(ABC):
     """A frozen set of hyperparameters with the pure functions of the protocol.
 
-    A subclass declares its hyperparameters with `hyperparameters.hyper`, so that range, default, meaning and source stand in one
-    place for validation, for the HTTP schema and for the documentation. `dim`, `output_dim` and `seed` belong to the bandit.
+    A subclass declares its hyperparameters with `hyperparameters.hyper`, so that range, default, meaning and source are
+    declared once for validation, for the HTTP schema and for the documentation. `dim`, `output_dim` and `seed` belong to the
+    bandit.
 
-    What it must define: `blank`, `learn`, `weights`. What it may: everything else; the defaults do nothing.
+    It must define `init`, `update` and `weights`. Everything else is optional; the defaults do nothing.
     """
 
     kind: ClassVar[str]
@@ -166,7 +167,7 @@ class Policy(ABC):
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
     reference_when: ClassVar[str] = ""  # which settings need a reference, where not all do
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
-    arms_independent: ClassVar[bool] = False  # `learn` looks at the statistic of the observation's arm, and at no other
+    arms_independent: ClassVar[bool] = False  # `update` reads the statistic of the observation's arm alone
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
     output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
@@ -189,15 +190,15 @@ class Policy(ABC):
 
     @abstractmethod
     def init(self) -> ArmState:
-        """The statistic of an arm that has seen nothing. It has a field `pulls: int`, the observations learnt."""
+        """The statistic of an arm that has seen nothing. It has a field `pulls: int`, the observations folded into it."""
 
     @abstractmethod
     def update(self, state: State, seen: Observation) -> ArmState:
         """The new statistic of arm `seen.arm` after one more observation of it. Never writes into `state`."""
 
     def update_many(self, state: State, seen: Sequence[Observation]) -> ArmState:
-        """`learn` of several observations of one arm, in order; asked of policies that are `separate`. The sums must be those of
-        `learn`, to the last bit; what is derived may differ in its rounding.
+        """`update` with several observations of one arm, in order; called on policies with `arms_independent`. The sums must be
+        those of `update`, to the last bit; what is derived may differ in its rounding.
         """
         arms, index = list(state.arms), seen[0].arm
         for one in seen:
@@ -236,7 +237,7 @@ class Policy(ABC):
                 if arm >= 0:
                     pending[arm] += 1
                 if found.assumed and found.assumed[count - 1] >= 0 and found.assumed[count - 1] != arm:
-                    break  # the rows after it were told otherwise
+                    break  # the rows after it assumed another arm
             parts.append(found.first(count))
             row += count
         return Weights.joined(parts)
@@ -259,13 +260,13 @@ class Policy(ABC):
         return arm
 
     def add_pending_many(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
-        """`anticipate` of several pending decisions; only what is derived changes, so their order does not matter."""
+        """`add_pending` for several decisions; only what is derived changes, so their order does not matter."""
         for one in features:
             arm = self.add_pending(arm, one)
         return arm
 
     def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        """Undo one `anticipate`: the decision expired or was cancelled."""
+        """Undo one `add_pending`: the decision expired or was cancelled."""
         return arm
 
     def succeeded(self, reward: float) -> bool:
@@ -294,7 +295,7 @@ class Policy(ABC):
     def check_reference(self, state: State, seen: Observation) -> None:
         """Raise `InvalidObservation` for reference material that this policy cannot take."""
 
-    # -- what it tells -----------------------------------------------------------------------------------------------------
+    # -- what it reports -----------------------------------------------------------------------------------------------------
 
     @property
     def reward_scale(self) -> tuple[float, float] | None:
@@ -302,7 +303,7 @@ class Policy(ABC):
         return None
 
     def arms_without_estimate(self, state: State) -> list[int]:
-        """Arms whose numbers are not finite any more, so that they are not chosen (see `draw.best`)."""
+        """Arms whose numbers are not finite any more, so that they are not chosen (see `draw.greedy_weights`)."""
         return []
 
     def report(self, state: State) -> dict[str, Any]:

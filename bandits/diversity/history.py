@@ -50,14 +50,14 @@ Scores = Mapping[str, float | int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """How answers are compared. dim: d.  output_dim: e.  normalise: divide labels by the prompt kernel's sum, not by n."""
+    """How answers are compared. dim: d.  output_dim: e.  normalize: divide labels by the prompt kernel's sum, not by n."""
 
     diversity: Literal["rke", "jkd"]
     dim: int
     output_dim: int
     prompt_bandwidth: float
     output_bandwidth: float
-    normalise: bool
+    normalize: bool
 
     @property
     def width(self) -> int:
@@ -105,14 +105,14 @@ class ExactHistory(History):
         t_old, x_old, y_old = self.split(history)
         prompt, across = self.k_prompt(t[:1], t_old)[0], self.k_output(x, x_old)
         if self.diversity == "rke":
-            return joint.inverse_joint_rke_label(prompt, across, normalise=self.normalise)
+            return joint.inverse_joint_rke_label(prompt, across, normalize=self.normalize)
         return joint.joint_kernel_distance_label(
             prompt,
             across,
             self.k_output(y, y_old),
             self.k_output(x, y_old),
             self.k_output(y, x_old),
-            normalise=self.normalise,
+            normalize=self.normalize,
         )
 
     def k_prompt(self, a: Tensor, b: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class SummedHistory(History):
     def label(self, features: Tensor, other: DiversityArm) -> float:
         """The label of one answer, mean features (sums, 2D), against the history of an arm.
 
-        A normalised label is a ratio of two sums, each known within about n / sqrt(2D). The lower one is not trusted below that,
+        A normalized label is a ratio of two sums, each known within about n / sqrt(2D). The lower one is not trusted below that,
         so that prompts unlike any served before get labels near 0, as with an empty history; and the ratio is cut to the range
         of the exact one.
         """
@@ -204,7 +204,7 @@ class SummedHistory(History):
             return 0.0
         rke = self.diversity == "rke"
         value = float(features[JOINT if rke else DISTANCE] @ other.served[JOINT if rke else DISTANCE])
-        if not self.normalise:
+        if not self.normalize:
             return value / other.outputs
         weight = float(features[PROMPT if rke else WEIGHT] @ other.served[PROMPT if rke else WEIGHT])
         ratio = value / max(weight, other.outputs / math.sqrt(2 * len(self.w)))

@@ -2,7 +2,7 @@
 
 prompt, reward --> RidgeArm / KernelArm                                   the very numbers of PAK-UCB
 prompt, labels --> sums beside them; coefficients = (A + ridge I)^-1 sums  the same factor, one column per label
-prompt, output --> history: rows, or sums of random features              see `histories`
+prompt, output --> history: rows, or sums of random features              see `history`
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ class DiversityArm:
         assert self.regression is not None
         return self.regression
 
-    def update(self, x: Tensor, target: float, labels: Tensor, *, using: Regression, anticipated: bool) -> DiversityArm:
-        """One more prompt x (d,), its reward and its labels (q,). q may grow with the arms: who came later had no history
-        to be compared with, so earlier labels against it are 0, as every label against an empty history is.
+    def update(self, x: Tensor, target: float, labels: Tensor, *, using: Regression, was_pending: bool) -> DiversityArm:
+        """One more prompt x (d,), its reward and its labels (q,). q may grow with the arms: a later arm had no history
+        to compare with, so earlier labels against it are 0, as every label against an empty history is.
         """
-        learnt = using.update(self.fitted(using), x, target, anticipated=anticipated)
-        design, rewards = _parts(learnt)
+        learned = using.update(self.fitted(using), x, target, was_pending=was_pending)
+        design, rewards = _parts(learned)
         known = _widen(self.labels, len(labels))
         coefficients = None
-        if isinstance(learnt, RidgeArm):
+        if isinstance(learned, RidgeArm):
             known = torch.addr(known, using.feature_map(x), labels)
         else:
             known = torch.cat([known, labels[None]])[-len(rewards) :]  # what the regression forgets, labels forget
-            coefficients = self._extended(labels, learnt, using)
+            coefficients = self._extended(labels, learned, using)
         return replace(
-            self, pulls=learnt.pulls, design=design, rewards=rewards, labels=known, regression=learnt, coefficients=coefficients
+            self, pulls=learned.pulls, design=design, rewards=rewards, labels=known, regression=learned, coefficients=coefficients
         )
 
-    def _extended(self, labels: Tensor, learnt: KernelArm, using: Regression) -> Tensor | None:
+    def _extended(self, labels: Tensor, learned: KernelArm, using: Regression) -> Tensor | None:
         """`solved` with one more row, O(n q), where the factor is the old one with one more row; None where it forgot."""
-        if self.coefficients is None or len(learnt.targets) != len(self.rewards) + 1:
+        if self.coefficients is None or len(learned.targets) != len(self.rewards) + 1:
             return None
         assert using.kernel is not None
-        row, pivot = learnt.posterior(using.kernel, using.ridge).factor.last
+        row, pivot = learned.posterior(using.kernel, using.ridge).factor.last
         before = _widen(self.coefficients, len(labels))
         return torch.cat([before, ((labels - row @ before) / pivot)[None]])
 
@@ -82,7 +82,7 @@ class DiversityArm:
         return replace(self, regression=using.add_pending(self.fitted(using), x))
 
     def remove_pending(self, x: Tensor, *, using: Regression) -> DiversityArm:
-        """Undo one `anticipate`."""
+        """Undo one `add_pending`."""
         return replace(self, regression=using.remove_pending(self.fitted(using), x))
 
     def solved(self, using: Regression) -> Tensor:
@@ -102,13 +102,16 @@ class DiversityArm:
         return self.coefficients
 
     def expected(self, z: Tensor, *, using: Regression, columns: int) -> Tensor:
-        """(B, columns) the labels expected of lifted prompts z (B, p); 0 where nothing was learnt yet."""
+        """(B, columns) the labels expected of lifted prompts z (B, p); 0 before any observation."""
         arm, coefficients = self.fitted(using), self.solved(using)
         if isinstance(arm, RidgeArm):
             return _widen(z @ coefficients, columns)
         assert using.kernel is not None
-        shadow = arm.posterior(using.kernel, using.ridge).whiten(z, kernel=using.kernel)  # that of the reward's mean and width
-        return _widen(shadow.T @ coefficients, columns)
+        # the same whitened kernel as that of the mean and width of the reward
+        whitened_kernel = arm.posterior(using.kernel, using.ridge).whiten(
+            z, kernel=using.kernel
+        )  # that of the reward's mean and width
+        return _widen(whitened_kernel.T @ coefficients, columns)
 
 
 def _widen(matrix: Tensor, columns: int) -> Tensor:

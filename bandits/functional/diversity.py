@@ -8,8 +8,8 @@
 Vendi of order q = exp(H_q) (Friedman & Dieng 2023; Pasarkar & Dieng 2024). RKE is the order 2 (Jalali et al. 2023) and needs no
 eigenvalues; FKEA is the form by random features (Ospanov et al. 2024). A score is an effective number of kinds, from 1 to n.
 
-Departure from the released FKEA code: eigenvalues below 1e-12 are dropped and the rest renormalised. It clamps them at 1e-10
-and does not renormalise, which biases orders below 1 by up to 2D 1e-10^q; it also rounds to two digits and works in float32.
+Departure from the released FKEA code: eigenvalues below 1e-12 are dropped and the rest renormalized. It clamps them at 1e-10
+and does not renormalize, which biases orders below 1 by up to 2D 1e-10^q; it also rounds to two digits and works in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def spectrum(matrix: Tensor) -> Tensor:
 
 
 def shares(values: Tensor) -> Tensor:
-    """(p,) eigenvalues divided by their sum; what is below 1e-12 of it is 0, and the rest renormalised."""
+    """(p,) eigenvalues divided by their sum; what is below 1e-12 of it is 0, and the rest renormalized."""
     values = values.clamp_min(0.0) / values.clamp_min(0.0).sum()
     values = torch.where(values < NEGLIGIBLE, 0.0, values)
     return values / values.sum()

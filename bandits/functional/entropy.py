@@ -30,7 +30,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def optimistic_marginal(marginal: Tensor, radius: Tensor) -> Tensor:
     """(C,) every class moved by its radius towards 1/e, and no further: the largest entropy sum within the radii. Not
-    renormalised.
+    renormalized.
 
     IS-UCB release; its predecessor compared without the absolute value, and overshot for classes above 1/e. A new tensor: the
     release moves the running marginal itself, which then drifts to 1/e in every class.

@@ -7,7 +7,7 @@
 
 Why convex: the first two terms are linear in a; Sigma_a is matrix-concave in a and A -> Tr (F'A F)^1/2 is concave and monotone,
 so minus it is convex. One start is enough, and the Frank-Wolfe gap certifies the answer; the released code restarts a general
-optimiser four times per round.
+optimizer four times per round.
 
 Moments are taken about the reference mean, so that nothing depends on where the embedding's origin lies. F (d, k) has one column
 per positive eigenvalue of Sigma_r: a reference of few samples makes every step cheaper, without any loss.
@@ -65,9 +65,9 @@ def component_of(sums: MomentSums, target: Target) -> Component:
     One sample has no covariance; it counts as 0, because then the pooled second moment is right.
     """
     if sums.thin:
-        centred = sums.centered() / max(sums.count - 1, 1) ** 0.5
-        narrow = centred @ target.root
-        return _component(sums.mean(), float(centred.square().sum()), narrow.T @ narrow, target)
+        centered = sums.centered() / max(sums.count - 1, 1) ** 0.5
+        narrow = centered @ target.root
+        return _component(sums.mean(), float(centered.square().sum()), narrow.T @ narrow, target)
     return component(sums.mean(), sums.covariance() if sums.count > 1 else sums.scatter(), target)
 
 

@@ -180,7 +180,7 @@ def _empty_block(start: int) -> tuple[Floats, Floats]:
 def without(factor: Tensor, index: int) -> Tensor:
     """The lower factor (q - 1, q - 1) of a matrix without row and column `index`, from its factor (q, q): O(q^2).
 
-    Taking the row away leaves one number above each later diagonal; a rotation of two neighbouring columns removes each of them
+    Taking the row away leaves one number above each later diagonal; a rotation of two neighboring columns removes each of them
     and changes no inner product of rows. Nothing is subtracted, so nothing can turn indefinite.
     """
     columns = factor.numpy().T.copy()
@@ -192,8 +192,8 @@ def without(factor: Tensor, index: int) -> Tensor:
 def schur_complement_factor(factor: Tensor, index: int) -> Tensor:
     """The lower factor (q - 1, q - 1) of what is left of a matrix when point `index` is known, its Schur complement: O(q^2).
 
-    Rotations move that point to the front, where the factor of the others stands behind its column. For the first point that
-    is where it stands already.
+    Rotations move that point to the front, where the factor of the others follows its column. For the first point that
+    is where it is already.
     """
     columns = factor.numpy().T.copy()
     for j in reversed(range(index)):

@@ -3,7 +3,7 @@
     inverse of (A + Z'Z)  =  P - U'U       U = L^-1 Z P,  L L' = I + Z P Z'         (Sherman-Morrison, Woodbury)
     kept as                  dense - aside' aside       (p, p) and (q, p), q < BLOCK; a full block is folded into `dense`
 
-    Z P is what a score of the rows Z computes, too: whoever changes an inverse by rows that were scored just now finds it.
+    Z P is what a score of the rows Z computes, too: a change of an inverse by rows that were scored just now reuses it.
 
 Why aside. A change of a dense matrix reads and writes all of it. With ten arms of p = 256 these matrices are many megabytes that
 no near cache holds, and memory is what a decision waits for: see docs/performance.md.
@@ -45,7 +45,7 @@ class ScoredRows:
         return {row.tobytes(): place for place, row in enumerate(self._z.numpy())}
 
     def places(self, z: Tensor) -> list[int] | None:
-        """Where the rows of z (k, p) stand; None where one of them is not there, to the last bit."""
+        """The indices of the rows of z (k, p); None where one of them is not there, to the last bit."""
         found = [self._places.get(row.tobytes()) for row in z.numpy()]
         return None if None in found else [place for place in found if place is not None]
 

@@ -1,4 +1,4 @@
-"""Diversity of outputs *given* their prompts: scores of pairs (prompt t, output x), and the labels that a bandit learns.
+"""Diversity of outputs *given* their prompts: scores of pairs (prompt t, output x), and the labels that a bandit regresses on.
 
     I-JRKE = E[k_T(t, t')^2 k_X(x, x')^2]                 inverse joint RKE, from 1/n to 1; low = diverse
     JKD    = |E[Phi(t, x) - Phi(t, y)]|^2                 joint kernel distance to the references y; 0 = alike
@@ -85,29 +85,29 @@ def _mean_pair(values: Tensor, *, unbiased: bool) -> float:
 # -- labels, exact ---------------------------------------------------------------------------------------------------------
 
 
-def inverse_joint_rke_label(prompts: Tensor, outputs: Tensor, *, normalise: bool) -> float:
+def inverse_joint_rke_label(prompts: Tensor, outputs: Tensor, *, normalize: bool) -> float:
     """The label of one answer against a history of n: the mean of k_T^2 k_X^2, an unbiased sample of I-JRKE given its prompt.
 
     prompts: (n,) k_T(t, t_j).  outputs: (s, n) k_X(x_i, x_j), one row per sample of the answer.
-    normalise: divide by the sum of k_T^2 instead of n, as in the conditional RKE: the label then does not shrink when the prompts
+    normalize: divide by the sum of k_T^2 instead of n, as in the conditional RKE: the label then does not shrink when the prompts
     lie far apart. Released code sums in its first-visit branch; here the mean is taken everywhere. An empty history: 0.
     """
-    return _label(prompts.square(), outputs.square(), normalise=normalise)
+    return _label(prompts.square(), outputs.square(), normalize=normalize)
 
 
 def joint_kernel_distance_label(
-    prompts: Tensor, outputs: Tensor, references: Tensor, to_references: Tensor, from_reference: Tensor, *, normalise: bool
+    prompts: Tensor, outputs: Tensor, references: Tensor, to_references: Tensor, from_reference: Tensor, *, normalize: bool
 ) -> float:
     """The label of one answer against a history of n: the mean of k_T [k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)].
 
     prompts: (n,) k_T(t, t_j).  The four output kernels: (s, n) in this order, one row per sample of the answer.
-    normalise: divide by the sum of k_T instead of n.  An empty history: 0, where the released code divides by zero.
+    normalize: divide by the sum of k_T instead of n.  An empty history: 0, where the released code divides by zero.
     """
-    return _label(prompts, outputs + references - to_references - from_reference, normalise=normalise)
+    return _label(prompts, outputs + references - to_references - from_reference, normalize=normalize)
 
 
-def _label(weights: Tensor, values: Tensor, *, normalise: bool) -> float:
-    total = float(weights.sum()) if normalise else float(len(weights))
+def _label(weights: Tensor, values: Tensor, *, normalize: bool) -> float:
+    total = float(weights.sum()) if normalize else float(len(weights))
     return float((values @ weights).mean()) / total if total > 0.0 else 0.0
 
 
@@ -136,7 +136,7 @@ def label_error(count: int, *, kernels: int, delta: float) -> float:
     count: D.  kernels: c, the kernel values in one term: 1 for I-JRKE, 4 for JKD.
     Hoeffding (1963): the label is a mean over D independent frequencies of numbers in [-c, c], each without bias, however long
     the history is. The standard deviation is at most c / sqrt(D), and smaller where the history spreads.
-    Not for normalised labels: those are ratios, and their error is that of the sums over the mean of k_T^2 (or k_T).
+    Not for normalized labels: those are ratios, and their error is that of the sums over the mean of k_T^2 (or k_T).
 
     >>> round(label_error(2048, kernels=1, delta=0.05), 4)
     0.06

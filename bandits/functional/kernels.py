@@ -103,7 +103,7 @@ ONE_THREAD = 1 << 18
 
 
 def product(matrix: NDArray[np.float64], vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) of (n, d) and (d,), or (n, m) of (d, m), a vector on one thread whatever the settings, as torch is told to work.
+    """(n,) of (n, d) and (d,), or (n, m) of (d, m), a vector on one thread whatever the thread settings of torch are.
 
     Threads that wait for each other on busy cores took 3 ms for 2,048 x 768 where one takes .2 to .6.
     """

@@ -2,8 +2,8 @@
 
     F(theta) = sum_i [log(1 + exp(z_i)) - y_i z_i] + theta' precision theta / 2 - moment' theta          z_i = x_i' theta
 
-           minimise                        step                            settle
-    x, y ----------> theta, H^-1 --(one x, y)--> nearly theta, nearly H^-1 --(all x, y)--> theta, as minimise gives it
+           minimize                        step                            settle
+    x, y ----------> theta, H^-1 --(one x, y)--> nearly theta, nearly H^-1 --(all x, y)--> theta, as minimize gives it
          O(n p^2 + p^3), a few times      online Newton, O(p^2)       O(n p + p^2), about five times
 
     oldest x, y --expand--> their second-order Taylor polynomial at theta: two sums that go into `precision` and `moment`
@@ -23,7 +23,7 @@ from torch import Tensor
 from bandits.functional import linalg
 
 TOLERANCE = 1e-18
-"""On the squared Newton decrement g'H^-1 g >= ridge |theta - minimiser|^2, before a last step: ten digits of theta at ridge 1."""
+"""On the squared Newton decrement g'H^-1 g >= ridge |theta - minimizer|^2, before a last step: ten digits of theta at ridge 1."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class Fit:
-    """theta: (p,).  inverse: (p, p) of the Hessian of F, at this theta or one close by.  settled: theta is the minimiser."""
+    """theta: (p,).  inverse: (p, p) of the Hessian of F, at this theta or one close by.  settled: theta is the minimizer."""
 
     theta: Tensor
     inverse: Tensor
@@ -66,7 +66,7 @@ def gradient(theta: Tensor, x: Tensor, y: Tensor, *, prior: Quadratic) -> Tensor
 
 
 def minimize(x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
-    """The minimiser of F, from the prior's own: a fixed procedure, whose result may enter a statistic."""
+    """The minimizer of F, from the prior's own: a fixed procedure, whose result may enter a statistic."""
     factor = linalg.cholesky_of_sums(prior.precision, what="precision of the logistic prior")
     start = torch.cholesky_solve(prior.moment[:, None], factor)[:, 0]
     return settle(Fit(start, _inverse(start, x, prior), False), x, y, prior=prior)
@@ -80,7 +80,7 @@ def step(fit: Fit, x: Tensor, y: float) -> Fit:
 
 
 def settle(fit: Fit, x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
-    """The minimiser of F, from any fit: Newton steps with the inverse at hand, factored afresh when they converge slowly."""
+    """The minimizer of F, from any fit: Newton steps with the inverse at hand, factored afresh when they converge slowly."""
     if fit.settled:
         return fit
     theta, inverse, last, fresh = fit.theta, fit.inverse, float("inf"), False

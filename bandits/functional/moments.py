@@ -1,6 +1,6 @@
 """Means and covariances from sums, and the Frechet distance between two Gaussians.
 
-    rows --learn--> shift, total = sum (x - shift), second = sum (x - shift)(x - shift)'     over full blocks of 256 rows
+    rows --update--> shift, total = sum (x - shift), second = sum (x - shift)(x - shift)'     over full blocks of 256 rows
                     rows = x - shift                                                         of the block that is not full yet
     mean = shift + m        m = sum (x - shift) / n
     covariance = (sum (x - shift)(x - shift)' - n m m') / (n - 1)
@@ -111,8 +111,8 @@ class MomentSums:
     def scatter(self) -> Tensor:
         """(d, d) sum (x - mean)(x - mean)', exactly symmetric."""
         if self.folded == 0:
-            centred = self.centered()  # two passes: nothing to cancel
-            scatter = centred.T @ centred
+            centered = self.centered()  # two passes: nothing to cancel
+            scatter = centered.T @ centered
         else:
             m = self.offset()
             scatter = torch.addmm(self.second, self.rows.T, self.rows).addr_(m, m, alpha=-float(self.count))
@@ -173,9 +173,9 @@ def spread(covariance: Tensor) -> Spread:
     return Spread(float(covariance.trace()), float(covariance.square().sum()), max(top, 0.0))
 
 
-def spread_of_rows(centred: Tensor) -> Spread:
-    """Of the covariance of centred rows (n, d), from their n x n Gram matrix, which has the same nonzero spectrum: O(n^2 d)."""
-    return spread(centred @ centred.T / (len(centred) - 1))
+def spread_of_rows(centered: Tensor) -> Spread:
+    """Of the covariance of centered rows (n, d), from their n x n Gram matrix, which has the same nonzero spectrum: O(n^2 d)."""
+    return spread(centered @ centered.T / (len(centered) - 1))
 
 
 def adaptive_threshold(covariance: Tensor, *, n: int, multiplier: float, diagonal: bool = False) -> Tensor:
@@ -233,11 +233,11 @@ def overlap(covariance: Tensor, root: Tensor) -> float:
     return float(_positive(torch.linalg.eigvalsh((inner + inner.T) / 2.0)).sqrt().sum())
 
 
-def overlap_of_rows(centred: Tensor, root: Tensor) -> float:
-    """The same for the covariance of centred rows (n, d): the nuclear norm of centred F / sqrt(n - 1), O(n d k), exact at any
+def overlap_of_rows(centered: Tensor, root: Tensor) -> float:
+    """The same for the covariance of centered rows (n, d): the nuclear norm of centered F / sqrt(n - 1), O(n d k), exact at any
     rank.
     """
-    return float(torch.linalg.svdvals(centred @ root).sum()) / math.sqrt(len(centred) - 1)
+    return float(torch.linalg.svdvals(centered @ root).sum()) / math.sqrt(len(centered) - 1)
 
 
 def frechet(mean: Tensor, covariance: Tensor, reference_mean: Tensor, reference_covariance: Tensor) -> float:

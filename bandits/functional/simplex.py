@@ -1,7 +1,7 @@
-"""Convex minimisation over the probability simplex: exact for quadratics, with a certificate for everything else.
+"""Convex minimization over the probability simplex: exact for quadratics, with a certificate for everything else.
 
-    minimise_quadratic     a'Qa + c'a            primal active set, exact up to rounding; a handful of arms, microseconds
-    quasi_newton           any smooth convex f   projected steps in a learnt metric, with backtracking
+    minimize_quadratic     a'Qa + c'a            primal active set, exact up to rounding; a handful of arms, microseconds
+    quasi_newton           any smooth convex f   projected steps in a learned metric, with backtracking
     exponentiated_gradient any smooth convex f   multiplicative steps with backtracking
 
 Every `Solution` carries its Frank-Wolfe gap g.a - min g, an upper bound of f(a) - min f for convex f: the certificate.
@@ -35,7 +35,7 @@ RIDGE = 1e-9
 class Solution:
     """weights: (m,) >= 0, sum 1.  value: f there.  gap: Frank-Wolfe gap, >= f - min f.  steps: iterations taken.
 
-    curvature: (m, m) what a quasi-Newton solver learnt on the way, worth handing to the next problem if it is much the same.
+    curvature: (m, m) what a quasi-Newton solver learned on the way, worth handing to the next problem if it is much the same.
     """
 
     weights: Vector
@@ -83,12 +83,12 @@ def nearest_psd(matrix: Vector) -> Vector:
 
 
 def minimize_quadratic(quadratic: Vector, linear: Vector, *, start: Vector | None = None) -> Solution:
-    """The minimiser of a'Qa + c'a over the simplex by a primal active set (Lawson & Hanson 1974, ch. 23, with one equality).
+    """The minimizer of a'Qa + c'a over the simplex by a primal active set (Lawson & Hanson 1974, ch. 23, with one equality).
 
     The result depends on the support that is found, not on the way there: the last step solves the KKT system of that support
     from scratch. So a warm start (a feasible point) saves time and changes no digit, unless the problem is degenerate.
 
-    A singular Q has many minimisers (duplicate arms); a tiny ridge picks the one that shares the weight among duplicates.
+    A singular Q has many minimizers (duplicate arms); a tiny ridge picks the one that shares the weight among duplicates.
     Value and gap are those of the problem without the ridge. Raises `NotPositiveDefinite` for an indefinite Q: see `nearest_psd`.
     """
     q, c = _regular((quadratic + quadratic.T) / 2.0, linear)
@@ -119,7 +119,7 @@ def minimize_quadratic(quadratic: Vector, linear: Vector, *, start: Vector | Non
 
 
 def _regular(q: Vector, linear: Vector) -> tuple[Vector, Vector]:
-    """The quadratic with a ridge where it is singular, and the linear term without its mean (which moves no minimiser)."""
+    """The quadratic with a ridge where it is singular, and the linear term without its mean (which moves no minimizer)."""
     c = linear - linear.mean()
     mean = float(np.trace(q)) / len(c)
     if mean > 0.0 and _exceeds(q, SINGULAR * mean):  # the rule, and seen in a third of the time of eigenvalues
@@ -144,7 +144,7 @@ def _exceeds(q: Vector, floor: float) -> bool:
 
 
 def _shrink(weights: Vector, q: Vector, c: Vector, *, support: NDArray[np.bool_] | None = None) -> Vector:
-    """The minimiser over a support, dropping arms that would turn negative: go as far as allowed, drop, solve again."""
+    """The minimizer over a support, dropping arms that would turn negative: go as far as allowed, drop, solve again."""
     active = weights > 0.0 if support is None else support.copy()
     while True:
         target = np.zeros_like(weights)
@@ -161,7 +161,7 @@ def _shrink(weights: Vector, q: Vector, c: Vector, *, support: NDArray[np.bool_]
 
 
 def _stationary(q: Vector, c: Vector) -> Vector:
-    """The minimiser of a'Qa + c'a on the plane sum a = 1: a bordered system, refined once."""
+    """The minimizer of a'Qa + c'a on the plane sum a = 1: a bordered system, refined once."""
     m = len(c)
     border = np.ones((m + 1, m + 1))
     border[:m, :m] = 2.0 * q
@@ -179,7 +179,7 @@ def _stationary(q: Vector, c: Vector) -> Vector:
 def minimize(
     loss: Loss, start: Vector, *, tolerance: float, steps: int, leaps: int = 0, curvature: Vector | None = None
 ) -> Solution:
-    """The minimiser of a smooth convex loss: `leaps` exponentiated steps, then quasi-Newton ones.
+    """The minimizer of a smooth convex loss: `leaps` exponentiated steps, then quasi-Newton ones.
 
     For the entropy of a mixture two leaps are right: they answer at once where the arms share nothing, and never ascend.
     Measured to a gap of 1e-6: 2 evaluations on disjoint arms, where quasi-Newton alone takes 25; 9 to 14 on overlapping ones,
@@ -202,7 +202,7 @@ def minimize(
 
 
 def quasi_newton(loss: Loss, start: Vector, *, tolerance: float, steps: int, curvature: Vector | None = None) -> Solution:
-    """Projected quasi-Newton: go towards the minimiser over the simplex of g.(x - a) + (x - a)'H(x - a) / 2, with backtracking.
+    """Projected quasi-Newton: go towards the minimizer over the simplex of g.(x - a) + (x - a)'H(x - a) / 2, with backtracking.
 
     H is a damped BFGS estimate (Nocedal & Wright 2006, procedure 18.2) of the curvature along the simplex. Plain projected
     gradients reach the same point later: on Frechet mixtures of 5 to 10 arms in 20 to 330 evaluations of the loss, not 10 to 40.
@@ -219,7 +219,7 @@ def quasi_newton(loss: Loss, start: Vector, *, tolerance: float, steps: int, cur
         slope = float(gradient @ direction)
         if slope >= 0.0:
             break
-        # an arm is not dropped in one stride: at exactly 0 the slope can be infinite, and the curvature learnt there useless
+        # an arm is not dropped in one stride: at exactly 0 the slope can be infinite, and the curvature learned there useless
         share, best = 0.99 if (aim[weights > 0.0] == 0.0).any() else 1.0, value
         while used < steps:
             trial = tidy(weights + share * direction)

@@ -1,11 +1,11 @@
-"""One way onto a device: work goes in from any thread, runs in the order of submission, and is answered through a future.
+"""A queue of work for one device: any thread submits, jobs run in the order of submission and answer through a future.
 
     submit(steps) --> queue --> thread with a stream of its own:  step(slot) stages and launches --> fence --> finish()
                                                                   step(other slot) of the next job meanwhile
-    on the CPU a lock stands in for the thread, and who submits computes
+    on the CPU a lock stands in for the thread, and the submitting thread computes
 
-Whoever submits a read after a write sees it; the steps of one job have nothing between them. Everything that CUDA has and a CPU
-has not (streams, events, pinned memory, captured graphs) stands at the end of this module, each in a function that does nothing,
+A read submitted after a write sees it; the steps of one job have nothing between them. Everything that CUDA has and a CPU
+has not (streams, events, pinned memory, captured graphs) is at the end of this module, each in a function that does nothing,
 or the plain thing, on a CPU.
 """
 
@@ -37,7 +37,7 @@ Step = Callable[[int], Finish]
 
 
 class LaneBroken(RuntimeError):
-    """A write failed or the lane was closed: what lies on the device is not what it should be. Build it afresh."""
+    """A write failed or the queue was closed: the contents of the device are undefined. Build a new one."""
 
 
 @dataclass
@@ -68,14 +68,14 @@ class DeviceQueue:
         self._lock = threading.Lock()
         self._closed = False
         if self.threaded:
-            # The thread holds the worker and never the lane, so that a lane nobody holds ends its thread.
+            # The thread holds the worker and never the queue, so that an unreferenced queue ends its thread.
             threading.Thread(target=self._worker.run, name=f"lane of {device}", daemon=True).start()
             weakref.finalize(self, self._worker.jobs.put, None)
 
     def submit(self, steps: Sequence[Step], *, combine: Callable[[list[Any]], T], writes: bool) -> Future[T]:
         """Do these steps, with nothing between them; the answer is `combine` of what they finished with, in order.
 
-        A failure is the future's. That of a write breaks the lane: nobody may read half a write. What was submitted cannot be
+        A failure is the future's. That of a write breaks the queue: half a write must not be read. What was submitted cannot be
         cancelled, because what comes after may rest on it.
         """
         answer: Future[T] = Future()
@@ -83,7 +83,7 @@ class DeviceQueue:
         job = _Job(steps, combine, writes, answer)
         with self._lock:
             if self._closed:
-                raise LaneBroken(f"the lane of {self.device} is closed")
+                raise LaneBroken(f"the queue of {self.device} is closed")
             if self.threaded:
                 self._worker.jobs.put(job)
             else:
@@ -102,7 +102,7 @@ class DeviceQueue:
 
 
 class _Worker:
-    """What runs on a lane's thread."""
+    """The thread of a queue."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -171,7 +171,7 @@ class _Worker:
         self._answer_when_complete(job)
 
     def at_once(self, job: _Job) -> None:
-        """The job in the thread of the caller, who holds the lane's lock."""
+        """The job in the thread of the caller, which holds the queue's lock."""
         if self._refused(job):
             return
         try:

@@ -1,11 +1,11 @@
-"""The regressions of one bandit on a device: a stack that follows its arms and scores for them where that is quicker.
+"""The mirror of one bandit's regressions on a device: a stack that is synced to its arms and scores where that is quicker.
 
-    fold   --> prepare --> follow(arms)            what changed: rows kept aside, folded inverses, thetas --> Stack
+    fold   --> prepare --> sync(arms)              what changed: correction rows, folded inverses, thetas --> Stack
     decide --> Regression.score --> score(arms, z)     means and widths, or None: compute them on the CPU
 
-Nothing rests on it. The truth are the float64 sums of the arms, and what is derived from them on the CPU is derived with and
-without a placement; digests and packed states know nothing of it. It answers for the very arms that it followed last and for no
-others, and after its first failure never again.
+It is optional. The truth are the float64 sums of the arms, and what is derived from them on the CPU is derived with and
+without a mirror; digests and packed states do not depend on it. It scores only the very arms that it was synced to last, and
+nothing after its first failure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bandits.regression.ridge import Ridge, RidgeArm
 from bandits.types import Policy
 
 KINDS = frozenset({"lin-ucb", "pak-ucb"})
-"""Policies whose `State.cache` is free for a placement."""
+"""Policies whose `State.cache` is free for a mirror."""
 PATIENCE_S = 2.0
 """A device that has not answered by then is taken for broken: a decision costs milliseconds on the CPU."""
 
@@ -40,11 +40,11 @@ def measured(where: torch.device) -> Costs:
 
 
 class DeviceMirror:
-    """See the module. Any thread may ask; one at a time should tell it what to follow.
+    """A scorer of ridge arms on a device, synced to the arms after every fold. Any thread may score; one at a time should sync.
 
     size: p.  ridge: > 0.  batch: contexts that are scored together as a rule; the stack is built where the costs prefer its
-    device for some batch of up to so many. Not before `follow`: to measure and to build take a second.
-    broken: why it answers nothing any more; "" = it is sound.  stack: None = none was built (yet), or it is broken.
+    device for some batch of up to so many. Not before `sync`: to measure and to build take a second.
+    broken: why it answers nothing any more; "" = it works.  stack: None = none was built (yet), or it is broken.
     dtype, threaded: of the stack.
     """
 
@@ -69,16 +69,16 @@ class DeviceMirror:
         self._lock = threading.Lock()
 
     def sync(self, arms: Sequence[RidgeArm]) -> None:
-        """Tell the stack what changed since the last call. Returns before the device has it; never raises."""
+        """Send the stack what changed since the last call. Returns before the device has it; never raises."""
         with self._lock:
             if self.broken:
                 return
             try:
-                self._follow([arm.ridge(self.ridge) for arm in arms])
+                self._sync([arm.ridge(self.ridge) for arm in arms])
             except Exception as error:
                 self._give_up(error)
 
-    def _follow(self, derived: Sequence[Ridge]) -> None:
+    def _sync(self, derived: Sequence[Ridge]) -> None:
         stack = self.stack
         if stack is None or stack.arms > len(derived):
             stack = self.stack = self._built(len(derived))
@@ -116,7 +116,7 @@ class DeviceMirror:
         rows = None if before is None else _added(before.pending_inverse, now.pending_inverse)
         if before is None or rows is None:  # at the latest when the CPU folds its rows, so rounding never adds up
             stack.load(arm, inverse=now.pending_inverse.base, theta=now.theta)
-            rows = _aside(now.pending_inverse)
+            rows = _correction(now.pending_inverse)
         elif now.theta is not before.theta:
             stack.set_theta(arm, now.theta)
         if len(rows):
@@ -124,9 +124,9 @@ class DeviceMirror:
 
     def score(self, derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, K) means and (B, K) widths of lifted features z (B, p); None where the CPU should compute them: these are not the
-        arms that were followed last, the CPU is quicker, the device is not ready or failed, or its precision cannot hold them.
+        arms that were synced last, the CPU is quicker, the device is not ready or failed, or its precision cannot hold them.
         """
-        if not self._lock.acquire(blocking=False):  # it follows something newer
+        if not self._lock.acquire(blocking=False):  # a sync is under way
             return None
         try:
             stack = self.stack
@@ -156,7 +156,9 @@ class DeviceMirror:
         return self._costs is not None and self._costs.prefers_gpu(arms=len(self._mirrored), size=self.size, batch=batch)
 
     def _give_up(self, error: Exception) -> None:
-        """Its thread ends with the last who holds the stack; nobody waits for a device that may never answer."""
+        """Answer nothing from now on. The thread of the stack ends with its last reference; a device that may never answer is not
+        waited for.
+        """
         self.broken = self.broken or f"{type(error).__name__}: {error}"
         self.stack = None
         self._mirrored = []
@@ -175,16 +177,16 @@ def of(policy: Policy, *, device: str, batch: int) -> DeviceMirror | None:
     return DeviceMirror(size=regression.size, ridge=regression.ridge, device=torch.device(device), batch=batch)
 
 
-def _aside(inverse: Inverse) -> Tensor:
+def _correction(inverse: Inverse) -> Tensor:
     """(q, p)."""
     return inverse.base[:0] if inverse.correction is None else inverse.correction
 
 
 def _added(before: Inverse, now: Inverse) -> Tensor | None:
-    """(n, p) the rows kept aside since; None where more than that changed. They are compared by value: an inverse that learnt
-    what the width had anticipated has the same rows as the width, and comes from another line of them.
+    """(n, p) the correction rows added since; None where more than that changed. They are compared by value: an inverse updated
+    with what was pending in the width has the same rows as the width, and comes from another line of them.
     """
     if now.base is not before.base:
         return None
-    old, new = _aside(before), _aside(now)
+    old, new = _correction(before), _correction(now)
     return new[len(old) :] if torch.equal(new[: len(old)], old) else None

@@ -8,7 +8,7 @@ A changed width costs O(p^2) to read, and O(p q) to write: the owner of the arm 
 has computed itself. Once U is full, one product folds it into W. Letters: B contexts, m arms, p length of the lifted features, q
 columns at most.
 
-Nothing here waits for the device or knows of threads; stack.py does. All of it must be called on the lane of the device.
+Nothing here waits for the device or knows of threads; `stack` does. All of it must be called on the queue of the device.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def scored(z: Tensor, inverse: Tensor, columns: Tensor, theta: Tensor) -> Tensor
     rows each. A width^2 that rounding made negative is 0.
     """
     m, q, p = columns.shape
-    shadows = (z @ inverse.view(m * p, p).T).view(-1, m, p)
+    products = (z @ inverse.view(m * p, p).T).view(-1, m, p)
     changed = (z @ columns.view(m * q, p).T).view(-1, m, q)
-    square = torch.bmm(shadows, z[:, :, None])[:, :, 0] - changed.square().sum(2)
+    square = torch.bmm(products, z[:, :, None])[:, :, 0] - changed.square().sum(2)
     return torch.stack([z @ theta.T, square.clamp_min(0.0).sqrt()])
 
 
@@ -41,7 +41,7 @@ def padded(count: int) -> int:
 
 
 class DeviceBuffers:
-    """The tensors. All sizes and counters are known on the host, so that nothing has to be asked of the device."""
+    """The device tensors of one stack. All sizes and counters are known on the host, so that the device is never asked."""
 
     def __init__(
         self, *, arms: int, size: int, ridge: float, device: torch.device, dtype: torch.dtype, block: int, batch: int
@@ -123,7 +123,7 @@ class DeviceBuffers:
 
 @dataclass(frozen=True)
 class Staging:
-    """The host memory of one slot of the lane; flat where its use has another shape each time."""
+    """The host memory of one slot of the queue; flat where its use has another shape each time."""
 
     z: Tensor  # (batch, p)
     scores: Tensor  # (2 * batch * capacity,)

@@ -62,7 +62,7 @@ class Stack:
         self.dtype = dtype or scoring_dtype(device)
         self.device = device
         self._arms = arms
-        self._lock = threading.Lock()  # what is counted here must be counted in the order of the lane
+        self._lock = threading.Lock()  # what is counted here must be counted in the order of the queue
         self._lane = DeviceQueue(device, threaded=threaded)
         self._staging: list[Staging] = []
 
@@ -175,7 +175,7 @@ class Stack:
 
         return step
 
-    # -- the lane ------------------------------------------------------------------------------------------------------
+    # -- the queue -----------------------------------------------------------------------------------------------------
 
     def submit_warm(self) -> Future[None]:
         """Capture what `scores` launches now, so that no request waits for it; seconds on a GPU, once per arm added."""

@@ -61,7 +61,7 @@ class Mixture(MixtureSamples):
         plan.curvatures.update(old.curvatures if old else {})
         plan.asked.update(_remembered(plan, old))
         if self.samples_from_mixture:
-            for mask in plan.asked or [plan.known]:  # also amid the burn-in: a decision never waits for a first solution
+            for mask in plan.asked or [plan.known]:  # during the burn-in as well: a decision never waits for a first solution
                 self.solution(plan, mask, old)
         object.__setattr__(state, "cache", plan)  # a memo, not a change
         return plan
@@ -96,7 +96,7 @@ class Mixture(MixtureSamples):
                 start[arms] = 1.0 / len(arms)
             else:
                 start[: len(before.weights)] = before.weights
-            found = self.minimise(plan, arms, start[arms])
+            found = self.minimize(plan, arms, start[arms])
             weights[arms] = found.weights
             plan.solved[mask] = Solved(weights, plan.slopes(weights), found)
         return plan.solved[mask]
@@ -114,7 +114,7 @@ class Mixture(MixtureSamples):
         return True
 
     @abstractmethod
-    def minimise(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
+    def minimize(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
         """The policy's rule: weights over these arms, warm-started."""
 
     # -- the decision --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def report(
 
     objective: name, direction, `value` of the samples gathered so far (weights n / t) and its U-statistic `unbiased` (kernel
                losses), `optimum` = the estimated best value
-               of any mixture, `gap` >= loss(n / t) - lowest loss (Frank-Wolfe), in units of the loss that is minimised.
+               of any mixture, `gap` >= loss(n / t) - lowest loss (Frank-Wolfe), in units of the loss that is minimized.
     solver:    `gap` and `steps` of the last solution behind the weights; null for a rule that solves nothing.
     pooled:    RKE and Vendi score of the gathered samples, where the statistic allows it.
     arms:      n, share n / t, weight of the current mixture, `alone` = the objective's value of this arm alone, the arm's own
@@ -47,9 +47,9 @@ def report(
         "objective": {
             "name": policy.objective,
             "direction": "maximise" if policy.objective in ("rke", "vendi") else "minimise",
-            "value": told(policy, value),
+            "value": on_own_scale(policy, value),
             "unbiased": _unbiased(policy, plan, known / known.sum()),
-            "optimum": told(policy, best),
+            "optimum": on_own_scale(policy, best),
             "gap": simplex.frank_wolfe_gap(known[list(plan.known)] / known.sum(), gradient[list(plan.known)]),
         },
         "solver": {"gap": solved.solution.gap, "steps": solved.solution.steps} if solved else None,
@@ -87,7 +87,7 @@ def unknown(policy: MixtureSamples, arms: Sequence[ArmState]) -> dict[str, Any]:
     }
 
 
-def told(policy: MixtureSamples, loss: float) -> float | None:
+def on_own_scale(policy: MixtureSamples, loss: float) -> float | None:
     """The loss on the objective's own scale: RKE = 1 / loss, Vendi = exp(-loss), a distance is at least 0."""
     if policy.objective == "rke":
         return 1.0 / loss if loss > 0.0 else None
@@ -115,7 +115,7 @@ def _unbiased(policy: MixtureSamples, plan: Plan, share: Vector) -> float | None
     if inside is None or constant is None:
         return None
     loss = inside + float(plan.loss.linear @ share) + constant
-    return loss if policy.objective == "kid" else told(policy, loss)  # an unbiased distance may be negative
+    return loss if policy.objective == "kid" else on_own_scale(policy, loss)  # an unbiased distance may be negative
 
 
 def _alone(policy: MixtureSamples, plan: Plan, index: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _alone(policy: MixtureSamples, plan: Plan, index: int) -> dict[str, Any]:
     if not plan.known[index]:
         return numbers
     if isinstance(plan.loss, Quadratic) or _side(policy) <= LARGEST_SPECTRUM // 4:
-        numbers["alone"] = told(policy, plan.loss.only([index]).at(np.ones(1))[0])
+        numbers["alone"] = on_own_scale(policy, plan.loss.only([index]).at(np.ones(1))[0])
     if isinstance(plan.loss, Quadratic):
         v = float(plan.loss.matrix[index, index])
         numbers |= {"similarity": v, "similarity_unbiased": unbiased(v, arm.effective_count)}

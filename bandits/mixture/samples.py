@@ -23,7 +23,7 @@ from torch import Tensor
 from bandits.errors import InvalidHyperparameter, InvalidObservation, ReferenceMissing
 from bandits.functional import kernels, moments, quality
 from bandits.hyperparameters import exploration_floor_field, hyper, normalize_field
-from bandits.mixture.statistics import FrechetArm, FrechetReference, MixtureArm, Neighbourhoods, SampleStatistic
+from bandits.mixture.statistics import FrechetArm, FrechetReference, MixtureArm, Neighborhoods, SampleStatistic
 from bandits.types import ArmState, Need, NoReference, Observation, Policy, State
 
 Objective = Literal["rke", "kid", "fid", "vendi", "rke+quality"]
@@ -158,14 +158,14 @@ class MixtureSamples(Policy):
     def form(self) -> SampleStatistic:
         """How an arm keeps its samples (all objectives but fid)."""
         if self.kernel == "cosine":
-            return SampleStatistic(keeps="total" if self.objective == "kid" else "second", lift=unit, size=self.output_dim)
+            return SampleStatistic(keeps="total" if self.objective == "kid" else "second", feature_map=unit, size=self.output_dim)
         if self.random_features is None:
             return SampleStatistic(
-                keeps="outputs", lift=lambda x: x, size=self.output_dim, kernel=self._gaussian, window=self.max_samples
+                keeps="outputs", feature_map=lambda x: x, size=self.output_dim, kernel=self._gaussian, window=self.max_samples
             )
         return SampleStatistic(
             keeps="second" if self.objective == "vendi" else "total",
-            lift=lambda x: kernels.random_features(x, self.frequencies),
+            feature_map=lambda x: kernels.random_features(x, self.frequencies),
             size=2 * len(self.frequencies),
         )
 
@@ -194,14 +194,14 @@ class MixtureSamples(Policy):
 
     def _quality(self, samples: list[Tensor], reference: ArmState) -> float:
         """Sum of the samples' qualities. They are whole numbers (over k), so the order of adding them does not show."""
-        if not isinstance(reference, Neighbourhoods):
+        if not isinstance(reference, Neighborhoods):
             return 0.0
         inside = quality.memberships(torch.stack(samples), reference.outputs, reference.radii(self.neighbours))
         return float((inside > 0).sum()) if self.quality == "precision" else float(inside.sum())
 
     def init_reference(self) -> ArmState:
         if self.reference_kind == "samples":
-            return Neighbourhoods(torch.zeros((0, self.output_dim), dtype=torch.float64))
+            return Neighborhoods(torch.zeros((0, self.output_dim), dtype=torch.float64))
         if self.reference_kind == "moments":
             return FrechetReference.init(self.output_dim)
         return replace(self.form, window=0).init() if self.reference_kind == "kernel" else NoReference()
@@ -211,8 +211,8 @@ class MixtureSamples(Policy):
             given = FrechetReference.given(seen.moments.mean, seen.moments.covariance, seen.moments.count)
             return replace(given, from_moments=1)
         samples, reference = self.samples(seen.output), state.reference
-        if isinstance(reference, Neighbourhoods):
-            return Neighbourhoods(torch.cat([reference.outputs, torch.stack(samples)]))
+        if isinstance(reference, Neighborhoods):
+            return Neighborhoods(torch.cat([reference.outputs, torch.stack(samples)]))
         if isinstance(reference, FrechetReference):
             return replace(reference.learn_rows(torch.stack(samples)), cache=None)
         if isinstance(reference, MixtureArm):

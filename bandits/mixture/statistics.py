@@ -40,15 +40,15 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStatistic:
-    """What is kept of a sample.
+    """The rule that says what is kept of each sample.
 
     keeps:  `total` or `second` of the features; or the `outputs`, for an exact kernel.
-    lift:   (e,) -> (p,) the features of one sample.  size: p.
+    feature_map: (e,) -> (p,) the features of one sample.  size: p.
     kernel: the exact kernel; None with features.  window: samples kept per arm by an exact kernel.
     """
 
     keeps: Literal["total", "second", "outputs"]
-    lift: Callable[[Tensor], Tensor]
+    feature_map: Callable[[Tensor], Tensor]
     size: int
     kernel: Kernel | None = None
     window: int = 0
@@ -69,7 +69,7 @@ class SampleStatistic:
         """One more observation of samples (e,) whose qualities sum to `quality`."""
         total, second, rows = arm.total.clone(), arm.second.clone(), arm.rows or Rows(arm.outputs)
         for sample in samples:
-            phi = self.lift(sample)
+            phi = self.feature_map(sample)
             if self.keeps == "total":
                 total += phi
             elif self.keeps == "second":
@@ -111,7 +111,7 @@ class SampleStatistic:
 
 @dataclass(frozen=True)
 class MixtureArm:
-    """Sums over the samples of one arm, or of the reference; the parts that its `Form` does not keep are empty."""
+    """Sums over the samples of one arm, or of the reference; the parts that its `SampleStatistic` does not keep are empty."""
 
     pulls: int  # observations, of one or more samples each
     count: int  # samples
@@ -162,7 +162,7 @@ class FrechetReference(MomentSums):
 
 
 @dataclass(frozen=True)
-class Neighbourhoods:
+class Neighborhoods:
     """The reference of a quality term: its samples (n, e)."""
 
     outputs: Tensor
@@ -173,10 +173,10 @@ class Neighbourhoods:
         """Samples."""
         return len(self.outputs)
 
-    def radii(self, neighbours: int) -> Tensor:
-        """(n,) see `quality.neighbour_radii`: O(n^2 e), once."""
+    def radii(self, neighbors: int) -> Tensor:
+        """(n,) see `quality.neighbor_radii`: O(n^2 e), once."""
         if self.cache is None:
-            object.__setattr__(self, "cache", quality.neighbour_radii(self.outputs, neighbours=neighbours))  # a memo
+            object.__setattr__(self, "cache", quality.neighbor_radii(self.outputs, neighbors=neighbors))  # a memo
         assert self.cache is not None
         return self.cache
 

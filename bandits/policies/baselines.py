@@ -1,4 +1,4 @@
-"""Policies that ignore the prompt: yardsticks for everything else, and honest choices when the prompt does not matter."""
+"""Policies that ignore the prompt: baselines, and sound choices where the prompt does not matter."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Greedy(_Averages):
 
 @dataclass(frozen=True, kw_only=True)
 class EpsilonGreedy(_Averages):
-    """Greedy, and now and then any arm."""
+    """The best average, and any allowed arm with probability epsilon."""
 
     kind: ClassVar[str] = "epsilon-greedy"
     summary: ClassVar[str] = "Baseline: the best average, and with probability epsilon any allowed arm."

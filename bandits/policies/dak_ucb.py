@@ -36,14 +36,14 @@ from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
 from bandits.functional.simplex import minimize_quadratic, nearest_psd
 from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field, unit_scale
-from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, lift, stacked
+from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, feature_map, stacked
 from bandits.regression.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class DakUcb(Policy):
-    """Diversity-aware kernelised UCB, single or mixture."""
+    """Diversity-aware kernelized UCB, single or mixture."""
 
     kind: ClassVar[str] = "dak-ucb"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward", "output"})
@@ -151,9 +151,9 @@ class DakUcb(Policy):
             return ""
         return kernels.fingerprint(torch.cat([self.frequencies.flatten(), self.joint_frequencies.flatten()]))
 
-    def lift(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
         """(..., p) what the regressions see of (..., d): the random features, or the vector itself for an exact kernel."""
-        return lift(x, normalize=self.normalize, frequencies=self.frequencies)
+        return feature_map(x, normalize=self.normalize, frequencies=self.frequencies)
 
     def k(self, x: Tensor, y: Tensor) -> Tensor:
         """(n, m) exact kernel matrix of prompts."""
@@ -163,9 +163,11 @@ class DakUcb(Policy):
     def regression(self) -> Regression:
         """Exact kernel or random features, as in PAK-UCB."""
         if self.random_features is None:
-            return Regression(feature_map=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
+            return Regression(
+                feature_map=self.feature_map, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples
+            )
         size = 2 * self.random_features
-        return Regression(feature_map=cached_feature_map(self.lift, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)
 
     @cached_property
     def history(self) -> ExactHistory | SummedHistory:
@@ -177,7 +179,7 @@ class DakUcb(Policy):
             "output_dim": self.output_dim,
             "prompt_bandwidth": self.prompt_bandwidth,
             "output_bandwidth": self.output_bandwidth,
-            "normalise": self.normalise_labels,
+            "normalize": self.normalise_labels,
         }
         if self.label_features is None:
             return ExactHistory(max_samples=self.max_samples, **settings)
@@ -189,7 +191,7 @@ class DakUcb(Policy):
         check_direction(context.features, normalize=self.normalize)
 
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
-        """Without the state it cannot know of posted pairs and asks for a reference each time: what passes can be learnt."""
+        """Without the state it cannot know of posted pairs and asks for a reference each time: what passes can be folded."""
         if not len(seen.output):
             raise InvalidObservation("output", "is missing; send what the model returned: diversity is measured on outputs")
         if self.diversity != "jkd":
@@ -234,7 +236,7 @@ class DakUcb(Policy):
         # the label against its own arm; a mixture needs those against all arms (Proposition 1)
         labels, grown = self.history.update(arm, rows, against=state.arms if self.mixture else (arm,))
         target = seen.reward - self.prior_mean
-        return grown.update(seen.features, target, labels, using=self.regression, anticipated=seen.was_pending)
+        return grown.update(seen.features, target, labels, using=self.regression, was_pending=seen.was_pending)
 
     def _reference(self, state: State, seen: Observation, prompt: Tensor) -> Tensor:
         """(s, e) or (1, e) real outputs for this prompt: posted with the outcome, else of the nearest posted prompt."""

@@ -15,7 +15,7 @@ not hold every decision.
 An index changes with the arm's own outcomes only (there is no t in it), so pending decisions do not move it: requests that are
 made before an outcome comes back meet the same best arm. They spread where they can: in the burn-in, over forced arms, over ties.
 
-`learn` adds sums, O(e^2) per sample; the spectra are `prepare`'s, for the arm that changed. Measured at e = 2,048, one thread:
+`update` adds sums, O(e^2) per sample; `prepare` finds the spectra of the arm that changed. Measured at e = 2,048, one thread:
 0.3 ms per sample; 0.1 s per prepare up to 255 samples, 2.4 s beyond; 2.4 s once for the reference.
 """
 
@@ -161,7 +161,7 @@ class FdUcb(Policy):
         scored = [self._score(arm, state.reference) for arm in state.arms]
         estimate = torch.tensor([score.estimate for score in scored], dtype=torch.float64)
         bonus = self.bonus_scale * torch.tensor([score.radius for score in scored], dtype=torch.float64)
-        optimism = torch.where(bonus.isnan(), torch.inf, bonus - estimate)  # minimise FD = maximise -FD
+        optimism = torch.where(bonus.isnan(), torch.inf, bonus - estimate)  # minimize FD = maximize -FD
         allowed = draw.allowed_mask(contexts)
         pulls = [arm.pulls for arm in state.arms]
         first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
@@ -193,9 +193,9 @@ class FdUcb(Policy):
             raise ReferenceMissing(_MISSING)
         target = reference.target()
         if arm.thin:
-            centred = arm.centered()
-            spread = moments.spread_of_rows(centred)
-            overlap = moments.overlap_of_rows(centred, target.root)
+            centered = arm.centered()
+            spread = moments.spread_of_rows(centered)
+            overlap = moments.overlap_of_rows(centered, target.root)
         else:
             covariance = arm.covariance()
             spread = moments.spread(covariance)

@@ -31,7 +31,7 @@ class LinUcb(RegressionUcb):
     initial_pulls: int = initial_pulls_field()
     exploration_floor: float = exploration_floor_field()
 
-    def lift(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
         """(..., d + 1) [x, 1]."""
         x = as_float64(x, normalize=self.normalize)
         return torch.cat([x, torch.ones((*x.shape[:-1], 1), dtype=x.dtype)], dim=-1)
@@ -39,4 +39,5 @@ class LinUcb(RegressionUcb):
     @cached_property
     def regression(self) -> Regression:
         """Linear in [x, 1]."""
-        return Regression(feature_map=cached_feature_map(self.lift, size=self.dim + 1), size=self.dim + 1, ridge=self.ridge)
+        size = self.dim + 1
+        return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)

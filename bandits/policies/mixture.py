@@ -1,6 +1,6 @@
 """Mixture-UCB (ICLR 2025) and Mixture-Greedy: which mixture of arms makes the gathered samples best.
 
-    L(a) = a'Ka + f'a  with  K_ij = E k(X_i, X_j),  estimated by the V-statistic Khat and fhat; the loss is *minimised*
+    L(a) = a'Ka + f'a  with  K_ij = E k(X_i, X_j),  estimated by the V-statistic Khat and fhat; the loss is *minimized*
 
     Mixture-UCB-CAB (Alg. 1)    a_t = argmin over the simplex of Lhat(a) - eps'a;  arm ~ a_t                  eq. (6)
                                 eps_i = delta_l sqrt(beta ln t / (2 n_i)) + delta_kappa / n_i                 eq. (7)
@@ -133,7 +133,7 @@ class MixtureUcb(Mixture):
         kept = np.array([float(arm.effective_count) for arm in plan.arms]) + more
         return self.radius.at(kept, float(sum(arm.count for arm in plan.arms) + np.sum(more)))
 
-    def minimise(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
+    def minimize(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
         part = plan.loss.only(arms)
         assert isinstance(part, Quadratic), "every objective of this policy is quadratic"
         return simplex.minimize_quadratic(part.matrix, part.linear - self.bonus(plan)[arms], start=start)
@@ -238,7 +238,7 @@ class MixtureGreedy(Mixture):
         first_samples = any(arm.count > 0 and not known for arm, known in zip(state.arms, plan.known, strict=True))
         return same and not first_samples and 0 < sum(behind) < self.every
 
-    def minimise(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
+    def minimize(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
         """The argmin over weights >= floor: a = floor + room b for b on the simplex."""
         loss, m = plan.loss.only(arms), len(arms)
         floor = min(self.floor, 1.0 / m)

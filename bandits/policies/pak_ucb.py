@@ -22,7 +22,7 @@ from torch import Tensor
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
 from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field
-from bandits.regression.model import Regression, as_float64, cached_feature_map, lift
+from bandits.regression.model import Regression, as_float64, cached_feature_map, feature_map
 from bandits.regression.ucb import RegressionUcb
 
 
@@ -92,9 +92,9 @@ class PakUcb(RegressionUcb):
     def fingerprint(self) -> str:
         return "" if self.random_features is None else kernels.fingerprint(self.frequencies)
 
-    def lift(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
         """(..., p) what the regression sees of (..., d): the random features, or the vector itself for an exact kernel."""
-        z = lift(x, normalize=self.normalize, frequencies=self.frequencies)
+        z = feature_map(x, normalize=self.normalize, frequencies=self.frequencies)
         if not self.add_linear:
             return z
         x = as_float64(x, normalize=self.normalize)
@@ -112,6 +112,8 @@ class PakUcb(RegressionUcb):
     def regression(self) -> Regression:
         """Exact kernel or random features, as the hyperparameters say."""
         if self.random_features is None:
-            return Regression(feature_map=self.lift, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples)
+            return Regression(
+                feature_map=self.feature_map, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples
+            )
         size = 2 * self.random_features + (1 + self.dim if self.add_linear else 0)
-        return Regression(feature_map=cached_feature_map(self.lift, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)

@@ -14,11 +14,11 @@ from where it was, off the request path (`prepare`); of the oldest quarter, once
 likelihood to second order, at the theta of that moment: two sums. Memory and time per call are bounded; up to `max_samples` the
 fit *is* the refit of everything, beyond it stays near (docs/policies/promptwise.md has how near).
 
-What a call costs: with `costs: realised` the price stands until the arm's first outcome, from then on the mean of what its calls
+What a call costs: with `costs: realised` the price counts until the arm's first outcome, from then on the mean of what its calls
 really cost, and a new price of the arm, or a price for one decision alone, moves nothing. With `costs: price` it is the price of
 this very decision, so both are obeyed at once, and what calls really cost is only reported. An observation does not tell which
-price was quoted for it, so an outdated price cannot be told from a realised cost: who changes prices and posts no costs
-wants `price`.
+price was quoted for it, so an outdated price cannot be distinguished from a realized cost: a client that changes prices and
+posts no costs wants `price`.
 
 Departures from paper and released code, each on purpose. The default is `horizon` with a retry discount of .8: the paper's c / q
 never leaves an arm that costs nothing, whatever the others promise, and no discount helps at cost 0. Optimism grows while nothing
@@ -46,7 +46,7 @@ from bandits.functional import kernels, logistic
 from bandits.functional.growing import Rows
 from bandits.functional.logistic import Fit, Quadratic
 from bandits.hyperparameters import exploration_floor_field, hyper, normalize_field, ridge_field
-from bandits.regression.model import check_direction, check_squared, lift, stacked
+from bandits.regression.model import check_direction, check_squared, feature_map, stacked
 from bandits.regression.ridge import RidgeArm
 from bandits.regression.row_widths import in_order
 from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
@@ -67,7 +67,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class LogisticArm:
-    """Sums over everything seen, the last observations themselves, and the quadratic that stands for the older ones."""
+    """Sums over everything seen, the last observations themselves, and the quadratic that approximates the older ones."""
 
     pulls: int
     successes: int
@@ -85,16 +85,16 @@ class LogisticArm:
         square, none = torch.zeros((p, p), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         return LogisticArm(0, 0, 0.0, square, none.reshape(0, p), none, square.clone(), torch.zeros(p, dtype=torch.float64))
 
-    def update(self, z: Tensor, *, success: bool, cost: float, ridge: float, max_samples: int, anticipated: bool) -> LogisticArm:
+    def update(self, z: Tensor, *, success: bool, cost: float, ridge: float, max_samples: int, was_pending: bool) -> LogisticArm:
         """One more observation: O(p^2), and a fit whenever the window is full."""
         if len(self.labels) >= max_samples:
             shorter = self.forget(max_samples, ridge=ridge)
-            return shorter.update(z, success=success, cost=cost, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
+            return shorter.update(z, success=success, cost=cost, ridge=ridge, max_samples=max_samples, was_pending=was_pending)
         old, label = self.derive(ridge), float(success)
         now = Derived(
             old.features.append(z),
             old.labels.append(torch.tensor(label, dtype=torch.float64)),
-            old.width.update(z, 0.0, ridge=ridge, anticipated=anticipated),
+            old.width.update(z, 0.0, ridge=ridge, was_pending=was_pending),
             logistic.step(old.fit, z, label),
         )
         return replace(
@@ -112,7 +112,7 @@ class LogisticArm:
         """The oldest quarter of the window becomes its Taylor polynomial at the theta that fits window and forgotten ones.
 
         That theta enters the statistic, so it is fitted afresh from stored values alone, never from a warm start; clones, because
-        the last bit of a product can depend on how its operands lie in memory. The minimiser and its Hessian stay what they were.
+        the last bit of a product can depend on how its operands lie in memory. The minimizer and its Hessian stay what they were.
         """
         keep = max_samples - max(1, max_samples // 4)
         features, labels = self.features.clone(), self.labels.clone()
@@ -139,7 +139,7 @@ class LogisticArm:
         return replace(self, cache=replace(now, width=now.width.remove_pending(z, ridge=ridge)))
 
     def prior(self, ridge: float) -> Quadratic:
-        """What regularises the window: the ridge and the forgotten observations."""
+        """What regularizes the window: the ridge and the forgotten observations."""
         return Quadratic(self.hessian + ridge * torch.eye(len(self.moment), dtype=torch.float64), self.moment.clone())
 
     def derive(self, ridge: float) -> Derived:
@@ -152,7 +152,7 @@ class LogisticArm:
         return self.cache
 
     def settle(self, ridge: float) -> Derived:
-        """The derived values with theta at the exact minimiser."""
+        """The derived values with theta at the exact minimizer."""
         now = self.derive(ridge)
         if not now.fit.settled:
             now = replace(now, fit=logistic.settle(now.fit, self.features, self.labels, prior=self.prior(ridge)))
@@ -247,15 +247,15 @@ class PromptWise(Policy):
     def fingerprint(self) -> str:
         return kernels.fingerprint(self.frequencies) if self.features == "rff" else ""
 
-    def lift(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
         """(..., p) what the regression sees of (..., d)."""
-        z = lift(x, normalize=self.normalize, frequencies=self.frequencies)
+        z = feature_map(x, normalize=self.normalize, frequencies=self.frequencies)
         return torch.cat([z, torch.ones((*z.shape[:-1], 1), dtype=z.dtype)], dim=-1) if self.bias else z
 
     def check_context(self, context: Context) -> None:
         check_direction(context.features, normalize=self.normalize)
         if not self.normalize and self.features == "linear":
-            check_squared(float(self.lift(context.features).square().sum()), ridge=self.ridge)
+            check_squared(float(self.feature_map(context.features).square().sum()), ridge=self.ridge)
 
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         if seen.cost < 0.0:
@@ -271,12 +271,12 @@ class PromptWise(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         return state.arms[seen.arm].update(
-            self.lift(seen.features),
+            self.feature_map(seen.features),
             success=self.succeeded(seen.reward),
             cost=seen.cost,
             ridge=self.ridge,
             max_samples=self.max_samples,
-            anticipated=seen.was_pending,
+            was_pending=seen.was_pending,
         )
 
     def prepare(self, state: State) -> State:
@@ -285,17 +285,17 @@ class PromptWise(Policy):
         return state
 
     def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.add_pending(self.lift(features), ridge=self.ridge)
+        return arm.add_pending(self.feature_map(features), ridge=self.ridge)
 
     def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.remove_pending(self.lift(features), ridge=self.ridge)
+        return arm.remove_pending(self.feature_map(features), ridge=self.ridge)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        logits, width = self._score(state, self.lift(stacked(contexts)))
+        logits, width = self._score(state, self.feature_map(stacked(contexts)))
         return self._choice(state, [arm.pulls for arm in state.arms], contexts, logits, width)
 
     def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
-        z = self.lift(stacked(contexts))
+        z = self.feature_map(stacked(contexts))
         logits, width = self._score(state, z)
         return in_order(
             contexts,
@@ -354,8 +354,8 @@ class PromptWise(Policy):
 
     def _forced(self, pulls: Sequence[int], contexts: Sequence[Context]) -> tuple[list[int], Tensor]:
         """Per context the arm that still lacks forced calls, or -1; and (B,) whether its episode is over whatever the rule says:
-        no calls left, or one made while some allowed arm still lacks forced calls (PromptWise C1). As in `draw.burn_in`, rows
-        are decided in order, and each forced call counts as pending for the rows after it.
+        no calls left, or one made while some allowed arm still lacks forced calls (PromptWise C1). As in
+        `draw.burn_in_arms`, rows are decided in order, and each forced call counts as pending for the rows after it.
         """
         counts = list(pulls)
         first, over = [], []

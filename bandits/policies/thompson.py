@@ -157,7 +157,7 @@ def beta(successes: Tensor, failures: Tensor) -> Posteriors:
 
 
 def gaussian(mean: Tensor, deviation: Tensor) -> Posteriors:
-    """N(mean, deviation^2). A deviation below ten digits of the means is taken for that: closer than that nobody can compare."""
+    """N(mean, deviation^2). A deviation below ten digits of the means is raised to that: float64 compares no closer."""
     deviation = torch.maximum(deviation, 1e-10 * mean.abs().max())
     return Posteriors(mean, deviation, lambda u: (u / deviation[:, None]).square() / 2.0)
 

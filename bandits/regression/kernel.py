@@ -2,13 +2,13 @@
 
 KernelArm   pulls, the last observations themselves  -> Cholesky factor, dual weights, width with pending decisions
 
-Pending points stand behind the observations in one joint factor, so that a score solves once whatever is pending:
+Pending points follow the observations in one joint factor, so that a score solves once whatever is pending:
 
-    K + ridge I of [observations, pending]  =  [[L, 0], [shadows, rest]] [[L, 0], [shadows, rest]]'
+    K + ridge I of [observations, pending]  =  [[L, 0], [whitened, rest]] [[L, 0], [whitened, rest]]'
 
-    anticipate   one more row of `shadows` and `rest`                                        O(n q + q^2) for a prompt just scored
-    learn        a row of `shadows` becomes the next row of L, a column joins the others     O(n q + q^2)
-    release      a row of `shadows` goes, `rest` loses a point                               O(n q + q^2)
+    add_pending      one more row of `whitened` and `rest`                                   O(n q + q^2) for a prompt just scored
+    update           a row of `whitened` becomes the next row of L, the others gain a column O(n q + q^2)
+    remove_pending   a row of `whitened` goes, `rest` loses a point                          O(n q + q^2)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d), (m, d) -> (n, m)."""
 
 REMEMBERED = 256
-"""Shadows of so many prompts at most are remembered, those of the last score: 4 MB at n = 2,000, where the factor has 16."""
+"""Whitened kernels of at most so many prompts are kept, those of the last score: 4 MB at n = 2,000, where the factor has 16."""
 
 ROUNDING = 4.0 * float(np.finfo(np.float64).eps)
 """Prompts whose numbers differ by this share at most are one prompt: a vector alone is scaled by NumPy, in a batch by torch, and
@@ -43,7 +43,7 @@ class Pending:
 
     points: Tensor  # (q, d) in the order in which they were added
     whitened: Tensor  # (q, n) L^-1 k of each
-    rest: Tensor  # (q, q) lower factor of K + ridge I - shadows shadows'
+    rest: Tensor  # (q, q) lower factor of K + ridge I - whitened whitened'
 
     @staticmethod
     def none(n: int, d: int) -> Pending:
@@ -59,19 +59,19 @@ class Pending:
         found = np.flatnonzero((self.points.numpy() == x.numpy()).all(axis=1))
         return int(found[0]) if len(found) else -1
 
-    def extension(self, x: Tensor, shadow: Tensor, *, kernel: Kernel) -> Tensor:
-        """(q, B) what is left of prompts x (B, d), whose shadows are (n, B), for the pending points to explain."""
-        left = kernel(self.points, x) - self.whitened @ shadow
+    def extension(self, x: Tensor, whitened_kernel: Tensor, *, kernel: Kernel) -> Tensor:
+        """(q, B) what is left of prompts x (B, d), whose whitened kernels are (n, B), for the pending points to explain."""
+        left = kernel(self.points, x) - self.whitened @ whitened_kernel
         return cast(Tensor, torch.linalg.solve_triangular(self.rest, left, upper=False))
 
-    def with_point(self, x: Tensor, shadow: Tensor, *, kernel: Kernel, ridge: float) -> Pending:
-        """One more point x (d,) with its shadow (n,). The pivot is clamped at the ridge, its exact lower bound."""
-        row = self.extension(x[None], shadow[:, None], kernel=kernel)[:, 0]
-        pivot = max(_self(kernel, x) + ridge - float(shadow @ shadow) - float(row @ row), ridge) ** 0.5
+    def with_point(self, x: Tensor, whitened_kernel: Tensor, *, kernel: Kernel, ridge: float) -> Pending:
+        """One more point x (d,) with its whitened kernel (n,). The pivot is clamped at the ridge, its exact lower bound."""
+        row = self.extension(x[None], whitened_kernel[:, None], kernel=kernel)[:, 0]
+        pivot = max(_self(kernel, x) + ridge - float(whitened_kernel @ whitened_kernel) - float(row @ row), ridge) ** 0.5
         q = len(self)
         rest = self.rest.new_zeros((q + 1, q + 1))
         rest[:q, :q], rest[q, :q], rest[q, q] = self.rest, row, pivot
-        return Pending(torch.cat([self.points, x[None]]), torch.cat([self.whitened, shadow[None]]), rest)
+        return Pending(torch.cat([self.points, x[None]]), torch.cat([self.whitened, whitened_kernel[None]]), rest)
 
     def without(self, index: int) -> Pending:
         """Without this point."""
@@ -79,9 +79,9 @@ class Pending:
 
     def condition_on(self, index: int, *, kernel: Kernel, pivot: float) -> Pending:
         """The others, with this point the last of the observations, where its diagonal entry is `pivot`."""
-        others, shadows, x = _drop(self.points, index), _drop(self.whitened, index), self.points[index]
-        column = (kernel(others, x[None]) - shadows @ self.whitened[index][:, None]) / pivot
-        return Pending(others, torch.cat([shadows, column], dim=1), growing.schur_complement_factor(self.rest, index))
+        others, whitened, x = _drop(self.points, index), _drop(self.whitened, index), self.points[index]
+        column = (kernel(others, x[None]) - whitened @ self.whitened[index][:, None]) / pivot
+        return Pending(others, torch.cat([whitened, column], dim=1), growing.schur_complement_factor(self.rest, index))
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class KernelPosterior:
     weights: Rows  # (n,) L^-1 targets
     pending: Pending
     asked: list[tuple[Tensor, Tensor] | None] = field(default_factory=lambda: [None])
-    """One place: prompts (B, d) of the last score and their shadows (m, B), m <= n; of an older version of this factor perhaps,
-    as a longer factor solves its first rows alike. Each `Dual` has its own, so that no branch meets another's."""
+    """One place: prompts (B, d) of the last score and their whitened kernels (m, B), m <= n; perhaps of an older version of this
+    factor, as a longer factor solves its first rows alike. Each `KernelPosterior` has its own: branches share none."""
 
     def whiten(self, x: Tensor, *, kernel: Kernel) -> Tensor:
         """(n, B) L^-1 k of prompts x (B, d): O(n^2), or what was found when these prompts, or a batch with this prompt in it,
@@ -113,7 +113,7 @@ class KernelPosterior:
 
 @dataclass(frozen=True)
 class KernelArm:
-    """The observations of an exact kernel regression. Bounded: see `learn`."""
+    """The observations of an exact kernel regression. Bounded: see `update`."""
 
     pulls: int
     features: Tensor  # (n, d)
@@ -125,7 +125,7 @@ class KernelArm:
         """Nothing seen."""
         return KernelArm(0, torch.zeros((0, d), dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
-    def update(self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, anticipated: bool) -> KernelArm:
+    def update(self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, was_pending: bool) -> KernelArm:
         """One more observation in O(n^2), or O(n) where the prompt is pending or was just scored. At `max_samples` the oldest
         quarter is forgotten first, so that the factor is rebuilt once per quarter and not once per observation: the arm remembers
         between 3/4 and all of the last `max_samples`.
@@ -135,9 +135,9 @@ class KernelArm:
             shorter = KernelArm(self.pulls, self.features[-keep:].clone(), self.targets[-keep:].clone())
             for point in self.cache.pending.points if self.cache else ():
                 shorter = shorter.add_pending(point, kernel=kernel, ridge=ridge)
-            return shorter.update(x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, anticipated=anticipated)
+            return shorter.update(x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, was_pending=was_pending)
         old = self.posterior(kernel, ridge)
-        pending, index = old.pending, old.pending.index(x) if anticipated else -1
+        pending, index = old.pending, old.pending.index(x) if was_pending else -1
         row = pending.whitened[index] if index >= 0 else old.whiten(x[None], kernel=kernel)[:, 0]
         if index < 0 and len(pending):  # it comes before the pending points: as if it had been the last of them
             pending, index = pending.with_point(x, row, kernel=kernel, ridge=ridge), len(pending)
@@ -156,8 +156,8 @@ class KernelArm:
     def add_pending(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
         """Shrink the width for one pending point."""
         old = self.posterior(kernel, ridge)
-        shadow = old.whiten(x[None], kernel=kernel)[:, 0]
-        return self._pending(old.pending.with_point(x, shadow, kernel=kernel, ridge=ridge))
+        whitened_kernel = old.whiten(x[None], kernel=kernel)[:, 0]
+        return self._pending(old.pending.with_point(x, whitened_kernel, kernel=kernel, ridge=ridge))
 
     def remove_pending(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
         """Widen again: the pending point never came."""
@@ -170,7 +170,7 @@ class KernelArm:
         return replace(self, cache=replace(self.cache, pending=pending, asked=[self.cache.asked[0]]))
 
     def posterior(self, kernel: Kernel, ridge: float) -> KernelPosterior:
-        """The derived values, factored afresh where nothing was carried along (after a restart)."""
+        """The derived values, factored from scratch where nothing was carried along (after a restart)."""
         if self.cache is None:
             factor = GrowingCholesky(kernel(self.features, self.features), ridge=ridge)
             weights, nothing = factor.solve(self.targets), Pending.none(*self.features.shape)
@@ -185,21 +185,19 @@ class KernelArm:
         mean = k' (K + ridge I)^-1 y; width = sqrt((k(x, x) - k' (K + ridge I)^-1 k) / ridge), that with pending points in K.
         """
         now = self.posterior(kernel, ridge)
-        shadow = now.whiten(x, kernel=kernel)
-        explained = shadow.square().sum(0)
+        whitened_kernel = now.whiten(x, kernel=kernel)
+        explained = whitened_kernel.square().sum(0)
         if len(now.pending):
-            explained = explained + now.pending.extension(x, shadow, kernel=kernel).square().sum(0)
-        return shadow.T @ now.weights.tensor, ((prior - explained).clamp_min(0.0) / ridge).sqrt()
+            explained = explained + now.pending.extension(x, whitened_kernel, kernel=kernel).square().sum(0)
+        return whitened_kernel.T @ now.weights.tensor, ((prior - explained).clamp_min(0.0) / ridge).sqrt()
 
     def covariances(self, x: Tensor, *, kernel: Kernel, ridge: float) -> Tensor:
-        """(B, B) what pending and observed points leave of k(x_i, x_j), over the ridge: the squares of the widths stand on the
-        diagonal.
-        """
+        """(B, B) what pending and observed points leave of k(x_i, x_j), over the ridge: the squared widths are the diagonal."""
         now = self.posterior(kernel, ridge)
-        shadow = now.whiten(x, kernel=kernel)
-        left = kernel(x, x) - shadow.T @ shadow
+        whitened_kernel = now.whiten(x, kernel=kernel)
+        left = kernel(x, x) - whitened_kernel.T @ whitened_kernel
         if len(now.pending):
-            further = now.pending.extension(x, shadow, kernel=kernel)
+            further = now.pending.extension(x, whitened_kernel, kernel=kernel)
             left = left - further.T @ further
         return left / ridge
 
@@ -210,7 +208,7 @@ def _self(kernel: Kernel, x: Tensor) -> float:
 
 
 def _recalled(asked: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor | None:
-    """(m, B) the remembered shadows of prompts x (B, d): of the very batch, or of one in it. By value, never by address."""
+    """(m, B) the remembered kernels of prompts x (B, d): of the very batch, or of one in it. By value, never by address."""
     if asked is None:
         return None
     points, there = asked[0].numpy(), x.numpy()

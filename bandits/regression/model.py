@@ -1,6 +1,6 @@
 """One regression of the reward on the prompt per arm: what PAK-UCB, LinUCB and DAK-UCB share.
 
-features (d,) -- lift --> z (p,) --+--> RidgeArm    linear in z: sums, memory independent of the rounds
+features (d,) -- map --> z (p,) --+--> RidgeArm    linear in z: sums, memory independent of the rounds
                                    +--> KernelArm   exact kernel k(z, z'): the last `max_samples` observations
 """
 
@@ -21,13 +21,13 @@ from bandits.regression.kernel import Kernel, KernelArm
 from bandits.regression.ridge import Ridge, RidgeArm, ridge_scores
 from bandits.types import Context
 
-Lift = Callable[[Tensor], Tensor]
+FeatureMap = Callable[[Tensor], Tensor]
 """(..., d) -> (..., p)."""
 
 
 @runtime_checkable
 class DeviceScorer(Protocol):
-    """Scores of ridge arms that are computed elsewhere; what stands in `State.cache` of a bandit that has one."""
+    """Scores of ridge arms that are computed elsewhere; held in `State.cache` of a bandit that has one."""
 
     def score(self, derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p); None = compute them here."""
@@ -42,12 +42,12 @@ LARGEST = 1e100
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
-    """How an arm's statistic learns from prompts and scores them.
+    """The rule by which an arm's statistic is updated with prompts and scores them.
 
-    lift: (..., d) -> (..., p).  size: p.  kernel: None = linear in z.  ridge: > 0.  max_samples: kept by an exact kernel.
+    feature_map: (..., d) -> (..., p).  size: p.  kernel: None = linear in z.  ridge: > 0.  max_samples: kept by an exact kernel.
     """
 
-    feature_map: Lift
+    feature_map: FeatureMap
     size: int
     ridge: float
     kernel: Kernel | None = None
@@ -57,25 +57,25 @@ class Regression:
         """Nothing seen."""
         return RidgeArm.init(self.size) if self.kernel is None else KernelArm.init(self.size)
 
-    def update(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, anticipated: bool) -> RidgeArm | KernelArm:
-        """One more prompt x (d,) and its target; see `Observation.anticipated`."""
+    def update(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, was_pending: bool) -> RidgeArm | KernelArm:
+        """One more prompt x (d,) and its target; see `Observation.was_pending`."""
         z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
-            return arm.update(z, target, ridge=self.ridge, anticipated=anticipated)
-        return arm.update(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, anticipated=anticipated)
+            return arm.update(z, target, ridge=self.ridge, was_pending=was_pending)
+        return arm.update(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, was_pending=was_pending)
 
     def update_many(
-        self, arm: RidgeArm | KernelArm, x: Sequence[Tensor], targets: Sequence[float], *, anticipated: Sequence[bool]
+        self, arm: RidgeArm | KernelArm, x: Sequence[Tensor], targets: Sequence[float], *, was_pending: Sequence[bool]
     ) -> RidgeArm | KernelArm:
-        """`learn` of several prompts x (d,) in order."""
+        """`update` with several prompts x (d,) in order."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
-            return arm.update_many(self._lifted(x), targets, anticipated=anticipated)
-        for prompt, target, known in zip(x, targets, anticipated, strict=True):
-            arm = self.update(arm, prompt, target, anticipated=known)
+            return arm.update_many(self._lifted(x), targets, was_pending=was_pending)
+        for prompt, target, known in zip(x, targets, was_pending, strict=True):
+            arm = self.update(arm, prompt, target, was_pending=known)
         return arm
 
     def add_pending_many(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:
-        """`anticipate` of several prompts x (d,)."""
+        """`add_pending` for several prompts x (d,)."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
             return arm.add_pending_many(self._lifted(x), ridge=self.ridge)
         for prompt in x:
@@ -94,7 +94,7 @@ class Regression:
         return arm.add_pending(z, kernel=self._exact, ridge=self.ridge)
 
     def remove_pending(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
-        """Undo one `anticipate`."""
+        """Undo one `add_pending`."""
         z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
             return arm.remove_pending(z, ridge=self.ridge)
@@ -138,7 +138,7 @@ class Regression:
         return mean, width
 
     def covariances(self, arm: RidgeArm | KernelArm, z: Tensor) -> Tensor:
-        """(B, B) of lifted prompts z (B, p) under one arm; the squares of its widths stand on the diagonal."""
+        """(B, B) of lifted prompts z (B, p) under one arm; its squared widths are the diagonal."""
         if isinstance(arm, RidgeArm):
             return arm.covariances(z, ridge=self.ridge)
         return arm.covariances(z, kernel=self._exact, ridge=self.ridge)
@@ -167,19 +167,19 @@ REMEMBERED_BYTES = 2**20
 """Of lifted features that are kept per policy."""
 
 
-def cached_feature_map(lift: Lift, *, size: int) -> Lift:
-    """The same lift to (p,) = (size,), which remembers the last prompts (d,): a decision lifts its prompt to score it, its fold
-    to anticipate it, its outcome to learn it, at 20 us each for d = 384, p = 256. The prompts of a batch (B, d) are lifted one
+def cached_feature_map(feature_map: FeatureMap, *, size: int) -> FeatureMap:
+    """The same map to (p,) = (size,), which remembers the last prompts (d,): a decision lifts its prompt to score it, its fold
+    to mark it pending, its outcome to fold it, at 20 us each for d = 384, p = 256. The prompts of a batch (B, d) are lifted one
     by one, so that they are the very numbers that will be learnt. Do not write into what it returns.
     """
 
     @lru_cache(maxsize=max(8, REMEMBERED_BYTES // (8 * size)))
     def lifted(key: bytes) -> Tensor:
-        return lift(torch.from_numpy(np.frombuffer(key, dtype=np.float64).copy()))
+        return feature_map(torch.from_numpy(np.frombuffer(key, dtype=np.float64).copy()))
 
     def through(x: Tensor) -> Tensor:
         if x.dtype != torch.float64 or x.device.type != "cpu" or x.ndim > 2:
-            return lift(x)
+            return feature_map(x)
         if x.ndim == 1:
             return lifted(x.numpy().tobytes())
         return torch.stack([lifted(row.tobytes()) for row in x.numpy()])
@@ -187,7 +187,7 @@ def cached_feature_map(lift: Lift, *, size: int) -> Lift:
     return through
 
 
-def lift(x: Tensor, *, normalize: bool, frequencies: Tensor) -> Tensor:
+def feature_map(x: Tensor, *, normalize: bool, frequencies: Tensor) -> Tensor:
     """(..., 2D) random features of (..., d), or the float64 vector itself where there are no frequencies (0, d)."""
     x = as_float64(x, normalize=normalize)
     return kernels.random_features(x, frequencies) if len(frequencies) else x

@@ -1,4 +1,4 @@
-"""Statistics that two or more policies keep: sums without the regulariser, and what is derived from them.
+"""Statistics that two or more policies keep: sums without the regularizer, and what is derived from them.
 
     MeanArm     pulls, sum of rewards
     RidgeArm    pulls, sum z z', sum (r - r0) z          -> theta, inverse, width with pending decisions
@@ -67,11 +67,11 @@ class RidgeArm:
         """Nothing seen."""
         return RidgeArm(0, torch.zeros((p, p), dtype=torch.float64), torch.zeros(p, dtype=torch.float64))
 
-    def update(self, z: Tensor, target: float, *, ridge: float, anticipated: bool) -> RidgeArm:
+    def update(self, z: Tensor, target: float, *, ridge: float, was_pending: bool) -> RidgeArm:
         """One more pair. Recursive least squares for theta (theta += gain (s - z.theta)): no digit is lost in inverse @ moment.
 
-        An anticipated pair has shrunk the width already, and leaves it as it is. Where nothing was derived yet, only the sums are
-        added to: a replay factors once, at its end.
+        A pair that was pending has shrunk the width already, and leaves it as it is. Where nothing was derived yet, only the
+        sums grow: a replay factors once, at its end.
         """
         gram, moment = torch.addr(self.gram, z, z), self.moment + target * z
         if self.cache is None:
@@ -79,17 +79,17 @@ class RidgeArm:
         old = self.cache
         inverse, gain = old.inverse.updated(z)
         theta = old.theta + gain * (target - float(z @ old.theta))
-        pending = max(old.pending - anticipated, 0)
+        pending = max(old.pending - was_pending, 0)
         if pending == 0:
             width = inverse
-        elif anticipated:
+        elif was_pending:
             width = old.pending_inverse
         else:
             width = old.pending_inverse.updated(z)[0]
         return RidgeArm(self.pulls + 1, gram, moment, Ridge(theta, inverse, width, pending))
 
-    def update_many(self, z: Tensor, targets: Sequence[float], *, anticipated: Sequence[bool]) -> RidgeArm:
-        """`learn` of the rows of z (k, p) and their targets, in order: the same sums to the last bit; what is derived from
+    def update_many(self, z: Tensor, targets: Sequence[float], *, was_pending: Sequence[bool]) -> RidgeArm:
+        """`update` with the rows of z (k, p) and their targets, in order: the same sums to the last bit; what is derived from
         them is updated at once.
         """
         gram, moment = self.gram.clone(), self.moment
@@ -100,13 +100,13 @@ class RidgeArm:
         old = self.cache
         inverse, gain = old.inverse.updated_all(z)
         theta = old.theta + gain @ (torch.tensor(targets, dtype=torch.float64) - z @ old.theta)
-        pending = max(old.pending - sum(anticipated), 0)
+        pending = max(old.pending - sum(was_pending), 0)
         if pending == 0:
             width = inverse
-        elif all(anticipated):
+        elif all(was_pending):
             width = old.pending_inverse
         else:
-            width = old.pending_inverse.updated_all(z[[not known for known in anticipated]])[0]
+            width = old.pending_inverse.updated_all(z[[not known for known in was_pending]])[0]
         return RidgeArm(self.pulls + len(z), gram, moment, Ridge(theta, inverse, width, pending))
 
     def add_pending(self, z: Tensor, *, ridge: float) -> RidgeArm:
@@ -116,7 +116,7 @@ class RidgeArm:
         return replace(self, cache=Ridge(old.theta, old.inverse, width, old.pending + 1))
 
     def add_pending_many(self, z: Tensor, *, ridge: float) -> RidgeArm:
-        """`anticipate` of the rows of z (k, p) at once."""
+        """`add_pending` for the rows of z (k, p) at once."""
         old = self.ridge(ridge)
         return replace(
             self, cache=replace(old, pending_inverse=old.pending_inverse.updated_all(z)[0], pending=old.pending + len(z))

@@ -61,14 +61,14 @@ class RegressionUcb(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         target = seen.reward - self.prior_mean
-        return self.regression.update(state.arms[seen.arm], seen.features, target, anticipated=seen.was_pending)
+        return self.regression.update(state.arms[seen.arm], seen.features, target, was_pending=seen.was_pending)
 
     def update_many(self, state: State, seen: Sequence[Observation]) -> ArmState:
         return self.regression.update_many(
             state.arms[seen[0].arm],
             [one.features for one in seen],
             [one.reward - self.prior_mean for one in seen],
-            anticipated=[one.was_pending for one in seen],
+            was_pending=[one.was_pending for one in seen],
         )
 
     def prepare(self, state: State) -> State:

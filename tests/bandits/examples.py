@@ -84,7 +84,7 @@ class Example:
         centre = np.eye(3, self.dim)[g.integers(3)]
         return torch.from_numpy((centre + 0.2 * g.standard_normal(self.dim)).astype(np.float32).astype(np.float64))
 
-    def seen(self, g: Generator, arm: int, features: torch.Tensor, *, anticipated: bool = False) -> Observation:
+    def seen(self, g: Generator, arm: int, features: torch.Tensor, *, was_pending: bool = False) -> Observation:
         """What came of a decision for an arm."""
         return Observation(
             arm=arm,
@@ -92,7 +92,7 @@ class Example:
             reward=self.reward(g, arm),
             cost=float(0.1 + 0.3 * arm + 0.05 * g.random()),
             output=torch.from_numpy(self.output(g, arm)),
-            was_pending=anticipated,
+            was_pending=was_pending,
         )
 
     def referenced(self, g: Generator) -> list[Observation]:

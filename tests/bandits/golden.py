@@ -86,14 +86,14 @@ def dak(**hyperparameters: Any) -> DakUcb:
     return DakUcb(**{**golden, **hyperparameters})
 
 
-def outcome(world: World, t: int, arm: int, *, anticipated: bool = False, reference: bool = True) -> Observation:
+def outcome(world: World, t: int, arm: int, *, was_pending: bool = False, reference: bool = True) -> Observation:
     return Observation(
         arm=arm,
         features=world.x[t],
         reward=float(world.rewards[t, arm]),
         output=world.outputs[t, arm][None],
         reference=world.references[t][None] if reference else torch.zeros((0, 0), dtype=torch.float64),
-        was_pending=anticipated,
+        was_pending=was_pending,
     )
 
 
@@ -124,7 +124,7 @@ def play(
             state = states.with_arm(state, arm, policy.add_pending(state.arms[arm], world.x[t]))
         due.setdefault(t + wait, []).append((t, arm))
         for when, which in due.pop(t, ()):
-            state = states.fold(policy, state, outcome(world, when, which, anticipated=bool(len(delays)) and delays[when] > 0))
+            state = states.fold(policy, state, outcome(world, when, which, was_pending=bool(len(delays)) and delays[when] > 0))
             pending[which] -= 1
         if prepare:
             state = policy.prepare(state)

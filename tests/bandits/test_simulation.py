@@ -95,7 +95,7 @@ def test_delayed_outcomes_are_learnt_when_they_are_due_and_pending_until_then() 
 
 def test_a_policy_need_not_be_told_of_pending_decisions() -> None:
     Watching.told.clear()
-    simulate(Watching(), table(6, features=2), delays=[2] * 6, anticipate=False)
+    simulate(Watching(), table(6, features=2), delays=[2] * 6, mark_pending=False)
     assert not any(what == "anticipate" for what, _ in Watching.told)
     assert not any(about[2] for what, about in Watching.told if what == "learn" and isinstance(about, tuple))
 
@@ -136,7 +136,7 @@ def test_delays_delay_only_what_is_learnt() -> None:
     trace = simulate(policy, world, delays=delays)
     counts = np.bincount(trace.picks, minlength=3)
     assert [arm.pulls for arm in trace.state.arms] == counts.tolist()
-    z = policy.lift(torch.from_numpy(world.features))
+    z = policy.feature_map(torch.from_numpy(world.features))
     for k, arm in enumerate(trace.state.arms):
         played = torch.from_numpy(trace.picks == k)
         torch.testing.assert_close(arm.gram, z[played].T @ z[played], rtol=1e-12, atol=1e-12)

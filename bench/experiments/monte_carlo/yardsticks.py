@@ -165,7 +165,7 @@ class ShortSteps(MixtureGreedy):
 
     kind: ClassVar[str] = "mixture-greedy-eg"
 
-    def minimise(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
+    def minimize(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
         loss, weights = plan.loss.only(arms), _gathered(plan, arms)
         for step in range(1, 11):
             slopes = loss.at(weights)[1]
@@ -182,7 +182,7 @@ class ReleasedVendi(MixtureGreedy):
 
     decay: bool = True
 
-    def minimise(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
+    def minimize(self, plan: Plan, arms: list[int], start: Vector) -> Solution:
         loss, weights = plan.loss.only(arms), _gathered(plan, arms)
         rounds = sum(arm.pulls for arm in plan.arms)
         length = 0.1 / math.sqrt(rounds) if self.decay else 0.1

@@ -36,7 +36,7 @@ def settings() -> dict[str, Any]:
         "output_dim": 4,
         "prompt_bandwidth": SIGMA_T,
         "output_bandwidth": SIGMA_X,
-        "normalise": False,
+        "normalize": False,
     }
 
 
@@ -105,18 +105,18 @@ def test_one_reference_serves_all_samples_of_an_answer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rke", "jkd"])
-@pytest.mark.parametrize("normalise", [False, True])
-def test_many_random_frequencies_give_the_exact_labels(kind: str, normalise: bool) -> None:
-    changes = {"diversity": kind, "normalise": normalise}
+@pytest.mark.parametrize("normalize", [False, True])
+def test_many_random_frequencies_give_the_exact_labels(kind: str, normalize: bool) -> None:
+    changes = {"diversity": kind, "normalize": normalize}
     precise, rough = exact(**changes), summed(20_000, **changes)
     a, b = filled(precise, range(12)), filled(rough, range(12))
     for t in range(40, 44):
-        assert label(rough, t, b) == pytest.approx(label(precise, t, a), abs=0.08 if normalise else 0.03)
+        assert label(rough, t, b) == pytest.approx(label(precise, t, a), abs=0.08 if normalize else 0.03)
 
 
 def test_a_normalised_label_does_not_trust_a_prompt_sum_below_its_error() -> None:
     """Prompts far from all of the history: the sum of k_T^2 is noise around 0, of either sign."""
-    history = summed(500, normalise=True)
+    history = summed(500, normalize=True)
     arm, least = filled(history, range(12)), 12 / math.sqrt(1000)
     g, below = torch.Generator().manual_seed(1), 0
     for output in WORLD.outputs[:40, 2]:
@@ -179,13 +179,13 @@ def test_exact_reports_are_of_the_newest_outputs_of_each_arm_in_proportion() -> 
 def test_the_normalised_rule_charges_collapsed_arms_alike_for_narrow_and_for_wide_prompts() -> None:
     """Plain labels shrink when prompts lie far apart; normalised ones do not."""
     charged: dict[tuple[bool, float], float] = {}
-    for normalise in (False, True):
+    for normalize in (False, True):
         for sigma in (0.6, 0.15):
-            policy = dak(normalise_labels=normalise, prompt_bandwidth=sigma)
+            policy = dak(normalise_labels=normalize, prompt_bandwidth=sigma)
             state = states.start(policy, arms=3)
             for t in range(60):
                 state = states.fold(policy, state, outcome(WORLD, t, 0))
-            charged[normalise, sigma] = float(state.arms[0].labels[20:].mean())
+            charged[normalize, sigma] = float(state.arms[0].labels[20:].mean())
     assert charged[False, 0.15] < 0.5 * charged[False, 0.6]
     assert charged[True, 0.15] == pytest.approx(charged[True, 0.6], rel=0.1)
     assert charged[True, 0.6] > 0.85

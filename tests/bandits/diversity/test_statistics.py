@@ -91,10 +91,11 @@ def test_expected_labels_are_the_ridge_regression_of_the_labels(form: str) -> No
         rows = policy.history.rows(WORLD.x[t], WORLD.outputs[t, arm][None], torch.zeros((0, 4)))
         labels[arm].append(policy.history.update(before.arms[arm], rows, against=before.arms)[0].numpy())
     query = WORLD.x[20:23]
-    found = torch.stack([arm.expected(policy.lift(query), using=policy.regression, columns=3) for arm in state.arms], dim=1)
+    z = policy.feature_map(query)
+    found = torch.stack([arm.expected(z, using=policy.regression, columns=3) for arm in state.arms], dim=1)
     for arm in range(3):
-        z = policy.lift(WORLD.x[[t for t, who in enumerate(played) if who == arm]])
-        lifted = policy.lift(query)
+        z = policy.feature_map(WORLD.x[[t for t, who in enumerate(played) if who == arm]])
+        lifted = policy.feature_map(query)
         gram, cross = (policy.k(z, z), policy.k(lifted, z)) if policy.random_features is None else (z @ z.T, lifted @ z.T)
         expected = cross.numpy() @ np.linalg.solve(gram.numpy() + 0.3 * np.eye(len(z)), np.array(labels[arm]))
         np.testing.assert_allclose(found[:, arm].numpy(), expected, atol=1e-12)
@@ -111,7 +112,7 @@ def test_labels_solved_outcome_by_outcome_are_those_solved_afresh(label_features
         waiting.append((t, arm))
         if t % 5 != 1:
             when, which = waiting.pop(t % len(waiting))
-            state = states.fold(policy, state, outcome(WORLD, when, which, anticipated=True))
+            state = states.fold(policy, state, outcome(WORLD, when, which, was_pending=True))
         if t == 17:
             state = states.add_arm(policy, state)
         state = policy.prepare(state)

@@ -68,15 +68,15 @@ G3_RKE_LABELS = [0, 0.0032722648468149103, 0.06903852324596138, 0.02393972456317
 G3_JKD_LABELS = [0, 0.031019089443753655, 0.07259677362928912, -0.1306136738707354, -0.04835748448467729, -0.008254842027488751]
 
 
-def exact_labels(kind: str, *, normalise: bool = False) -> list[float]:
+def exact_labels(kind: str, *, normalize: bool = False) -> list[float]:
     labels = []
     for i in range(6):
         t, x, y, past = T[i : i + 1], X[i : i + 1], Y[i : i + 1], slice(0, i)
         if kind == "rke":
-            labels.append(joint.inverse_joint_rke_label(k(t, T[past])[0], k(x, X[past]), normalise=normalise))
+            labels.append(joint.inverse_joint_rke_label(k(t, T[past])[0], k(x, X[past]), normalize=normalize))
         else:
             four = k(x, X[past]), k(y, Y[past]), k(x, Y[past]), k(y, X[past])
-            labels.append(joint.joint_kernel_distance_label(k(t, T[past])[0], *four, normalise=normalise))
+            labels.append(joint.joint_kernel_distance_label(k(t, T[past])[0], *four, normalize=normalize))
     return labels
 
 
@@ -161,28 +161,28 @@ def test_the_mean_label_against_all_others_is_the_unbiased_score() -> None:
     rke, jkd = [], []
     for i in range(6):
         rest = [j for j in range(6) if j != i]
-        rke.append(joint.inverse_joint_rke_label(kt[i, rest], kx[i : i + 1, rest], normalise=False))
+        rke.append(joint.inverse_joint_rke_label(kt[i, rest], kx[i : i + 1, rest], normalize=False))
         four = kx[i : i + 1, rest], ky[i : i + 1, rest], kxy[i : i + 1, rest], kxy.T[i : i + 1, rest]
-        jkd.append(joint.joint_kernel_distance_label(kt[i, rest], *four, normalise=False))
+        jkd.append(joint.joint_kernel_distance_label(kt[i, rest], *four, normalize=False))
     assert np.mean(rke) == pytest.approx(joint.inverse_joint_rke(kt, kx, unbiased=True), abs=1e-14)
     assert np.mean(jkd) == pytest.approx(joint.joint_kernel_distance(kt, kx, ky, kxy, unbiased=True), abs=1e-14)
 
 
 def test_normalised_labels_divide_by_the_prompt_kernel() -> None:
-    for i, label in enumerate(exact_labels("rke", normalise=True)):
+    for i, label in enumerate(exact_labels("rke", normalize=True)):
         weights = [k_pair(T[i], T[j], 1.0) ** 2 for j in range(i)]
         values = [w * k_pair(X[i], X[j], 1.0) ** 2 for j, w in enumerate(weights)]
         assert label == pytest.approx(sum(values) / sum(weights) if i else 0.0, abs=1e-13)
         assert 0.0 <= label <= 1.0
-    for i, label in enumerate(exact_labels("jkd", normalise=True)):
+    for i, label in enumerate(exact_labels("jkd", normalize=True)):
         weight = sum(k_pair(T[i], T[j], 1.0) for j in range(i))
         assert label == pytest.approx(i * G3_JKD_LABELS[i] / weight if i else 0.0, abs=1e-12)
 
 
 def test_the_label_of_several_samples_is_the_mean_of_their_labels() -> None:
     kt, past = k(T[5:], T[:5])[0], X[:5]
-    each = [joint.inverse_joint_rke_label(kt, k(row[None], past), normalise=False) for row in Y]
-    assert joint.inverse_joint_rke_label(kt, k(Y, past), normalise=False) == pytest.approx(np.mean(each), abs=1e-15)
+    each = [joint.inverse_joint_rke_label(kt, k(row[None], past), normalize=False) for row in Y]
+    assert joint.inverse_joint_rke_label(kt, k(Y, past), normalize=False) == pytest.approx(np.mean(each), abs=1e-15)
 
 
 def test_the_phases_of_one_point_are_its_row_among_many() -> None:
@@ -246,19 +246,19 @@ def test_outputs_that_are_the_references_have_distance_zero() -> None:
     kt, kx = k(T, T), k(X, X)
     assert joint.joint_kernel_distance(kt, kx, kx, kx) == pytest.approx(0.0, abs=1e-16)
     row = kx[5:, :5]
-    assert joint.joint_kernel_distance_label(kt[5, :5], row, row, row, row, normalise=True) == 0.0
+    assert joint.joint_kernel_distance_label(kt[5, :5], row, row, row, row, normalize=True) == 0.0
 
 
 def test_an_empty_history_gives_the_label_zero() -> None:
     none, row = torch.zeros(0, dtype=torch.float64), torch.zeros((2, 0), dtype=torch.float64)
-    for normalise in (False, True):
-        assert joint.inverse_joint_rke_label(none, row, normalise=normalise) == 0.0
-        assert joint.joint_kernel_distance_label(none, row, row, row, row, normalise=normalise) == 0.0
+    for normalize in (False, True):
+        assert joint.inverse_joint_rke_label(none, row, normalize=normalize) == 0.0
+        assert joint.joint_kernel_distance_label(none, row, row, row, row, normalize=normalize) == 0.0
 
 
 def test_a_normalised_label_among_prompts_that_are_infinitely_far_is_zero() -> None:
     nothing, row = torch.zeros(3, dtype=torch.float64), torch.ones((1, 3), dtype=torch.float64)
-    assert joint.inverse_joint_rke_label(nothing, row, normalise=True) == 0.0
+    assert joint.inverse_joint_rke_label(nothing, row, normalize=True) == 0.0
 
 
 def test_the_unbiased_form_needs_two_samples() -> None:

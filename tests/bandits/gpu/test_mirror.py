@@ -83,7 +83,7 @@ class Arms:
                 self.learnt.append(np.zeros((0, SIZE + 1)))
                 self.pending.append([])
             case "learn":
-                self.arms[k] = self.arms[k].update(z[0], targets[0], ridge=RIDGE, anticipated=False)
+                self.arms[k] = self.arms[k].update(z[0], targets[0], ridge=RIDGE, was_pending=False)
                 self._learnt(k, rows[0], targets[0])
             case "anticipate" | "anticipate_all":
                 one = kind == "anticipate"
@@ -98,9 +98,9 @@ class Arms:
                 came = [self.pending[k].pop(0) for _ in targets[: 1 + (kind == "outcomes")]]
                 known, both = [True] * len(came), targets[: len(came)]
                 if len(came) == 1:
-                    self.arms[k] = self.arms[k].update(torch.from_numpy(came[0]), both[0], ridge=RIDGE, anticipated=True)
+                    self.arms[k] = self.arms[k].update(torch.from_numpy(came[0]), both[0], ridge=RIDGE, was_pending=True)
                 else:
-                    self.arms[k] = self.arms[k].update_many(torch.from_numpy(np.array(came)), both, anticipated=known)
+                    self.arms[k] = self.arms[k].update_many(torch.from_numpy(np.array(came)), both, was_pending=known)
                 for row, target in zip(came, both, strict=True):
                     self._learnt(k, row, target)
         return kind
@@ -152,7 +152,7 @@ def test_only_what_changed_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     followed(one, arms)
     assert sent == [("load", 0), ("load", 1)]
     assert after(1, arms[1].add_pending(z[0], ridge=RIDGE)) == [("append", 1)]
-    assert after(1, arms[1].update(z[0], 0.4, ridge=RIDGE, anticipated=True)) == [("set_theta", 1)], "the width knew of it"
+    assert after(1, arms[1].update(z[0], 0.4, ridge=RIDGE, was_pending=True)) == [("set_theta", 1)], "the width knew of it"
     assert after(1, arms[1]) == []
     known = arms[1]
     assert after(1, known.add_pending(z[4], ridge=RIDGE)) == [("append", 1)]
@@ -171,7 +171,7 @@ def _spied(name: str, method: Callable[..., Any], sent: list[tuple[str, int]]) -
 
 
 def test_other_arms_than_it_followed_last_are_not_its_own() -> None:
-    older = [RidgeArm.init(SIZE).update(normal(2, SIZE), 0.3, ridge=RIDGE, anticipated=False), RidgeArm.init(SIZE)]
+    older = [RidgeArm.init(SIZE).update(normal(2, SIZE), 0.3, ridge=RIDGE, was_pending=False), RidgeArm.init(SIZE)]
     newer = [older[0], older[1].add_pending(normal(3, SIZE), ridge=RIDGE)]
     z, one = normal(4, 5, SIZE), placed()
     assert one.score(derived(older), z) is None, "nothing was followed"

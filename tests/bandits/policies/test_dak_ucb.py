@@ -245,11 +245,11 @@ def test_a_report_is_plain_json_before_and_after_outcomes(form: str, kind: str) 
     st.booleans(),
     st.sampled_from([1e-6, 1.0, 1e6]),
 )
-def test_no_input_gives_a_nan(seed: int, form: str, kind: str, mixture: bool, normalise: bool, scale: float) -> None:
+def test_no_input_gives_a_nan(seed: int, form: str, kind: str, mixture: bool, normalize: bool, scale: float) -> None:
     policy = dak(
         diversity=kind,
         mixture=mixture,
-        normalise_labels=normalise,
+        normalise_labels=normalize,
         normalize=True,
         **{"label_features": 8, "random_features": 4, "max_samples": 4, **FORMS[form]},
     )

@@ -185,10 +185,10 @@ def test_five_hundred_rank_one_updates_equal_one_fresh_fit() -> None:
     x, r = g.standard_normal((500, 6)), g.uniform(-0.7, 1.3, 500)
     policy = PakUcb(dim=6, random_features=9, ridge=0.35, exploration=0.8, prior_mean=0.4, add_linear=True)
     state = told(policy, x, r)
-    z = policy.lift(torch.from_numpy(x)).numpy()
+    z = policy.feature_map(torch.from_numpy(x)).numpy()
     a = z.T @ z + 0.35 * np.eye(z.shape[1])
     for q in g.standard_normal((20, 6)):
-        zq = policy.lift(torch.from_numpy(q)).numpy()
+        zq = policy.feature_map(torch.from_numpy(q)).numpy()
         mean = zq @ np.linalg.solve(a, z.T @ (r - 0.4)) + 0.4
         width = math.sqrt(zq @ np.linalg.solve(a, zq))
         assert score(policy, state, q) == pytest.approx((mean, 0.8 * width), rel=1e-9)
@@ -212,12 +212,12 @@ def test_the_primal_form_equals_the_dual_form(ridge: float) -> None:
     x, r = g.standard_normal((40, 5)), g.uniform(-0.5, 1.5, 40)
     primal = pak(dim=5, random_features=3, ridge=ridge, seed=2)
     dual = pak(dim=6, random_features=None, kernel="linear", ridge=ridge)
-    lifted = primal.lift(torch.from_numpy(x)).numpy()
+    lifted = primal.feature_map(torch.from_numpy(x)).numpy()
     one, other = told(primal, x, r), told(dual, lifted, r)
     assert isinstance(one.arms[0], RidgeArm)
     assert isinstance(other.arms[0], KernelArm)
     for q in g.standard_normal((10, 5)):
-        zq = primal.lift(torch.from_numpy(q)).numpy()
+        zq = primal.feature_map(torch.from_numpy(q)).numpy()
         assert score(primal, one, q) == pytest.approx(score(dual, other, zq), rel=1e-9)
 
 

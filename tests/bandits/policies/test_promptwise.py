@@ -499,7 +499,7 @@ def test_up_to_max_samples_the_fit_is_the_refit_and_beyond_it_stays_near() -> No
     x, y, others = world(5500, 5, seed=3)
     arm = LogisticArm.init(6)
     for i in range(5500):
-        arm = arm.update(x[i], success=bool(y[i]), cost=1.0, ridge=1.0, max_samples=500, anticipated=False)
+        arm = arm.update(x[i], success=bool(y[i]), cost=1.0, ridge=1.0, max_samples=500, was_pending=False)
         assert len(arm.labels) <= 500
         if i + 1 in (1, 2, 37, 250, 500):
             torch.testing.assert_close(arm.settle(1.0).fit.theta, exact(x[: i + 1], y[: i + 1]), rtol=0, atol=1e-9)
@@ -568,7 +568,7 @@ def test_a_pending_call_shrinks_the_width_as_its_outcome_will_and_gives_it_back(
     asked = context(1, (0.8, 0.3))
 
     def width(s: State) -> float:
-        return float(s.arms[0].settle(1.0).width.score(policy.lift(asked.features)[None], ridge=1.0)[1])
+        return float(s.arms[0].settle(1.0).width.score(policy.feature_map(asked.features)[None], ridge=1.0)[1])
 
     told = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
     learnt = states.fold(policy, told, Observation(arm=0, features=x, reward=0.0, cost=1.0, was_pending=True))
@@ -618,10 +618,10 @@ def test_an_older_state_branches_without_touching_the_newer_one() -> None:
 
 def test_features_are_scaled_lifted_and_get_a_constant() -> None:
     x = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    torch.testing.assert_close(PromptWise(dim=2).lift(x), torch.tensor([0.6, 0.8, 1.0], dtype=torch.float64))
-    assert golden(dim=2).lift(x).tolist() == [3.0, 4.0]
+    torch.testing.assert_close(PromptWise(dim=2).feature_map(x), torch.tensor([0.6, 0.8, 1.0], dtype=torch.float64))
+    assert golden(dim=2).feature_map(x).tolist() == [3.0, 4.0]
     policy = PromptWise(dim=2, features="rff", random_features=6, bandwidth=0.7, seed=9)
-    z = policy.lift(x)
+    z = policy.feature_map(x)
     w = torch.from_numpy(np.random.default_rng(9).standard_normal((6, 2)) / 0.7)
     torch.testing.assert_close(z, torch.cat([(w @ x / 5).cos(), (w @ x / 5).sin(), torch.tensor([6.0**0.5])]) / 6.0**0.5)
     assert policy.init().gram.shape == (13, 13)

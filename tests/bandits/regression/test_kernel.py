@@ -26,11 +26,11 @@ def points(seed: int, n: int, d: int = 3) -> Tensor:
     return 0.6 * torch.from_numpy(default_rng(seed).standard_normal((n, d)))
 
 
-def learn(arm: KernelArm, x: Tensor, target: float, *, anticipated: bool = False, max_samples: int = 1000) -> KernelArm:
-    return arm.update(x, target, kernel=gaussian, ridge=RIDGE, max_samples=max_samples, anticipated=anticipated)
+def learn(arm: KernelArm, x: Tensor, target: float, *, was_pending: bool = False, max_samples: int = 1000) -> KernelArm:
+    return arm.update(x, target, kernel=gaussian, ridge=RIDGE, max_samples=max_samples, was_pending=was_pending)
 
 
-def anticipate(arm: KernelArm, x: Tensor) -> KernelArm:
+def mark_pending(arm: KernelArm, x: Tensor) -> KernelArm:
     return arm.add_pending(x, kernel=gaussian, ridge=RIDGE)
 
 
@@ -98,15 +98,15 @@ def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver
         if step == "ask":
             assert_scores(arm, plain, world[number % 12 : number % 12 + 1 + number % 3])
         elif step == "decide":
-            arm, plain.pending = anticipate(arm, x.clone()), [*plain.pending, x]
+            arm, plain.pending = mark_pending(arm, x.clone()), [*plain.pending, x]
         elif step == "expire" and plain.pending:
             arm = release(arm, plain.pending.pop(number % len(plain.pending)).clone())
         elif step in ("outcome", "told"):
             if len(plain.seen) >= limit:
                 plain.seen, plain.targets = plain.seen[-6:], plain.targets[-6:]
-            anticipated = step == "outcome" and bool(plain.pending)
-            x = plain.pending.pop(number % len(plain.pending)) if anticipated else x
-            arm = learn(arm, x.clone(), target, anticipated=anticipated, max_samples=limit)
+            was_pending = step == "outcome" and bool(plain.pending)
+            x = plain.pending.pop(number % len(plain.pending)) if was_pending else x
+            arm = learn(arm, x.clone(), target, was_pending=was_pending, max_samples=limit)
             plain.seen, plain.targets = [*plain.seen, x], [*plain.targets, target]
         if t % 7 == 0:
             assert_scores(arm, plain, world[:4])
@@ -116,13 +116,13 @@ def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver
 def test_an_outcome_that_nothing_waited_for_shrinks_the_width_all_the_same() -> None:
     """`anticipated` of an arm that knows of no such decision: it is counted once, as any outcome is."""
     x = points(3, 1)[0]
-    one, other = learn(told(9), x, 0.5, anticipated=True), learn(told(9), x, 0.5)
+    one, other = learn(told(9), x, 0.5, was_pending=True), learn(told(9), x, 0.5)
     for found, expected in zip(score(one, points(4, 5)), score(other, points(4, 5)), strict=True):
         assert torch.equal(found, expected)
 
 
 def test_a_release_of_what_is_not_pending_changes_nothing() -> None:
-    arm = anticipate(told(6), points(5, 1)[0])
+    arm = mark_pending(told(6), points(5, 1)[0])
     assert release(arm, points(5, 2)[1]) is arm
 
 
@@ -130,15 +130,15 @@ def test_pending_decisions_and_their_releases_leave_older_versions_alone() -> No
     arm, q = told(70), points(6, 6)
     versions, before = [arm], []
     for x in points(7, 4):
-        versions.append(anticipate(versions[-1], x))
+        versions.append(mark_pending(versions[-1], x))
     before = [score(version, q)[1] for version in versions]
     for x in points(7, 4):
-        learn(versions[-1], x, 1.0, anticipated=True)
+        learn(versions[-1], x, 1.0, was_pending=True)
         release(versions[-1], x)
     for version, width in zip(versions, before, strict=True):
         fresh = KernelArm(version.pulls, version.features, version.targets)
         for x in points(7, 4)[: len(version.cache.pending if version.cache else ())]:
-            fresh = anticipate(fresh, x)
+            fresh = mark_pending(fresh, x)
         torch.testing.assert_close(score(fresh, q)[1], width, rtol=1e-11, atol=1e-12)
         assert torch.equal(score(version, q)[1], width)
 
@@ -149,7 +149,7 @@ def test_a_ridge_of_nearly_nothing_breaks_no_factor_of_pending_prompts() -> None
     for _ in range(5):
         arm = arm.add_pending(x, kernel=gaussian, ridge=1e-13)
     for _ in range(2):
-        arm = arm.update(x, 0.5, kernel=gaussian, ridge=1e-13, max_samples=10, anticipated=True)
+        arm = arm.update(x, 0.5, kernel=gaussian, ridge=1e-13, max_samples=10, was_pending=True)
         arm = arm.remove_pending(x, kernel=gaussian, ridge=1e-13)
     mean, width = arm.score(points(8, 3), kernel=gaussian, prior=torch.ones(3, dtype=torch.float64), ridge=1e-13)
     assert bool(mean.isfinite().all() and width.isfinite().all())
@@ -180,8 +180,8 @@ def test_a_round_solves_once(monkeypatch: pytest.MonkeyPatch) -> None:
     arm = learn(arm, x[0].clone(), 0.2)
     assert rows == [90]
     score(arm, x)
-    arm = anticipate(arm, x[2].clone())
-    arm = learn(arm, x[2].clone(), 0.2, anticipated=True)
+    arm = mark_pending(arm, x[2].clone())
+    arm = learn(arm, x[2].clone(), 0.2, was_pending=True)
     assert rows == [90, 91]
     score(arm, x[3:])
     assert rows == [90, 91, 1], "the batch was asked one outcome ago"
@@ -252,9 +252,9 @@ def test_memory_is_bounded() -> None:
 
 def test_forgetting_keeps_what_is_pending_and_nothing_that_was_remembered() -> None:
     arm, x = told(8), points(19, 6)
-    arm = anticipate(anticipate(arm, x[0]), x[1])
+    arm = mark_pending(mark_pending(arm, x[0]), x[1])
     score(arm, x)
-    arm = learn(arm, x[1], 0.4, anticipated=True, max_samples=8)
+    arm = learn(arm, x[1], 0.4, was_pending=True, max_samples=8)
     plain = Plain([*points(1, 8)[-6:], x[1]], [*(0.1 * i - 0.4 for i in range(2, 8)), 0.4], [x[0]])
     assert_scores(arm, plain, x)
 
@@ -269,7 +269,7 @@ def test_the_kernel_of_the_package_serves_as_well() -> None:
 
     arm, plain = KernelArm.init(12), Plain()
     for i, row in enumerate(x):
-        arm = arm.update(row, 0.1 * i, kernel=k, ridge=RIDGE, max_samples=100, anticipated=False)
+        arm = arm.update(row, 0.1 * i, kernel=k, ridge=RIDGE, max_samples=100, was_pending=False)
         plain.seen, plain.targets = [*plain.seen, row], [*plain.targets, 0.1 * i]
     found = arm.score(q, kernel=k, prior=torch.ones(4, dtype=torch.float64), ridge=RIDGE)
     for ours, expected in zip(found, plain.score(q), strict=True):
