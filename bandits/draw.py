@@ -1,4 +1,4 @@
-"""From scores to a distribution, and from a distribution to an arm.
+"""Distributions over arms from scores, and the keyed draw of an arm from a distribution.
 
 The only place where chance enters; it is keyed, so that every draw can be repeated.
 """
@@ -19,7 +19,10 @@ STOP = -1
 
 
 class Draw(NamedTuple):
-    """arm: index, or `STOP`. propensity: the probability with which this arm was drawn (1.0 for a stop)."""
+    """An arm that was drawn.
+
+    arm: index, or `STOP`.  propensity: the probability with which this arm was drawn (1.0 for a stop).
+    """
 
     arm: int
     propensity: float

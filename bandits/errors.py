@@ -17,7 +17,7 @@ class BanditError(Exception):
 
 
 class FieldError(BanditError, ValueError):
-    """A value is wrong; `field` names it in the words of the caller."""
+    """An error in one value; `field` names it in the terms of the caller."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")

@@ -1,4 +1,4 @@
-"""Every policy that can be named: one line each."""
+"""The registry of policies: kind -> class, and `build` from a kind and its hyperparameters."""
 
 from __future__ import annotations
 

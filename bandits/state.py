@@ -1,4 +1,4 @@
-"""States: start them, fold observations into them, pack them to bytes and back, digest them.
+"""Functions of states: start, fold observations, pack to bytes and back, digest.
 
     start --> fold(observation) --> fold(observation) --> ... --> pack --> bytes --> unpack --> the same state
 

@@ -1,4 +1,4 @@
-"""The protocol: what a policy is given, what it answers, what it keeps.
+"""The protocol of a policy: contexts and observations in, weights and statistics out.
 
     contexts --> weights(state, contexts) --> Weights      one distribution over the arms per context; zeros = stop
     observation --> update(state, observation) --> arm_state'      the new statistic of the one arm that it is about
@@ -44,7 +44,7 @@ def empty_rows() -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What is known when an arm must be chosen.
+    """The information at hand when an arm must be chosen.
 
     features: (d,) the embedded prompt, empty for policies that take none.
     allowed:  (K,) arms that may be chosen now.
@@ -104,7 +104,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Weights:
-    """One distribution over the arms per context, and why.
+    """One distribution over the arms per context, with the scores behind it.
 
     values: (B, K) rows that sum to 1, or to 0 for "stop".
     scores: name -> (B, K) in the policy's own terms (for ridge policies `estimate` and `bonus`); NaN = not scored.
@@ -138,7 +138,7 @@ def cached_field() -> Any:
 
 @dataclass(frozen=True)
 class State:
-    """Everything a policy knows: one statistic per arm (in the order in which the arms came), and one of the reference.
+    """The knowledge of a policy: one statistic per arm (in the order in which the arms were added), and one of the reference.
 
     cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that
     it was made for these very `arms`, and may use an older one as a warm start.

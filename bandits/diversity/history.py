@@ -1,4 +1,4 @@
-"""What an arm has served, as far as DAK-UCB needs it: to label the next answer, and to report how diverse the answers are.
+"""Histories of what an arm has served, for DAK-UCB: they label the next answer, and report how diverse the answers are.
 
     row [t, x] or [t, x, y]:  prompt, output, reference of the same prompt
     learn(arm, rows, against) --> labels against each history *before* these rows, and the arm with them in its history
@@ -50,7 +50,10 @@ Scores = Mapping[str, float | int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """How answers are compared. dim: d.  output_dim: e.  normalize: divide labels by the prompt kernel's sum, not by n."""
+    """Base of the histories: the kernels by which answers are compared.
+
+    dim: d.  output_dim: e.  normalize: divide labels by the prompt kernel's sum, not by n.
+    """
 
     diversity: Literal["rke", "jkd"]
     dim: int
@@ -78,7 +81,9 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactHistory(History):
-    """Rows, the last ones. At `max_samples` the oldest quarter goes first, so that rows are copied once per quarter: the history
+    """The last rows that an arm served.
+
+    At `max_samples` the oldest quarter goes first, so that rows are copied once per quarter: the history
     holds between 3/4 and all of the last `max_samples`, and a label is the mean over those.
     """
 

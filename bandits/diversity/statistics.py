@@ -21,7 +21,9 @@ from bandits.types import cached_field
 
 @dataclass(frozen=True)
 class DiversityArm:
-    """What an arm earned and what it served. Letters: q labels, s sums, m rows, w their length, R frequencies of the spread.
+    """The statistic of an arm: its rewards and what it served.
+
+    Letters: q labels, s sums, m rows, w their length, R frequencies of the spread.
 
     The first three are those of `RidgeArm` (random features) or `KernelArm` (exact kernel), which `fitted` puts together again.
     """

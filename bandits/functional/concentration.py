@@ -1,4 +1,4 @@
-"""Confidence radii, and the choice that they lead to.
+"""Confidence radii, and the arm of highest score.
 
     fd_released, fd_rigorous, fd_naive    how far an empirical Frechet distance may be above the true one
     empirical_bernstein                   how far the mean of bounded numbers may be from its expectation

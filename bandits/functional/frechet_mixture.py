@@ -33,7 +33,7 @@ FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class Target:
-    """What the distance needs of the reference. mean: (d,).  root: (d, k) F, see `moments.psd_root`.  trace: Tr Sigma_r."""
+    """The moments of the reference, prepared. mean: (d,).  root: (d, k) F, see `moments.psd_root`.  trace: Tr Sigma_r."""
 
     mean: Tensor
     root: Tensor
@@ -42,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Component:
-    """What the distance needs of one arm. spread: Tr M_i.  inner: (k, k) F'M_i F.  lean: (k,) F'm_i."""
+    """The moments of one arm in terms of the reference. spread: Tr M_i.  inner: (k, k) F'M_i F.  lean: (k,) F'm_i."""
 
     spread: float
     inner: Tensor

@@ -1,12 +1,12 @@
-"""A symmetric inverse that learns rank-one changes and is rarely written: the last few changes are kept aside.
+"""A symmetric inverse under rank-one updates: the last few are kept as a low-rank correction of a base matrix.
 
     inverse of (A + Z'Z)  =  P - U'U       U = L^-1 Z P,  L L' = I + Z P Z'         (Sherman-Morrison, Woodbury)
-    kept as                  dense - aside' aside       (p, p) and (q, p), q < BLOCK; a full block is folded into `dense`
+    kept as                  base - correction' correction     (p, p) and (q, p), q < BLOCK; a full block is folded into `base`
 
     Z P is what a score of the rows Z computes, too: a change of an inverse by rows that were scored just now reuses it.
 
-Why aside. A change of a dense matrix reads and writes all of it. With ten arms of p = 256 these matrices are many megabytes that
-no near cache holds, and memory is what a decision waits for: see docs/performance.md.
+Why a correction. A change of a dense matrix reads and writes all of it. With ten arms of p = 256 these matrices are many
+megabytes that no near cache holds, and memory is what a decision waits for: see docs/performance.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from bandits.functional import linalg
 
 BLOCK = 32
-"""Changes kept aside, at most; they make a score dearer by q / p."""
+"""Rows of the correction, at most; they add a share q / p to the cost of a score."""
 FEWEST_DIGITS = 1e-6
 """A downdate by a smaller pivot would be wrong by more than about 1e-4: its rounding is 1e-16 over the square of the pivot."""
 FEW = 4
@@ -51,13 +51,13 @@ class ScoredRows:
 
 
 class ProductCache:
-    """The last scores of one dense matrix: their rows, and dense @ row for each (B, p). Replaced as a whole."""
+    """The products of the last score with one base matrix: its rows, and base @ row for each (B, p). Replaced as a whole."""
 
     def __init__(self) -> None:
         self.last: tuple[ScoredRows, Tensor] | None = None
 
     def products(self, z: Tensor) -> Tensor | None:
-        """(k, p) dense @ row for the rows of z (k, p), if all of them were scored last."""
+        """(k, p) base @ row for the rows of z (k, p), if all of them were scored last."""
         if self.last is None or z.device.type != "cpu":
             return None
         scored, products = self.last
@@ -67,7 +67,10 @@ class ProductCache:
 
 @dataclass(frozen=True)
 class Inverse:
-    """dense - aside' aside, never written to. dense: (p, p) symmetric.  aside: (q, p), None = no rows.  memo: of dense."""
+    """A symmetric matrix base - correction' correction, never written to.
+
+    base: (p, p) symmetric.  correction: (q, p), None = no rows.  memo: products of `base`.
+    """
 
     base: Tensor
     correction: Tensor | None = None
@@ -117,13 +120,13 @@ class Inverse:
         return now, now.times(z.T)
 
     def downdated(self, z: Tensor) -> Inverse | None:
-        """The inverse of A - z z' for z (p,): dense at once, for the rare decision that expires. None where too few digits are
+        """The inverse of A - z z' for z (p,): folded at once, for the rare decision that expires. None where too few digits are
         left for it: the pivot 1 / (1 + z'(A - z z')^-1 z) comes out as a difference of numbers near 1, and is divided by.
         """
-        dense = self.tensor()
-        if not 1.0 - float(z @ (dense @ z)) >= FEWEST_DIGITS:
+        whole = self.tensor()
+        if not 1.0 - float(z @ (whole @ z)) >= FEWEST_DIGITS:
             return None
-        return Inverse(linalg.rank_one_inverse(dense, z, sign=-1.0)[0])
+        return Inverse(linalg.rank_one_inverse(whole, z, sign=-1.0)[0])
 
     def tensor(self) -> Tensor:
         """(p, p) all of it; do not write into it."""
@@ -139,9 +142,9 @@ class Inverse:
         )
 
     def _with(self, rows: Tensor) -> Inverse:
-        aside = rows if self.correction is None else torch.cat([self.correction, rows])
-        longer = Inverse(self.base, aside, self.memo)
-        return longer if len(aside) < BLOCK else Inverse(longer.tensor())
+        correction = rows if self.correction is None else torch.cat([self.correction, rows])
+        longer = Inverse(self.base, correction, self.memo)
+        return longer if len(correction) < BLOCK else Inverse(longer.tensor())
 
 
 def quadratics(inverses: Sequence[Inverse], z: Tensor) -> Tensor:
@@ -168,8 +171,8 @@ def _few(inverses: Sequence[Inverse], z: Tensor, products: Tensor) -> Tensor:
             np.matmul(inverse.base.numpy(), row, out=product[place])
             form = row @ product[place]
             if inverse.correction is not None:
-                aside = inverse.correction.numpy() @ row
-                form -= aside @ aside
+                corrected = inverse.correction.numpy() @ row
+                form -= corrected @ corrected
             forms[place, column] = form
     return torch.from_numpy(forms)
 

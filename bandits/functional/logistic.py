@@ -28,7 +28,7 @@ TOLERANCE = 1e-18
 
 @dataclass(frozen=True)
 class Quadratic:
-    """theta' precision theta / 2 - moment' theta. precision: (p, p).  moment: (p,)."""
+    """The quadratic theta' precision theta / 2 - moment' theta. precision: (p, p).  moment: (p,)."""
 
     precision: Tensor
     moment: Tensor
@@ -36,7 +36,10 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class Fit:
-    """theta: (p,).  inverse: (p, p) of the Hessian of F, at this theta or one close by.  settled: theta is the minimizer."""
+    """A fit of the model.
+
+    theta: (p,).  inverse: (p, p) of the Hessian of F, at theta or close by.  settled: theta is the minimizer.
+    """
 
     theta: Tensor
     inverse: Tensor

@@ -160,7 +160,7 @@ def check_given(mean: Tensor, covariance: Tensor, count: int, *, d: int, largest
 
 
 class Spread(NamedTuple):
-    """What the radii need of a covariance S. trace: Tr S.  square: Tr S^2.  top: largest eigenvalue."""
+    """Spectral summaries of a covariance S, for the radii. trace: Tr S.  square: Tr S^2.  top: largest eigenvalue."""
 
     trace: float
     square: float

@@ -33,7 +33,9 @@ RIDGE = 1e-9
 
 @dataclass(frozen=True)
 class Solution:
-    """weights: (m,) >= 0, sum 1.  value: f there.  gap: Frank-Wolfe gap, >= f - min f.  steps: iterations taken.
+    """A point of the simplex with its certificate.
+
+    weights: (m,) >= 0, sum 1.  value: f there.  gap: Frank-Wolfe gap, >= f - min f.  steps: iterations taken.
 
     curvature: (m, m) what a quasi-Newton solver learned on the way, worth handing to the next problem if it is much the same.
     """

@@ -1,7 +1,7 @@
-"""On which device a bandit's scores are computed: what the setting says, what the machine has, and a rule that was measured.
+"""The cost model of scoring: the device that a setting names, and a measured rule when a GPU answers sooner than the CPU.
 
 NEXTARM_DEVICE = cpu | cuda | cuda:1 | auto --> device(name) --> error, or where to compute
-auto, per bandit:  costs(card).prefers_gpu(arms, size, batch)     two straight lines, measured once per process
+per bandit:        costs(card).prefers_gpu(arms, size, batch)     two straight lines, measured once per process
 
 CPU:  call + operations / rate
 GPU:  call + device bytes / bandwidth + operations / rate + staged numbers / staging rate
@@ -79,7 +79,7 @@ def describe(where: torch.device) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What must be done at least. bytes: through device memory, inputs read once and outputs written once.
+    """The least work of a call. bytes: through device memory, inputs read once and outputs written once.
 
     operations: of products, a multiplication and an addition are two.  staged: numbers that the host converts and copies.
     """
@@ -107,7 +107,7 @@ def scoring(*, arms: int, size: int, batch: int, itemsize: int, block: int = 32)
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of one `Stack.scores`, host to host, as straight lines in the work.
+    """The cost of one `Stack.scores` in seconds, host to host, as straight lines in the work.
 
     cpu_call, gpu_call: s.  cpu_operation, gpu_operation: s each, of the products.  gpu_byte: s, through device memory.
     gpu_staged: s per number converted and copied on the host.

@@ -56,7 +56,7 @@ class _InFlight(NamedTuple):
 
 
 class DeviceQueue:
-    """The order in which work reaches one device.
+    """A queue of jobs for one device, run in the order of submission.
 
     threaded: on a CPU too, work through a thread and two slots as on a GPU (there it is always so).
     """

@@ -1,4 +1,4 @@
-"""Ridge regressions of m arms that lie on one device, and what is computed of them there.
+"""Device buffers of m ridge regressions, and the scores that are computed from them.
 
     inverse (m, p, p)   W, up to the last fold            width^2 = z'W z - |U z|^2
     columns (m, q, p)   U, what changed since              mean    = z'theta

@@ -1,4 +1,4 @@
-"""The widths and means of many arms at once, on a CPU or a GPU: ridge regressions stacked in one tensor.
+"""A stack of ridge regressions in one tensor: means and widths of many arms at once, on a CPU or a GPU.
 
     load, append, set_theta, add_arm --+                         +--> float64 on the host
                                        +--> queue of the device --+
@@ -35,7 +35,7 @@ def scoring_dtype(device: torch.device) -> torch.dtype:
 
 
 class Stack:
-    """m ridge regressions on one device. Any thread may ask; writes should come from one, as their order is the outcome's.
+    """A stack of m ridge regressions on one device. Any thread may score; writes come from one, in the order of the outcomes.
 
     arms: m >= 1 to begin with, none of which has seen anything.  size: p.  ridge: > 0.
     dtype: in which it scores; default `scoring_dtype`.  block: changes of an arm between two folds.
@@ -79,7 +79,7 @@ class Stack:
 
     @property
     def arms(self) -> int:
-        """How many."""
+        """The number of arms."""
         return self._arms
 
     # -- writes --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,10 @@ Mask = tuple[bool, ...]
 
 @dataclass(frozen=True)
 class Solved:
-    """weights: (K,) the rule's answer.  gradient: (K,) of the loss there, NaN for arms without samples.  solution: its source."""
+    """A solution for one set of arms.
+
+    weights: (K,) the rule's answer.  gradient: (K,) of the loss there, NaN for arms without samples.  solution: its source.
+    """
 
     weights: Vector
     gradient: Vector
@@ -26,7 +29,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from the statistics of all arms together, for the policy, arms and reference that it was made for.
+    """The plan derived from the statistics of all arms together; valid for the policy, arms and reference it was made for.
 
     known:  (K,) arms with samples; no other has a place in a mixture yet.
     solved: per set of arms, the best weights (K,) over them.  asked: sets that decisions asked for, and how many plans ago.

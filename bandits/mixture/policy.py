@@ -1,4 +1,4 @@
-"""How the mixture policies decide: a plan that is made after every outcome, and weights that are read off it.
+"""The base of the mixture policies: a plan that is made after every outcome, and weights that are read off it.
 
     outcome --> learn: sums of one arm --> prepare: Plan = the loss of all arms together, and its minimisers
                                               |
@@ -38,7 +38,7 @@ REMEMBERED = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(MixtureSamples):
-    """Base of the mixture policies: `minimise` and `decide` are the rule."""
+    """Base of the mixture policies: `minimize` and `decide` are the rule."""
 
     score_names: ClassVar[tuple[str, ...]]
 

@@ -1,4 +1,4 @@
-"""What the mixture policies tell: how good the gathered samples are, how good they could be, and what each arm is like."""
+"""The report of the mixture policies: how good the gathered samples are, how good they could be, and what each arm is like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the mixture policies are configured by, what they keep of samples and reference, and what they refuse.
+"""Hyperparameters, sample statistics and input checks of the mixture policies.
 
 objective      kernel    kept per arm (mixture_arms.py)                         reference
 rke            rbf       sum of random features, or the newest samples          none
@@ -39,7 +39,7 @@ LARGEST = 1e60
 
 
 class _Needs:
-    """On an instance, what its hyperparameters need; on the class, what every configuration needs."""
+    """A descriptor: on an instance, what its hyperparameters need; on the class, what every configuration needs."""
 
     def __get__(self, policy: MixtureSamples | None, owner: type) -> frozenset[Need]:
         with_reference = policy is not None and policy.reference_kind != "none"
@@ -48,7 +48,7 @@ class _Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureSamples(Policy):
-    """Hyperparameters, statistics and refusals of a mixture policy."""
+    """Base of the mixture policies: hyperparameters, statistics and input checks."""
 
     needs: ClassVar[frozenset[Need]] = cast("frozenset[Need]", _Needs())
     reference_when: ClassVar[str] = "objective kid, fid or rke+quality: samples (or moments, for fid) before the first decision"

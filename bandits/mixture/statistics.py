@@ -1,4 +1,4 @@
-"""What the mixture policies keep per arm, and the losses that they derive from all arms together.
+"""The statistics of the mixture policies per arm, and the losses that they derive from all arms together.
 
     samples --learn--> MixtureArm   total  = sum phi(x)          kernel mean: Gaussian by random features, or cosine
                                     second = sum phi(x) phi(x)'  its square, or the spectrum
@@ -40,7 +40,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStatistic:
-    """The rule that says what is kept of each sample.
+    """The definition of what is kept of each sample.
 
     keeps:  `total` or `second` of the features; or the `outputs`, for an exact kernel.
     feature_map: (e,) -> (p,) the features of one sample.  size: p.
@@ -196,8 +196,8 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class PairSums:
-    """S (m, m) of the members, kept up to date: only the rows of members that changed are computed, and for an exact kernel only
-    their new samples are compared with everything.
+    """A cache of the sums S (m, m) of the members: only the rows of members that changed are computed, and for an exact
+    kernel only their new samples are compared with everything.
 
     The members are the reference, where the loss has one, and the arms behind it, so that a new arm comes last.
     """
@@ -243,7 +243,7 @@ def _appended(form: SampleStatistic, was: MixtureArm | None, now: MixtureArm) ->
 
 @dataclass(frozen=True)
 class Quadratic:
-    """L(a) = a'Ka + f'a + constant. matrix: (m, m) K.  linear: (m,) f."""
+    """The loss L(a) = a'Ka + f'a + constant. matrix: (m, m) K.  linear: (m,) f."""
 
     matrix: Vector
     linear: Vector

@@ -17,7 +17,7 @@ from bandits.types import ArmState, Context, Need, Observation, Policy, State, W
 
 @dataclass(frozen=True, kw_only=True)
 class _Averages(Policy):
-    """What the baselines share: the statistic is the average reward."""
+    """Base of the baselines: the statistic is the average reward."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
 

@@ -42,7 +42,7 @@ LARGEST = 1e60
 
 @dataclass(frozen=True)
 class Target:
-    """What is derived from the reference. mean: (e,).  trace: Tr S_r.  root: (e, k) F with F F' = S_r.  root_trace: Tr R."""
+    """The moments of the reference, prepared. mean: (e,).  trace: Tr S_r.  root: (e, k) F with F F' = S_r.  root_trace: Tr R."""
 
     mean: Tensor
     trace: float

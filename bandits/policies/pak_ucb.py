@@ -28,7 +28,7 @@ from bandits.regression.ucb import RegressionUcb
 
 @dataclass(frozen=True, kw_only=True)
 class PakUcb(RegressionUcb):
-    """Per-arm kernelised UCB."""
+    """Per-arm kernelized UCB."""
 
     kind: ClassVar[str] = "pak-ucb"
     summary: ClassVar[str] = "Per prompt, the arm with the highest optimistic reward: one kernel regression per arm."

@@ -57,7 +57,10 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Derived:
-    """What an arm derives. features, labels: its window, growing in place.  width: the ridge Gram of everything seen."""
+    """The values derived from an arm.
+
+    features, labels: its window, growing in place.  width: the ridge Gram of everything seen.
+    """
 
     features: Rows
     labels: Rows

@@ -44,7 +44,7 @@ class Posteriors:
 
 @dataclass(frozen=True)
 class Known:
-    """The probabilities already worked out for these very arms: allowed arms -> (K,)."""
+    """A cache of probabilities for these very arms: allowed arms -> (K,)."""
 
     arms: tuple[ArmState, ...]
     probabilities: dict[tuple[bool, ...], Tensor]

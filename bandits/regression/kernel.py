@@ -39,7 +39,7 @@ the last bit may differ."""
 
 @dataclass(frozen=True)
 class Pending:
-    """q points whose outcomes have not come back, behind n observations in the joint factor above."""
+    """The q points whose outcomes have not come back, after n observations in the joint factor above."""
 
     points: Tensor  # (q, d) in the order in which they were added
     whitened: Tensor  # (q, n) L^-1 k of each
@@ -86,7 +86,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class KernelPosterior:
-    """What kernel ridge regression derives from its observations and from what is pending."""
+    """The posterior of a kernel ridge regression: factor and weights of its observations, and what is pending."""
 
     features: Rows  # (n, d)
     targets: Rows  # (n,)

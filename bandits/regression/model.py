@@ -1,4 +1,4 @@
-"""One regression of the reward on the prompt per arm: what PAK-UCB, LinUCB and DAK-UCB share.
+"""The regression of the reward on the prompt, one per arm, as PAK-UCB, LinUCB and DAK-UCB share it.
 
 features (d,) -- map --> z (p,) --+--> RidgeArm    linear in z: sums, memory independent of the rounds
                                    +--> KernelArm   exact kernel k(z, z'): the last `max_samples` observations
@@ -27,7 +27,7 @@ FeatureMap = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class DeviceScorer(Protocol):
-    """Scores of ridge arms that are computed elsewhere; held in `State.cache` of a bandit that has one."""
+    """A scorer of ridge arms on another device; held in `State.cache` of a bandit that has one."""
 
     def score(self, derived: Sequence[Ridge], z: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, K) means and (B, K) widths of lifted prompts z (B, p); None = compute them here."""

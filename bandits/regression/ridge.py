@@ -40,7 +40,7 @@ class MeanArm:
 
 @dataclass(frozen=True)
 class Ridge:
-    """What ridge regression derives from its sums.
+    """The values that ridge regression derives from its sums.
 
     theta: (p,) = inverse @ moment.  inverse: (p, p) = (gram + ridge I)^-1.
     width: (p, p) the inverse with the `pending` pairs added to the gram; the very same object while nothing is pending,
@@ -55,7 +55,7 @@ class Ridge:
 
 @dataclass(frozen=True)
 class RidgeArm:
-    """Sums of a ridge regression on lifted features z (p,), kept without the ridge so that merging two shards is an addition."""
+    """The sums of a ridge regression on lifted features z (p,), without the ridge: the sums of two shards add up."""
 
     pulls: int
     gram: Tensor  # (p, p) sum z z'

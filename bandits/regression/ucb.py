@@ -18,7 +18,9 @@ from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, 
 
 
 class RegressionUcb(Policy):
-    """Play argmax mean + exploration * width. A subclass declares these hyperparameters, and says what its regression is."""
+    """Base of the UCB policies: play argmax mean + exploration * width. A subclass declares the
+    hyperparameters and its regression.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
     arms_independent: ClassVar[bool] = True
