@@ -307,7 +307,7 @@ class Policy(ABC):
         return []
 
     def report(self, state: State) -> dict[str, Any]:
-        """What was learnt, in the policy's own terms, as plain JSON values: `arms` (one object per arm) and whatever is global.
+        """The state in the policy's own terms, as plain JSON values: `arms` (one object per arm) and whatever is global.
         Unknown numbers are None, never NaN.
         """
         return {"arms": [{} for _ in state.arms]}

@@ -83,7 +83,7 @@ def step(fit: Fit, x: Tensor, y: float) -> Fit:
 
 
 def settle(fit: Fit, x: Tensor, y: Tensor, *, prior: Quadratic) -> Fit:
-    """The minimizer of F, from any fit: Newton steps with the inverse at hand, factored afresh when they converge slowly."""
+    """The minimizer of F, from any fit: Newton steps with the inverse at hand, refactored when they converge slowly."""
     if fit.settled:
         return fit
     theta, inverse, last, fresh = fit.theta, fit.inverse, float("inf"), False

@@ -33,7 +33,7 @@ class Plan:
 
     known:  (K,) arms with samples; no other has a place in a mixture yet.
     solved: per set of arms, the best weights (K,) over them.  asked: sets that decisions asked for, and how many plans ago.
-    curvatures: per set of arms, what an iterative solver learnt last about the loss (m, m).
+    curvatures: per set of arms, the curvature of the loss that an iterative solver found last (m, m).
     """
 
     policy: MixtureSamples

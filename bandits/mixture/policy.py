@@ -7,7 +7,7 @@
 A mixture is one distribution over the arms that makes the *gathered samples* good, where a mean reward would ask for the one
 best arm. One decision may bring a batch of samples: counts n_i are samples, t is their sum; burn-in counts decisions (pulls).
 
-The plan is a cache: it follows from the arms' statistics, is never stored, and is made afresh where it is missing. Quadratic
+The plan is a cache: it follows from the arms' statistics, is never stored, and is made again where it is missing. Quadratic
 losses are minimised exactly, so their weights do not depend on what was cached; those of FID and Vendi agree to the tolerance.
 """
 

@@ -177,7 +177,7 @@ class MixtureSamples(Policy):
         return kernels.gaussian(x, x, bandwidth=self.bandwidth or 1.0)
 
     def samples(self, output: Tensor) -> list[Tensor]:
-        """Samples (e,) of outputs (n, e) as they are learnt: one by one, as a product over a batch would round by its size."""
+        """Samples (e,) of outputs (n, e) as they are folded: one by one, as a product over a batch would round by its size."""
         rows = [row.to(torch.float64, copy=True) for row in output]
         return [unit(row) for row in rows] if self.normalize else rows
 

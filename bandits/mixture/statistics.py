@@ -233,10 +233,12 @@ class PairSums:
 
 
 def _appended(form: SampleStatistic, was: MixtureArm | None, now: MixtureArm) -> Tensor | None:
-    """The samples that an exact kernel has not compared yet, or None where everything must be compared afresh."""
+    """The samples that an exact kernel has not compared yet, or None where everything must be compared again."""
     if was is None or form.keeps != "outputs":
         return None
-    if was.rows is None or now.rows is None or not now.rows.extends(was.rows):  # never learnt here, forgot, or of another branch
+    if (
+        was.rows is None or now.rows is None or not now.rows.extends(was.rows)
+    ):  # never compared here, forgot, or of another branch
         return None
     return now.outputs[len(was.outputs) :]
 

@@ -221,7 +221,7 @@ class MixtureGreedy(Mixture):
 
     @property
     def every(self) -> int:
-        """Outcomes between two optimisations; quadratic losses are minimised after each."""
+        """Outcomes between two optimisations; quadratic losses are minimized after each."""
         if self.objective not in ("fid", "vendi"):
             return 1
         side = self.output_dim if self.objective == "fid" else self.form.size

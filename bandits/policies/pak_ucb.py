@@ -4,7 +4,7 @@
     width = sqrt(z'(sum z z' + ridge I)^-1 z)
     play argmax mean + exploration * width
 
-Departures, each on purpose: rewards are learnt as r - r0, because a prior mean of 0 locks on the first good arm when
+Departures, each on purpose: rewards enter as r - r0, because a prior mean of 0 locks on the first good arm when
 exploration is small; `exploration` is one number, because the papers' sqrt(2 ln(2 m / delta)) explores nearly uniformly;
 pending decisions shrink the width; ties go to the lowest index. The released code's first inverse, 1/k + ridge, is wrong;
 ours is 1/(k + ridge).

@@ -4,7 +4,7 @@
     width = sqrt(z'(sum z z' + ridge I)^-1 z)             theta: ridge logistic regression of success on z, one per arm
 
     ratio     call argmin c / q; stop when l c > q for every arm             (1 - l c / q is worth calling without limit)
-    horizon   V_0 = 0, V_k = max(0, max_arm q - l c + (1 - q) V_(k-1)) with k calls left; call the maximiser, stop at 0
+    horizon   V_0 = 0, V_k = max(0, max_arm q - l c + (1 - q) V_(k-1)) with k calls left; call the maximizer, stop at 0
 
 (c cost of a call, l cost_weight.) Where a prompt would get no call at all, the width grows with the logarithm of the number of
 such prompts: a stop teaches nothing, so that a few failures at the start would be believed for ever.
@@ -114,7 +114,7 @@ class LogisticArm:
     def forget(self, max_samples: int, *, ridge: float) -> LogisticArm:
         """The oldest quarter of the window becomes its Taylor polynomial at the theta that fits window and forgotten ones.
 
-        That theta enters the statistic, so it is fitted afresh from stored values alone, never from a warm start; clones, because
+        That theta enters the statistic, so it is fitted from stored values alone, never from a warm start; clones, because
         the last bit of a product can depend on how its operands lie in memory. The minimizer and its Hessian stay what they were.
         """
         keep = max_samples - max(1, max_samples // 4)
@@ -146,7 +146,7 @@ class LogisticArm:
         return Quadratic(self.hessian + ridge * torch.eye(len(self.moment), dtype=torch.float64), self.moment.clone())
 
     def derive(self, ridge: float) -> Derived:
-        """The derived values, made afresh where nothing was carried along (after a restart)."""
+        """The derived values, computed where nothing was carried along (after a restart)."""
         if self.cache is None:
             fit = logistic.minimize(self.features, self.labels, prior=self.prior(ridge))
             width = RidgeArm(self.pulls, self.gram, torch.zeros_like(self.moment))

@@ -170,7 +170,7 @@ REMEMBERED_BYTES = 2**20
 def cached_feature_map(feature_map: FeatureMap, *, size: int) -> FeatureMap:
     """The same map to (p,) = (size,), which remembers the last prompts (d,): a decision lifts its prompt to score it, its fold
     to mark it pending, its outcome to fold it, at 20 us each for d = 384, p = 256. The prompts of a batch (B, d) are lifted one
-    by one, so that they are the very numbers that will be learnt. Do not write into what it returns.
+    by one, so that they are the very numbers that will be folded. Do not write into what it returns.
     """
 
     @lru_cache(maxsize=max(8, REMEMBERED_BYTES // (8 * size)))

@@ -131,7 +131,7 @@ class RidgeArm:
         return replace(self, cache=replace(old, pending_inverse=width, pending=left))
 
     def ridge(self, ridge: float) -> Ridge:
-        """The derived values, factored afresh where nothing was carried along (after a restart)."""
+        """The derived values, factored where nothing was carried along (after a restart)."""
         if self.cache is None:
             if self.pulls == 0:
                 inverse = Inverse(torch.eye(len(self.moment), dtype=torch.float64) / ridge)

@@ -111,7 +111,7 @@ def play(
     prepare: bool = True,
     state: State | None = None,
 ) -> tuple[np.ndarray, State]:
-    """Picks (rounds,) and the last state; delayed outcomes are anticipated and come in the order in which they are due."""
+    """Picks (rounds,) and the last state; delayed outcomes are marked pending and come in the order in which they are due."""
     arms = world.rewards.shape[1]
     state = states.start(policy, arms=arms) if state is None else state
     pending, due, picks = [0] * arms, {}, []  # type: ignore[var-annotated]

@@ -89,7 +89,7 @@ def test_nothing_that_a_policy_is_given_is_written_to(example: Example) -> None:
     kept_weights = Weights(before.values.clone(), scores)
 
     later = state
-    for arm in range(ARMS):  # folded, anticipated and released on top of the old state, and of one another
+    for arm in range(ARMS):  # folded, marked pending and withdrawn on top of the old state, and of one another
         later = states.with_arm(later, arm, policy.add_pending(later.arms[arm], seen.features))
         later = states.fold(policy, later, dataclasses.replace(seen, arm=arm, was_pending=True))
         later = states.with_arm(later, arm, policy.add_pending(later.arms[arm], contexts[0].features))
@@ -159,7 +159,7 @@ def test_what_is_derived_is_no_part_of_the_digest(example: Example) -> None:
         seen = example.seen(g, t % ARMS, contexts[0].features)
         told = states.fold(policy, pending, dataclasses.replace(seen, was_pending=True))
         state = states.fold(policy, state, seen)
-        assert states.digest(policy, told) == states.digest(policy, state), "what is learnt does not depend on what was pending"
+        assert states.digest(policy, told) == states.digest(policy, state), "what is folded does not depend on what was pending"
 
 
 @every_form
@@ -361,7 +361,7 @@ def held(value: Any) -> int:
 
 @every_form
 def test_a_prepared_state_answers_without_solving_anything(example: Example) -> None:
-    """Also amid the burn-in, when what is pending ends it; and for sets of arms that decisions asked for before."""
+    """During the burn-in too, when what is pending ends it; and for sets of arms that decisions asked for before."""
     g, policy = default_rng(15), example.policy()
     some = tuple(arm != 1 for arm in range(ARMS))
     state = started(example, policy, g)

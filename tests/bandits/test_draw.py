@@ -35,7 +35,7 @@ def test_a_draw_depends_on_its_key_alone() -> None:
 
 
 def test_the_number_behind_a_key_is_the_top_of_its_sha256() -> None:
-    """Whoever has the log can derive every draw again, in any language."""
+    """From the log every draw can be derived again, in any language."""
     key = "tenant/demo/7/0198-b"
     top = int(hashlib.sha256(key.encode()).hexdigest()[:16], 16)
     assert draw.uniform(key) == (top >> 11) / 2**53

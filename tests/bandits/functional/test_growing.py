@@ -76,7 +76,7 @@ def test_a_factor_of_several_blocks_solves_as_a_dense_one(n: int, first: int) ->
 
 @pytest.mark.parametrize("ridge", [1.0, 1e-2, 1e-6])
 def test_inverted_corners_lose_no_digits_of_what_a_width_needs(ridge: float) -> None:
-    """Twelve prompts told in turn, 260 times: the nearest to singular that a kernel matrix of unit prompts comes. The shadow's
+    """Twelve prompts taken in turn, 260 times: the nearest to singular that a kernel matrix of unit prompts comes. The shadow's
     square length is compared with that of an eigenvalue decomposition, as the width is what remains of 1 without it."""
     x = rows(14, 12, 5)
     x = (x / x.norm(dim=1, keepdim=True)).repeat(22, 1)[:260]

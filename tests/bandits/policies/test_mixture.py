@@ -811,7 +811,7 @@ def test_reference_material_that_cannot_be_used_is_refused(name: str, seen: Obse
 def test_moments_and_samples_of_a_reference_do_not_mix() -> None:
     policy = form("fid")
     with_moments = taught(policy, reference=given_moments())
-    policy.check_reference(with_moments, Observation(moments=given_moments()))  # may be given anew
+    policy.check_reference(with_moments, Observation(moments=given_moments()))  # may be given again
     with pytest.raises(InvalidObservation, match="given as moments"):
         policy.check_reference(with_moments, Observation(output=torch.ones((4, 3))))
     with pytest.raises(InvalidObservation, match="combined"):

@@ -525,7 +525,7 @@ def test_separable_outcomes_stay_finite_for_ever() -> None:
 
 
 def test_the_state_depends_on_the_observations_alone() -> None:
-    """Prepared after every fold or never, anticipated or not, through bytes in between or not: the same digest."""
+    """Prepared after every fold or never, pending before or not, through bytes in between or not: the same digest."""
     policy = PromptWise(dim=3, max_samples=8)
     x, y, _ = world(29, 3, seed=4)
     often = seldom = through = states.start(policy, arms=1)

@@ -114,7 +114,7 @@ def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver
 
 
 def test_an_outcome_that_nothing_waited_for_shrinks_the_width_all_the_same() -> None:
-    """`anticipated` of an arm that knows of no such decision: it is counted once, as any outcome is."""
+    """`was_pending` for an arm that knows of no such decision: it is counted once, as any outcome is."""
     x = points(3, 1)[0]
     one, other = learn(told(9), x, 0.5, was_pending=True), learn(told(9), x, 0.5)
     for found, expected in zip(score(one, points(4, 5)), score(other, points(4, 5)), strict=True):
