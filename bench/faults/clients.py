@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from bench.faults.server import Answer, Server, ask
+from bench.faults.server import Server
+from tools.processes import Answer, ask
 
 DIM = 8
 PATIENCE_S = 30.0

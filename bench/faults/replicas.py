@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.faults.clients import BANDITS, Client, Pool, Record
-from bench.faults.server import ROOT, Answer, Server, ServerFailed, environment
+from bench.faults.server import Server
 from bench.faults.verdict import Verdict
+from tools.processes import ROOT, Answer, ServerFailed, environment
 
 SETTLING_S = 60.0
 Digests = dict[str, tuple[int, str]]

@@ -10,8 +10,9 @@ from pathlib import Path
 from random import Random
 
 from bench.faults.clients import BANDITS, Client, Pool, Record
-from bench.faults.server import Server, ServerFailed
+from bench.faults.server import Server
 from bench.faults.verdict import Verdict
+from tools.processes import ServerFailed
 
 SETTLING_S = 60.0
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from bench.faults.ports import free_port
+from tools.processes import free_port
 
 CHUNK = 65_536
 

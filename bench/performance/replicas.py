@@ -32,9 +32,9 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.faults.clients import decision_body
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, digests
-from bench.faults.server import TICKS_PER_S, Server, ServerFailed, ask
+from bench.faults.server import Server
+from tools.processes import EVERYSEC, TICKS_PER_S, RedisServer, ServerFailed, ask
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 START, END = "<!-- replicas -->", "<!-- /replicas -->"
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _start(folder: Path, stack: ExitStack) -> list[SetUp]:
-    redis = [stack.enter_context(RedisServer(folder, *EVERYSEC, name=f"redis-{i}")).start() for i in range(2)]
+    redis = [stack.enter_context(RedisServer(*EVERYSEC, folder=folder / f"redis-{i}")) for i in range(2)]
     stores = {"sqlite": (f"sqlite:///{folder / 'store.db'}", 1), "one": (redis[0].url, 1), "three": (redis[1].url, 3)}
     groups = {}
     for name, (store, number) in stores.items():

@@ -19,7 +19,7 @@ from service.cli.serve import KEEP_ALIVE_S
 from service.settings import Settings
 from tests.deploy.balancer import CONFIG, Balancer, needs_nginx
 from tests.deploy.files import document, seconds
-from tests.service.redis_server import free_port
+from tools.processes import free_port
 
 TEXT = re.sub(r"^\s*#.*$", "", CONFIG.read_text(), flags=re.MULTILINE)
 LIMIT = Settings().max_body_bytes

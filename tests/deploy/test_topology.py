@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.balancer import Balancer, needs_nginx
 from tests.deploy.files import DEPLOY
-from tests.service.redis_server import RedisServer, free_port, needs_redis
-from tests.service.servers import environment
+from tests.service.redis_server import needs_redis
+from tools.processes import RedisServer, environment, free_port
 
 PATIENCE_S = 60.0
 PASSWORD, ADMIN, READER = "of-redis", "k-admin", "k-reader"

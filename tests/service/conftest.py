@@ -38,7 +38,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     started: list[Server] = []
 
     def start(*, store: str | None = None, **settings: str) -> Server:
-        server = Server.start(store=store or f"sqlite:///{tmp_path}/bandits.db", folder=tmp_path, settings=settings)
+        server = Server.launch(store=store or f"sqlite:///{tmp_path}/bandits.db", folder=tmp_path, settings=settings)
         started.append(server)
         return server
 

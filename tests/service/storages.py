@@ -18,6 +18,7 @@ from service.storage.redis.address import parse
 from service.storage.redis.store import RedisStorage
 from service.storage.sqlite.store import SqliteStorage
 from tests.service import redis_server
+from tools import processes
 
 Opener = Callable[[], Storage]
 
@@ -35,7 +36,7 @@ def sqlite(folder: Path) -> Opener:
 
 def redis(folder: Path) -> Opener:
     """A key prefix in the server that tests share."""
-    if redis_server.BINARY is None:
+    if processes.REDIS_BINARY is None:
         pytest.skip("there is no redis-server on this machine (apt-get install redis-server)")
     prefix, address = f"t{uuid.uuid4().hex[:12]}", parse(redis_server.shared().url)
     return lambda: RedisStorage(address, prefix=prefix)

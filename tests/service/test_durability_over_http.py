@@ -72,7 +72,7 @@ def test_writes_that_fail_are_refused_and_nothing_acknowledged_is_lost(tmp_path:
     def narrow() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    server = Server.start(store=store, folder=tmp_path, settings={}, before=narrow)
+    server = Server.launch(store=store, folder=tmp_path, settings={}, before=narrow)
     try:
         with server.client() as client:
             assert client.put("/v1/bandits/b", json=VECTOR).status_code == 201
@@ -87,7 +87,7 @@ def test_writes_that_fail_are_refused_and_nothing_acknowledged_is_lost(tmp_path:
         server.end()
     assert len(observed) > 10
 
-    server = Server.start(store=store, folder=tmp_path, settings={})
+    server = Server.launch(store=store, folder=tmp_path, settings={})
     try:
         with server.client() as client:
             kept, learnt = in_the_log(client)  # waits for the bandit to be loaded

@@ -26,7 +26,8 @@ from tests.bandits.examples import EXAMPLES
 from tests.service.drivers import GREEDY, Clients, Clock, ask, learner_of
 from tests.service.engine.test_repository import wanted
 from tests.service.http_client import ARMS, VECTOR, Service, failed, opened
-from tests.service.redis_server import RedisServer, needs_redis, shared
+from tests.service.redis_server import needs_redis, shared
+from tools.processes import RedisServer
 
 pytestmark = needs_redis
 PATIENCE_S = 20

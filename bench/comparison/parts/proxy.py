@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,11 +25,12 @@ from typing import Any
 
 from bench.comparison.parts import asking, environment, upstream
 from bench.comparison.parts.learners import ENTRIES
-from bench.faults.ports import free_port
 from bench.performance.loading import wrk
 from bench.performance.loading.measure import Slice, measured, middles
 from bench.performance.loading.plans import reward
 from bench.performance.loading.rig import ARMS, BODIES, Rig, ask_bodies, service
+from tools import processes
+from tools.processes import free_port
 
 REQUIREMENTS = (ENTRIES["LiteLLM router"].package.replace("litellm", "litellm[proxy]"), "httptools")
 """The release of the table of libraries; httptools is what the service is read by."""
@@ -41,7 +39,7 @@ CONNECTIONS = (1, 16)
 ROUNDS, SECONDS = 3, 4
 WARM = 200
 """Prompts through the proxy before it is measured; enough to see each deployment answer."""
-START_S, END_S = 120.0, 10.0
+START_S = 120.0
 ALONE, THROUGH, NEXTARM = "upstream alone", "LiteLLM proxy, upstream", "nextarm: decision, outcome"
 
 SETTINGS = {
@@ -97,34 +95,16 @@ def chats(model: str, n: int = BODIES) -> list[str]:
 @contextmanager
 def running(command: Sequence[str], *, port: int, folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[int]:
     """The pid of a server of loopback that listens; it is ended with the block. settings: its whole environment but the path."""
-    log = folder / f"{port}.log"
-    given = None if settings is None else {"PATH": "/usr/bin:/bin", "HOME": str(folder), **settings}
-    with log.open("ab") as said:
-        # our own programs find this project where the bench runs; the proxy finds nothing in an empty folder
-        process = subprocess.Popen(command, cwd=folder if given else wrk.ROOT, env=given, stdout=said, stderr=said)
-    try:
-        until = time.monotonic() + START_S
-        while not _listening(port):
-            if process.poll() is not None or time.monotonic() > until:
-                lines = log.read_text(errors="replace").strip().splitlines()
-                raise NotStarted(f"{Path(command[1]).name}: {lines[-1][:200] if lines else 'it said nothing'}")
-            time.sleep(0.05)
-        yield process.pid
-    finally:
-        process.terminate()
+    # our own programs find this project where the bench runs; the proxy finds nothing in an empty folder
+    environment = None if settings is None else {"PATH": "/usr/bin:/bin", "HOME": str(folder), **settings}
+    with ExitStack() as stack:
         try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _listening(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+            pid = stack.enter_context(
+                processes.running(command, port=port, folder=folder, environment=environment, patience_s=START_S)
+            )
+        except processes.ServerFailed as error:
+            raise NotStarted(str(error)) from error
+        yield pid
 
 
 def warmed(port: int) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 from bench.faults.clients import BANDITS
 from bench.faults.namespaces import Unsupported, namespace
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Load, Replicas, at_work, judge, persistently
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.server import Server, ServerFailed
+from bench.faults.server import Server
 from bench.faults.wire import Wire
+from tools.processes import EVERYSEC, RedisServer, ServerFailed
 
 CLIENTS = 8
 BOUND_S = 5.0
@@ -28,7 +28,7 @@ def paused(options: Options) -> list[Row]:
     """One of three, for a minute."""
     away_s = 5.0 if options.quick else 60.0
     folder = options.space("paused")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=3) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=3) as three:
         three.start()
         sleeper, others = three.servers[0], three.servers[1:]
         with at_work(others, clients=CLIENTS, seed=options.seed) as load:
@@ -38,7 +38,7 @@ def paused(options: Options) -> list[Row]:
             _sleep(away_s, options)
             missed = load.acknowledged() - before
             ends = {name: others[0].ask("GET", f"/v1/bandits/{name}/digest").body["offset"] for name in BANDITS}
-            sleeper.go_on()
+            sleeper.resume()
             began = time.monotonic()
             stale = sum(_is_stale(sleeper, name, end) for name, end in ends.items())
             caught_up_s = time.monotonic() - began
@@ -67,11 +67,13 @@ def partition(options: Options) -> list[Row]:
         try:
             apart = stack.enter_context(namespace())
             password = "of-this-run-alone"
-            redis = stack.enter_context(RedisServer(folder, *EVERYSEC, bind=(apart.store_host,), password=password)).start()
+            redis = stack.enter_context(
+                RedisServer(*EVERYSEC, folder=folder / "redis", bind=(apart.store_host,), password=password)
+            )
             near, far = f"redis://:{password}@127.0.0.1:{redis.port}", f"redis://:{password}@{apart.store_host}:{redis.port}"
             cut, mend, how = apart.cut, apart.mend, "a network namespace whose link to Redis is down"
         except Unsupported as error:
-            redis = stack.enter_context(RedisServer(folder, *EVERYSEC)).start()
+            redis = stack.enter_context(RedisServer(*EVERYSEC, folder=folder / "redis"))
             wire = stack.enter_context(Wire(redis.port))
             near, far = redis.url, f"redis://127.0.0.1:{wire.port}"
             cut, mend, how, apart = wire.cut, wire.mend, f"a wire that is cut (no namespace: {error})", None

@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any
 
 from bench.faults.clients import Record, decision_body, outcome_body
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, judge
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.server import Server, ServerFailed
+from bench.faults.server import Server
+from tools.processes import EVERYSEC, RedisServer, ServerFailed
 
 SHIFT_S, TIMEOUT_S = 3600.0, 3.0
 BANDIT: dict[str, Any] = {
@@ -29,7 +29,7 @@ def run(options: Options) -> list[Row]:
     """Both ways round."""
     number = 40 if options.quick else 400
     folder = options.space("clocks")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=1) as here:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=1) as here:
         ahead = Server(folder, store=redis.url, name="an-hour-ahead", program=("-m", "bench.faults.shifted"))
         ahead.environment["SHIFT_S"] = str(SHIFT_S)
         here.servers.append(ahead)

@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 from bench.faults.clients import Key, Record, decision_body, outcome_body
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, judge
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.server import Answer, Server, ask
+from bench.faults.server import Server
+from tools.processes import EVERYSEC, Answer, RedisServer, ask
 
 REPLICAS, CLIENTS, COPIES = 3, 64, 40
 
@@ -23,7 +23,7 @@ def run(options: Options) -> list[Row]:
     keys = [("prompts", f"storm-{i}") for i in range(posts // COPIES)]
     g = Random(options.seed)
     folder = options.space("duplicates")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         decided = _storm(three.servers, [("POST", key) for key in keys], g)
         options.tell(1, 3)

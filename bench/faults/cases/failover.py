@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 
 from bench.faults.cases.redis_killed import CLIENTS, REPLICAS, after_a_loss, recover
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.server import ServerFailed
 from bench.faults.wire import Wire
+from tools.processes import EVERYSEC, RedisServer, ServerFailed
 
 
 def run(options: Options) -> list[Row]:
@@ -29,11 +28,10 @@ def _one(confirmations: int, options: Options) -> Row:
     failovers = options.kills or (1 if options.quick else 5)
     lag_s = 2.0 if options.quick else 4.0
     folder = options.space(f"failover-{confirmations}")
-    servers = [RedisServer(folder, *EVERYSEC, name=f"redis-{i}") for i in range(2)]
+    servers = [RedisServer(*EVERYSEC, "--repl-diskless-sync-delay", "0", folder=folder / f"redis-{i}") for i in range(2)]
     settings = {"REDIS_WAIT": str(confirmations)}
     with servers[0] as one, servers[1] as other, Wire(one.port) as way, Wire(one.port) as between:
-        one.start()
-        other.start("--replicaof", f"127.0.0.1 {between.port}")
+        other.command("REPLICAOF", "127.0.0.1", between.port)
         _in_step(other)
         with Replicas(folder, f"redis://127.0.0.1:{way.port}", number=REPLICAS, settings=settings) as three:
             three.start()
@@ -45,11 +43,11 @@ def _one(confirmations: int, options: Options) -> Row:
                     _in_step(replica)
                     between.cut()
                     time.sleep(lag_s)
-                    told = primary.told("replication")
+                    told = primary.info("replication")
                     primary.kill()
                     between.lead_to(replica.port)  # what was on its way to the replica is lost
                     replica.command("REPLICAOF", "NO", "ONE")
-                    behind += int(told["master_repl_offset"]) - int(replica.told("replication")["master_repl_offset"])
+                    behind += int(told["master_repl_offset"]) - int(replica.info("replication")["master_repl_offset"])
                     way.lead_to(replica.port)
                     between.mend()
                     primary, replica = replica, primary
@@ -75,7 +73,7 @@ def _one(confirmations: int, options: Options) -> Row:
 def _in_step(replica: RedisServer, patience_s: float = 60.0) -> None:
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
-        told = replica.told("replication")
+        told = replica.info("replication")
         if told.get("master_link_status") == "up" and told.get("master_sync_in_progress") == "0":
             return
         time.sleep(0.05)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Load, Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
+from tools.processes import EVERYSEC, RedisServer
 
 CLIENTS, REPLICAS = 8, 3
 SMALL, LARGE = 3 * 2**20, 256 * 2**20
@@ -87,11 +87,11 @@ def _disk(options: Options) -> Row:
 
 def _memory(options: Options) -> Row:
     folder = options.space("memory-full")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
             load.until(200, limit_s=60.0)
-            redis.command("CONFIG", "SET", "maxmemory", int(redis.told("memory")["used_memory"]) + MEMORY)
+            redis.command("CONFIG", "SET", "maxmemory", int(redis.info("memory")["used_memory"]) + MEMORY)
             refused = _until_refused(load)
             was_ready = [server.is_ready() for server in three.servers]
             time.sleep(1.0 if options.quick else 5.0)

@@ -7,10 +7,10 @@ import time
 from random import Random
 
 from bench.faults.clients import BANDITS, Record
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Judged, Load, Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.run import Plan, Result, run
+from tools.processes import EVERYSEC, RedisServer
 
 REPLICAS, CLIENTS = 3, 16
 
@@ -49,7 +49,7 @@ def replicas(options: Options) -> list[Row]:
     events = options.events or (6_000 if options.quick else 100_000)
     g, began = Random(options.seed), time.monotonic()
     folder = options.space("replica-kills")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         starts: list[float] = []
         with at_work(three.servers, clients=options.clients or CLIENTS, seed=options.seed) as load:

@@ -7,10 +7,10 @@ import time
 from random import Random
 
 from bench.faults.clients import BANDITS, Record
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Judged, Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.server import Server, ServerFailed
+from bench.faults.server import Server
+from tools.processes import EVERYSEC, RedisServer, ServerFailed
 
 REPLICAS, CLIENTS = 3, 12
 PATIENCE_S = 60.0
@@ -37,7 +37,7 @@ def _one(setting: str, flags: tuple[str, ...], options: Options) -> Row:
     kills = options.kills or (2 if options.quick else 10)
     g = Random(f"{options.seed}/{setting}")
     folder = options.space(f"redis-killed-{list(SETTINGS).index(setting)}")
-    with RedisServer(folder, *flags).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*flags, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         recovered = []
         with at_work(three.servers, clients=options.clients or CLIENTS, seed=options.seed) as load:

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from bench.faults.clients import BANDITS
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, at_work, digests, judge
 from bench.faults.rows import Options, Row, judged_row
+from tools.processes import EVERYSEC, RedisServer
 
 CLIENTS = 8
 GARBLED_AT = 40
@@ -27,7 +27,7 @@ def run(options: Options) -> list[Row]:
         if store == "SQLite":
             rows.append(_one(store, what, folder, "", options, partial(_spoil_sqlite, folder, what)))
             continue
-        with RedisServer(folder, *EVERYSEC).start() as redis:
+        with RedisServer(*EVERYSEC, folder=folder / "redis") as redis:
             rows.append(_one(store, what, folder, redis.url, options, partial(_spoil_redis, redis, what)))
     return rows
 

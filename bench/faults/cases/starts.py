@@ -9,12 +9,12 @@ import asyncio
 import statistics
 import time
 
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, replayed
 from bench.faults.rows import Options, Row
 from bench.faults.server import Server
 from service.engine.learner import DecisionRequest, Learner, OutcomeReport
 from service.settings import Settings
+from tools.processes import EVERYSEC, RedisServer
 
 DIM, FREQUENCIES, ARMS = 32, 128, 4
 BEHIND = 10_000
@@ -32,7 +32,7 @@ def run(options: Options) -> list[Row]:
     """A long log, whose snapshot is of 10,000 events before its end."""
     events = options.events or (20_000 if options.quick else 60_000)
     folder = options.space("starts")
-    with RedisServer(folder, *EVERYSEC).start() as redis:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis:
         with Replicas(folder, redis.url, number=1, snapshot_every=10**9) as one:
             server = one.servers[0]
             empty = [_start(server) for _ in range(3)]

@@ -16,10 +16,10 @@ from redis import Redis
 
 from bench.faults.cases.redis_killed import after_a_loss, recover
 from bench.faults.clients import BANDITS, Record
-from bench.faults.redis_server import EVERYSEC, RedisServer
 from bench.faults.replicas import Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.server import Server, ServerFailed
+from bench.faults.server import Server
+from tools.processes import EVERYSEC, RedisServer, ServerFailed
 
 REPLICAS, CLIENTS = 3, 8
 LOOK_S = 5.0
@@ -40,7 +40,7 @@ def run(options: Options) -> list[Row]:
 def _removed(options: Options) -> Row:
     """A part of each bandit: its keys, its entries, its head."""
     folder = options.space("touched-removed")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
             load.until(_events(options))
@@ -76,7 +76,7 @@ def _removed(options: Options) -> Row:
 def _older_copy(options: Options) -> Row:
     """The same server process with the same history: nothing but the entries can tell."""
     folder = options.space("touched-older")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
             load.until(_events(options))
@@ -96,7 +96,7 @@ def _older_copy(options: Options) -> Row:
 
 def _emptied(options: Options) -> Row:
     folder = options.space("touched-emptied")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
             load.until(_events(options))
@@ -117,7 +117,7 @@ def _emptied(options: Options) -> Row:
 
 def _eviction(options: Options) -> Row:
     folder = options.space("touched-eviction")
-    with RedisServer(folder, *EVERYSEC).start() as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
+    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
         three.start()
         with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
             load.until(_events(options))

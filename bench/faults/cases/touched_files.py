@@ -13,7 +13,8 @@ from pathlib import Path
 
 from bench.faults.replicas import Replicas, at_work
 from bench.faults.rows import Options, Row
-from bench.faults.server import PATIENCE_S, ROOT, Server
+from bench.faults.server import Server
+from tools.processes import PATIENCE_S, ROOT
 
 CLIENTS = 4
 NOTICED_S = 5.0

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.faults.ports import free_port
-from bench.faults.redis_server import EVERYSEC, RedisServer
-from bench.faults.server import ROOT, Server
+from bench.faults.server import Server
+from tools.processes import EVERYSEC, RedisServer, free_port, running
 
 DIM, FEATURES, ARMS = 384, 128, 10
 SEED = 7
@@ -151,8 +147,8 @@ def service_on_redis(*, replicas: int) -> Iterator[Rig]:
     """The service on a redis-server of its own, with an append-only file flushed each second."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nextarm-load-"))
-        redis = stack.enter_context(RedisServer(Path(folder), *EVERYSEC).start())
-        pid = int(redis.told("server")["process_id"])
+        redis = stack.enter_context(RedisServer(*EVERYSEC, folder=Path(folder) / "redis"))
+        pid = int(redis.info("server")["process_id"])
         rig = stack.enter_context(service(f"redis-{replicas}", store=redis.url, replicas=replicas))
         rig.store_pids = [pid]
         yield rig
@@ -162,22 +158,9 @@ def service_on_redis(*, replicas: int) -> Iterator[Rig]:
 def bare() -> Iterator[tuple[str, int]]:
     """The bare routes: URL and pid; ended at the end."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "bench.performance.loading.bare", str(port)], cwd=ROOT)
-    try:
-        _wait_for(port, process)
-        yield f"http://127.0.0.1:{port}", process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], patience_s: float = 60.0) -> None:
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit("the bare routes did not start")
+    command = [sys.executable, "-m", "bench.performance.loading.bare", str(port)]
+    with (
+        tempfile.TemporaryDirectory(prefix="nextarm-load-") as folder,
+        running(command, port=port, folder=Path(folder)) as pid,
+    ):
+        yield f"http://127.0.0.1:{port}", pid

@@ -21,9 +21,9 @@ import pytest
 from bench.comparison import peers
 from bench.comparison.parts import asking, environment, proxy, upstream
 from bench.experiments.defaults.pages import written
-from bench.faults.ports import free_port
 from bench.performance.loading import wrk
 from bench.performance.loading.measure import Slice
+from tools.processes import free_port
 
 SLICE = Slice(
     case="prompt",

@@ -12,9 +12,9 @@ from typing import cast
 import pytest
 
 from bench.faults.clients import Client, Pool
-from bench.faults.ports import free_port
 from bench.faults.server import Server
 from bench.faults.wire import Wire
+from tools.processes import free_port
 
 PATIENCE_S = 10.0
 

@@ -269,7 +269,7 @@ def test_a_low_limit_of_file_descriptors_leaves_room_for_probes_and_the_store(tm
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
-    server = Server.start(store=f"sqlite:///{tmp_path}/bandits.db", folder=tmp_path, settings={}, before=few)
+    server = Server.launch(store=f"sqlite:///{tmp_path}/bandits.db", folder=tmp_path, settings={}, before=few)
     try:
         slow = [connect(server) for _ in range(60)]
         for connection in slow:

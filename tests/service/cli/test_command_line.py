@@ -20,7 +20,8 @@ from service.__main__ import main
 from service.engine.snapshots import pack as pack_snapshot
 from service.settings import OF_OTHERS, Settings
 from tests.service.http_client import GREEDY, PROMPT, VECTOR, Service, opened
-from tests.service.servers import ROOT, Server, environment
+from tests.service.servers import Server
+from tools.processes import ROOT, environment
 
 COMMANDS = ("serve", "replay", "digest", "export", "backup", "migrate")
 

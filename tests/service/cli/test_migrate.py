@@ -17,7 +17,8 @@ from service.storage.sqlite.store import SqliteStorage
 from tests.bandits.examples import EXAMPLES
 from tests.service.drivers import PAK, Clients, Clock, created, learner_of
 from tests.service.http_client import opened
-from tests.service.redis_server import RedisServer, needs_redis
+from tests.service.redis_server import needs_redis
+from tools.processes import RedisServer
 
 
 def sqlite(path: Path) -> Settings:

@@ -17,8 +17,8 @@ from service.storage.sqlite.store import SqliteStorage
 from tests.deploy.balancer import Balancer, needs_nginx
 from tests.service.drivers import created
 from tests.service.http_client import GREEDY, Service, answered, failed, opened, paths
-from tests.service.redis_server import free_port
 from tests.service.servers import Server
+from tools.processes import free_port
 
 SLASHED = ["openai/gpt-5", "a/b/c", "meta-llama/Llama-3.1-8B:free", "~/.x/..y", "größe/字"]
 

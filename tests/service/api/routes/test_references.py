@@ -13,6 +13,7 @@ import pytest
 from tests.service import redis_server
 from tests.service.http_client import GREEDY, Json, Service, answered, failed, opened, paths
 from tests.service.storages import STORAGES
+from tools import processes
 
 FRECHET: Json = {"policy": {"kind": "fd-ucb"}, "arms": [{"name": "a"}, {"name": "b"}], "output": {"dim": 2}, "seed": 7}
 SAMPLES = [{"vector": [1.0, 0.0]}, {"vector": [0.0, 1.0]}, {"vector": [0.5, -0.5]}]
@@ -90,7 +91,7 @@ async def post(service: Service, body: Json) -> tuple[int, Json]:
 
 @pytest.mark.parametrize("store", STORAGES)
 async def test_the_same_reference_again_is_learned_once_on_every_storage(store: str, tmp_path: Path) -> None:
-    if store == "redis" and redis_server.BINARY is None:
+    if store == "redis" and processes.REDIS_BINARY is None:
         pytest.skip("there is no redis-server on this machine (apt-get install redis-server)")
     urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/bandits.db"}
     prefix: Json = {"redis_prefix": f"t{uuid4().hex[:12]}"} if store == "redis" else {}

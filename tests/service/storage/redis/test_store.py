@@ -30,7 +30,8 @@ from service.storage.base import (
 from service.storage.redis import notifications as redis_news
 from service.storage.redis.address import parse
 from service.storage.redis.store import RedisStorage
-from tests.service.redis_server import RedisServer, needs_redis, shared
+from tests.service.redis_server import needs_redis, shared
+from tools.processes import RedisServer
 
 pytestmark = needs_redis
 
@@ -350,7 +351,7 @@ async def test_a_server_that_does_not_answer_is_unavailable_in_bounded_time_and_
             with pytest.raises(StorageUnavailableError):
                 await storage.append(log, "later", b"x", POWER)
         assert time.monotonic() - started < 8 * TIMEOUT_S
-        server.go_on()
+        server.resume()
         await recovered(storage)
         again = await asyncio.gather(*(storage.append(log, f"k{i}", b"again", POWER) for i in range(30)))
     assert sorted(receipt.offset for receipt in again) == list(range(6, 36)), "what was cut off is in the log once, or not at all"
@@ -407,7 +408,7 @@ async def test_an_entry_is_acknowledged_when_enough_replicas_have_it(pair: tuple
             await storage.ping()
         async with opened(primary, timeout_s=5.0) as reader:
             assert (await everything(reader, log))[-1] == Entry(6, b"x")
-        replica.go_on()
+        replica.resume()
         await recovered(storage)
         assert await storage.append(log, "late", b"y", POWER) == Receipt(6, b"x")
 
@@ -427,7 +428,7 @@ async def test_a_repetition_that_comes_by_another_connection_waits_for_the_repli
             await one.append(log, "late", b"x", POWER)
         with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await two.append(log, "late", b"x", POWER)
-        replica.go_on()
+        replica.resume()
 
 
 async def test_what_is_found_is_acknowledged_again_only_when_the_replicas_have_it(pair: tuple[RedisServer, RedisServer]) -> None:
@@ -442,7 +443,7 @@ async def test_what_is_found_is_acknowledged_again_only_when_the_replicas_have_i
         with pytest.raises(StorageUnavailableError, match="0 of 1 replicas"):
             await two.find(log, "late")
         assert await two.find(log, "never") is None
-        replica.go_on()
+        replica.resume()
         await recovered(two)
         assert await two.find(log, "late") == Entry(6, b"x")
 
@@ -567,7 +568,7 @@ def cluster() -> Iterator[list[RedisServer]]:
         while any("cluster_known_nodes:2" not in told or "state:ok" not in told for told in map(cluster_info, (one, two))):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        while any(len(node.command("CLUSTER", "SLOTS")) < 2 for node in (one, two)):  # type: ignore[arg-type]
+        while any(len(node.command("CLUSTER", "SLOTS")) < 2 for node in (one, two)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         yield [one, two]
