@@ -27,14 +27,7 @@ if TYPE_CHECKING:
         NotPositiveDefinite,
         ReferenceMissing,
     )
-    from bandits.functional.diversity import (
-        feature_spectrum,
-        gram_spectrum,
-        kernel_distance,
-        rke,
-        truncate_spectrum,
-        vendi,
-    )
+    from bandits.functional.diversity import feature_spectrum, gram_spectrum, kernel_distance, rke, truncate_spectrum, vendi
     from bandits.functional.joint_diversity import (
         conditional_rke,
         conditional_vendi,

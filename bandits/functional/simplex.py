@@ -154,6 +154,8 @@ def _shrink(weights: Vector, q: Vector, c: Vector, *, support: NDArray[np.bool_]
         blocked = active & (target <= 0.0)
         if not blocked.any():
             return target
+        if (blocked == active).all():  # impossible but for rounding, as targets sum to 1
+            return weights
         reach = weights[blocked] / np.maximum(weights[blocked] - target[blocked], np.finfo(float).tiny)
         weights = weights + min(float(reach.min()), 1.0) * (target - weights)
         leaving = np.flatnonzero(blocked)[reach <= reach.min()]
@@ -164,14 +166,18 @@ def _shrink(weights: Vector, q: Vector, c: Vector, *, support: NDArray[np.bool_]
 
 def _stationary(q: Vector, c: Vector) -> Vector:
     """The minimizer of a'Qa + c'a on the plane sum a = 1: a bordered system, refined once."""
-    m = len(c)
-    border = np.ones((m + 1, m + 1))
+    m, largest = len(c), float(np.abs(q).max())
+    scale = largest if largest > 1e12 else 1.0  # beside entries of 1e36 a border of ones is lost
+    border = np.full((m + 1, m + 1), scale)
     border[:m, :m] = 2.0 * q
     border[m, m] = 0.0
-    right = np.ones(m + 1)
+    right = np.full(m + 1, scale)
     right[:m] = -c
-    point = np.linalg.solve(border, right)
-    point += np.linalg.solve(border, right - border @ point)
+    try:
+        point = np.linalg.solve(border, right)
+        point += np.linalg.solve(border, right - border @ point)
+    except np.linalg.LinAlgError:  # arms that are alike to rounding share evenly
+        point = np.linalg.lstsq(border, right, rcond=None)[0]
     return np.asarray(point[:m], dtype=np.float64)
 
 
@@ -235,20 +241,27 @@ def quasi_newton(loss: Loss, start: Vector, *, tolerance: float, steps: int, cur
         moved, change = trial - weights, slopes - gradient
         if guessed:  # learn the scale from the first step
             guessed, curvature = False, np.eye(len(weights)) * max(float(moved @ change) / float(moved @ moved), 1e-12)
-        curvature = nearest_psd(_bent(curvature, moved, change))  # at gradients of 1e18 rounding alone can turn it indefinite
+        bent = _bent(curvature, moved, change)
+        if bent is None:  # begin again, with a guess
+            guessed, bent = True, np.eye(len(weights)) * max(float(np.ptp(slopes)), 1e-12)
+        curvature = nearest_psd(bent)  # at gradients of 1e18 rounding alone can turn it indefinite
         weights, value, gradient = trial, best, slopes
     return Solution(weights, value, frank_wolfe_gap(weights, gradient), used, curvature)
 
 
-def _bent(curvature: Vector, moved: Vector, change: Vector) -> Vector:
-    """Damped BFGS: the curvature that explains how the gradient changed along a step, positive definite as before."""
+def _bent(curvature: Vector, moved: Vector, change: Vector) -> Vector | None:
+    """Damped BFGS: the curvature that explains how the gradient changed along a step, positive definite as before. None where
+    rounding left no curvature along the step, as it can at gradients of 1e33.
+    """
     change = change - change.mean()  # what all arms share says nothing about the simplex, and would ruin the conditioning
     known = curvature @ moved
     plain, bend = float(moved @ known), float(moved @ change)
-    if bend < 0.2 * plain:
+    if plain > 0.0 and bend < 0.2 * plain:
         keep = 0.8 * plain / (plain - bend)
         change = keep * change + (1.0 - keep) * known
         bend = float(moved @ change)
+    if not (plain > 0.0 and bend > 0.0):
+        return None
     return curvature - np.outer(known, known) / plain + np.outer(change, change) / bend
 
 

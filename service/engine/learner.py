@@ -22,6 +22,7 @@ from bandits import draw
 from bandits import state as states
 from bandits.errors import BanditError, InvalidContext
 from bandits.gpu import mirror as placement
+from bandits.hyperparameters import declared
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service.engine import events
 from service.engine.batcher import MicroBatcher
@@ -45,6 +46,10 @@ RECORD_TRIES = 100
 """An event that depends on what was learnt is checked again after every event that came in between."""
 MICRO_BATCH = 32
 """Requests that wait together are scored together, up to this many: between two batches their pending widths are applied."""
+ENOUGH_REWARDS = 100
+"""From here on the range of a bandit's rewards says something about their scale."""
+SMALL_SHARE = 0.05
+"""Of the scale that a policy is set for: rewards that span less of it drown in its optimism."""
 
 
 class DecisionNotFoundError(Exception):
@@ -284,12 +289,30 @@ class Learner:
 
     def _notices_of_rewards(self) -> list[str]:
         scale, seen = self.policy.reward_scale, self.ledger.reward_range
-        if scale is None or seen is None or (scale[0] <= seen[0] and seen[1] <= scale[1]):
+        if scale is None or seen is None:
             return []
+        if scale[0] <= seen[0] and seen[1] <= scale[1]:
+            return self._notices_of_small_rewards(scale, seen)
         return [
             f"Rewards from {seen[0]:g} to {seen[1]:g} were learned, and {self.policy.kind} is set for rewards in "
             f"[{scale[0]:g}, {scale[1]:g}]: its optimism is out of scale, and choices can be no better than random. "
             "Post rewards scaled into that range, or create a bandit with prior_mean and exploration on the scale of the rewards."
+        ]
+
+    def _notices_of_small_rewards(self, scale: tuple[float, float], seen: tuple[float, float]) -> list[str]:
+        """Of rewards that all arms share but for a sliver of the scale. Less exploration than by default asks for less of it.
+        (Equal rewards have nothing that could be scaled.)
+        """
+        count, span = sum(arm.rewards for arm in self.ledger.arms), seen[1] - seen[0]
+        (optimism,) = (item for item in declared(type(self.policy)) if item.name in ("exploration", "noise"))
+        share = SMALL_SHARE * min(1.0, getattr(self.policy, optimism.name) / optimism.default)
+        if count < ENOUGH_REWARDS or not 0.0 < span < share * (scale[1] - scale[0]):
+            return []
+        return [
+            f"The {count} rewards that were learned lie between {seen[0]:g} and {seen[1]:g}, and {self.policy.kind} is set for "
+            f"rewards in [{scale[0]:g}, {scale[1]:g}]: their differences are small beside its optimism, and the best arm is "
+            f"found late. Post rewards scaled to [{scale[0]:g}, {scale[1]:g}], or create a bandit with prior_mean and a smaller "
+            f"{optimism.name} on the scale of the rewards."
         ]
 
     async def _notices_of_arms(self) -> list[str]:
@@ -298,9 +321,18 @@ class Learner:
         return [
             f"The numbers of arm {arms[index].name!r} are not finite any more, so it has no score and is not chosen; where no "
             "arm has one, all are equally likely. Its log holds numbers too large for these hyperparameters: "
-            "create another bandit with normalize: true or a larger ridge."
+            f"create another bandit with {self._remedy()}."
             for index in lost
         ]
+
+    def _remedy(self) -> str:
+        """Against numbers that are too large, by what the policy can be set to."""
+        given = {item.name: getattr(self.policy, item.name) for item in declared(type(self.policy))}
+        ways = ["normalize: true"] if given.get("normalize") is False else []
+        ways += ["a larger ridge"] if "ridge" in given else []
+        if "output" in self.policy.needs:
+            ways.append("outputs (and a reference) that are scaled down")
+        return " or ".join(ways or ["rewards that are scaled down"])
 
     @property
     def takes_reference(self) -> bool:

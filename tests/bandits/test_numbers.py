@@ -270,3 +270,18 @@ def test_a_kernel_that_drowns_the_ridge_by_itself_is_refused() -> None:
     policy = build("pak-ucb", {"random_features": None, "kernel": "polynomial", "scale": 1e6, "ridge": 1e-3}, dim=2)
     with pytest.raises(InvalidHyperparameter, match="ridge: is too small for this kernel"):
         policy.check_new()
+
+
+@pytest.mark.parametrize("seed", [15, 24, 43, *range(8)])
+def test_a_mixture_of_outputs_of_1e18_has_weights_and_no_warning(seed: int) -> None:
+    """Every warning of NumPy is an error here."""
+    policy = build("mixture-greedy", {"objective": "fid"}, dim=0, output_dim=1)
+    rng = default_rng(seed)
+    state = states.start(policy, arms=2)
+    for _ in range(4):
+        state = states.fold(policy, state, Observation(output=vector(rng.random())[None]))
+    for t in range(24):
+        seen = Observation(arm=t % 2, features=torch.zeros(0), reward=0.0, output=vector(7.9e18 * rng.random())[None])
+        state = policy.prepare(states.fold(policy, state, seen))
+        values = policy.weights(state, [context(torch.zeros(0, dtype=torch.float64), arms=2)]).values
+        assert float(values.sum()) == pytest.approx(1.0)

@@ -8,6 +8,10 @@ A slot is written after the commit and before the acknowledgement, by one pwrite
 end of the process. After a loss of power nothing more can be asked for than what a flush had made durable, and the slot's own
 write may be lost, which makes it claim less and never more. So within one boot of the machine the store must reach `end`, after
 another one `flushed`.
+
+Header and slots each lie within one sector of a disk. So a crash leaves the old bytes, the new ones, or fewer: a file that ends
+early, or zeros from some byte on. That much is torn, and started with. Anything else that fails its checksum was written by
+another program, and a store with such a record is refused: it could not say what is missing.
 """
 
 from __future__ import annotations
@@ -21,11 +25,14 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.storage.base import StorageDamagedError
+
 logger = logging.getLogger("nextarm.storage")
 
 MAGIC = b"nxtrmack"
 HEADER_BYTES, BOOT_BYTES = 64, 48
 SLOT = struct.Struct("<QQQI4x")
+CHECKSUM_AT = 24
 SHOWN = 10
 """Logs that a message names."""
 
@@ -55,13 +62,17 @@ def fingerprint(log_id: str) -> int:
 
 
 class AcknowledgedEnds:
-    """See the module. slots: by number of the log."""
+    """See the module. slots: by number of the log. `StorageDamagedError` for a record that no crash explains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.existed = path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.slots, boot = _read(path, self._file)
+        self.existed = os.fstat(self._file).st_size > 0
+        try:
+            self.slots, boot = _read(path, self._file)
+        except BaseException:
+            os.close(self._file)
+            raise
         self._is_same_boot = bool(boot) and boot == boot_id()
 
     def close(self) -> None:
@@ -104,7 +115,7 @@ class AcknowledgedEnds:
             flushed = min(slot.flushed, end) if slot is not None and slot.log == log else 0
             self._write(number, Slot(log, end, flushed))
         boot = boot_id().encode().ljust(BOOT_BYTES, b"\0")[:BOOT_BYTES]  # last: until then the slots are those of the boot before
-        os.pwrite(self._file, MAGIC + boot + struct.pack("<I4x", zlib.crc32(boot)), 0)
+        os.pwrite(self._file, _header(boot), 0)
         self._is_same_boot = True
 
     def note(self, number: int, log: int, end: int, *, flushed: bool) -> None:
@@ -153,23 +164,38 @@ def _extent(connection: sqlite3.Connection, number: int, *, whole: bool) -> tupl
 
 
 def _read(path: Path, file: int) -> tuple[dict[int, Slot], str]:
-    """The slots that are whole, and the boot id. What is damaged is passed over, loudly: it is no reason to refuse a store."""
+    """The slots that are whole, and the boot id ("" = unknown). What is torn is passed over, with a warning."""
     content = os.pread(file, os.fstat(file).st_size, 0)
     if not content:
         return {}, ""
-    boot, checksum = content[8 : 8 + BOOT_BYTES], content[8 + BOOT_BYTES : HEADER_BYTES]
-    if content[:8] != MAGIC or len(checksum) < 8 or struct.unpack("<I4x", checksum)[0] != zlib.crc32(boot):
-        logger.warning("it is damaged and begun again: lost events cannot be noticed at this start", extra={"file": str(path)})
-        return {}, ""
+    header = content[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
+    boot, checksum = header[8 : 8 + BOOT_BYTES], header[8 + BOOT_BYTES :]
+    is_whole = header == _header(boot)
+    if not is_whole and (any(checksum) or not MAGIC.startswith(header[:8].rstrip(b"\0"))):
+        raise _garbled(path, "its header")
     slots: dict[int, Slot] = {}
-    damaged = 0
-    for number, at in enumerate(range(HEADER_BYTES, len(content) - SLOT.size + 1, SLOT.size), start=1):
-        packed = content[at : at + SLOT.size]
+    torn = int(not is_whole)
+    for number, at in enumerate(range(HEADER_BYTES, len(content), SLOT.size), start=1):
+        packed = content[at : at + SLOT.size].ljust(SLOT.size, b"\0")
         slot = Slot(*SLOT.unpack(packed)[:3])
         if slot.log and slot.pack() == packed:
             slots[number] = slot
+        elif any(packed[CHECKSUM_AT:]):
+            raise _garbled(path, f"the slot of log number {number}")
         elif any(packed):
-            damaged += 1
-    if damaged:
-        logger.warning("some of it is damaged and passed over", extra={"file": str(path), "logs": damaged})
-    return slots, boot.rstrip(b"\0").decode("ascii", "replace")
+            torn += 1
+    if torn:
+        logger.warning("some of it was torn by a crash and is passed over", extra={"file": str(path), "pieces": torn})
+    return slots, boot.rstrip(b"\0").decode("ascii", "replace") if is_whole else ""
+
+
+def _header(boot: bytes) -> bytes:
+    return MAGIC + boot + struct.pack("<I4x", zlib.crc32(boot))
+
+
+def _garbled(path: Path, what: str) -> StorageDamagedError:
+    return StorageDamagedError(
+        str(path),
+        f"the record of what was acknowledged is garbled ({what}): events that are missing cannot be noticed. "
+        f"Put it back as it was. To start without it, and give up whatever is missing, remove {path} and start again",
+    )

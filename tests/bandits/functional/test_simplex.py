@@ -270,3 +270,9 @@ def test_minimise_leaves_a_vertex_where_multiplicative_steps_cannot() -> None:
     found = simplex.minimize(entropy, vertex, tolerance=1e-6, steps=50, leaps=2)
     np.testing.assert_allclose(found.weights, [1 / 3] * 3, atol=1e-4)
     assert found.gap <= 1e-5
+
+
+@pytest.mark.parametrize("known", [np.zeros((2, 2)), np.ones((2, 2)), -np.eye(2), np.full((2, 2), np.nan)])
+def test_a_step_along_which_rounding_left_no_curvature_teaches_none(known: Vector) -> None:
+    for change in (np.zeros(2), np.array([1e36, -1e36]), np.array([1e36, 1e36])):
+        assert simplex._bent(known, np.array([0.25, -0.25]), change) is None

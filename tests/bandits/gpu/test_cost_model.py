@@ -6,16 +6,7 @@ import pytest
 import torch
 
 from bandits.gpu import cost_model as devices
-from bandits.gpu.cost_model import (
-    CPU_POINTS,
-    GPU_POINTS,
-    Costs,
-    InvalidDevice,
-    Workload,
-    device,
-    fit_costs,
-    scoring,
-)
+from bandits.gpu.cost_model import CPU_POINTS, GPU_POINTS, Costs, InvalidDevice, Workload, device, fit_costs, scoring
 from bandits.gpu.stack import CPU
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

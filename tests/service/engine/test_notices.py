@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from bandits.registry import build
 from bandits.types import State
 from service.engine.learner import Learner
 from service.storage.memory import MemoryStorage
@@ -34,6 +36,38 @@ async def test_a_policy_that_is_set_for_other_rewards_has_nothing_to_tell(servic
     assert (await service.bandit())["notices"] == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "count", "rewards", "is_told"),
+    [
+        ({"kind": "pak-ucb"}, 100, (0.0003, 0.0008), True),
+        ({"kind": "pak-ucb"}, 99, (0.0003, 0.0008), False),
+        ({"kind": "pak-ucb"}, 100, (0.5, 0.5), False),
+        ({"kind": "pak-ucb"}, 100, (0.9, 0.94), True),
+        ({"kind": "pak-ucb"}, 100, (0.3, 0.36), False),
+        ({"kind": "pak-ucb", "prior_mean": 0.0005, "exploration": 0.0001}, 100, (0.0003, 0.0008), False),
+        ({"kind": "lin-ucb", "exploration": 0.0}, 100, (0.0003, 0.0008), False),
+        ({"kind": "lin-ucb"}, 100, (0.0003, 0.0008), True),
+        ({"kind": "dak-ucb", "output_bandwidth": 1.0}, 100, (0.0003, 0.0008), True),
+        ({"kind": "thompson", "posterior": "gaussian"}, 100, (0.0003, 0.0008), True),
+        ({"kind": "thompson"}, 100, (0.0003, 0.0008), False),
+        ({"kind": "greedy"}, 100, (0.0003, 0.0008), False),
+    ],
+)
+async def test_rewards_that_are_small_beside_the_optimism_are_noticed_with_the_fix(
+    settings: dict[str, Any], count: int, rewards: tuple[float, float], is_told: bool
+) -> None:
+    learner = await learner_of(MemoryStorage(), PAK)
+    learner.policy = build(settings.pop("kind"), settings, dim=2, output_dim=2)
+    learner.ledger.reward_range = rewards
+    first, *others = learner.ledger.arms
+    learner.ledger.arms = type(learner.ledger.arms)([msgspec.structs.replace(first, rewards=count), *others])
+    notices = learner._notices_of_rewards()
+    assert bool(notices) == is_told
+    if is_told:
+        assert notices[0].startswith(f"The {count} rewards that were learned lie between {rewards[0]:g} and {rewards[1]:g}")
+        assert "Post rewards scaled to [0, 1], or create a bandit with prior_mean and a smaller" in notices[0]
+
+
 async def test_a_snapshot_keeps_the_range_of_the_rewards(service: Service) -> None:
     storage = MemoryStorage()
     learner = await learner_of(storage, PAK)
@@ -55,6 +89,30 @@ async def test_an_arm_without_numbers_is_noticed_by_name(monkeypatch: pytest.Mon
     monkeypatch.setattr(type(learner.policy), "arms_without_estimate", second)
     (notice,) = await learner.notices()
     assert notice.startswith("The numbers of arm 'arm 1' are not finite any more")
+    assert notice.endswith("create another bandit with a larger ridge.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "ways"),
+    [
+        ("lin-ucb", {"normalize": False}, "normalize: true or a larger ridge"),
+        ("lin-ucb", {}, "a larger ridge"),
+        ("promptwise", {"normalize": False}, "normalize: true or a larger ridge"),
+        ("fd-ucb", {}, "outputs (and a reference) that are scaled down"),
+        ("mixture-greedy", {"objective": "fid"}, "normalize: true or outputs (and a reference) that are scaled down"),
+        ("mixture-greedy", {"objective": "fid", "normalize": True}, "outputs (and a reference) that are scaled down"),
+        ("is-ucb", {}, "outputs (and a reference) that are scaled down"),
+        ("dak-ucb", {"output_bandwidth": 1.0}, "a larger ridge or outputs (and a reference) that are scaled down"),
+    ],
+)
+async def test_what_is_advised_for_lost_numbers_can_be_set_for_that_policy(
+    monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any], ways: str
+) -> None:
+    learner: Learner = await learner_of(MemoryStorage(), PAK)
+    learner.policy = build(kind, settings, dim=2, output_dim=2)
+    monkeypatch.setattr(type(learner.policy), "arms_without_estimate", lambda *_: [0])
+    (notice,) = await learner.notices()
+    assert notice.endswith(f"create another bandit with {ways}.")
 
 
 @pytest.mark.parametrize(

@@ -816,15 +816,50 @@ async def test_a_log_that_was_deleted_is_not_missed(path: Path, storage: SqliteS
         assert sorted(each.name for each in await again.logs()) == [new.name, other.name]
 
 
-@pytest.mark.parametrize("content", [b"garbage" * 40, b"", b"nxtrmack"])
-async def test_a_record_that_is_damaged_is_no_reason_to_refuse_a_store(path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("kept", [0, 5, 8, 30, 60, 64, 70, 88, 95])
+@pytest.mark.parametrize("rest", ["missing", "zeros"])
+async def test_a_record_that_a_crash_tore_is_no_reason_to_refuse_a_store(path: Path, kept: int, rest: str) -> None:
     async with opened(path) as storage:
         log = await filled(storage)
-    beside(path, "-acknowledged").write_bytes(content)
+    record = beside(path, "-acknowledged")
+    whole = record.read_bytes()
+    assert len(whole) == 96, "a header and one slot"
+    record.write_bytes(whole[:kept].ljust(0 if rest == "missing" else len(whole), b"\0"))
     async with opened(path) as storage:
         assert await storage.append(log, "next", b"x", POWER) == Receipt(13)
     async with opened(path) as storage:
         assert await storage.end(log) == 13
+
+
+def another_header(whole: bytes) -> bytes:
+    return whole[:20] + b"?" + whole[21:]
+
+
+def another_slot(whole: bytes) -> bytes:
+    return whole[:72] + b"?" + whole[73:]
+
+
+@pytest.mark.parametrize("tail", ["as it was", "removed"])
+@pytest.mark.parametrize("garble", [lambda _: b"junk\n", lambda _: b"garbage" * 40, another_header, another_slot])
+async def test_a_start_with_a_record_that_no_crash_explains_is_refused_and_says_how_to_go_on(
+    path: Path, storage: SqliteStorage, garble: Callable[[bytes], bytes], tail: str
+) -> None:
+    log = await filled(storage)
+    image = killed(path, path.parent / "image")
+    record = beside(image, "-acknowledged")
+    record.write_bytes(garble(record.read_bytes()))
+    if tail == "removed":
+        beside(image, "-wal").unlink()
+    left = {each.name: each.read_bytes() for each in image.parent.iterdir()}
+    for _ in range(2):
+        with pytest.raises(StorageDamagedError, match=r"garbled .* remove .*store.db-acknowledged and start again"):
+            await SqliteStorage(image).start()
+    for name, content in left.items():
+        assert (image.parent / name).read_bytes() == content, "what is refused is left as it is"
+    record.unlink()
+    async with opened(image) as again:
+        assert len(await again.logs()) == (0 if tail == "removed" else 1)
+        assert tail == "removed" or await again.end(log) == 12
 
 
 async def test_the_write_ahead_log_is_moved_by_its_size_and_by_its_age(
