@@ -1,0 +1,136 @@
+"""Rules of the house that a tool can check: where modules may be, which words explain, and that links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REFUSED = re.compile(r"\b(whoever|nobody|somebody|anew|astray|amid|told)\b|\bsee the module\b", re.IGNORECASE)
+"""Words for which there is a standard term (docs/architecture.md, Glossary), or that tell a story instead of stating a fact."""
+
+NOT_YET_CLEAN = frozenset(
+    {
+        "bench/comparison",
+        "bench/comparison/parts",
+        "bench/experiments/monte_carlo",
+        "bench/experiments/worlds",
+        "bench/faults",
+        "bench/faults/cases",
+        "bench/performance/loading",
+        "examples/painters_parts",
+        "service",
+        "service/api",
+        "service/api/routes",
+        "service/cli",
+        "service/cli/replay",
+        "service/embedders",
+        "service/engine",
+        "service/scorers",
+        "service/storage",
+        "service/storage/redis",
+        "service/storage/sqlite",
+        "tests/bandits",
+        "tests/bench/comparison",
+        "tests/bench/faults",
+        "tests/deploy",
+        "tests/service",
+        "tests/service/api",
+        "tests/service/api/routes",
+        "tests/service/cli",
+        "tests/service/cli/replay",
+        "tests/service/embedders",
+        "tests/service/engine",
+        "tests/service/storage",
+        "tests/service/storage/redis",
+    }
+)
+"""Folders in which some of these words are left. The list may only shrink: a folder that has become clean must leave it."""
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def explanations(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every docstring and comment of a file, and of the strings that describe a constant."""
+    source = path.read_text()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def folders() -> dict[str, list[Path]]:
+    """Folder relative to the root -> its own files of Python."""
+    found: dict[str, list[Path]] = {}
+    for package in ("bandits", "service", "bench", "examples", "tools", "tests"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            found.setdefault(str(path.parent.relative_to(ROOT)), []).append(path)
+    return found
+
+
+FOLDERS = folders()
+
+
+def refused_in(folder: str) -> list[str]:
+    """`file:line: word` for each refused word in a folder."""
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {match[0]}"
+        for path in FOLDERS[folder]
+        for line, text in explanations(path)
+        for match in REFUSED.finditer(text)
+    ]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_explanations_use_plain_terms(folder: str) -> None:
+    if folder not in NOT_YET_CLEAN:
+        assert refused_in(folder) == [], "say it with a term of the glossary in docs/architecture.md"
+
+
+def test_the_list_of_folders_to_clean_shrinks() -> None:
+    clean = [folder for folder in sorted(NOT_YET_CLEAN) if not FOLDERS.get(folder) or not refused_in(folder)]
+    assert clean == [], "these are clean now: take them out of NOT_YET_CLEAN"
+
+
+def test_the_service_has_no_flat_modules() -> None:
+    flat = {path.name for path in (ROOT / "service").glob("*.py")}
+    assert flat == {"__init__.py", "__main__.py", "settings.py"}, "a module belongs into a layer's folder"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    broken = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"])
+def test_every_file_that_is_named_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`((?:bandits|service|bench|tests|docs|tools)/[\w/.-]+)`", text)
+    assert [path for path in named if "yours" not in path and not (ROOT / path).exists()] == []
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)\s#]+)\)", index)}
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page.name != "index.md" and page.resolve() not in listed] == []
