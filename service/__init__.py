@@ -3,5 +3,5 @@
 import os
 
 # One thread for NumPy's products as for torch's (app.py): on shared cores a second one stalls more than it helps. It is read when
-# NumPy is loaded, so it stands before every other import.
+# NumPy is loaded, so it comes before every other import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

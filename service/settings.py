@@ -1,4 +1,4 @@
-"""Settings from the environment, prefix `NEXTARM_`; each has one line of meaning, which the documentation repeats."""
+"""Settings from the environment, prefix `NEXTARM_`; each has one line of description, which the documentation repeats."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Settings(BaseSettings):
             raise InvalidSettings("; ".join(lines)) from error
 
     def sources(self) -> Sources:
-        """What embedders are told."""
+        """Where embedders find their weights, and which ones the operator allows."""
         from service.embedders.base import Sources
 
         return Sources(
@@ -216,7 +216,7 @@ class Settings(BaseSettings):
         return SqliteStorage(self.sqlite_path(), durability=Durability(self.durability))
 
     def open_storage_to_read(self) -> Storage:
-        """The same beside processes that serve it, not started yet; raises `StorageUnavailable` where there is no such file."""
+        """The store for reading beside the process that serves it, not started yet; `StorageUnavailableError` if missing."""
         from service.storage.sqlite.store import SqliteStorage
 
         if self.scheme in REDIS:

@@ -36,7 +36,7 @@ which model is best. Every error is `application/problem+json` with a stable `co
 
 
 class Application(FastAPI):
-    """FastAPI behind the doorkeeper: what is turned away, and the two requests that are answered at once, never reach it."""
+    """FastAPI behind `AdmissionMiddleware` and `HotPath`: rejected requests and the two most frequent ones never reach it."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(
@@ -57,24 +57,26 @@ class Application(FastAPI):
             self.include_router(router)
         errors.install(self, [route for router in routers for route in router.routes])
         document(self)
-        express = HotPath(super().__call__, services)
+        hot_path = HotPath(super().__call__, services)
         settings = services.settings
-        self._entrance = AdmissionMiddleware(
-            express,
-            gate=services.gate,
+        self._middleware = AdmissionMiddleware(
+            hot_path,
+            authenticator=services.authenticator,
             meter=services.meter,
             settings=settings,
-            hosts=allowed_hosts(settings, has_keys=not services.gate.open),
+            hosts=allowed_hosts(settings, has_keys=not services.authenticator.is_open),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Every request comes in here."""
-        await self._entrance(scope, receive, send)
+        """Pass every request through the middleware."""
+        await self._middleware(scope, receive, send)
 
 
 def allowed_hosts(settings: Settings, *, has_keys: bool) -> AllowedHosts:
-    """Loopback's names alone where whoever reaches the server may use it, and only this machine should. With keys a web page gets
-    nothing; a server that others reach is reached by names that it cannot know.
+    """The hosts that requests may name: loopback only, if there are no keys and anonymous access was not allowed explicitly.
+
+    This stops a web page from using a local server by DNS rebinding. With keys such a page has no key, and a public server is
+    reached by names it cannot know.
     """
     is_private = not (has_keys or settings.allow_anonymous)
     names = [name.lower() for name in listed(settings.allowed_hosts)] or ([] if is_private else [ANY])
@@ -88,19 +90,19 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda:
     Raises `InvalidSettings` or a `StorageError` with a message for the operator.
     """
     torch.set_num_threads(1)  # small matrices on shared cores: a second thread stalls more than it helps
-    gate = Authenticator(keys=settings.api_keys, rate_limit=settings.rate_limit)
+    authenticator = Authenticator(keys=settings.api_keys, rate_limit=settings.rate_limit)
     embeddings = EmbeddingQueue(
         find=partial(registry.spec, sources=settings.sources()),
         cache_entries=settings.embedding_cache,
         waiting_limit=settings.embedding_waiting,
     )
-    hosting = BanditRepository(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
-    await hosting.start()
+    repository = BanditRepository(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
+    await repository.start()
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)
     try:
-        yield Application(Services(settings, hosting, embeddings, scoring, gate, Meter()))
+        yield Application(Services(settings, repository, embeddings, scoring, authenticator, Meter()))
     finally:
         embeddings.close()
         scoring.close()
-        await hosting.close()
+        await repository.close()

@@ -1,4 +1,4 @@
-"""Who calls: API keys with roles and tenants, compared in constant time and kept hashed; and how often, by a token bucket.
+"""Authentication by API keys with roles and tenants, hashed and compared in constant time; rate limits by token buckets.
 
 NEXTARM_API_KEYS = KEY | ROLE:KEY | ROLE@TENANT:KEY , ...        KEY has no colon; it may be sha256=HEX: no secret is set then
 
@@ -29,7 +29,7 @@ BUCKETS = 10_000
 
 @dataclass(frozen=True)
 class Caller:
-    """role: one of `ROLES`. tenant: "" is the default one. name: what the rate limit counts by."""
+    """An authenticated caller. role: one of `ROLES`. tenant: "" is the default one. name: what the rate limit counts by."""
 
     role: str
     tenant: str = ""
@@ -64,7 +64,7 @@ def parse_keys(text: str) -> list[_Key]:
 
 
 class Authenticator:
-    """Lets a request in, or says why not."""
+    """Identifies the caller of a request by its key and applies the rate limit."""
 
     def __init__(self, *, keys: str, rate_limit: float) -> None:
         self._keys = parse_keys(keys)
@@ -72,15 +72,15 @@ class Authenticator:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # name -> (tokens, when)
 
     @property
-    def open(self) -> bool:
-        """Whether anybody may do anything."""
+    def is_open(self) -> bool:
+        """Whether no key is required, so that every caller has every role."""
         return not self._keys
 
     def authenticate(self, *, authorization: str, address: str, tenant: str = "") -> Caller:
         """Who calls. authorization, tenant: the headers' values. Called before a byte of the body is read; wrong keys count by
         address.
         """
-        caller = Caller("admin", "", address) if self.open else self._known(authorization)
+        caller = Caller("admin", "", address) if self.is_open else self._known(authorization)
         if self._rate:
             self._take(address if caller is None else caller.name)
         if caller is None:

@@ -1,10 +1,10 @@
 """Many decisions or outcomes in one request, answered in order; one bad item is its own problem and harms no other.
 Where nothing was accepted because the store refused, the whole request is a 503, so that clients and proxies see it and retry.
 
-    items ──> validate ──┬─ plain: into the learner's line at once, without a task of its own ──┬──> answers
-                         └─ what is embedded, scored, or goes on to a next decision: a task ────┘
+    items ──> validate ──┬─ plain: into the learner's batcher at once, without a task of its own ─┬──> answers
+                         └─ what is embedded, scored, or goes on to a next decision: a task ──────┘
 
-An item that goes into the line costs no more than its validation, its mathematics and its share of one commit.
+An item that goes into the batcher costs no more than its validation, its mathematics and its share of one commit.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
             except Exception:
                 if not body.id:  # else it may have been decided before
                     raise
-        return asyncio.ensure_future(_decided(services, learner, body))
+        return asyncio.ensure_future(_decide(services, learner, body))
 
-    def tell(kept: Recorded) -> Answer:
-        return decision_json(learner, kept.event, offset=kept.offset)
+    def write(recorded: Recorded) -> Answer:
+        return decision_json(learner, recorded.event, offset=recorded.offset)
 
     with services.batch_room.taken(len(items) * min(len(learner.arms), FULL_TABLE)):
-        return await _all(services, items, begin, tell)
+        return await _all(services, items, begin, write)
 
 
 async def observe_all(services: Services, learner: Learner, items: Sequence[Any]) -> list[Answer]:
@@ -54,17 +54,17 @@ async def observe_all(services: Services, learner: Learner, items: Sequence[Any]
             return learner.submit_outcome(body.decision, await parse_outcome_report(services, learner, body.decision, body))
         return asyncio.ensure_future(observe(services, learner, body.decision, body))
 
-    def tell(kept: Recorded) -> Answer:
-        return receipt_json(kept, following=None)
+    def write(recorded: Recorded) -> Answer:
+        return receipt_json(recorded, following=None)
 
-    return await _all(services, items, begin, tell)
+    return await _all(services, items, begin, write)
 
 
 async def _all(
     services: Services,
     items: Sequence[Any],
     begin: Callable[[Any], Awaitable[asyncio.Future[Any]]],
-    tell: Callable[[Recorded], Answer],
+    write: Callable[[Recorded], Answer],
 ) -> list[Answer]:
     """The answer of every item is written as soon as its event is there, and the event is let go: an event holds the weights and
     scores of every arm, and a thousand of them for a thousand arms are hundreds of megabytes.
@@ -75,7 +75,7 @@ async def _all(
 
     def settle(i: int, future: asyncio.Future[Any]) -> None:
         del waiting[i]
-        answers[i] = _answer_of(future, tell)
+        answers[i] = _answer_of(future, write)
         settled.set()
 
     try:
@@ -96,12 +96,12 @@ async def _all(
     return _documents(services, answers)
 
 
-def _answer_of(future: asyncio.Future[Any], tell: Callable[[Recorded], Answer]) -> Answer | Problem:
+def _answer_of(future: asyncio.Future[Any], write: Callable[[Recorded], Answer]) -> Answer | Problem:
     if future.cancelled():
         return {}  # with the request
     try:
         found: Recorded | Answer = future.result()
-        return tell(found) if isinstance(found, Recorded) else found
+        return write(found) if isinstance(found, Recorded) else found
     except Exception as error:
         return body_error_to_problem(error)
 
@@ -118,7 +118,7 @@ def _documents(services: Services, answers: Sequence[Answer | Problem]) -> list[
     return [one.document() if isinstance(one, Problem) else one for one in answers]
 
 
-async def _decided(services: Services, learner: Learner, body: DecisionBody) -> Answer:
+async def _decide(services: Services, learner: Learner, body: DecisionBody) -> Answer:
     return (await decide(services, learner, body, brief=True))[0]
 
 

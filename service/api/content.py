@@ -1,8 +1,8 @@
-"""From posted content to the vectors that the log keeps: given vectors are checked, texts and images are embedded.
+"""Turns posted content into vectors for the log: vectors are checked, texts and images are embedded.
 
-    Content --read--> a text, an image file (its header checked), or a vector --embedded--> (n, e) rows
+    Content --read--> a text, an image file (its header checked), or a vector --embed--> (n, e) rows
 
-All contents of a request go to the embedder together: either every one is let into its line, or none is.
+All contents of a request are queued together: either every one is admitted, or none is.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _said(services: Services, spec: Mapping[str, Any], prompt: Prompt, *, path: 
 
 
 async def output_matrix(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> Matrix:
-    """(n, e) samples. paths: where each of them stands in the request."""
+    """(n, e) samples. paths: of each of them in the request."""
     if not created.output_embedder:
         raise invalid(paths[0].partition(".")[0], "this bandit takes no outputs; create it with `output`, or post a reward alone")
     return await embed_outputs(services, created, await read_outputs(services, created, outputs, paths=paths), paths=paths)

@@ -1,4 +1,4 @@
-"""From a validated request to the first event of a log: everything resolved, everything refused that could fail later."""
+"""Creates the first event of a log from a validated body: resolves everything, refuses whatever could fail later."""
 
 from __future__ import annotations
 

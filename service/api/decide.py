@@ -1,4 +1,4 @@
-"""From a request to a decision, and from an outcome to a receipt: what single routes, batches and `next` have in common."""
+"""Deciding and observing over HTTP: parse, check and embed a body, call the learner, write the response. Shared by all routes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,9 @@ from service.api.problems import Problem, arm_not_found, invalid
 from service.api.requests import ArmChoice, Content, DecisionBody, OutcomeBody, RewardSpec
 from service.api.serialize import decision_json, receipt_json
 from service.engine import events
+from service.engine.errors import EpisodeFinishedError, OpenDecisionLimitError
 from service.engine.events import Created, Matrix, Observed
-from service.engine.learner import (
-    DecisionRequest,
-    EpisodeFinishedError,
-    Learner,
-    OpenDecisionLimitError,
-    OutcomeReport,
-    Recorded,
-    body_digest,
-)
+from service.engine.learner import DecisionRequest, Learner, OutcomeReport, Recorded, body_digest
 from service.engine.ledger import Ledger
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
@@ -37,11 +30,11 @@ from service.storage.base import StorageError
 async def decide(services: Services, learner: Learner, body: DecisionBody, *, brief: bool = False) -> tuple[dict[str, Any], int]:
     """The decision and its status: 201 new, 200 repeated or dry run. brief: of many arms, a dry run shows the best few, too."""
     try:
-        ask = await parse_decision_request(services, learner, body)
+        request = await parse_decision_request(services, learner, body)
         if body.dry_run:
-            preview = await learner.preview(ask)
+            preview = await learner.preview(request)
             return decision_json(learner, preview, offset=learner.offset, dry_run=True, full=not brief), 200
-        kept = await learner.decide(ask)
+        recorded = await learner.decide(request)
     except StorageError:
         raise
     except Exception:
@@ -49,24 +42,24 @@ async def decide(services: Services, learner: Learner, body: DecisionBody, *, br
         earlier = await learner.find_decision(body.id, _digest(body)) if body.id and not body.dry_run else None
         if earlier is None:
             raise
-        kept = earlier
-    return decision_json(learner, kept.event, offset=kept.offset), 200 if kept.is_duplicate else 201
+        recorded = earlier
+    return decision_json(learner, recorded.event, offset=recorded.offset), 200 if recorded.is_duplicate else 201
 
 
 async def parse_decision_request(services: Services, learner: Learner, body: DecisionBody) -> DecisionRequest:
-    """What the learner is asked, checked. Where the prompt is a vector, nothing is waited for as a rule."""
+    """The validated `DecisionRequest` of a body. With a vector as prompt it returns without waiting, as a rule."""
     features = await _features(services, learner, body)
     if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
         await learner.refresh()
-    ask = DecisionRequest(
+    request = DecisionRequest(
         id=body.id or str(uuid7()),
         features=features,
         allowed=_allowed(learner.ledger, body.arms),  # after the embedding, which takes a while: arms come and go
         episode=body.episode or "",
         body=_digest(body),
     )
-    await _check(learner, ask)
-    return ask
+    await _check(learner, request)
+    return request
 
 
 def _digest(body: DecisionBody) -> str:
@@ -109,28 +102,28 @@ def _any_active(ledger: Ledger) -> bool:
     return any(arm.active for arm in ledger.arms)
 
 
-async def _check(learner: Learner, ask: DecisionRequest) -> None:
-    """What the policy refuses, before anything is logged."""
+async def _check(learner: Learner, request: DecisionRequest) -> None:
+    """Raise what the policy refuses, before anything is logged."""
     try:
         learner.policy.check_ready(learner.state)
     except ReferenceMissing:
         await learner.refresh()
         learner.policy.check_ready(learner.state)
-    if ask.features:
-        learner.policy.check_context(Context(allowed=(True,), features=events.vector_tensor(ask.features)))
+    if request.features:
+        learner.policy.check_context(Context(allowed=(True,), features=events.vector_tensor(request.features)))
 
 
 async def observe(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> dict[str, Any]:
     """The receipt; with `next`, the decision that follows."""
     if body.next and not learner.policy.episodic and (learner.policy.contextual or _compares_prompts(learner)):
         raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
-    kept = await learner.observe(decision_id, await parse_outcome_report(services, learner, decision_id, body))
-    following = await _following(learner, kept) if body.next else None
-    return receipt_json(kept, following=following)
+    recorded = await learner.observe(decision_id, await parse_outcome_report(services, learner, decision_id, body))
+    following = await _following(learner, recorded) if body.next else None
+    return receipt_json(recorded, following=following)
 
 
 async def parse_outcome_report(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> OutcomeReport:
-    """What the learner is told, checked. Where a posted reward is all there is, nothing is waited for as a rule."""
+    """The validated `OutcomeReport` of a body. With a posted reward alone it returns without waiting, as a rule."""
     features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
     if features is None:  # nothing is embedded or scored twice
         return OutcomeReport(reward=body.reward, body=body_digest(*body.canonical()))
@@ -151,7 +144,11 @@ async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
 
 
 async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, features: bytes) -> OutcomeReport:
-    """features: of the decision, where a scorer may compare them with the output."""
+    """Check, embed and score an outcome. features: of the decision, which a scorer may compare with the output.
+
+    Three rounds of checks, cheapest first: that the fields fit the bandit, before anything is embedded; the embedded output,
+    before the scorer runs; the scorer's reward, before anything is logged.
+    """
     policy, created = learner.policy, learner.created
     scored = _is_scored(learner, body)
     if "reward" in policy.needs and body.reward is None and not scored:
@@ -253,11 +250,12 @@ async def _score(
         raise Problem("overloaded", f"the outcome cannot be scored now: {error}") from error
 
 
-async def _following(learner: Learner, kept: Recorded) -> dict[str, Any] | None:
-    """The decision after an outcome. Its id follows from the outcome's, so that a repeated request gets the same one. The outcome
-    is in the log by now: where nothing can follow, the answer is None and no failure.
+async def _following(learner: Learner, recorded: Recorded) -> dict[str, Any] | None:
+    """The decision after an outcome, None if there can be none: the outcome is in the log by now, so this must not fail.
+
+    Its id is derived from the outcome's, so that a repeated request gets the same decision.
     """
-    observed: Observed = kept.event
+    observed: Observed = recorded.event
     following_id = _successor(observed.id, observed.at)
     if already := await learner.find_decision(following_id, ""):
         return decision_json(learner, already.event, offset=already.offset)

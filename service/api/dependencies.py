@@ -1,4 +1,4 @@
-"""What routes ask for: the hosting, the embedding queue, the settings, and the caller with the right role."""
+"""Dependencies of routes: the shared services, the caller with the right role, and the learner of a path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCHED_ROWS = 8 * 1024 * 64
 
 
 class BatchRoom:
-    """What batches may hold in memory together; a single request needs too little to be counted."""
+    """A budget of memory for the answers of all batches together; a single request needs too little to be counted."""
 
     def __init__(self, rows: int = BATCHED_ROWS) -> None:
         self._left = rows
@@ -45,13 +45,13 @@ class BatchRoom:
 
 @dataclass(frozen=True)
 class Services:
-    """What one process shares."""
+    """The services that all routes of one process share."""
 
     settings: Settings
-    hosting: BanditRepository
+    repository: BanditRepository
     embeddings: EmbeddingQueue
     scoring: Scoring
-    gate: Authenticator
+    authenticator: Authenticator
     meter: Meter
     batch_room: BatchRoom = field(default_factory=BatchRoom)
 
@@ -66,7 +66,7 @@ async def _services(request: Request) -> Services:
 
 
 def _caller(request: Request, needs: str) -> Caller:
-    caller = cast(Caller, request.scope["nextarm.caller"])  # the doorkeeper put it there
+    caller = cast(Caller, request.scope["nextarm.caller"])  # set by AdmissionMiddleware
     check_role(caller, needs)
     return caller
 
@@ -107,7 +107,7 @@ MinOffset = Annotated[
 
 async def _learner(request: Request, caller: Caller, name: str, min_offset: int | None) -> Learner:
     services = services_of(request)
-    learner = await services.hosting.get(caller.tenant, name)
+    learner = await services.repository.get(caller.tenant, name)
     if min_offset is not None:
         await learner.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
     return learner

@@ -1,6 +1,6 @@
-"""From what a request says about an embedder to the embedder that is meant: its identity, its dimension, its version.
+"""Resolves the embedder that a request names: its identity, its dimension, its version.
 
-    {"embedder": "open-clip", "model": ..., "checkpoint": ...} --chosen--> Chosen(identity, dim, version, gives, classes)
+    {"embedder": "open-clip", "model": ...} --resolve--> ResolvedEmbedder(identity, dim, version, gives, classes)
 
 The identity goes into the log with the version of the weights, so that a bandit means the same model for ever, whatever the
 server's defaults become. Choosing blocks: weights are hashed, and tags are looked up in open_clip.
@@ -163,16 +163,16 @@ async def load_for(embeddings: EmbeddingQueue, created: Created) -> None:
 
 def notices(embeddings: EmbeddingQueue, created: Created) -> list[str]:
     """What the owner of a bandit should know of its embedders: those that often meet words that they do not know."""
-    counts, told = embeddings.counts(), []
+    counts, found = embeddings.counts(), []
     for name in dict.fromkeys(_loadable(created).values()):
         seen = counts.get(name)
         if seen is not None and seen.unknown > FEW_TEXTS and 4 * seen.unknown >= seen.texts:
-            told.append(
+            found.append(
                 f"{seen.unknown} of {seen.texts} texts that {name} embedded since the server started have words that it does not "
                 "know and leaves out: such texts look alike to it, and choices by them can be no better than random. Create a "
                 "bandit with an embedder that knows your words: `GET /v1/embedders` says what each is for."
             )
-    return told
+    return found
 
 
 def _loadable(created: Created) -> dict[str, str]:

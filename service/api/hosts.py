@@ -1,7 +1,7 @@
 """Names by which this server may be addressed.
 
 A web page whose name is made to point at this machine (DNS rebinding) is, to the browser, of the same origin as a server on
-loopback, and could use one that asks for no key. Its name stands in the Host header, which a page cannot change.
+loopback, and could use one that asks for no key. Its name is in the Host header, which a page cannot change.
 """
 
 from __future__ import annotations

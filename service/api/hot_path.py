@@ -1,6 +1,6 @@
-"""The two requests that every prompt costs, without a framework around them: ask for a decision, post its outcome.
+"""The hot path: the two requests of every prompt, a decision and its outcome, answered without the framework.
 
-    doorkeeper ──> express ──> decide / observe ──> answer
+    AdmissionMiddleware ──> HotPath ──> decide / observe ──> response
                       └── any other request ──> the application's routes
 
 Same bodies, same models, same failures as the routes of routes/decisions.py and routes/outcomes.py, which document them and take
@@ -35,7 +35,7 @@ Handle = Callable[[Services, Scope, "re.Match[str]", Any], Awaitable[Answered]]
 
 
 class HotPath:
-    """Answers the two requests; hands on every other."""
+    """ASGI app that answers decisions and outcomes, and passes every other request on."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
@@ -74,14 +74,14 @@ def _route(scope: Scope) -> tuple[str, re.Match[str], Handle] | None:
 async def _decide(services: Services, scope: Scope, match: re.Match[str], body: Any) -> Answered:
     caller = scope["nextarm.caller"]
     check_role(caller, ROLE)
-    learner = await services.hosting.get(caller.tenant, match["name"])
+    learner = await services.repository.get(caller.tenant, match["name"])
     return await decide(services, learner, DecisionBody.model_validate(body))
 
 
 async def _observe(services: Services, scope: Scope, match: re.Match[str], body: Any) -> Answered:
     caller = scope["nextarm.caller"]
     check_role(caller, ROLE)
-    learner = await services.hosting.get(caller.tenant, match["name"])
+    learner = await services.repository.get(caller.tenant, match["name"])
     return await observe(services, learner, match["decision"], OutcomeBody.model_validate(body)), 200
 
 

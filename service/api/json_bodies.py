@@ -2,7 +2,7 @@
 
 body ──> check_structure (413: too many parts) ──> parse_json (400: no JSON) ──> models
 
-Every body passes `check_structure` in the door (transport.py); every parse of one is a call of `parse_json`.
+Every body passes `check_structure` in the middleware; every parse of one is a call of `parse_json`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def parse_json(body: bytes) -> Any:
 def _has_distinct_names(body: bytes, value: Any) -> bool:
     """Whether every name in the body is certainly in the value, too; False where only a second parse can tell.
 
-    Each name is followed by a colon: as many colons as names leave none for a repeated one. Colons in texts are told apart by the
-    quote before them, if no name is followed by a blank.
+    Each name is followed by a colon: as many colons as names leave none for a repeated one. Colons in texts are distinguished by
+    the quote before them, if no name is followed by a blank.
     """
     names = _count_names(value, body.count(b"{"))
     return body.count(b":") == names or (body.count(b'":') == names and _BLANK_BEFORE_COLON.search(body) is None)

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: requests as they are counted here, and what the ledgers know, read at the moment of the scrape.
+"""Prometheus metrics: requests counted by this process, and values of the ledgers read at the moment of the scrape.
 
     Meter.count(...)         one request: route, method, status, seconds
     exposition(tenant)       the text: process, requests, embedders, and every bandit that this tenant may see
@@ -62,38 +62,38 @@ class Meter:
         self._problems.labels(code).inc()
 
 
-def exposition(meter: Meter, hosting: BanditRepository, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:
-    """The text format of Prometheus. tenant: whose bandits; None = everybody's."""
+def exposition(meter: Meter, repository: BanditRepository, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:
+    """The metrics in the text format of Prometheus. tenant: whose bandits; None = all, with the process's own metrics."""
     known = CollectorRegistry(auto_describe=False)
-    known.register(_Bandits(hosting, tenant))
+    known.register(_Bandits(repository, tenant))
     if tenant is None:
         known.register(_Embedders(embeddings))
     return (generate_latest(meter.registry) if tenant is None else b"") + generate_latest(known)
 
 
 class _Bandits(Collector):
-    """What the ledgers of the loaded bandits know."""
+    """Collects values of the ledgers of the loaded bandits."""
 
-    def __init__(self, hosting: BanditRepository, tenant: str | None) -> None:
-        self._hosting = hosting
+    def __init__(self, repository: BanditRepository, tenant: str | None) -> None:
+        self._repository = repository
         self._tenant = tenant
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        learners = list(self._hosting.loaded(self._tenant))
+        learners = list(self._repository.loaded(self._tenant))
         yield from _per_arm(learners)
-        yield from _per_bandit(learners, self._hosting)
+        yield from _per_bandit(learners, self._repository)
         if self._tenant is None:
-            state = self._hosting.state()
+            state = self._repository.state()
             yield GaugeMetricFamily("nextarm_bandits_loading", "Bandits that are being loaded.", value=len(state["loading"]))
             yield GaugeMetricFamily(
                 "nextarm_bandits_damaged",
                 "Bandits that answer nothing: their log is damaged, or a newer version wrote into it.",
                 value=len(state["damaged"]) + len(state["newer"]),
             )
-            notices = self._hosting.storage.notices()
+            notices = self._repository.storage.notices()
             yield GaugeMetricFamily("nextarm_store_notices", "Faults in the store's setup; see readyz.", value=len(notices))
 
 
@@ -102,9 +102,9 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     decisions = CounterMetricFamily(
         "nextarm_decisions", "Decisions for the arm; overridden ones for the arm called.", labels=labels
     )
-    outcomes = CounterMetricFamily("nextarm_outcomes", "Outcomes learnt.", labels=labels)
+    outcomes = CounterMetricFamily("nextarm_outcomes", "Outcomes learned.", labels=labels)
     rewards = SummaryMetricFamily(
-        "nextarm_reward", "Rewards learnt: their sum, and the outcomes that carried one.", labels=labels
+        "nextarm_reward", "Rewards learned: their sum, and the outcomes that carried one.", labels=labels
     )
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
@@ -121,21 +121,21 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     yield from (decisions, outcomes, rewards, costs, pending)
 
 
-def _per_bandit(learners: Iterable[tuple[str, Learner]], hosting: BanditRepository) -> Iterator[Metric]:
-    offset = GaugeMetricFamily("nextarm_offset", "Offset up to which the log is learnt.", labels=["bandit"])
-    lag = GaugeMetricFamily("nextarm_fold_lag", "Events in the log that are not learnt yet, as far as known.", labels=["bandit"])
-    unready = GaugeMetricFamily("nextarm_unready", "Events learnt that decisions do not know yet.", labels=["bandit"])
-    repeated = CounterMetricFamily("nextarm_duplicates", "Repeated requests, learnt once.", labels=["bandit"])
+def _per_bandit(learners: Iterable[tuple[str, Learner]], repository: BanditRepository) -> Iterator[Metric]:
+    offset = GaugeMetricFamily("nextarm_offset", "Offset up to which the log is folded.", labels=["bandit"])
+    lag = GaugeMetricFamily("nextarm_fold_lag", "Events in the log that are not folded yet, as far as known.", labels=["bandit"])
+    unready = GaugeMetricFamily("nextarm_unready", "Events folded but not yet used for scoring.", labels=["bandit"])
+    duplicates = CounterMetricFamily("nextarm_duplicates", "Repeated requests, learned once.", labels=["bandit"])
     for bandit, learner in learners:
         offset.add_metric([bandit], learner.offset)
-        lag.add_metric([bandit], hosting.lag(learner))
+        lag.add_metric([bandit], repository.lag(learner))
         unready.add_metric([bandit], learner.preparation_lag)
-        repeated.add_metric([bandit], learner.repeated)
-    yield from (offset, lag, unready, repeated)
+        duplicates.add_metric([bandit], learner.duplicates)
+    yield from (offset, lag, unready, duplicates)
 
 
 class _Embedders(Collector):
-    """What the lines in front of the embedders counted."""
+    """Collects the counts of the embedding queue."""
 
     def __init__(self, embeddings: EmbeddingQueue) -> None:
         self._embeddings = embeddings
@@ -148,7 +148,7 @@ class _Embedders(Collector):
         embedded = CounterMetricFamily("nextarm_embedded", "Contents embedded in forward passes.", labels=labels)
         passes = CounterMetricFamily("nextarm_embedding_passes", "Forward passes.", labels=labels)
         cached = CounterMetricFamily("nextarm_embedding_cached", "Contents answered from the cache.", labels=labels)
-        refused = CounterMetricFamily("nextarm_embedding_refused", "Requests that met a full line.", labels=labels)
+        refused = CounterMetricFamily("nextarm_embedding_refused", "Requests rejected because the queue was full.", labels=labels)
         waiting = GaugeMetricFamily("nextarm_embedding_waiting", "Contents that wait now.", labels=labels)
         cut = CounterMetricFamily("nextarm_texts_cut", "Texts embedded of which only a part was read.", labels=labels)
         unknown = CounterMetricFamily("nextarm_texts_unknown", "Texts embedded with words that the model lacks.", labels=labels)

@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it, as pure ASGI: who calls; size, encoding and type of the body; strict JSON.
+"""Admission of requests as pure ASGI middleware: caller, rate, size, encoding and type of the body; and strict JSON routes.
 
     id ──> room (503) ──> host (421) ──> path (400) ──> key (401), rate (429) ──> size (413)
        ──> parts (413), encoding, type (415) ──> room (503) ──> route
@@ -37,7 +37,7 @@ PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/docs", "/redoc", *(f"/docs/{
 """What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
 
 ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
-"""Whoever looks after an overloaded server must still see it."""
+"""An overloaded server must remain observable."""
 
 LARGE_BODY = 2**18
 """Bytes beyond which a body is measured in a thread, and parsed in an iteration of the event loop that parses no other such body:
@@ -56,12 +56,14 @@ logger = logging.getLogger("nextarm.http")
 
 
 class AdmissionMiddleware:
-    """Lets in who may call and what can be read; counts every request, names it by an id, and writes one log line about it."""
+    """Admits requests, or answers why not; gives each an id, counts it, and writes one log line about it."""
 
-    def __init__(self, app: ASGIApp, *, gate: Authenticator, meter: Meter, settings: Settings, hosts: AllowedHosts) -> None:
+    def __init__(
+        self, app: ASGIApp, *, authenticator: Authenticator, meter: Meter, settings: Settings, hosts: AllowedHosts
+    ) -> None:
         self._app = app
         self._room = settings.max_concurrent
-        self._gate = gate
+        self._authenticator = authenticator
         self._hosts = hosts
         self._meter = meter
         self._limit = settings.max_body_bytes
@@ -117,7 +119,7 @@ class AdmissionMiddleware:
             await self._work_on(body, scope, receive, watch)
         finally:
             self._bodies_room += held
-        self._tell(scope, status, time.perf_counter() - started)
+        self._log_request(scope, status, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         self._hosts.check(scope["headers"])
@@ -126,7 +128,9 @@ class AdmissionMiddleware:
         if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
             address = scope["client"][0] if scope.get("client") else ""
             authorization, tenant = (headers.get(name, b"").decode("latin-1") for name in (b"authorization", TENANT))
-            scope["nextarm.caller"] = self._gate.authenticate(authorization=authorization, address=address, tenant=tenant)
+            scope["nextarm.caller"] = self._authenticator.authenticate(
+                authorization=authorization, address=address, tenant=tenant
+            )
 
     async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         self._room -= 1
@@ -147,7 +151,7 @@ class AdmissionMiddleware:
         self._meter.count_problem("overloaded")
         self._throttled.warning(f"requests are refused: as many {refusal.what} allows")
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path_format", ""))
         method = _method(scope)
         self._meter.count(route=route, method=method, status=status, seconds=seconds)
@@ -201,13 +205,13 @@ class AdmissionMiddleware:
     async def _check(self, headers: Mapping[bytes, bytes], body: bytes) -> None:
         if len(body) > LARGE_BODY:
             await asyncio.to_thread(check_structure, body)
-            await self._take_turn()
+            await self._wait_for_parser()
         else:
             check_structure(body)
         if body:
             _check_type(headers, body)
 
-    async def _take_turn(self) -> None:
+    async def _wait_for_parser(self) -> None:
         """Return in an iteration of the loop of its own. What follows, up to the parser, does not wait for anything."""
         await self._parsing.acquire()
         asyncio.get_running_loop().call_soon(self._parsing.release)

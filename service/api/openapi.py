@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives from the routes, the errors as problem documents, and how keys are sent."""
+"""The OpenAPI document: what FastAPI derives from the routes, plus problem documents, security schemes and headers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TAGS = [
     {"name": "decisions", "description": "Ask for the next model to query."},
     {"name": "outcomes", "description": "Tell what came of it."},
     {"name": "references", "description": "What outputs are compared with."},
-    {"name": "log", "description": "Everything that was decided and learnt."},
+    {"name": "log", "description": "Everything that was decided and learned."},
     {"name": "operations", "description": "Is it alive, can it work?"},
 ]
 

@@ -23,12 +23,17 @@ from service.api import hints
 from service.api.access_log import REQUEST_ID
 from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME
 from service.embedders.base import EmbedderError, QueueFull
-from service.engine.learner import (
+from service.engine.errors import (
+    BanditConflictError,
+    BanditDamagedError,
+    BanditNewer,
+    BanditNotFoundError,
     DecisionCancelledError,
     DecisionConflictError,
     DecisionExpiredError,
     DecisionNotFoundError,
     DecisionWasStopError,
+    EngineError,
     EpisodeFinishedError,
     OffsetBeyondEndError,
     OpenDecisionLimitError,
@@ -37,7 +42,6 @@ from service.engine.learner import (
     ReplicaBehindError,
 )
 from service.engine.projection import LogNewer
-from service.engine.repository import BanditConflictError, BanditDamagedError, BanditNewer, BanditNotFoundError
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
 
@@ -151,7 +155,7 @@ def invalid_fields(wrong: Sequence[tuple[str, str]]) -> Problem:
 
 
 def to_problem(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
-    """The problem that a failure of an inner layer is to a client."""
+    """Map a failure of any layer to the problem that the client gets."""
     match error:
         case Problem():
             return error
@@ -234,7 +238,7 @@ def to_problem(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
 
 
 def body_error_to_problem(error: Exception) -> Problem:
-    """What a client is told whose body, read outside of the framework, was refused or could not be answered."""
+    """`to_problem` for bodies that are validated outside of the framework."""
     return validation_problem(error) if isinstance(error, ValidationError) else to_problem(error)
 
 
@@ -354,7 +358,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Answer every failure of a route with its problem document."""
 
     def answered(request: Request, problem: Problem) -> Response:
-        request.scope["nextarm.problem"] = problem.code  # for whoever counts
+        request.scope["nextarm.problem"] = problem.code  # counted by the middleware
         return problem.response()
 
     async def on_validation(request: Request, error: Exception) -> Response:
@@ -376,7 +380,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         takes = [route for route in routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
         methods = {method for route in takes for method in route.methods or ()}
         if "GET" in methods:
-            methods.add("HEAD")  # the door turns it into GET
+            methods.add("HEAD")  # the middleware turns it into GET
         allowed = ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
         if request.method == "POST" and request.url.path == "/v1/bandits":
             hint = "create a bandit with PUT /v1/bandits/{name}; GET lists them"
@@ -390,20 +394,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     app.add_exception_handler(HTTPException, on_http)
     for kind in (
         Problem,
-        BanditNotFoundError,
-        BanditConflictError,
-        BanditDamagedError,
-        DecisionNotFoundError,
-        DecisionConflictError,
-        OutcomeConflictError,
-        ReferenceConflict,
-        DecisionWasStopError,
-        EpisodeFinishedError,
-        DecisionExpiredError,
-        DecisionCancelledError,
-        OpenDecisionLimitError,
-        ReplicaBehindError,
-        OffsetBeyondEndError,
+        EngineError,
         ReferenceMissing,
         FieldError,
         EmbedderError,

@@ -429,7 +429,7 @@ class RewardSpec(_ScorerParameters):
 
     options: Metadata | None = Field(None, description=scorers.OPTIONS.doc)
     default: Reward | None = Field(
-        None, description="Reward that is learnt when no outcome came in `timeout_s`; null = the decision just expires."
+        None, description="Reward that is learned when no outcome came in `timeout_s`; null = the decision just expires."
     )
     timeout_s: Annotated[FiniteFloat, Field(gt=0, le=1e9)] | None = Field(
         None, description="Seconds after which an open decision expires; null = the server's default."
@@ -589,7 +589,7 @@ class DecisionBody(Body):
     id: Id | None = Field(
         None, description="Your own id, for idempotent retries: the same id and body again is the same decision."
     )
-    dry_run: bool = Field(False, description="Answer without logging: nothing is ever learnt from it.")
+    dry_run: bool = Field(False, description="Answer without logging: nothing is ever learned from it.")
 
     @field_validator("arms")
     @classmethod

@@ -64,7 +64,7 @@ class DecisionState(DecisionAnswer):
     """A decision with what became of it."""
 
     state: Literal["open", "observed", "expired", "cancelled"] = Field(description="A stop counts as observed.")
-    reward: float | None = Field(description="What was learnt; null while open, and where nothing was learnt.")
+    reward: float | None = Field(description="What was learned; null while open, and where nothing was learned.")
     cost: float | None = Field(description="What the call cost; null without an outcome.")
     decided_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
     closed_at: str | None = Field(description="RFC 3339, UTC; null while open.")
@@ -80,9 +80,9 @@ class OutcomeAnswer(Answer):
     """The receipt of an outcome."""
 
     decision: str = Field(description="Id of the decision.", examples=["request-1"])
-    reward: float | None = Field(description="The reward that was learnt.", examples=[0.83])
+    reward: float | None = Field(description="The reward that was learned.", examples=[0.83])
     offset: int = Field(description="The outcome's place in the log.", examples=[3])
-    duplicate: bool = Field(description="This outcome was learnt before; it was not learnt again.")
+    duplicate: bool = Field(description="This outcome was learned before; it was not learned again.")
     next: DecisionAnswer | None = Field(
         description="With `next`: the following decision; null where the episode is over, or no arm is active."
     )
@@ -104,7 +104,7 @@ class ReferenceAnswer(Answer):
 class DigestAnswer(Answer):
     """The folded state at an offset."""
 
-    offset: int = Field(description="What is learnt up to here.", examples=[4711])
+    offset: int = Field(description="What is learned up to here.", examples=[4711])
     sha256: str = Field(description="Of the packed state.", pattern="^[0-9a-f]{64}$")
 
 
@@ -118,7 +118,7 @@ class ArmAnswer(BaseModel):
     metadata: dict[str, Any] = Field(description="As it was posted.")
     active: bool = Field(description="False: retired, it is no longer chosen.")
     pulls: int = Field(description="Decisions for it.")
-    outcomes: int = Field(description="Outcomes learnt.")
+    outcomes: int = Field(description="Outcomes learned.")
     pending: int = Field(description="Decisions without an outcome yet.")
     mean_reward: float | None = Field(description="Of the outcomes that carried a reward; null before the first of them.")
     total_cost: float = Field(description="Of all outcomes.")
@@ -128,7 +128,7 @@ class ArmAnswer(BaseModel):
 class ArmReceipt(ArmAnswer):
     """An arm after a change."""
 
-    offset: int = Field(description="What is learnt up to here.")
+    offset: int = Field(description="What is learned up to here.")
 
 
 class EmbedderAnswer(Answer):
@@ -180,12 +180,12 @@ class RewardAnswer(_ScorerParameters):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Of a scorer of another package; left out where none were given."
     )
-    default: float | None = Field(description="Learnt when no outcome came in time; null = nothing is.")
+    default: float | None = Field(description="Learned when no outcome came in time; null = nothing is.")
     timeout_s: float = Field(description="Seconds after which an open decision expires.", examples=[86400.0])
 
 
 class BanditAnswer(Answer):
-    """Configuration and what was learnt."""
+    """Configuration and what was learned."""
 
     name: str = Field(description="Its name.", examples=["demo"])
     created_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
@@ -195,14 +195,14 @@ class BanditAnswer(Answer):
     output: EmbedderAnswer | None = Field(description="Null: the bandit takes no outputs.")
     reward: RewardAnswer = Field(description="Where rewards come from.")
     seed: int = Field(description="Of random frequencies and draws.")
-    offset: int = Field(description="What is learnt up to here.")
+    offset: int = Field(description="What is learned up to here.")
     decisions: int = Field(description="Decisions ever.")
     open: int = Field(description="Decisions without an outcome yet.")
     references: int = Field(description="Reference samples ever.")
     notices: list[str] = Field(
         description="What you should know of this bandit: what is seen, and the fix. Empty where all is well.", examples=[[]]
     )
-    report: dict[str, Any] = Field(description="What was learnt, in the policy's own terms.")
+    report: dict[str, Any] = Field(description="What was learned, in the policy's own terms.")
 
 
 class BanditName(Answer):

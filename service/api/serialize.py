@@ -1,4 +1,4 @@
-"""How bandits, decisions and receipts look in JSON."""
+"""Serializers of responses: bandits, arms, decisions and receipts as JSON values."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def closed_json(closing: Recorded | None, *, stop: bool) -> dict[str, Any]:
     return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at)}
 
 
-def receipt_json(kept: Recorded, *, following: dict[str, Any] | None) -> dict[str, Any]:
+def receipt_json(recorded: Recorded, *, following: dict[str, Any] | None) -> dict[str, Any]:
     """The receipt of an outcome."""
-    event: Observed = kept.event
+    event: Observed = recorded.event
     return {
         "decision": event.id,
         "reward": event.reward,
-        "offset": kept.offset,
-        "duplicate": kept.is_duplicate,
+        "offset": recorded.offset,
+        "duplicate": recorded.is_duplicate,
         "next": following,
     }
 
@@ -129,7 +129,7 @@ def _embedder_json(created: Created, part: Literal["prompt", "output"]) -> dict[
 
 
 async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str, Any]:
-    """Configuration and what was learnt. of_embedders: notices."""
+    """A bandit with its configuration, arms and report. of_embedders: notices about its embedders."""
     created = learner.created
     report = await learner.report()
     per_arm = [*report.pop("arms"), *({} for _ in learner.arms)]  # an arm that came just now has no report yet
@@ -137,7 +137,7 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
     asked = created.request.get("reward", {})
     scorer: dict[str, Any] = {"override": True} if asked.get("override") else {}
     scorer |= {name: value for name in SCORER_FIELDS if (value := asked.get(name)) is not None}
-    arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # the ledger's words win
+    arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # fields of the ledger win
     return {
         "name": created.bandit,
         "created_at": time_text(created.at),

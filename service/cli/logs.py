@@ -1,4 +1,4 @@
-"""What the command line does with a store without a server: digest, export, back up. A running server is not disturbed."""
+"""Commands on a store without a server: digest, export, back up. A running server is not disturbed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def export(settings: Settings, bandit: str, out: BinaryIO, *, quiet: bool)
 
 
 def check_free(destination: Path, *, force: bool) -> None:
-    """`StorageUnavailable` where a file would be overwritten without `force`."""
+    """`StorageUnavailableError` where a file would be overwritten without `force`."""
     if not force and (destination.exists() or destination.is_symlink()):
         raise StorageUnavailableError(f"{destination} exists; name another file, or give --force to replace it")
 

@@ -1,4 +1,4 @@
-"""`nextarm migrate`: every log of one store, event by event, into another; both sides must end at the same digest.
+"""`nextarm migrate`: copies every log of one store, event by event, into another; both must end at the same digest.
 
     source --read, in order--> derive each entry's key --append--> destination     the same offsets, or it stops
                                                                      then: replay both from the first event, compare
@@ -31,7 +31,7 @@ class CannotMigrate(StorageError):
 
 
 class Migrated(NamedTuple):
-    """One bandit, there as here. sha256: of the state after `events` events, replayed from either store."""
+    """One migrated bandit. sha256: of the state after `events` events, replayed from either store."""
 
     bandit: str
     events: int

@@ -1,4 +1,4 @@
-"""Run the server: refuse what is unsafe, open the store, serve until told to stop, close cleanly."""
+"""`nextarm serve`: refuses unsafe settings, opens the store, serves until a signal, closes cleanly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(settings: Settings) -> None:
-    """`InvalidSettings` where strangers could reach a server that asks nobody for a key."""
+    """`InvalidSettings` if a server without keys could be reached from other machines."""
     if parse_keys(settings.api_keys) or settings.allow_anonymous or is_loopback(settings.host):
         return
     raise InvalidSettings(

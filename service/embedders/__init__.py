@@ -1,1 +1,1 @@
-"""Embedders: from a text that a client sends to the float32 vector that a policy sees; and the queue in front of them."""
+"""Embedders: turn text and images into the float32 vectors that policies use; and the queue in front of them."""

@@ -1,4 +1,4 @@
-"""The promise of an embedder, what is known of it before it is loaded, and how it fails.
+"""The embedder protocol, the specification of an embedder that is not loaded yet, and the errors.
 
     registry.spec(identity) --> Spec --load()--> Embedder --embed(texts) ---------------> (n, dim) float32
        nothing is imported        torch, weights      |     read(file) -> embed_images --> (n, dim) float32
@@ -36,7 +36,7 @@ Vector = npt.NDArray[np.float32]
 """(dim,) one embedding, or (n, dim) one per row."""
 
 Pixels = npt.NDArray[np.float32]
-"""(3, side, side) a picture as one embedder takes it: resized, cropped, normalised."""
+"""(3, side, side) a picture as one embedder takes it: resized, cropped, normalized."""
 
 Content = str | bytes
 """A text, or an image file."""
@@ -267,7 +267,7 @@ class Spec:
         return f"{weights} {self.revision}".rstrip()
 
     def load(self) -> Embedder:
-        """The embedder, ready to use. Blocks (seconds). Raises `EmbedderUnavailable` for whatever stands in its way."""
+        """The embedder, ready to use. Blocks (seconds). Raises `EmbedderUnavailable` if it cannot be loaded."""
         self.check_available()
         try:
             return self.loader(self)

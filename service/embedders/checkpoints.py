@@ -1,4 +1,4 @@
-"""Which CLIP is meant, and where it lies: names from a request become an identity, and an identity a file on this machine.
+"""CLIP checkpoints: a model and checkpoint named by a request become an identity, and an identity a file on this machine.
 
     {"model": "ViT-B-32", "checkpoint": "laion2b_s34b_b79k"}  -->  open-clip/ViT-B-32/laion2b_s34b_b79k  -->  a file in the cache
     {"model": "ViT-B-32", "checkpoint": "mine.safetensors"}   -->  open-clip/ViT-B-32/mine.safetensors   -->  NEXTARM_MODELS
@@ -11,7 +11,7 @@ operator's: a CLIP that does not know the words of a prompt still gives numbers,
 never paths: a name with a slash or a leading dot is refused, and what a symbolic link inside the folder points at is the
 operator's own doing.
 
-Nothing here imports open_clip: the dimension stands in its configuration files, which are read as they lie.
+Nothing here imports open_clip: the dimension is read from its configuration files.
 """
 
 from __future__ import annotations

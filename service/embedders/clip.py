@@ -1,7 +1,7 @@
-"""CLIP by open_clip: texts and images as vectors of length one, whose cosines say how well they match. The one door to it.
+"""CLIP by open_clip: texts and images as unit vectors, whose cosines say how well they match. The only import of open_clip.
 
     text  --tokens--> text tower --> scaled to length one                    similarity = text . image
-    image --RGB, shorter side to `size`, centre, normalised--> image tower --> scaled to length one
+    image --RGB, shorter side to `size`, center, normalized--> image tower --> scaled to length one
 
 Source: Radford et al. 2021 (arXiv 2103.00020), sec. 2; open_clip (github.com/mlfoundations/open_clip, MIT).
 """

@@ -1,4 +1,4 @@
-"""Base64 as clients write it: wrapped in lines, unpadded, in the URL-safe alphabet. What it stands for is the same."""
+"""Decoding of base64 in every form that clients send: wrapped in lines, unpadded, or in the URL-safe alphabet."""
 
 from __future__ import annotations
 

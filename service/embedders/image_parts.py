@@ -1,4 +1,4 @@
-"""The parts of a PNG, JPEG or WebP file that make its picture: found by walking the format's own segments, nothing is decoded.
+"""The segments of a PNG, JPEG or WebP file that make its picture, found by walking the format without decoding.
 
     file --walk--> Parts: format, width, height, and the bytes that a decoder needs
 

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0: an image as 1,280 features, or as the probabilities of ImageNet's 1,000 classes.
 
-    image --RGB, shorter side to 256, centre 224 x 224, (pixel - 127) / 128--> convolutions --mean over places--> (1280,) >= 0
+    image --RGB, shorter side to 256, center 224 x 224, (pixel - 127) / 128--> convolutions --mean over places--> (1280,) >= 0
                                                                                             '--linear, softmax--> (1000,)
 
 Features for Frechet and kernel distances, probabilities for the Inception score (no Inception-v3 ships its weights in a package).
@@ -22,7 +22,7 @@ from service.embedders import images
 from service.embedders.base import Pixels, Spec, Vector
 
 SIDE = 224
-RESIZED = 256  # 224 of 256, the centre crop of ImageNet's evaluation
+RESIZED = 256  # 224 of 256, the center crop of ImageNet's evaluation
 FEATURES = 1_280
 CLASSES = 1_000
 PER_PASS = 8  # 224 x 224 activations of more pictures fall out of the cache of the core

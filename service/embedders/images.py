@@ -1,4 +1,4 @@
-"""Images from strangers: what a file claims is read from its first bytes; only then, and one at a time, is it decoded.
+"""Images from untrusted clients: the header is checked from the first bytes; only then, and one at a time, is a file decoded.
 
     base64 --> bytes --check--> (format, width, height): limits, truncation and animation, milliseconds, no decoder involved
                  |
@@ -79,7 +79,7 @@ def from_base64(text: str, limits: Limits) -> bytes:
 
 
 def disguised(text: str) -> str:
-    """What a text is that stands for an image: its base64, a `data:` URL or the URL of a file; "" for any other text.
+    """What a text is that seems to represent an image: its base64, a `data:` URL or the URL of a file; "" for any other text.
 
     >>> disguised("iVBORw0KGgoAAAANSUhEUgAAACAAAAAg"), disguised("a red circle")
     ('the base64 of an image', '')

@@ -1,14 +1,14 @@
-"""The line in front of the embedders: every distinct content is embedded once, what waits together shares one forward pass.
+"""The queue in front of the embedders: every distinct content is embedded once, and contents that wait share a forward pass.
 
-    embed(name, text) --> cache? --> already waiting or running? --> waiting line --up to 32--> worker thread --> cache
+    embed(name, text) --> cache? --> already waiting or running? --> waiting lane --up to 32--> worker thread --> cache
                             |                |                          | full                    (one per embedder,
                             v                v                          v                          loads at first use)
                          answer      wait for that one              QueueFull
 
 Natural batching: a free worker takes what waits at the end of the current turn of the event loop, and never waits for more, so a
 lonely content is not delayed. Everything but hashing and reading images and the forward pass runs in the event loop, which is
-why there is no lock. Contents are kept while they wait and nowhere else: the cache knows them by their sha256 alone, and neither
-logs nor failures repeat them. `name` is an identity of the registry: whoever wants the same model shares its line and its cache.
+why there is no lock. Contents are kept only while they wait: the cache has their sha256 alone, and neither
+logs nor failures repeat them. `name` is an identity of the registry: requests for the same model share its lane and its cache.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ HASHED_APART = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of one embedder since the start. cached: contents answered from the cache.  shared: contents that joined one that waited or
-    ran.  cut, unknown: texts read in part, and with words that it does not know; the cache answers without counting again.
-    passes: turns of the worker.  embedded: contents in them.  texts: of these, the texts.  refused: requests that met a full
-    line.  waiting: now.
+    """Counters of one embedder since the start.
+
+    cached: contents answered from the cache.  shared: contents that joined one that waited or ran.  cut, unknown: texts read in
+    part, and with words that it does not know; the cache answers without counting again.  passes: turns of the worker.
+    embedded: contents in them.  texts: of these, the texts.  refused: requests that found the queue full.  waiting: now.
     """
 
     cached: int
@@ -58,7 +59,7 @@ class Counts:
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """A content on its way. waiters: requests that want it; with none left it leaves the line."""
+    """A content that waits or is being embedded. waiters: requests that want it; with none left it leaves the lane."""
 
     content: Content
     vector: asyncio.Future[Vector]
@@ -68,7 +69,7 @@ class _Pending:
 
 @dataclass(eq=False, kw_only=True)
 class _EmbedderLane:
-    """The contents in front of one embedder; nothing here is touched by its thread."""
+    """The contents waiting for one embedder, or in its forward pass; its thread touches nothing here."""
 
     worker: Worker
     thread: ThreadPoolExecutor
@@ -94,7 +95,7 @@ class EmbeddingQueue:
     find:          identity -> what is known of the embedder; raises `UnknownEmbedder`. Called once per identity.
     cache_entries: vectors kept, the least recently used goes first (384 numbers are 1.5 KiB). 0 = none.
     waiting_limit: contents that may wait per embedder; the default holds the largest batch of decisions. A request that finds
-                   nobody waiting is never refused, however many it brings: it could not succeed later either.
+                   the lane empty is never refused, however many it brings: it could not succeed later either.
     waiting_bytes: the same in bytes: a thousand pictures of ten megabytes are too much to keep.
     batch:         contents per forward pass.
     """
@@ -116,7 +117,7 @@ class EmbeddingQueue:
         self._waiting_bytes = waiting_bytes
         self._batch = batch
         self._cache: OrderedDict[bytes, Vector] = OrderedDict()
-        self._lines: dict[str, _EmbedderLane] = {}
+        self._lanes: dict[str, _EmbedderLane] = {}
         self._closed = False
 
     async def embed(self, name: str, content: Content) -> Vector:
@@ -128,164 +129,164 @@ class EmbeddingQueue:
 
     async def embed_many(self, name: str, contents: Sequence[Content], *, keep: Keep = "start") -> Vector:
         """(n, dim) one row per content, in order. keep: what is read of longer texts. Raises as `embed`, `InvalidContent` with
-        the position of the first that is. Either every content is admitted to the line, or none is.
+        the position of the first that is. Either every content is admitted, or none is.
         """
         vectors = await self._vectors(name, contents, keep=keep)
-        return np.stack(vectors) if vectors else np.empty((0, self._line(name).worker.spec.dim or 0), dtype=np.float32)
+        return np.stack(vectors) if vectors else np.empty((0, self._lane(name).worker.spec.dim or 0), dtype=np.float32)
 
     async def warm(self, name: str) -> str:
         """Load the embedder ahead of its first content; the answer is its version. Raises as `embed`."""
-        line = self._line(name)
+        lane = self._lane(name)
         version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        line.warmup_waiters.append(version)
-        self._wake(line)
+        lane.warmup_waiters.append(version)
+        self._wake(lane)
         return await version
 
     def prefetch(self, name: str) -> None:
         """Begin to load the embedder and do not wait for it; a failure is logged, and met again by the first content. Raises
         `UnknownEmbedder`, and `EmbedderUnavailable` where that is known without loading.
         """
-        line = self._line(name)
+        lane = self._lane(name)
         version: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         version.add_done_callback(_consume_exception)
-        line.warmup_waiters.append(version)
-        self._wake(line)
+        lane.warmup_waiters.append(version)
+        self._wake(lane)
 
     def warming(self) -> list[str]:
         """The embedders that are being loaded now."""
-        return sorted(name for name, line in self._lines.items() if line.warmup_waiters)
+        return sorted(name for name, lane in self._lanes.items() if lane.warmup_waiters)
 
     def counts(self) -> dict[str, Counts]:
         """Per embedder that was used."""
         return {
             name: Counts(
-                cached=line.cached,
-                shared=line.shared,
-                passes=line.passes,
-                embedded=line.embedded,
-                refused=line.refused,
-                waiting=len(line.waiting),
-                cut=line.cut,
-                unknown=line.unknown,
-                texts=line.texts,
+                cached=lane.cached,
+                shared=lane.shared,
+                passes=lane.passes,
+                embedded=lane.embedded,
+                refused=lane.refused,
+                waiting=len(lane.waiting),
+                cut=lane.cut,
+                unknown=lane.unknown,
+                texts=lane.texts,
             )
-            for name, line in self._lines.items()
+            for name, lane in self._lanes.items()
         }
 
     def close(self) -> None:
         """Fail what waits with `QueueClosed`, at once. A forward pass that runs cannot be stopped; its thread ends with it."""
         self._closed = True
-        for line in self._lines.values():
-            line.thread.shutdown(wait=False)
-            _fail([wanted.vector for wanted in (*line.running.values(), *line.waiting.values())], QueueClosed())
-            _fail(line.warmup_waiters, QueueClosed())
-            line.running, line.waiting, line.warmup_waiters = {}, {}, []
+        for lane in self._lanes.values():
+            lane.thread.shutdown(wait=False)
+            _fail([pending.vector for pending in (*lane.running.values(), *lane.waiting.values())], QueueClosed())
+            _fail(lane.warmup_waiters, QueueClosed())
+            lane.running, lane.waiting, lane.warmup_waiters = {}, {}, []
 
     # -- one request ---------------------------------------------------------------------------------------------------------
 
     async def _vectors(self, name: str, contents: Sequence[Content], *, keep: Keep = "start") -> list[Vector]:
         """The cache's own arrays, one per content."""
-        line = self._line(name)
-        keys = await _keys(line.worker.spec, contents, keep)
+        lane = self._lane(name)
+        keys = await _keys(lane.worker.spec, contents, keep)
         found: dict[bytes, Vector] = {}
         absent: dict[bytes, Content] = {}
         for key, content in zip(keys, contents, strict=True):
-            vector = self._recall(key)
+            vector = self._cached(key)
             if vector is None:
                 absent[key] = content
             else:
                 found[key] = vector
-        line.cached += sum(key in found for key in keys)
+        lane.cached += sum(key in found for key in keys)
         if absent:
-            joined = self._join(line, absent, keep)
+            joined = self._join(lane, absent, keep)
             try:
-                await asyncio.wait([wanted.vector for wanted in joined.values()], return_when=asyncio.FIRST_EXCEPTION)
+                await asyncio.wait([pending.vector for pending in joined.values()], return_when=asyncio.FIRST_EXCEPTION)
             finally:
-                _release_waiters(line, joined)
+                _release_waiters(lane, joined)
             found |= _results(joined, keys)
         return [found[key] for key in keys]
 
-    def _join(self, line: _EmbedderLane, contents: Mapping[bytes, Content], keep: Keep) -> dict[bytes, _Pending]:
-        """Stand in line for these contents, with those who want the same."""
+    def _join(self, lane: _EmbedderLane, contents: Mapping[bytes, Content], keep: Keep) -> dict[bytes, _Pending]:
+        """Enqueue these contents, sharing those that other requests wait for already."""
         if self._closed:  # meanwhile: hashing may have taken a while
             raise QueueClosed
-        new = [key for key in contents if key not in line.running and key not in line.waiting]
-        if new and line.waiting and self._is_full(line, [contents[key] for key in new]):
-            line.refused += 1
-            seconds = max(1, math.ceil(len(line.waiting) * line.seconds_each))
-            raise QueueFull(line.worker.spec.name, waiting=len(line.waiting), retry_after_s=seconds)
+        new = [key for key in contents if key not in lane.running and key not in lane.waiting]
+        if new and lane.waiting and self._is_full(lane, [contents[key] for key in new]):
+            lane.refused += 1
+            seconds = max(1, math.ceil(len(lane.waiting) * lane.seconds_each))
+            raise QueueFull(lane.worker.spec.name, waiting=len(lane.waiting), retry_after_s=seconds)
         loop = asyncio.get_running_loop()
         for key in new:
             vector: asyncio.Future[Vector] = loop.create_future()
             vector.add_done_callback(_consume_exception)
-            line.waiting[key] = _Pending(contents[key], vector, keep)
-        line.shared += len(contents) - len(new)
-        joined = {key: line.running.get(key) or line.waiting[key] for key in contents}
-        for wanted in joined.values():
-            wanted.waiters += 1
-        self._wake(line)
+            lane.waiting[key] = _Pending(contents[key], vector, keep)
+        lane.shared += len(contents) - len(new)
+        joined = {key: lane.running.get(key) or lane.waiting[key] for key in contents}
+        for pending in joined.values():
+            pending.waiters += 1
+        self._wake(lane)
         return joined
 
-    def _is_full(self, line: _EmbedderLane, more: list[Content]) -> bool:
-        if len(line.waiting) + len(more) > self._waiting_limit:
+    def _is_full(self, lane: _EmbedderLane, more: list[Content]) -> bool:
+        if len(lane.waiting) + len(more) > self._waiting_limit:
             return True
-        waiting = (wanted.content for wanted in line.waiting.values())
+        waiting = (pending.content for pending in lane.waiting.values())
         return sum(map(len, (*waiting, *more))) > self._waiting_bytes
 
-    def _line(self, name: str) -> _EmbedderLane:
+    def _lane(self, name: str) -> _EmbedderLane:
         if self._closed:
             raise QueueClosed
-        if name not in self._lines:
+        if name not in self._lanes:
             known = self._find(name)
             if not (known.takes_text or known.takes_images):
                 raise InvalidContent(f'the embedder {name!r} reads no text; send {{"vector": [...]}}')
             thread = ThreadPoolExecutor(1, thread_name_prefix=f"embed-{name}")
-            self._lines[name] = _EmbedderLane(worker=Worker(known), thread=thread)
-        return self._lines[name]
+            self._lanes[name] = _EmbedderLane(worker=Worker(known), thread=thread)
+        return self._lanes[name]
 
     # -- one forward pass ----------------------------------------------------------------------------------------------------
 
-    def _wake(self, line: _EmbedderLane) -> None:
-        """Start the worker at the end of this turn of the event loop: whoever asks in the same turn shares the pass."""
-        if not line.is_scheduled and line.job is None:
-            line.is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._start, line)
+    def _wake(self, lane: _EmbedderLane) -> None:
+        """Start the worker at the end of this iteration of the event loop: requests of the same iteration share the pass."""
+        if not lane.is_scheduled and lane.job is None:
+            lane.is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start, lane)
 
-    def _start(self, line: _EmbedderLane) -> None:
-        line.is_scheduled = False
-        if not (line.waiting or line.warmup_waiters):  # whoever asked went away, or the queue was closed
+    def _start(self, lane: _EmbedderLane) -> None:
+        lane.is_scheduled = False
+        if not (lane.waiting or lane.warmup_waiters):  # the requests were cancelled, or the queue was closed
             return
-        line.running = dict(islice(line.waiting.items(), self._batch))
-        for key in line.running:
-            del line.waiting[key]
-        contents = [wanted.content for wanted in line.running.values()]
-        keeps = [wanted.keep for wanted in line.running.values()]
-        line.job = asyncio.get_running_loop().run_in_executor(line.thread, line.worker.run, contents, keeps)
-        line.job.add_done_callback(partial(self._finish, line))
+        lane.running = dict(islice(lane.waiting.items(), self._batch))
+        for key in lane.running:
+            del lane.waiting[key]
+        contents = [pending.content for pending in lane.running.values()]
+        keeps = [pending.keep for pending in lane.running.values()]
+        lane.job = asyncio.get_running_loop().run_in_executor(lane.thread, lane.worker.run, contents, keeps)
+        lane.job.add_done_callback(partial(self._finish, lane))
 
-    def _finish(self, line: _EmbedderLane, job: asyncio.Future[Done]) -> None:
-        done, ran, line.running, line.job = job.result(), line.running, {}, None
+    def _finish(self, lane: _EmbedderLane, job: asyncio.Future[Done]) -> None:
+        done, ran, lane.running, lane.job = job.result(), lane.running, {}, None
         if isinstance(done.rows, EmbedderError):
             log.warning("a batch of %d contents failed: %s", len(ran), done.rows)
-            _fail([wanted.vector for wanted in ran.values()], done.rows)
+            _fail([pending.vector for pending in ran.values()], done.rows)
         elif ran:
-            line.passes += 1
-            line.embedded += len(ran)
-            line.texts += sum(isinstance(wanted.content, str) for wanted in ran.values())
-            line.seconds_each = done.seconds / len(ran)
-            line.cut, line.unknown = done.cut, done.unknown
-            for (key, wanted), row in zip(ran.items(), done.rows, strict=True):
+            lane.passes += 1
+            lane.embedded += len(ran)
+            lane.texts += sum(isinstance(pending.content, str) for pending in ran.values())
+            lane.seconds_each = done.seconds / len(ran)
+            lane.cut, lane.unknown = done.cut, done.unknown
+            for (key, pending), row in zip(ran.items(), done.rows, strict=True):
                 if isinstance(row, EmbedderError):
-                    _fail([wanted.vector], row)
+                    _fail([pending.vector], row)
                     continue
                 vector = row.copy()  # a view would keep the whole batch in memory
-                self._remember(key, vector)
-                wanted.vector.set_result(vector)
-        self._warmed(line, done)
-        self._start(line)
+                self._cache_vector(key, vector)
+                pending.vector.set_result(vector)
+        self._finish_warmup(lane, done)
+        self._start(lane)
 
-    def _warmed(self, line: _EmbedderLane, done: Done) -> None:
-        warming, line.warmup_waiters = line.warmup_waiters, []
+    def _finish_warmup(self, lane: _EmbedderLane, done: Done) -> None:
+        warming, lane.warmup_waiters = lane.warmup_waiters, []
         if done.version:
             for version in warming:
                 if not version.done():
@@ -295,13 +296,13 @@ class EmbeddingQueue:
 
     # -- the cache -----------------------------------------------------------------------------------------------------------
 
-    def _recall(self, key: bytes) -> Vector | None:
+    def _cached(self, key: bytes) -> Vector | None:
         vector = self._cache.get(key)
         if vector is not None:
             self._cache.move_to_end(key)
         return vector
 
-    def _remember(self, key: bytes, vector: Vector) -> None:
+    def _cache_vector(self, key: bytes, vector: Vector) -> None:
         self._cache[key] = vector
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
@@ -330,27 +331,27 @@ def _key(spec: Spec, content: Content, keep: Keep, *, position: int) -> bytes:
     return hashlib.sha256(f"{spec.name}\0text {keep}\0".encode() + encoded).digest()
 
 
-def _release_waiters(line: _EmbedderLane, joined: Mapping[bytes, _Pending]) -> None:
-    """End the wait of one request; contents that nobody else wants leave the line."""
-    for key, wanted in joined.items():
-        wanted.waiters -= 1
-        if not wanted.waiters and line.waiting.get(key) is wanted:
-            del line.waiting[key]
+def _release_waiters(lane: _EmbedderLane, joined: Mapping[bytes, _Pending]) -> None:
+    """End the wait of one request; contents that no other request wants leave the lane."""
+    for key, pending in joined.items():
+        pending.waiters -= 1
+        if not pending.waiters and lane.waiting.get(key) is pending:
+            del lane.waiting[key]
 
 
 def _results(joined: Mapping[bytes, _Pending], keys: Sequence[bytes]) -> dict[bytes, Vector]:
     """The vectors, or the failure of the first content that has one."""
-    for key, wanted in joined.items():
-        failure = wanted.vector.exception() if wanted.vector.done() else None
-        if isinstance(failure, InvalidContent):  # shared by whoever posted the same; where it stands differs
+    for key, pending in joined.items():
+        failure = pending.vector.exception() if pending.vector.done() else None
+        if isinstance(failure, InvalidContent):  # shared by requests that posted the same content at other positions
             raise InvalidContent(str(failure), position=keys.index(key))
         if failure is not None:
             raise failure
-    return {key: wanted.vector.result() for key, wanted in joined.items()}
+    return {key: pending.vector.result() for key, pending in joined.items()}
 
 
 def _consume_exception(future: asyncio.Future[Any]) -> None:
-    """Mark a failure as heard: where every waiter went away, there is nobody left to tell."""
+    """Retrieve the exception, so that asyncio does not report it when every waiter was cancelled."""
     if not future.cancelled():
         future.exception()
 

@@ -1,4 +1,4 @@
-"""Every embedder that can be named: one line each. Importing this file imports neither torch nor tokenizers nor weights."""
+"""The registry of embedders, one entry each. Importing this file imports neither torch nor tokenizers nor weights."""
 
 from __future__ import annotations
 

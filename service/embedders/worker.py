@@ -1,4 +1,4 @@
-"""What happens in the one thread of an embedder: load at first use, read, embed, check; a failure is an answer like any other."""
+"""The worker thread of one embedder: loads it at first use, reads, embeds and checks; failures are returned as values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ Row = Vector | EmbedderError
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """version: of the embedder, "" if it could not be loaded.  rows: one per content, or the failure of all of them.
+    """The result of one forward pass.
+
+    version: of the embedder, "" if it could not be loaded.  rows: one per content, or the failure of all of them.
     seconds: of reading and embedding, without loading.  cut, unknown: texts since the start, see `base.Tally`.
     """
 

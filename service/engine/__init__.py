@@ -1,1 +1,1 @@
-"""Bandits at work: the log, what is projected from it, decisions and outcomes. No web framework below this line."""
+"""The engine: a bandit's log, its projection, decisions and outcomes. No web framework at or below this layer."""

@@ -1,6 +1,6 @@
-"""Requests that wait together are worked on together, and none waits for more to come.
+"""Micro-batching: requests that are waiting are processed together, and none waits for more to arrive.
 
-join ──> waiting line ──> work(everything that waits, up to the limit) ──> results, in order
+submit ──> waiting line ──> work(everything that waits, up to the limit) ──> results, in order
                           (what arrives meanwhile is the next batch)
 """
 
@@ -17,8 +17,10 @@ Result = TypeVar("Result")
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """See the module. work: a result or a failure per item; what it raises is the failure of all. A request that is cancelled
-    while it waits is left out; once it is worked on, it is worked on to the end.
+    """Batches items without a timer: while one batch is processed, what arrives becomes the next.
+
+    work: returns a result or an exception per item; an exception it raises is the result of all.  limit: items per batch.
+    An item whose future is cancelled while it waits is skipped; once its batch has started, it is processed to the end.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._busy = False
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Its result, some time."""
+        """Enqueue an item; the future of its result."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if not self._busy:
@@ -60,7 +62,7 @@ class MicroBatcher(Generic[Item, Result]):
 
 
 def _settle(future: asyncio.Future[Result], result: Result | Exception) -> None:
-    if future.done():  # the request is gone
+    if future.done():  # its request was cancelled
         return
     if isinstance(result, Exception):
         future.set_exception(result)

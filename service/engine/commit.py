@@ -1,6 +1,6 @@
-"""Events into a bandit's log: first the store, then what is known, then the answer.
+"""Commits events to a bandit's log: append to the store, fold into the projection, then acknowledge.
 
-keep   encode ──> Storage.append_all ──> Projection.catch_up ──> receipts
+commit   encode ──> Storage.append_all ──> Projection.catch_up ──> receipts
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from service.storage.base import (
 
 
 class LogCommitter:
-    """See the module."""
+    """The write path of one bandit: an event is acknowledged only after it is in the log and, as a rule, in the projection."""
 
-    def __init__(self, storage: Storage, log: Log, folding: Projection, background: TaskGroup) -> None:
+    def __init__(self, storage: Storage, log: Log, projection: Projection, background: TaskGroup) -> None:
         self._storage = storage
         self._log = log
-        self._folding = folding
+        self._projection = projection
         self._background = background
 
     async def commit(self, entries: Sequence[tuple[str, AnyEvent]], durability: Durability) -> list[Receipt | StorageError]:
-        """Accept each (key, event) unless its key is taken, and learn them; where folding is slow, decisions do not wait for it.
-        A failure of all is raised, that of one is its result. Must not be cancelled.
+        """Append each (key, event) unless its key is taken, and fold what was appended.
+
+        Returns: per entry a receipt, or the failure of that entry alone. Raises: a failure that concerns all of them.
+        Must not be cancelled (`TaskGroup.run_shielded`).
         """
         encoded = [(key, events.encode(event)) for key, event in entries]
         try:
@@ -53,38 +55,39 @@ class LogCommitter:
             last = max(last, receipt.offset if isinstance(receipt, Receipt) else 0)
         if not last:
             return receipts
-        if self._folding.is_slow and all(isinstance(event, Decided) for _, event in entries):
+        # A decision need not be folded before it is answered: it is tracked as in flight, so it counts as pending already.
+        if self._projection.is_slow and all(isinstance(event, Decided) for _, event in entries):
             self._background.spawn(self._fold_later(last, known))
         else:
-            await self._folding.catch_up(last, known=known)
-            await self._folding.wait_until_current()
+            await self._projection.catch_up(last, known=known)
+            await self._projection.wait_until_current()
         return receipts
 
     def _drop_refused(self, refused: Iterable[AnyEvent]) -> None:
         for event in refused:
             if isinstance(event, Decided):
-                self._folding.drop_in_flight(event.id)
+                self._projection.drop_in_flight(event.id)
 
     async def append_one(self, key: str, event: AnyEvent, *, expected: int) -> Receipt:
-        """Accept one event at the end that the caller knows, or `StorageConflict`; nothing is folded."""
-        self._folding.check_sound()
+        """Append one event at offset `expected` + 1, else raise `StorageConflictError`; nothing is folded."""
+        self._projection.check_sound()
         with self._flagging_truncation():
             return await self._storage.append(self._log, key, events.encode(event), Durability.POWER, expected=expected)
 
     @contextlib.contextmanager
     def _flagging_truncation(self) -> Iterator[None]:
-        """A log that turns out to have lost its end is learnt anew; one that is damaged as a whole stops its bandit."""
+        """Record in the projection that the log was truncated (it must be reloaded) or is damaged (the bandit stops)."""
         try:
             yield
         except LogTruncatedError as error:
-            self._folding.log_truncated = error
+            self._projection.log_truncated = error
             raise
         except LogDamaged as error:
-            self._folding.stop(error)
+            self._projection.stop(error)
             raise
 
     async def _append(self, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt | StorageError]:
-        self._folding.check_sound()
+        self._projection.check_sound()
         try:
             with self._flagging_truncation():
                 return [*await self._storage.append_all(self._log, entries, durability)]
@@ -94,7 +97,7 @@ class LogCommitter:
             return [await self._alone(key, payload, durability) for key, payload in entries]
 
     async def _alone(self, key: str, payload: bytes, durability: Durability) -> Receipt | StorageError:
-        """One of several, of which another cannot be accepted; this one may have been accepted with it."""
+        """Append one entry of a batch that failed. The batch may have appended it: the same bytes under its key are its own."""
         try:
             receipt = await self._storage.append(self._log, key, payload, durability)
         except StorageError as error:
@@ -102,5 +105,5 @@ class LogCommitter:
         return Receipt(receipt.offset) if receipt.first == payload else receipt
 
     async def _fold_later(self, offset: int, known: Mapping[bytes, AnyEvent]) -> None:
-        with contextlib.suppress(StorageError):  # whoever needs it tries again, and is told
-            await self._folding.catch_up(offset, known=known)
+        with contextlib.suppress(StorageError):  # the next request folds again, and reports the failure
+            await self._projection.catch_up(offset, known=known)

@@ -2,7 +2,7 @@
 
     created . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
 
-What stands in the log is what `GET .../log` streams, byte for byte. An event says what happened and nothing that follows from it.
+`GET .../log` streams the log's bytes, byte for byte. An event says what happened and nothing that follows from it.
 JSON and not safetensors, because then the log, the export and the stream are one format, and any tool can read it.
 """
 
@@ -197,7 +197,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
 
 
 class Expired(Event, frozen=True, kw_only=True, tag="expired"):
-    """No outcome came in time. With a reward it is learnt as that; without one the decision is just gone."""
+    """No outcome came in time. With a reward it is learned as that; without one the decision is just gone."""
 
     id: str
     reward: float | None
@@ -207,7 +207,7 @@ class Expired(Event, frozen=True, kw_only=True, tag="expired"):
 
 
 class Cancelled(Event, frozen=True, kw_only=True, tag="cancelled"):
-    """The client withdrew the decision; nothing is learnt."""
+    """The client withdrew the decision; nothing is learned."""
 
     id: str
 
@@ -270,7 +270,7 @@ def decided_key(decision: str) -> str:
 
 
 def closed_key(decision: str) -> str:
-    """Under this key a log holds at most one of observed, expired, cancelled: whoever comes first closes the decision."""
+    """Under this key a log holds at most one of observed, expired, cancelled: the first closes the decision."""
     return f"{decision}/closed"
 
 

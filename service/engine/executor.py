@@ -1,4 +1,4 @@
-"""Where work runs: in the event loop while it is quick, else in a worker thread; and what goes on with nobody waiting for it."""
+"""Executors of the engine: work runs inline while it is quick, else in a worker thread; and a group of background tasks."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ DECAY, SLOW_DECAY = 0.8, 0.98
 class AdaptiveExecutor:
     """Runs one kind of work and remembers how long it takes, so that the event loop never waits for what is known to be slow.
 
-    peak_s: CPU seconds of the slowest recent call, per unit of work. Work that was never seen is taken for slow.
-    forget: what is left of that peak after one quicker call.
-    spiky:  now and then a call takes a thousand times as long as most: all of them belong into a thread.
+    peak_s: CPU seconds of the slowest recent call, per unit of work. Unmeasured work is assumed slow.
+    decay:  what is left of that peak after one quicker call.
+    bursty: now and then a call takes a thousand times as long as most, so all of them run in a thread.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor | None = None, *, forget: float = DECAY, spiky: bool = False) -> None:
+    def __init__(self, pool: ThreadPoolExecutor | None = None, *, decay: float = DECAY, bursty: bool = False) -> None:
         self.peak_s = 1.25 * THREAD_ABOVE_S
-        self.bursty = spiky
-        self._forget = forget
+        self.bursty = bursty
+        self._decay = decay
         self._pool = pool
 
     def is_slow(self, units: int = 1) -> bool:
-        """Whether so much of it belongs into a thread."""
+        """Whether this many units of work belong in a thread."""
         return self.bursty or self.peak_s * units > THREAD_ABOVE_S
 
     async def run(self, work: Callable[P, T], *values: P.args, units: int = 1) -> T:  # type: ignore[valid-type]
-        """The result. units: how much work this call is, for an estimate of the next."""
+        """Run it inline or in a thread. units: how much work this call is, for the estimate of the next."""
         if self.is_slow(units):
             result, seconds = await asyncio.get_running_loop().run_in_executor(self._pool, _timed, work, *values)
         else:
             result, seconds = _timed(work, *values)
-        self.peak_s = max(seconds / max(units, 1), self._forget * self.peak_s)
+        self.peak_s = max(seconds / max(units, 1), self._decay * self.peak_s)
         return result
 
 
 def _timed(work: Callable[..., T], *values: Any) -> tuple[T, float]:
-    """The result, and what it cost: time of this very thread, so that neither a busy machine nor the hand-over to a worker thread
-    is taken for mathematics (which would keep it in the worker thread for ever).
+    """The result and its CPU seconds: time of the calling thread, so that neither a busy machine nor the hand-over to a worker
+    counts as work (which would keep the work in the worker for ever).
     """
     started = time.thread_time()
     return work(*values), time.thread_time() - started
 
 
 def _lower_priority() -> None:
-    """Let requests go before this thread, where the system has priorities per thread."""
+    """Run the calling thread below request threads, where the system has priorities per thread."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, 0, 10)  # on Linux 0 is the calling thread
 
@@ -69,21 +69,21 @@ BACKGROUND_POOL = ThreadPoolExecutor(
 
 
 class TaskGroup:
-    """Work that goes on although the request that began it may be gone."""
+    """Background tasks that outlive the request that started them."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin it. Whoever wants its result awaits it through `asyncio.shield`."""
+        """Start a task. Await its result through `asyncio.shield` only."""
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
     async def run_shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result; where the request is cancelled meanwhile, the work goes on: what is in the log is learnt, and no fold is
-        left half done.
+        """Await the result; if the caller is cancelled the work goes on: what is in the log is folded, and no fold is left half
+        done.
         """
         return await asyncio.shield(self.spawn(work))
 

@@ -1,10 +1,10 @@
-"""One bandit at work: requests become decisions and outcomes in the log; what the log says is learnt in folding.py.
+"""The learner of one bandit: turns requests into decisions and outcomes in its log.
 
-    decide   wait together ──> Ledger.context ──> policy.weights ──> draw ──> append Decided ──> fold ──> answer
-    observe  append Observed (first come closes the decision) ──> fold ──> receipt
+    decide   micro-batch ──> Ledger.context ──> policy.weights ──> draw ──> append Decided ──> fold ──> answer
+    observe  append Observed (the first closes the decision) ──> fold ──> receipt
 
-A decision is made on the newest state that is ready and waits for no mathematics but its own; where folding is slow its answer
-does not wait for that either.
+A decision uses the newest prepared version of the projection and waits for no computation but its own; where folding is slow,
+its answer does not wait for that either.
 """
 
 from __future__ import annotations
@@ -21,12 +21,24 @@ import msgspec
 from bandits import draw
 from bandits import state as states
 from bandits.errors import BanditError, InvalidContext
-from bandits.gpu import mirror as placement
+from bandits.gpu import mirror
 from bandits.hyperparameters import declared
 from bandits.types import Context, NoReference, Policy, State, Weights, empty
 from service.engine import events
 from service.engine.batcher import MicroBatcher
 from service.engine.commit import LogCommitter
+from service.engine.errors import (
+    DecisionCancelledError,
+    DecisionConflictError,
+    DecisionExpiredError,
+    DecisionNotFoundError,
+    DecisionWasStopError,
+    OffsetBeyondEndError,
+    OpenDecisionLimitError,
+    OutcomeConflictError,
+    ReferenceConflict,
+    ReplicaBehindError,
+)
 from service.engine.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
 from service.engine.executor import AdaptiveExecutor, TaskGroup
 from service.engine.ledger import ArmRecord, InconsistentEventError, KnownReference, Ledger, OpenDecision, View
@@ -43,49 +55,13 @@ from service.storage.base import (
 )
 
 RECORD_TRIES = 100
-"""An event that depends on what was learnt is checked again after every event that came in between."""
+"""Attempts of a conditional append: the event is checked again after every event that came in between."""
 MICRO_BATCH = 32
-"""Requests that wait together are scored together, up to this many: between two batches their pending widths are applied."""
+"""Decisions scored together, at most: between two batches they are added as pending."""
 ENOUGH_REWARDS = 100
 """From here on the range of a bandit's rewards says something about their scale."""
 SMALL_SHARE = 0.05
-"""Of the scale that a policy is set for: rewards that span less of it drown in its optimism."""
-
-
-class DecisionNotFoundError(Exception):
-    """No decision has this id."""
-
-
-class DecisionConflictError(Exception):
-    """The id stands for another request already."""
-
-
-class ReferenceConflict(Exception):
-    """The id stands for other reference material already."""
-
-
-class OutcomeConflictError(Exception):
-    """The decision has another outcome already."""
-
-
-class DecisionExpiredError(Exception):
-    """The decision expired before its outcome came."""
-
-
-class DecisionCancelledError(Exception):
-    """The decision was cancelled before its outcome came."""
-
-
-class DecisionWasStopError(Exception):
-    """The decision was a stop; no arm was played."""
-
-
-class EpisodeFinishedError(Exception):
-    """No further attempt can be made in this episode."""
-
-
-class OpenDecisionLimitError(Exception):
-    """More decisions are open than the bandit keeps."""
+"""Of the scale that a policy is set for: rewards that span less of it are drowned by its optimism."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,24 +88,8 @@ class OutcomeReport:
     body: str = ""
 
 
-class ReplicaBehindError(Exception):
-    """An offset that this process has not learnt in time. offset: the one that was wanted.  reached: the one that was."""
-
-    def __init__(self, offset: int, reached: int) -> None:
-        super().__init__(f"offset {offset} is not learnt here yet, {reached} is; try again, or ask another replica")
-        self.offset = offset
-        self.reached = reached
-
-
-class OffsetBeyondEndError(Exception):
-    """An offset behind the end of the log, which no receipt can have named."""
-
-    def __init__(self, offset: int, end: int) -> None:
-        super().__init__(f"the log ends at offset {end}; {offset} is in no receipt of this bandit")
-
-
 class Recorded(NamedTuple):
-    """An event of the log with its offset; repeated = it stood there before this request."""
+    """An event of the log with its offset. is_duplicate: it was in the log before this request."""
 
     event: Any
     offset: int
@@ -137,7 +97,11 @@ class Recorded(NamedTuple):
 
 
 class Learner:
-    """See the module."""
+    """One bandit in one process: decides, accepts outcomes, and answers what its projection holds.
+
+    clock: the time of events.  snapshot_every: events between two snapshots, 0 = none.  max_open: decisions open at a time.
+    device: where decisions may be scored, as `Settings.where` names it.
+    """
 
     def __init__(
         self,
@@ -146,32 +110,32 @@ class Learner:
         created: Created,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        snapshot_every: int = 10_000,  # events between two snapshots; 0 = none
+        snapshot_every: int = 10_000,
         max_open: int = 100_000,
-        device: str = "cpu",  # where decisions may be scored, as `Settings.where` names it
+        device: str = "cpu",
     ) -> None:
         self.log = log
         self.created = created
         self.policy = policy_of(created)
-        self.repeated = 0  # requests that were answered with what stood in the log already
+        self.duplicates = 0  # requests answered with an event that was in the log already
         self._storage = storage
         self._clock = clock
         self._max_open = max_open
         self._background = TaskGroup()
-        self._folding = Projection(
+        self._projection = Projection(
             storage,
             log,
             created,
             self._background,
             policy=self.policy,
             snapshot_every=snapshot_every,
-            placement=placement.of(self.policy, device=device, batch=MICRO_BATCH),
+            mirror=mirror.of(self.policy, device=device, batch=MICRO_BATCH),
         )
-        self._keeping = LogCommitter(storage, log, self._folding, self._background)
-        self._deciding = MicroBatcher(self._decide_batch, limit=MICRO_BATCH, background=self._background)
-        self._observing = MicroBatcher(self._observe_batch, limit=READ_BATCH, background=self._background)
-        self._recording = asyncio.Lock()
-        self._weigh_pace, self._report_pace = AdaptiveExecutor(), AdaptiveExecutor()
+        self._committer = LogCommitter(storage, log, self._projection, self._background)
+        self._decision_batcher = MicroBatcher(self._decide_batch, limit=MICRO_BATCH, background=self._background)
+        self._outcome_batcher = MicroBatcher(self._observe_batch, limit=READ_BATCH, background=self._background)
+        self._record_lock = asyncio.Lock()
+        self._score_executor, self._report_executor = AdaptiveExecutor(), AdaptiveExecutor()
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
@@ -185,7 +149,7 @@ class Learner:
         each: Callable[[int], object] = lambda offset: None,
         **options: Any,
     ) -> Learner:
-        """From the newest snapshot that can be read, and the log after it. Damage stops this bandit and no other.
+        """The learner of a log, from its newest usable snapshot and the entries behind it. Damage stops this bandit only.
 
         until: the last offset to fold; None = all.  each: called with the offset after every batch (progress bars).
         """
@@ -196,26 +160,27 @@ class Learner:
         if not isinstance(created, Created):
             raise StorageDamagedError(f"log {log.name!r}, offset 1", "the first entry does not create a bandit")
         learner = Learner(storage, log, created, **options)
-        await learner._folding.load(use_snapshots=use_snapshots, until=until, each=each)
+        await learner._projection.load(use_snapshots=use_snapshots, until=until, each=each)
         return learner
 
     async def close(self) -> None:
-        """Finish what was begun and leave a snapshot behind, so that the next start is quick."""
-        await self._folding.close()
+        """Wait for background work and write a snapshot, so that the next start is quick."""
+        await self._projection.close()
 
     async def catch_up(self, at_least: int = 0) -> None:
-        """Learn whatever the log holds by now; with `at_least`, return as soon as that offset is learnt."""
-        await self._background.run_shielded(self._folding.catch_up(at_least))
-        await self._folding.wait_until_current()
+        """Fold the log to its end; with `at_least`, return as soon as that offset is folded."""
+        await self._background.run_shielded(self._projection.catch_up(at_least))
+        await self._projection.wait_until_current()
 
     async def refresh(self) -> None:
-        """`catch_up` where other processes write to the log, too; where none does, everything is learnt already."""
+        """`catch_up` if other processes write to the log, too; else everything is folded already."""
         if self._storage.shared:
             await self.catch_up()
 
     async def wait_for_offset(self, offset: int, *, timeout_s: float) -> None:
-        """Wait until decisions know everything up to this offset; `Behind` where that takes longer than `timeout_s`,
-        `NoSuchOffset` where the log does not hold it.
+        """Wait until decisions are made from at least this offset.
+
+        Raises `ReplicaBehindError` after `timeout_s`, `OffsetBeyondEndError` if the log ends before the offset.
         """
         if offset > self.offset and offset > (end := await self._storage.end(self.log)):
             raise OffsetBeyondEndError(offset, end)
@@ -225,66 +190,66 @@ class Learner:
                     end = await self._storage.wait(self.log, after=self.offset, timeout_s=timeout_s)
                     if end > self.offset:
                         await self.catch_up(min(end, offset))
-                await self._folding.wait_until_prepared()
+                await self._projection.wait_until_prepared()
         except TimeoutError:
             raise ReplicaBehindError(offset, self.offset) from None
 
     async def snapshot(self) -> None:
-        """Write a snapshot of what is learnt by now."""
-        await self._folding.snapshot()
+        """Write a snapshot at the committed offset."""
+        await self._projection.snapshot()
 
     # -- what is known -------------------------------------------------------------------------------------------------------
 
     def stop(self, damage: StorageDamagedError) -> None:
-        """Answer nothing but this damage from now on."""
-        self._folding.stop(damage)
+        """Refuse every request with this damage from now on."""
+        self._projection.stop(damage)
 
     @property
     def damage(self) -> str:
-        """Why this bandit answers nothing any more; "" while it is well."""
-        return "" if self._folding.damaged is None else str(self._folding.damaged)
+        """Why this bandit refuses every request; "" while it is sound."""
+        return "" if self._projection.damaged is None else str(self._projection.damaged)
 
     @property
     def is_newer(self) -> bool:
-        """Whether this bandit answers nothing any more because a newer version of nextarm wrote into its log."""
-        return isinstance(self._folding.damaged, LogNewer)
+        """Whether this bandit refuses every request because a newer version of nextarm wrote into its log."""
+        return isinstance(self._projection.damaged, LogNewer)
 
     @property
     def log_truncated(self) -> str:
-        """Why everything must be learnt anew; "" while what was learnt is what the log holds."""
-        return "" if self._folding.log_truncated is None else str(self._folding.log_truncated)
+        """Why the log must be loaded again; "" while the projection matches it."""
+        return "" if self._projection.log_truncated is None else str(self._projection.log_truncated)
 
     @property
     def preparation_lag(self) -> int:
-        """Events that were learnt and that decisions do not know yet."""
-        return self.offset - self._folding.scoring.offset
+        """Events that are folded but not yet used for scoring."""
+        return self.offset - self._projection.scoring.offset
 
     @property
     def ledger(self) -> Ledger:
         """Arms, open decisions and episodes; ahead of `offset` while a fold is under way."""
-        return self._folding.ledger
+        return self._projection.ledger
 
     @property
     def state(self) -> State:
-        """What was learnt up to `offset`."""
-        return self._folding.committed.state
+        """The state folded up to `offset`."""
+        return self._projection.committed.state
 
     @property
     def offset(self) -> int:
-        """The offset up to which everything is learnt."""
-        return self._folding.committed.offset
+        """The offset up to which the log is folded."""
+        return self._projection.committed.offset
 
     @property
     def arms(self) -> tuple[ArmRecord, ...]:
         """The arms as of `offset`, as many as `state` has."""
-        return self._folding.committed.arms
+        return self._projection.committed.arms
 
     async def report(self) -> dict[str, Any]:
-        """What the policy tells of the newest state that decisions use."""
-        return await self._report_pace.run(self.policy.report, self._folding.scoring.state)
+        """The policy's report of the state that decisions use."""
+        return await self._report_executor.run(self.policy.report, self._projection.scoring.state)
 
     async def notices(self) -> list[str]:
-        """What its owner should know: plain sentences that say what is seen, and the fix. Empty where all is well."""
+        """Sentences for the owner of the bandit: what is wrong, and the fix. Empty where nothing is."""
         return [*self._notices_of_rewards(), *await self._notices_of_arms()]
 
     def _notices_of_rewards(self) -> list[str]:
@@ -316,8 +281,8 @@ class Learner:
         ]
 
     async def _notices_of_arms(self) -> list[str]:
-        state, _, arms = self._folding.scoring
-        lost = await self._report_pace.run(self.policy.arms_without_estimate, state)
+        state, _, arms = self._projection.scoring
+        lost = await self._report_executor.run(self.policy.arms_without_estimate, state)
         return [
             f"The numbers of arm {arms[index].name!r} are not finite any more, so it has no score and is not chosen; where no "
             "arm has one, all are equally likely. Its log holds numbers too large for these hyperparameters: "
@@ -340,153 +305,158 @@ class Learner:
         return not isinstance(self.policy.init_reference(), NoReference)
 
     async def entries(self, *, after: int, limit: int) -> list[tuple[int, bytes]]:
-        """(offset, event as it was written) of the log; for streaming it."""
+        """(offset, payload) of up to `limit` log entries behind `after`."""
         if limit <= 0:
             return []
         return [(entry.offset, entry.payload) for entry in await self._storage.read(self.log, after=after, limit=limit)]
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state)."""
-        state, offset, _ = self._folding.committed
+        state, offset, _ = self._projection.committed
         return offset, states.digest(self.policy, state)
 
     # -- deciding ----------------------------------------------------------------------------------------------------------
 
-    async def decide(self, ask: DecisionRequest) -> Recorded:
+    async def decide(self, request: DecisionRequest) -> Recorded:
         """Choose an arm and log it. The same id again is the same decision."""
-        return await self.submit_decision(ask)
+        return await self.submit_decision(request)
 
-    def submit_decision(self, ask: DecisionRequest) -> asyncio.Future[Recorded]:
-        """`decide`, for callers with several: it stands in the line when this returns."""
-        self._folding.check_sound()
+    def submit_decision(self, request: DecisionRequest) -> asyncio.Future[Recorded]:
+        """`decide` for callers with several requests: it is enqueued when this returns."""
+        self._projection.check_sound()
         if len(self.ledger.open) >= self._max_open:
             raise OpenDecisionLimitError(f"{self._max_open} decisions are open")
-        return self._deciding.submit(ask)
+        return self._decision_batcher.submit(request)
 
     async def find_decision(self, decision_id: str, body: str) -> Recorded | None:
         """The decision that has this id already, if any."""
         entry = await self._storage.find(self.log, events.decided_key(decision_id))
-        return None if entry is None else self._same_decision(Receipt(entry.offset, entry.payload), body)
+        return None if entry is None else self._duplicate_decision(Receipt(entry.offset, entry.payload), body)
 
-    def _same_decision(self, receipt: Receipt, body: str) -> Recorded:
+    def _duplicate_decision(self, receipt: Receipt, body: str) -> Recorded:
         assert receipt.first is not None
         first = events.decode(receipt.first)
         assert isinstance(first, Decided)
         if first.body != body:
             raise DecisionConflictError(first.id)
-        self.repeated += 1
+        self.duplicates += 1
         return Recorded(first, receipt.offset, True)
 
-    async def preview(self, ask: DecisionRequest) -> Decided:
-        """What would be decided now; nothing is logged, and for no other decision is it pending."""
-        (found,) = await self._choose([ask])
+    async def preview(self, request: DecisionRequest) -> Decided:
+        """The decision that would be made now; it is neither logged nor pending."""
+        (found,) = await self._choose([request])
         if isinstance(found, Exception):
             raise found
         return found
 
-    async def _decide_batch(self, asks: Sequence[DecisionRequest]) -> list[Recorded | Exception]:
-        """Score what waited, in the order in which it came; log it; learn of it."""
-        known = {ask.id: await self._find_duplicate(ask) for ask in asks if self._folding.is_known(ask.id)}
-        new = [ask for ask in asks if ask.id not in known]
-        chosen = await self._choose_isolating_failures(new) if new else []
-        made = [one for one in chosen if isinstance(one, Decided)]
-        for decided in made:
-            self._folding.track_in_flight(decided)
-        entries = [(events.decided_key(decided.id), decided) for decided in made]
-        receipts = iter(await self._keeping.commit(entries, Durability.PROCESS) if entries else [])
-        answers = iter(
-            [
-                self._to_result(one, next(receipts), ask) if isinstance(one, Decided) else one
-                for ask, one in zip(new, chosen, strict=True)
-            ]
-        )
-        return [known[ask.id] if ask.id in known else next(answers) for ask in asks]
+    async def _decide_batch(self, requests: Sequence[DecisionRequest]) -> list[Recorded | Exception]:
+        """Decide a micro-batch in order of arrival: find repeated ids, score and draw the rest, commit what was drawn."""
+        results: dict[int, Recorded | Exception] = {}  # by place in the batch, since an id can be there twice
+        for place, request in enumerate(requests):
+            if self._projection.is_known(request.id):
+                results[place] = await self._find_duplicate(request)
+        new = [place for place in range(len(requests)) if place not in results]
+        chosen = await self._choose_isolating_failures([requests[place] for place in new]) if new else []
+        made: list[tuple[int, Decided]] = []
+        for place, one in zip(new, chosen, strict=True):
+            if isinstance(one, Decided):
+                self._projection.track_in_flight(one)
+                made.append((place, one))
+            else:
+                results[place] = one
+        entries = [(events.decided_key(decided.id), decided) for _, decided in made]
+        receipts = await self._committer.commit(entries, Durability.PROCESS) if entries else []
+        for (place, decided), receipt in zip(made, receipts, strict=True):
+            results[place] = self._to_result(decided, receipt, requests[place])
+        return [results[place] for place in range(len(requests))]
 
-    async def _find_duplicate(self, ask: DecisionRequest) -> Recorded | Exception:
+    async def _find_duplicate(self, request: DecisionRequest) -> Recorded | Exception:
         try:
-            # without an entry it is open, and so old that it was trimmed
-            return await self.find_decision(ask.id, ask.body) or DecisionConflictError(ask.id)
+            # without an entry: it is open, but so old that its entry was trimmed
+            return await self.find_decision(request.id, request.body) or DecisionConflictError(request.id)
         except (StorageError, DecisionConflictError) as error:
             return error
 
-    def _to_result(self, decided: Decided, receipt: Receipt | StorageError, ask: DecisionRequest) -> Recorded | Exception:
+    def _to_result(self, decided: Decided, receipt: Receipt | StorageError, request: DecisionRequest) -> Recorded | Exception:
         if isinstance(receipt, StorageError):
             return receipt
         if receipt.first is None:
             return Recorded(decided, receipt.offset, False)
         try:
-            return self._same_decision(receipt, ask.body)
+            return self._duplicate_decision(receipt, request.body)
         except DecisionConflictError as error:
             return error
 
-    async def _choose_isolating_failures(self, asks: Sequence[DecisionRequest]) -> Sequence[Decided | Exception]:
-        """Together; where that fails, one by one: it is the fault of one of them, and harms no other."""
+    async def _choose_isolating_failures(self, requests: Sequence[DecisionRequest]) -> Sequence[Decided | Exception]:
+        """Choose for all together; if that fails, one by one, so that the failure is the result of its cause alone."""
         try:
-            return await self._choose(asks)
+            return await self._choose(requests)
         except Exception as error:
-            if len(asks) == 1:
+            if len(requests) == 1:
                 return [error]
         found: list[Decided | Exception] = []
-        for ask in asks:
-            (one,) = await self._choose_isolating_failures([ask])
+        for request in requests:
+            (one,) = await self._choose_isolating_failures([request])
             if isinstance(one, Decided):
-                self._folding.track_in_flight(one)  # pending for those after it
+                self._projection.track_in_flight(one)  # pending for those after it
             found.append(one)
         return found
 
-    async def _choose(self, asks: Sequence[DecisionRequest]) -> list[Decided | Exception]:
-        """In order: what was chosen for one is pending for those after it. A failure that is one's own is its result."""
-        if any(arm >= len(self._folding.scoring.arms) for ask in asks for arm in ask.allowed):  # an arm is being added
+    async def _choose(self, requests: Sequence[DecisionRequest]) -> list[Decided | Exception]:
+        """Choose in order: each choice is pending for the requests after it. A request without a usable arm fails alone."""
+        if any(
+            arm >= len(self._projection.scoring.arms) for request in requests for arm in request.allowed
+        ):  # an arm is being added
             await self.refresh()
-            await self._folding.wait_until_prepared()
-        state, _, arms = self._folding.scored()  # one moment for all of it, whatever is folded meanwhile
-        view = View.of(arms, self._folding.in_flight())
+            await self._projection.wait_until_prepared()
+        state, _, arms = self._projection.with_in_flight()  # one version for all, whatever is folded meanwhile
+        view = View.of(arms, self._projection.in_flight())
         found: dict[int, Decided | Exception] = {}
         places, contexts = [], []
-        for place, ask in enumerate(asks):
+        for place, request in enumerate(requests):
             try:
-                contexts.append(self._context(ask, view))
+                contexts.append(self._context(request, view))
                 places.append(place)
             except InvalidContext as error:
                 found[place] = error
         if contexts:
-            turns = _Turns([asks[place] for place in places], contexts, self._draw)
-            weights = await self._weigh(state, turns)
+            batch = _DecisionBatch([requests[place] for place in places], contexts, self._draw)
+            weights = await self._score(state, batch)
             rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
             now = self._clock()
             present = view.present()
             shown = msgspec.UNSET if len(present) == len(arms) else present
             for i, place in enumerate(places):
                 scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
-                found[place] = self._decision(turns, i, rows[i], scores, present=shown, now=now)
-        return [found[place] for place in range(len(asks))]
+                found[place] = self._to_event(batch, i, rows[i], scores, present=shown, now=now)
+        return [found[place] for place in range(len(requests))]
 
-    def _context(self, ask: DecisionRequest, view: View) -> Context:
-        features = events.vector_tensor(ask.features) if ask.features else empty()
-        return self.ledger.context(view, features=features, allowed=ask.allowed, episode=ask.episode)
+    def _context(self, request: DecisionRequest, view: View) -> Context:
+        features = events.vector_tensor(request.features) if request.features else empty()
+        return self.ledger.context(view, features=features, allowed=request.allowed, episode=request.episode)
 
-    async def _weigh(self, state: State, turns: _Turns) -> Weights:
-        """Policies with a quick rule for one alone need not know of any order."""
+    async def _score(self, state: State, batch: _DecisionBatch) -> Weights:
+        """The weights of a batch. A single request skips `weights_in_order`: there is no order to respect."""
 
         def work() -> Weights:
-            if len(turns.contexts) > 1:
-                return self.policy.weights_in_order(state, turns.contexts, turns.choose)
-            weights = self.policy.weights(state, turns.contexts)
-            turns.choose(0, weights.values[0].tolist())
+            if len(batch.contexts) > 1:
+                return self.policy.weights_in_order(state, batch.contexts, batch.choose)
+            weights = self.policy.weights(state, batch.contexts)
+            batch.choose(0, weights.values[0].tolist())
             return weights
 
-        if not self.policy.is_prepared(state, turns.contexts):
+        if not self.policy.is_prepared(state, batch.contexts):
             return await asyncio.to_thread(work)
-        return await self._weigh_pace.run(work, units=len(turns.contexts))
+        return await self._score_executor.run(work, units=len(batch.contexts))
 
-    def _draw(self, ask: DecisionRequest, context: Context, row: Sequence[float]) -> draw.Draw:
+    def _draw(self, request: DecisionRequest, context: Context, row: Sequence[float]) -> draw.Draw:
         """row: (K,) the weights."""
         _check_distribution(row, context, self.policy)
-        return draw.draw(row, f"{self.log.name}/{self.created.seed}/{ask.id}")
+        return draw.draw(row, f"{self.log.name}/{self.created.seed}/{request.id}")
 
-    def _decision(
+    def _to_event(
         self,
-        turns: _Turns,
+        batch: _DecisionBatch,
         place: int,
         row: list[float],
         scores: dict[str, list[float | None]],
@@ -495,21 +465,21 @@ class Learner:
         now: datetime,
     ) -> Decided:
         """row: (K,) the weights."""
-        ask, context, (arm, propensity) = turns.asks[place], turns.contexts[place], turns.drawn[place]
-        episode = self.ledger.episodes.get(ask.episode)
+        request, context, (arm, propensity) = batch.requests[place], batch.contexts[place], batch.draws[place]
+        episode = self.ledger.episodes.get(request.episode)
         return Decided(
             at=now,
-            id=ask.id,
+            id=request.id,
             arm=arm,
             propensity=propensity,
             weights=row,
             scores=scores,
             allowed=[k for k, is_allowed in enumerate(context.allowed) if is_allowed],
             price=0.0 if arm < 0 else context.prices[arm],
-            features=ask.features,
-            episode=ask.episode or ask.id,
-            attempt=1 + turns.earlier(place) + (0 if episode is None else episode.made),
-            body=ask.body,
+            features=request.features,
+            episode=request.episode or request.id,
+            attempt=1 + batch.earlier(place) + (0 if episode is None else episode.made),
+            body=request.body,
             present=present,
         )
 
@@ -520,24 +490,24 @@ class Learner:
         return await self.submit_outcome(decision_id, outcome)
 
     def submit_outcome(self, decision_id: str, outcome: OutcomeReport) -> asyncio.Future[Recorded]:
-        """`observe`, for callers with several: it stands in the line when this returns."""
-        return self._observing.submit((decision_id, outcome))
+        """`observe` for callers with several outcomes: it is enqueued when this returns."""
+        return self._outcome_batcher.submit((decision_id, outcome))
 
     async def _observe_batch(self, outcomes: Sequence[tuple[str, OutcomeReport]]) -> list[Recorded | Exception]:
-        """One flush serves all of them."""
-        opened = await self._opened([decision_id for decision_id, _ in outcomes])
+        """Accept a micro-batch of outcomes with one flush."""
+        opened = await self._still_open([decision_id for decision_id, _ in outcomes])
         made = [
-            None if decision is None else self._observed(decision, outcome)
+            None if decision is None else self._to_observed(decision, outcome)
             for decision, (_, outcome) in zip(opened, outcomes, strict=True)
         ]
         entries = [(events.closed_key(event.id), event) for event in made if event is not None]
-        receipts = iter(await self._keeping.commit(entries, Durability.POWER) if entries else [])
+        receipts = iter(await self._committer.commit(entries, Durability.POWER) if entries else [])
         return [
             await self._outcome_result(event, None if event is None else next(receipts), decision_id, outcome)
             for event, (decision_id, outcome) in zip(made, outcomes, strict=True)
         ]
 
-    def _observed(self, decision: OpenDecision, outcome: OutcomeReport) -> Observed:
+    def _to_observed(self, decision: OpenDecision, outcome: OutcomeReport) -> Observed:
         arm = decision.arm if outcome.arm is None else outcome.arm
         overridden = arm != decision.arm
         price = self.ledger.arms[arm].price if overridden else decision.price
@@ -562,10 +532,10 @@ class Learner:
             return receipt
         try:
             if event is None or receipt is None:
-                closing = await self._closing(decision_id)
-                return self._same_outcome(closing.event, closing.offset, outcome.body)
+                closing = await self._closing_event(decision_id)
+                return self._duplicate_outcome(closing.event, closing.offset, outcome.body)
             if receipt.first is not None:
-                return self._same_outcome(events.decode(receipt.first), receipt.offset, outcome.body)
+                return self._duplicate_outcome(events.decode(receipt.first), receipt.offset, outcome.body)
         except Exception as error:
             return error
         return Recorded(event, receipt.offset, False)
@@ -573,20 +543,20 @@ class Learner:
     async def cancel(self, decision_id: str) -> None:
         """Withdraw an open decision. Cancelling twice is cancelling once."""
         first: AnyEvent | None = None
-        if (await self._opened([decision_id]))[0] is not None:
+        if (await self._still_open([decision_id]))[0] is not None:
             (receipt,) = await self._close([Cancelled(at=self._clock(), id=decision_id)])
             if isinstance(receipt, StorageError):
                 raise receipt
             first = None if receipt.first is None else events.decode(receipt.first)
         else:
-            first = (await self._closing(decision_id)).event
+            first = (await self._closing_event(decision_id)).event
         if isinstance(first, Observed):
             raise OutcomeConflictError(decision_id)
         if isinstance(first, Expired):
             raise DecisionExpiredError(decision_id)
 
     async def expire(self) -> int:
-        """Close every decision whose time is over; how many were."""
+        """Close every overdue decision; returns how many."""
         due = self.ledger.overdue(self._clock())
         await self._expire(due)
         return len(due)
@@ -597,12 +567,12 @@ class Learner:
         if entry is None:
             raise DecisionNotFoundError(decision_id)
         decided = Recorded(events.decode(entry.payload), entry.offset, True)
-        if (await self._opened([decision_id]))[0] is not None or decided.event.arm < 0:
+        if (await self._still_open([decision_id]))[0] is not None or decided.event.arm < 0:
             return decided, None
-        return decided, await self._closing(decision_id)
+        return decided, await self._closing_event(decision_id)
 
-    async def _opened(self, decision_ids: Sequence[str]) -> list[OpenDecision | None]:
-        """Each decision if it is open and its time is not over; overdue ones are expired here and now."""
+    async def _still_open(self, decision_ids: Sequence[str]) -> list[OpenDecision | None]:
+        """Each decision if it is open and not overdue, else None; overdue ones are expired first."""
         if any(decision_id not in self.ledger.open for decision_id in decision_ids):
             await self.catch_up()
         now = self._clock()
@@ -623,9 +593,9 @@ class Learner:
 
     async def _close(self, closing: Sequence[Expired | Cancelled]) -> list[Receipt | StorageError]:
         entries = [(events.closed_key(event.id), event) for event in closing]
-        return await self._background.run_shielded(self._keeping.commit(entries, Durability.PROCESS))
+        return await self._background.run_shielded(self._committer.commit(entries, Durability.PROCESS))
 
-    async def _closing(self, decision_id: str) -> Recorded:
+    async def _closing_event(self, decision_id: str) -> Recorded:
         entry = await self._storage.find(self.log, events.closed_key(decision_id))
         if entry is not None:
             return Recorded(events.decode(entry.payload), entry.offset, True)
@@ -633,10 +603,10 @@ class Learner:
             raise DecisionWasStopError(decision_id)  # decided, never opened: it was a stop
         raise DecisionNotFoundError(decision_id)
 
-    def _same_outcome(self, first: AnyEvent, offset: int, body: str) -> Recorded:
+    def _duplicate_outcome(self, first: AnyEvent, offset: int, body: str) -> Recorded:
         match first:
             case Observed() if first.body == body:
-                self.repeated += 1
+                self.duplicates += 1
                 return Recorded(first, offset, True)
             case Observed():
                 raise OutcomeConflictError(first.id)
@@ -655,74 +625,74 @@ class Learner:
         return known
 
     async def record(self, event: AnyEvent, *, key: str, check: Callable[[], object] = lambda: None) -> Receipt:
-        """Append any other event (arms, references) and learn it.
+        """Append any other event (arms, references) and fold it.
 
-        check: raises where the event cannot follow what was learnt; called when all of it is learnt and nothing else is recorded
-        before this event, so that two requests which are fine one by one cannot spoil the log together.
+        check: raises if the event cannot follow the log. It runs with everything folded, and the append is conditional on that
+        offset, so two requests that are valid one by one cannot make the log inconsistent together.
         """
 
         async def run() -> Receipt:
-            async with self._recording:
+            async with self._record_lock:
                 for _ in range(RECORD_TRIES):
-                    await self._folding.catch_up()
+                    await self._projection.catch_up()
                     check()
                     try:
-                        receipt = await self._keeping.append_one(key, event, expected=self.offset)
+                        receipt = await self._committer.append_one(key, event, expected=self.offset)
                     except StorageConflictError:
                         continue
-                    await self._folding.catch_up(receipt.offset)
-                    await self._folding.wait_until_prepared()
+                    await self._projection.catch_up(receipt.offset)
+                    await self._projection.wait_until_prepared()
                     return receipt
                 raise StorageUnavailableError("the log grows faster than this could be checked against it; try again")
 
         return await self._background.run_shielded(run())
 
 
-class _Turns:
-    """Requests that are decided together, in order, and what was drawn for each so far.
+class _DecisionBatch:
+    """A micro-batch of requests with their contexts and the draws made so far.
 
-    A row is pending for the rows after it, and an attempt in its episode. A repeated id is drawn for like its first, and counts
-    once.
+    A drawn row is pending for the rows after it, and an attempt in its episode. A repeated id gets the draw of its first, and
+    counts once.
     """
 
     def __init__(
         self,
-        asks: Sequence[DecisionRequest],
+        requests: Sequence[DecisionRequest],
         contexts: list[Context],
-        drawing: Callable[[DecisionRequest, Context, Sequence[float]], draw.Draw],
+        draw_arm: Callable[[DecisionRequest, Context, Sequence[float]], draw.Draw],
     ) -> None:
-        self.asks = asks
+        self.requests = requests
         self.contexts = contexts
-        self.drawn: list[draw.Draw] = []
-        self._drawing = drawing
+        self.draws: list[draw.Draw] = []
+        self._draw_arm = draw_arm
 
     def choose(self, place: int, row: Sequence[float]) -> int:
         """See `bandits.types.Choose`."""
-        ask = self.asks[place]
-        self.drawn.append(self._drawing(ask, self.contexts[place], row))
-        arm = self.drawn[place].arm
-        if arm < 0 or any(earlier.id == ask.id for earlier in self.asks[:place]):
+        request = self.requests[place]
+        self.draws.append(self._draw_arm(request, self.contexts[place], row))
+        arm = self.draws[place].arm
+        if arm < 0 or any(earlier.id == request.id for earlier in self.requests[:place]):
             return draw.STOP
-        for later in range(place + 1, len(self.asks) if ask.episode else 0):
-            if self.asks[later].episode == ask.episode:
+        for later in range(place + 1, len(self.requests) if request.episode else 0):
+            if self.requests[later].episode == request.episode:
                 context = self.contexts[later]
                 made = tuple(count + (k == arm) for k, count in enumerate(context.attempts))
                 self.contexts[later] = replace(context, attempts=made)
         return arm
 
     def earlier(self, place: int) -> int:
-        """How many other decisions of its episode come before it."""
-        ask = self.asks[place]
-        return len({one.id for one in self.asks[:place] if ask.episode and one.episode == ask.episode} - {ask.id})
+        """How many other decisions of its episode come before it in the batch."""
+        request = self.requests[place]
+        return len({one.id for one in self.requests[:place] if request.episode and one.episode == request.episode} - {request.id})
 
 
 def body_digest(*parts: Any) -> str:
-    """A short fingerprint of a request's content, for telling a repeated request from another one."""
+    """A digest of a request's content: a repeated request has the same."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
 def _check_distribution(row: Sequence[float], context: Context, policy: Policy) -> None:
-    """Nothing else may reach the log: a NaN there could never be read back."""
+    """Raise unless the row is a distribution over the allowed arms: a NaN in the log could never be read back."""
     total = sum(row)
     sound = abs(total - 1.0) < 1e-9 or total == 0.0
     if not sound or min(row) < 0.0 or any(weight and not ok for weight, ok in zip(row, context.allowed, strict=True)):

@@ -1,7 +1,7 @@
 """The ledger of a bandit: what the log says about arms, open decisions and episodes. Pure: events in, effects out, no I/O.
 
-    event ──> apply ──> Effect: what the policy's state must do about it (learn, anticipate, release, a new arm, nothing)
-    request ──> context ──> Context: what the policy is told when it must choose
+    event ──> apply ──> Effect: what the policy's state must do about it (update, add or remove a pending decision, grow, nothing)
+    request ──> context ──> Context: what the policy sees when it chooses
 
 Only open decisions are kept; a closed one is found in the log by its key, so that the ledger does not grow with the rounds.
 """
@@ -44,7 +44,7 @@ KEPT_REFERENCES = 10_000
 
 
 class ArmRecord(msgspec.Struct, frozen=True):
-    """What the log says about an arm. pulls counts decisions for it, outcomes what was learnt, pending what is open.
+    """What the log says about an arm. pulls counts decisions for it, outcomes what was learned, pending what is open.
 
     Replaced, never written to: a tuple of them is a view that stays as it was.
     """
@@ -117,16 +117,16 @@ class Snapshot(msgspec.Struct):
 
 
 class View(NamedTuple):
-    """What contexts of one moment have in common, per arm. pending: with the decisions that are on their way into the log."""
+    """Per-arm values that the contexts of one batch share. pending: with the decisions in flight."""
 
     active: tuple[bool, ...]
     prices: tuple[float, ...]
     pending: tuple[int, ...]
 
     @staticmethod
-    def of(arms: Sequence[ArmRecord], reserved: Mapping[int, int]) -> View:
-        """reserved: arm index -> decisions on their way."""
-        pending = tuple(arm.pending + reserved.get(i, 0) for i, arm in enumerate(arms))
+    def of(arms: Sequence[ArmRecord], in_flight: Mapping[int, int]) -> View:
+        """in_flight: arm index -> decisions that `arms` does not count yet."""
+        pending = tuple(arm.pending + in_flight.get(i, 0) for i, arm in enumerate(arms))
         return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending)
 
     def present(self) -> list[int]:
@@ -138,7 +138,7 @@ class View(NamedTuple):
 class Learn:
     """Fold this observation."""
 
-    seen: Observation
+    observation: Observation
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class AddPending:
 
 @dataclass(frozen=True)
 class RemovePending:
-    """A pending decision will not be learnt."""
+    """A pending decision has no outcome to fold."""
 
     arm: int
     features: Tensor
@@ -177,7 +177,7 @@ class InconsistentEventError(Exception):
 
 
 class Ledger:
-    """See the module. `apply` is the only method that changes anything."""
+    """Arms, open decisions, episodes and references of one bandit. `apply` is the only method that changes anything."""
 
     def __init__(self, created: Created) -> None:
         self.created = created
@@ -213,8 +213,9 @@ class Ledger:
         return due
 
     def context(self, view: View, *, features: Tensor, allowed: Mapping[int, float | None], episode: str) -> Context:
-        """What the policy is told. allowed: arm index -> price for this decision alone (None = the arm's own); empty = every
-        active arm.
+        """The policy's context of one decision.
+
+        allowed: arm index -> price for this decision alone (None = the arm's own); empty = every active arm.
         """
         usable, prices = view.active, view.prices
         if allowed:
@@ -256,7 +257,7 @@ class Ledger:
             case Expired():
                 return self._expired(event, policy)
             case Cancelled():
-                return self._release(self._close(event.id))
+                return self._remove_pending(self._close(event.id))
             case ArmAdded():
                 if event.name in self._index:
                     raise InconsistentEventError(f"arm {event.name} was added before")
@@ -281,7 +282,7 @@ class Ledger:
         self.decided += 1
         known = self.episodes.get(event.episode)
         self.skipped += event.arm < 0 and (known is None or known.made == 0)
-        if policy.episodic or event.episode != event.id:  # else nobody can come back to this episode
+        if policy.episodic or event.episode != event.id:  # else no later request can name this episode
             episode = self._episode(event.episode)
             episode.made += 1
             episode.features = episode.features or event.features
@@ -304,7 +305,7 @@ class Ledger:
         if event.reward is not None:
             self._update(event.arm, rewards=self._arm(event.arm).rewards + 1)
         overridden = event.arm != decision.arm
-        effects = self._release(decision) if overridden else []
+        effects = self._remove_pending(decision) if overridden else []
         if overridden:  # the pull was another arm's
             self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
             self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
@@ -315,7 +316,7 @@ class Ledger:
             cost=event.cost,
             output=event.output,
             reference=event.reference,
-            anticipated=not overridden,
+            was_pending=not overridden,
         )
         effects.append(learn)
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
@@ -328,9 +329,9 @@ class Ledger:
         decision = self._close(event.id)
         self._advance(decision.episode, decision.arm, success=event.reward is not None and policy.succeeded(event.reward))
         if event.reward is None:
-            return self._release(decision)
+            return self._remove_pending(decision)
         self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
-        return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, anticipated=True)]
+        return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
 
     def _learn(
         self,
@@ -341,7 +342,7 @@ class Ledger:
         cost: float,
         output: events.Matrix = events.EMPTY,
         reference: events.Matrix = events.EMPTY,
-        anticipated: bool,
+        was_pending: bool,
     ) -> Learn:
         arm = self._arm(index)
         low, high = self.reward_range or (reward, reward)
@@ -355,7 +356,7 @@ class Ledger:
                 cost=cost,
                 output=output.tensor(),
                 reference=reference.tensor(),
-                was_pending=anticipated,
+                was_pending=was_pending,
             )
         )
 
@@ -366,8 +367,8 @@ class Ledger:
             self.references[event.id] = KnownReference(offset, self.referenced, event.body)
             if len(self.references) > KEPT_REFERENCES:
                 del self.references[next(iter(self.references))]
-        seen = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
-        return [Learn(seen)]
+        observation = Observation(arm=REFERENCE, features=event.prompts.tensor(), output=event.outputs.tensor(), moments=moments)
+        return [Learn(observation)]
 
     def _close(self, decision_id: str) -> OpenDecision:
         decision = self.open.pop(decision_id, None)
@@ -379,7 +380,7 @@ class Ledger:
             episode.open[decision.arm] -= 1
         return decision
 
-    def _release(self, decision: OpenDecision) -> list[Effect]:
+    def _remove_pending(self, decision: OpenDecision) -> list[Effect]:
         return [RemovePending(decision.arm, events.vector_tensor(decision.features))]
 
     def _arm(self, index: int) -> ArmRecord:

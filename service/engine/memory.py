@@ -1,4 +1,4 @@
-"""Memory that is freed, given back to the operating system."""
+"""Returns freed memory to the operating system."""
 
 from __future__ import annotations
 

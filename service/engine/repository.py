@@ -1,9 +1,9 @@
-"""Which bandits exist: name -> Learner. Create, load, close; nothing about any one of them.
+"""The repository of bandits: name -> Learner. Creates, loads, follows, deletes and closes them.
 
-start  ──> every log is loaded in the background, a few at a time; a request for one that is not ready yet waits for it
-sweep  ──> overdue decisions expire; a log that another program has spoilt stops its bandit
-follow ──> what other processes wrote to a shared store is learnt; bandits that they created or deleted come and go
-time   ──> of a shared store, where there is one: replicas whose clocks differ agree on what is overdue
+start  ──> every log is loaded in the background, a few at a time; a request for one that is not loaded yet waits for it
+sweep  ──> overdue decisions expire; a log that another program has damaged stops its bandit
+follow ──> what other processes wrote to a shared store is folded; bandits they created or deleted are added or dropped
+clock  ──> the time of a shared store: replicas whose clocks differ agree on what is overdue
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from uuid_utils.compat import uuid7
 
 from service.engine import events
+from service.engine.errors import BanditDamagedError, BanditNewer, BanditNotFoundError
 from service.engine.events import Created
 from service.engine.learner import Learner
 from service.engine.memory import release_memory
@@ -41,34 +42,21 @@ logger = logging.getLogger("nextarm.hosting")
 throttled = ThrottledLogger(logger)
 
 LOADING_AT_ONCE = 4
-NEWS_S = 5.0
-"""How long to wait for news before asking again; nothing depends on it."""
+CHANGES_S = 5.0
+"""How long one wait for changes lasts; nothing depends on it."""
 RETRY_S = 0.2
 """Pause after a store could not be reached."""
 TIME_S, TIME_NEAR_S = 60.0, 0.5
-"""How often the clock is set by the store's. An answer that took longer than this says too little, unless it is the first."""
+"""How often the clock is compared with the store's. An answer that took longer than the second is ignored, except the first."""
 TIME_APART_S = 5.0
-"""A difference that an operator should know of."""
-
-
-class BanditNotFoundError(Exception):
-    """No bandit has this name (for this tenant)."""
-
-
-class BanditConflictError(Exception):
-    """A bandit of this name exists with another configuration."""
-
-
-class BanditDamagedError(Exception):
-    """The log of this bandit cannot be folded; it answers nothing until an operator has looked at it."""
-
-
-class BanditNewer(BanditDamagedError):
-    """The log of this bandit was written by a newer version of nextarm; this one answers nothing of it."""
+"""A difference that is logged."""
 
 
 class BanditRepository:
-    """See the module."""
+    """Every bandit of a store, by name, with its learner.
+
+    clock: of this machine.  on_load: called with the first event of every bandit that is loaded from the store.
+    """
 
     def __init__(
         self,
@@ -80,33 +68,33 @@ class BanditRepository:
     ) -> None:
         self.storage = storage
         self._own_clock = clock
-        self._on_load = on_load  # called with every bandit that is read from the store
-        self._ahead: timedelta | None = None  # the store's clock, of ours
+        self._on_load = on_load
+        self._clock_offset: timedelta | None = None  # the store's clock minus ours
         self._settings = settings
         self._device = settings.where()
         self._learners: dict[str, Learner] = {}
-        self._unloaded: dict[str, Log] = {}  # in the store, and neither loaded nor damaged: to be tried (again)
+        self._unloaded: dict[str, Log] = {}  # in the store, neither loaded nor damaged: to be loaded
         self._loading: dict[Log, asyncio.Task[Learner]] = {}
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of creating a name or looking for it
+        self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # see `_name_lock`
         self._damaged: dict[str, BanditDamagedError] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._ends: dict[str, int] = {}  # last known ends of the logs of a shared store
+        self._known_ends: dict[str, int] = {}  # last known ends of the logs of a shared store
         self._following: dict[str, asyncio.Task[None]] = {}
-        self._few = asyncio.Semaphore(LOADING_AT_ONCE)
+        self._load_slots = asyncio.Semaphore(LOADING_AT_ONCE)
 
     async def start(self) -> None:
         """Open the storage and begin to load every bandit."""
         await self.storage.start()
-        await self._set_clock()
+        await self._read_store_clock()
         self._unloaded = {log.name: log for log in await self.storage.logs()}
         for log in self._unloaded.values():
-            self._begin_to_load(log)
+            self._start_loading(log)
         self._tasks.append(asyncio.create_task(self._sweep()))
         if self.storage.shared:
-            self._tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._keep_time())]
+            self._tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._sync_clock())]
 
     async def close(self) -> None:
-        """Stop sweeping, leave snapshots behind, close the storage."""
+        """Stop the background tasks, write snapshots, close the storage."""
         for task in [*self._tasks, *self._following.values(), *self._loading.values()]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -119,17 +107,17 @@ class BanditRepository:
         await self.storage.close()
 
     def clock(self) -> datetime:
-        """What time it is for events and deadlines: by the store's clock, where processes share one."""
-        return self._own_clock() + (self._ahead or timedelta())
+        """The time for events and deadlines: the store's, if processes share one."""
+        return self._own_clock() + (self._clock_offset or timedelta())
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
     async def create(self, created: Created) -> tuple[Learner, bool]:
         """The learner of a new bandit and True, or of the one that has the name already and False."""
-        name = _path(created.tenant, created.bandit)
+        name = _log_name(created.tenant, created.bandit)
         wanted = Log(str(uuid7()), name)
-        learner = Learner(self.storage, wanted, created, **self._options())  # what it refuses is refused before it is logged
-        async with self._turn(name):
+        learner = Learner(self.storage, wanted, created, **self._options())  # an invalid one fails before anything is logged
+        async with self._name_lock(name):
             log, receipt = await self.storage.create(wanted, events.encode(created))
             if receipt.first is None:
                 self._learners[name] = learner
@@ -143,7 +131,7 @@ class BanditRepository:
 
     async def get(self, tenant: str, bandit: str) -> Learner:
         """The learner of a bandit; waits while it is being loaded."""
-        name = _path(tenant, bandit)
+        name = _log_name(tenant, bandit)
         learner = self._learners.get(name)
         if learner is not None and learner.log_truncated:
             self._reload(name, learner)
@@ -152,7 +140,7 @@ class BanditRepository:
             await self._discover(name)
             learner = self._learners.get(name)  # it may have been created meanwhile
         if learner is None and name in self._unloaded:
-            learner = await asyncio.shield(self._begin_to_load(self._unloaded[name]))
+            learner = await asyncio.shield(self._start_loading(self._unloaded[name]))
         if name in self._damaged:
             raise type(self._damaged[name])(*self._damaged[name].args)
         if learner is None:
@@ -163,7 +151,7 @@ class BanditRepository:
 
     async def delete(self, tenant: str, bandit: str) -> None:
         """Remove the bandit and its log, whatever is open; a damaged one can be deleted too."""
-        name = _path(tenant, bandit)
+        name = _log_name(tenant, bandit)
         log = await self.storage.find_log(name)  # another process may have given the name to another log
         if log is None:
             raise BanditNotFoundError(bandit)
@@ -177,16 +165,16 @@ class BanditRepository:
     async def names(self, tenant: str) -> list[str]:
         """The bandits of a tenant, in order."""
         known = {*self._learners, *self._unloaded, *self._damaged}
-        return sorted(shown for name in known if (shown := seen_by(name, tenant)) is not None)
+        return sorted(shown for name in known if (shown := visible_name(name, tenant)) is not None)
 
     def loaded(self, tenant: str | None) -> list[tuple[str, Learner]]:
         """Names and learners of a tenant, with the tenant left out; None = of all, tenant/bandit."""
-        known = ((seen_by(name, tenant), learner) for name, learner in self._learners.items())
+        known = ((visible_name(name, tenant), learner) for name, learner in self._learners.items())
         return sorted(((name, learner) for name, learner in known if name is not None), key=itemgetter(0))
 
     def lag(self, learner: Learner) -> int:
-        """Events of its log that it has not learnt yet, as far as known."""
-        return max(0, self._ends.get(learner.log.name, 0) - learner.offset)
+        """Events of its log that it has not folded yet, as far as known."""
+        return max(0, self._known_ends.get(learner.log.name, 0) - learner.offset)
 
     def damaged(self) -> dict[str, str]:
         """Why bandits are not served until an operator looks, by the names of their logs."""
@@ -215,18 +203,18 @@ class BanditRepository:
             "device": self._device,
         }
 
-    def _begin_to_load(self, log: Log) -> asyncio.Task[Learner]:
+    def _start_loading(self, log: Log) -> asyncio.Task[Learner]:
         task = self._loading.get(log)
         if task is None:
             task = self._loading[log] = asyncio.create_task(self._load(log))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is told by `get` and `state`
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # `get` and `state` report it
         return task
 
     async def _load(self, log: Log) -> Learner:
-        """A store that cannot be read now is asked again by the next request or sweep; damage stays until an operator looks."""
+        """Load one log. If the store is unavailable, the next request or sweep tries again; damage is remembered."""
         try:
-            async with self._few:
-                learner = await self._learn(log)
+            async with self._load_slots:
+                learner = await self._load_learner(log)
         except LogNotFoundError:  # deleted meanwhile
             self._forget(log)
             raise
@@ -258,92 +246,94 @@ class BanditRepository:
         self._learners.pop(log.name, None)
         self._damaged.pop(log.name, None)
         self._unloaded[log.name] = log
-        self._begin_to_load(log)
+        self._start_loading(log)
 
     def _forget(self, log: Log) -> None:
-        """Drop what is known of a log, and nothing of another one that has its name by now."""
+        """Drop a log, but not another one that has its name by now."""
         name = log.name
         if name in self._learners and self._learners[name].log == log:
             del self._learners[name]
         if self._unloaded.get(name) == log:
             del self._unloaded[name]
 
-    def _turn(self, name: str) -> asyncio.Lock:
-        """Held from asking the store to create a log, or which log has a name, until its answer is taken in: a look between a
-        creation and its learner would load a second learner of the log, and an answer from before it would drop the first.
-        """
-        return self._turns.setdefault(name, asyncio.Lock())
+    def _name_lock(self, name: str) -> asyncio.Lock:
+        """The lock of one name, held from a call to the store about it until the result is applied here.
 
-    async def _learn(self, log: Log) -> Learner:
+        Without it a `_discover` between a creation and its learner would load a second learner of the log, and a result from
+        before the creation would drop the first.
+        """
+        return self._name_locks.setdefault(name, asyncio.Lock())
+
+    async def _load_learner(self, log: Log) -> Learner:
         await self.storage.resync(log)
         try:
             return await Learner.load(self.storage, log, **self._options())
-        except LogCompactedError:  # behind snapshots that another process wrote since these were read
+        except LogCompactedError:  # another process wrote snapshots and trimmed behind them meanwhile
             return await Learner.load(self.storage, log, **self._options())
 
     # -- other processes -----------------------------------------------------------------------------------------------------
 
-    async def _keep_time(self) -> None:
+    async def _sync_clock(self) -> None:
         while True:
             await asyncio.sleep(TIME_S)
             with contextlib.suppress(StorageUnavailableError):
-                await self._set_clock()
+                await self._read_store_clock()
 
-    async def _set_clock(self) -> None:
-        """Only differences of times are ever looked at, so that it may be set back."""
+    async def _read_store_clock(self) -> None:
+        """Estimate the offset of the store's clock. Only differences of times are used, so it may be set back."""
         before = self._own_clock()
         there = await self.storage.time()
         took = self._own_clock() - before
-        if there is None or (self._ahead is not None and took.total_seconds() > TIME_NEAR_S):
+        if there is None or (self._clock_offset is not None and took.total_seconds() > TIME_NEAR_S):
             return
-        ahead = there - before - took / 2
-        if abs(ahead - (self._ahead or timedelta())).total_seconds() > TIME_APART_S:
-            logger.warning("this clock and the store's differ; the store's counts", extra={"ahead_s": ahead.total_seconds()})
-        self._ahead = ahead
+        offset = there - before - took / 2
+        if abs(offset - (self._clock_offset or timedelta())).total_seconds() > TIME_APART_S:
+            logger.warning("this clock and the store's differ; the store's counts", extra={"ahead_s": offset.total_seconds()})
+        self._clock_offset = offset
 
     async def _follow(self) -> None:
         while True:
             try:
-                news = await self.storage.wait_for_changes(timeout_s=NEWS_S)
-            except StorageUnavailableError:  # what is missed meanwhile comes afterwards
+                changes = await self.storage.wait_for_changes(timeout_s=CHANGES_S)
+            except StorageUnavailableError:  # what is missed meanwhile is reported afterwards
                 await asyncio.sleep(RETRY_S)
                 continue
-            for name, end in news.items():
-                self._ends[name] = max(end, self._ends.get(name, 0)) if end else 0
+            for name, end in changes.items():
+                self._known_ends[name] = max(end, self._known_ends.get(name, 0)) if end else 0
                 if name not in self._following:
                     self._following[name] = asyncio.create_task(self._follow_log(name))
 
     async def _follow_log(self, name: str) -> None:
-        """Learn what is new in a log; there may be more of it when that is done."""
+        """Fold what is new in a log, until no more was reported meanwhile."""
         try:
             while True:
-                end = self._ends.get(name, 0)
+                end = self._known_ends.get(name, 0)
                 learner = self._learners.get(name)
                 if learner is None:
                     await self._discover(name)
-                elif end == 0 or learner.offset < end:  # a log that was deleted, or made anew, says so
+                elif end == 0 or learner.offset < end:  # a log that was deleted or created again raises
                     await learner.catch_up(end)
-                if self._ends.get(name, 0) == end:
+                if self._known_ends.get(name, 0) == end:
                     return
         except (LogNotFoundError, LogTruncatedError, LogCompactedError):
-            await self._look_until_answered(name)
+            await self._discover_with_retries(name)
         except StorageUnavailableError:
-            pass  # whoever asks next is told, and there will be news
+            pass  # the next request reports it, and the change is announced again
         except StorageDamagedError as error:
-            logger.error("what others wrote cannot be learnt", extra={"bandit": name, "reason": str(error)})
+            logger.error("what others wrote cannot be learned", extra={"bandit": name, "reason": str(error)})
         finally:
             del self._following[name]
 
     async def _discover(self, name: str) -> None:
-        """Bring what is known of a name up to what the store holds under it now."""
-        async with self._turn(name):
+        """Make the state of one name here match what the store holds under it."""
+        async with self._name_lock(name):
             log = await self.storage.find_log(name)
             learner = self._learners.get(name)
             if log is None:
                 self._learners.pop(name, None)
                 self._unloaded.pop(name, None)
                 self._damaged.pop(name, None)
-                self._ends.pop(name, None)
+                self._known_ends.pop(name, None)
                 return
             if learner is None or learner.log != log:
                 self._adopt(log)
@@ -353,31 +343,33 @@ class BanditRepository:
         else:
             await learner.catch_up()
 
-    async def _look_until_answered(self, name: str) -> None:
-        """What is known of a name is wrong, and there may be no news that say so again."""
+    async def _discover_with_retries(self, name: str) -> None:
+        """`_discover` until the store answers: there may be no further notification about this name."""
         while True:
             try:
                 return await self._discover(name)
             except StorageUnavailableError:
                 await asyncio.sleep(RETRY_S)
-            except StorageError:  # told to whoever asks
+            except StorageError:  # the next request reports it
                 return None
 
     def _reload(self, name: str, learner: Learner) -> None:
-        """Forget what was learnt from a log that lost entries, or whose entries are behind its snapshots by now."""
+        """Discard the learner of a log that was truncated, or trimmed past it, and load the log again."""
         if self._learners.get(name) is not learner:
-            return  # somebody was quicker
-        logger.warning("a bandit is learnt anew", extra={"bandit": name, "reason": learner.log_truncated})
+            return  # another request was quicker
+        logger.warning(
+            "a bandit is reloaded: its log was truncated or trimmed", extra={"bandit": name, "reason": learner.log_truncated}
+        )
         del self._learners[name]
-        self._ends.pop(name, None)
+        self._known_ends.pop(name, None)
         self._unloaded[name] = learner.log
-        self._begin_to_load(learner.log)
+        self._start_loading(learner.log)
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             for log in list(self._unloaded.values()):
-                self._begin_to_load(log)
+                self._start_loading(log)
             await self._inspect()
             for learner in list(self._learners.values()):
                 if learner.damage or learner.log_truncated:
@@ -388,11 +380,11 @@ class BanditRepository:
                         await learner.snapshot()
                 except LogNotFoundError:
                     continue  # deleted meanwhile
-                except Exception as error:  # one bandit that cannot be swept must not keep all others from it
+                except Exception as error:  # a bandit that cannot be swept must not stop the sweep of the others
                     throttled.error("overdue decisions could not be closed", bandit=learner.log.name, reason=str(error))
 
     async def _inspect(self) -> None:
-        """Stop every bandit whose log another program has spoilt."""
+        """Stop every bandit whose log another program has damaged."""
         learners = {
             learner.log.name: learner for learner in self._learners.values() if not learner.damage and not learner.log_truncated
         }
@@ -408,15 +400,15 @@ class BanditRepository:
                 learners[name].stop(damage)
 
 
-def seen_by(name: str, tenant: str | None) -> str | None:
-    """What a log's bandit is called for a tenant, None where it belongs to another. tenant: None sees all, as tenant/bandit."""
+def visible_name(name: str, tenant: str | None) -> str | None:
+    """The bandit name of a log as a tenant sees it, None if it belongs to another. tenant: None sees all, as tenant/bandit."""
     if tenant is None:
         return name
-    prefix = _path(tenant, "")
+    prefix = _log_name(tenant, "")
     rest = name[len(prefix) :]
     return rest if name.startswith(prefix) and "/" not in rest else None
 
 
-def _path(tenant: str, bandit: str) -> str:
+def _log_name(tenant: str, bandit: str) -> str:
     """The name of a log: tenants cannot see each other because they cannot name each other's logs."""
     return f"{tenant}/{bandit}" if tenant else bandit

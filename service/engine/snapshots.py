@@ -1,6 +1,6 @@
-"""Snapshots: one object {sums, ledger, offset, codec version, build} as bytes that prove to be what was written.
+"""Snapshots: one object {sums, ledger, offset, codec version, build} as bytes with a checksum.
 
-A snapshot only saves time. Whatever is wrong with one, it is passed over, and the log is folded from an older one or from zero.
+A snapshot only saves time. One that cannot be used is skipped, and the log is folded from an older one or from zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BUILD = f"torch {torch.__version__}"
 
 
 class SnapshotRefused(Exception):
-    """A snapshot that cannot stand for the log up to its offset."""
+    """A snapshot that must not replace the log up to its offset."""
 
 
 class Content(msgspec.Struct, frozen=True):

@@ -1,1 +1,1 @@
-"""Scorers: from the output that a client posts to the reward that a policy learns from."""
+"""Scorers: turn the output that a client posts into the reward that a policy learns from."""

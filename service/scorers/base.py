@@ -1,4 +1,4 @@
-"""The promise of a scorer, what is known of it before it is built, and how it fails.
+"""The scorer protocol, the specification of a scorer that is not built yet, and the errors.
 
     registry.spec(name) --> ScorerSpec --build(parameters)--> Scorer: Sample --> number
                               nothing is imported                 runs in a worker thread of scoring.py
@@ -32,7 +32,7 @@ class UnknownScorer(ScorerError, ValueError):
 
 
 class InvalidParameter(ScorerError, ValueError):
-    """field: of `reward` in the body that creates a bandit."""
+    """A parameter of a scorer is invalid. field: of `reward` in the body that creates a bandit."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -40,11 +40,11 @@ class InvalidParameter(ScorerError, ValueError):
 
 
 class ScorerUnavailable(ScorerError):
-    """The message says what is missing, and the command that installs it."""
+    """The scorer cannot be used here; the message says what is missing, and the command that installs it."""
 
 
 class CannotScore(ScorerError, ValueError):
-    """field: of the outcome's body: `output` or `reference`."""
+    """The outcome cannot be scored. field: of its body, `output` or `reference`."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class CannotScore(ScorerError, ValueError):
 
 
 class ScoringFailed(ScorerError):
-    """The message says where, never on what."""
+    """The scorer failed. The message says where, never on what input."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,7 +25,7 @@ REGEX_S = 0.1
 
 
 def clip_score(parameters: Mapping[str, Any]) -> Scorer:
-    """See the module."""
+    """Cosine of prompt and output in the space of one CLIP, clipped to [0, 1]."""
 
     def score(sample: Sample) -> float:
         if not sample.prompt.size:
@@ -60,9 +60,9 @@ def _plain(text: str | bytes) -> str:
 
 
 def regex(parameters: Mapping[str, Any]) -> Scorer:
-    """By the package `regex`, which can be told when to stop: Python's `re` has no limit, and a pattern such as (a+)+$ takes
-    longer than the universe. RE2 would need no limit, but knows neither look-around nor back-references, and is one more package;
-    this one comes with open_clip. `concurrent` lets the other threads run meanwhile.
+    """1 if the pattern is found in the text. By the package `regex`, whose searches have a timeout: Python's `re` has none, and a
+    pattern such as (a+)+$ takes longer than the universe. RE2 would need none, but knows neither look-around nor back-references,
+    and is one more package; this one comes with open_clip. `concurrent` lets the other threads run meanwhile.
     """
     try:
         import regex as package
@@ -85,8 +85,8 @@ def regex(parameters: Mapping[str, Any]) -> Scorer:
 
 
 def json_valid(parameters: Mapping[str, Any]) -> Scorer:
-    """See the module. Nesting deeper than the decoder goes (about a thousand levels) is not valid. fences: `strip` takes one
-    Markdown fence off first, as chat models put it around an answer that is nothing but JSON.
+    """1 if the text is JSON. Nesting deeper than the decoder goes (about a thousand levels) is not valid. fences: `strip` takes
+    one Markdown fence off first, as chat models put it around an answer that is nothing but JSON.
     """
     strips = parameters.get("fences") == "strip"
 
@@ -104,6 +104,6 @@ def json_valid(parameters: Mapping[str, Any]) -> Scorer:
 
 
 def length_penalty(parameters: Mapping[str, Any]) -> Scorer:
-    """See the module."""
+    """1 up to `target` characters, then target / length."""
     target: int = parameters["target"]
     return lambda sample: min(1.0, target / max(len(sample.output), 1))

@@ -1,4 +1,4 @@
-"""Every scorer that can be named, its parameters included, and whatever other packages bring.
+"""The registry of scorers with their parameters, including those of other packages.
 
 A parameter is declared here alone: the body that creates a bandit, its answers, OpenAPI and the errors follow from it.
 

@@ -1,6 +1,6 @@
-"""Scoring off the event loop: build a bandit's scorer once, judge every sample of an outcome, make sure that a number comes back.
+"""Scoring off the event loop: builds a bandit's scorer once, scores every sample of an outcome, and checks for finite rewards.
 
-Scorers of other packages have threads of their own: one that hangs keeps nobody else waiting, and is given up after a while. (A
+Scorers of other packages have threads of their own: one that hangs blocks no other request, and is abandoned after a while. (A
 thread cannot be stopped: a scorer that hangs for ever keeps its thread, and with all of them gone answers 503.)
 """
 
@@ -29,7 +29,7 @@ LARGEST = 1e12
 
 
 class Scoring:
-    """See the module. Belongs to one event loop.
+    """Builds scorers and runs them in threads. Belongs to one event loop.
 
     timeout_s: seconds that the samples of one outcome may take.
     threads:   of the service's scorers, and again of the plugged ones.

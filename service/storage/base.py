@@ -1,41 +1,41 @@
-"""The promises of a storage: named logs of events with unique keys, and snapshots beside them.
+"""The storage protocol: named logs of events with unique keys, and snapshots beside them.
 
     create(name) ──> Log ──> append(key, payload) ──> Receipt(offset)            durable before it returns
                          ├─> read(after) ──> entries in offset order, 1, 2, 3, ...   every accepted entry, exactly once
                          └─> wait(after) ──> the end, as soon as it is behind `after`
-    news() ──> {name: end} of the logs that grew, came or went, by whichever process
+    wait_for_changes() ──> {name: end} of the logs that grew, were created or deleted, by whichever process
 
 Failures:
-Storage errors
-├── StorageUnavailable   cannot write or read now; nothing of it was acknowledged
-├── StorageConflict      the log does not end where a conditional append expects it to; nothing was accepted
-├── StorageDamaged       what was stored cannot be read back; names the place
-│   └── LogDamaged       the whole log cannot be trusted any more; nothing is accepted into it
-├── StorageLocked        another process serves this store
-├── LogMissing           the log was deleted
-├── LogTrimmed           the entries asked for are behind the kept snapshots and gone; names the first that is kept
-└── LogRewound           the log is not the one that this process has read: entries that it has seen were lost
+StorageError
+├── StorageUnavailableError  cannot write or read now; nothing of it was acknowledged
+├── StorageConflictError     the log does not end where a conditional append expects it to; nothing was accepted
+├── StorageDamagedError      what was stored cannot be read back; names the place
+│   └── LogDamaged           the whole log cannot be trusted any more; nothing is accepted into it
+├── StorageLockedError       another process serves this store
+├── LogNotFoundError         the log was deleted
+├── LogCompactedError        the entries asked for are behind the kept snapshots and gone; names the first that is kept
+└── LogTruncatedError        the log is not the one that this process has read: entries that it has seen were lost
 
 One process or many. Memory and SQLite are served by one process, so that a log grows by this process alone. Redis is served by
-many: who learns from a log takes part in it like this.
-* Somebody in the process calls `news` again and again, and folds every log that it names up to its end. An unknown name is a
-  log that another process created (`find_log`), a name whose log is missing was deleted.
-* An event that depends on what was learnt is appended with `expected`, the offset up to which everything was learnt when it was
-  checked; on `StorageConflict` fold, check again, try again.
-* `StorageUnavailable` from an append that was on its way leaves open whether it was accepted. It was not acknowledged; the same
-  key again is accepted then, or answered with the first entry.
+many; a process that folds a log follows these rules:
+* One task of the process calls `wait_for_changes` repeatedly, and folds every log it names up to its end. An unknown name is a
+  log that another process created (`find_log`); a name whose log is missing was deleted.
+* An event that depends on the state is appended with `expected`, the offset up to which the log was folded when the event was
+  checked; on `StorageConflictError` fold, check again, try again.
+* `StorageUnavailableError` from an append that was already sent leaves open whether it was accepted. It was not acknowledged;
+  the same key again is accepted then, or answered with the first entry.
 
-After `LogRewound` (a replica that lagged was promoted, or the store came back without its last entries) a state that was folded
+After `LogTruncatedError` (a replica that lagged was promoted, or the store came back without its last entries) a state folded
 from the log holds what the log does not, and may lack what the log holds. The log is the truth, so the learner must
-1. drop its state, its ledger and everything else that it took from this log, and answer nothing of it meanwhile;
-2. call `begin_anew(log)`; until then every call about this log raises `LogRewound`, so that nothing slips through, and what was
-   called before and is still on its way is refused (`StorageUnavailable`), because it rests on what was dropped;
-3. load it as at a start: entry 1, the newest snapshot, the entries behind it. `LogMissing` then says that all of it was lost.
+1. drop its state, its ledger and everything else derived from this log, and answer nothing of it meanwhile;
+2. call `resync(log)`; until then every call about this log raises `LogTruncatedError`, so that nothing slips through, and calls
+   that began before it are refused (`StorageUnavailableError`), because they rest on what was dropped;
+3. load it as at a start: entry 1, the newest snapshot, the entries behind it. `LogNotFoundError` means that all of it was lost.
 
-After `LogTrimmed(first=n)` the entries before n can only be had as part of a snapshot: load it as at a start. Entry 1 is kept for
-ever, and so is every entry from the older of the two snapshots on. Where none of the snapshots can be used, the state cannot be
+After `LogCompactedError(first=n)` the entries before n can only be had as part of a snapshot: load it as at a start. Entry 1 is
+kept for ever, and so is every entry from the older of the two snapshots on. If no snapshot can be used, the state cannot be
 derived any more, and the bandit is damaged. A key that was trimmed with its entry is forgotten: `find` answers None, and an
-append of it would be accepted anew.
+append of it would be accepted again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LogNotFoundError(StorageError):
 
 
 class LogCompactedError(StorageError):
-    """Entries that were asked for are gone, because a snapshot stands for them. `first` is the first kept offset behind them."""
+    """Entries that were asked for are gone, because a snapshot replaces them. `first` is the first kept offset behind them."""
 
     def __init__(self, name: str, *, first: int) -> None:
         super().__init__(f"log {name!r} was trimmed behind its snapshots: its first kept offset is {first}")
@@ -97,10 +97,10 @@ class LogCompactedError(StorageError):
 
 
 class LogTruncatedError(StorageError):
-    """Entries that this process has read or accepted are not in the log any more; see the module for what to do.
+    """Entries that this process has read or accepted are not in the log any more; the docstring of this file says what to do.
 
     seen: the last offset that this process knows.  end: the last offset of the log now; where it is not smaller than `seen`,
-    another entry stands there.
+    another entry has that offset.
     """
 
     def __init__(self, name: str, *, seen: int, end: int) -> None:
@@ -136,7 +136,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Where an entry stands. `first` is the payload that stood under the key already; then nothing was appended."""
+    """The offset of an entry. first: the payload that was under the key already, in which case nothing was appended."""
 
     offset: int
     first: bytes | None = None
@@ -150,21 +150,21 @@ class Storage(Protocol):
         """Whether other processes may serve the same store."""
 
     async def start(self) -> None:
-        """Open and check; raises `StorageDamaged`, `StorageLocked` or `StorageUnavailable` with a message for the operator."""
+        """Open and check. Raises `StorageDamagedError`, `StorageLockedError` or `StorageUnavailableError`."""
 
     async def close(self) -> None:
         """Finish what was accepted and let go."""
 
     async def ping(self) -> None:
-        """Raise `StorageUnavailable` where an append would fail now."""
+        """Raise `StorageUnavailableError` where an append would fail now."""
 
     async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
-        """Which of these logs another program has spoilt (removed, replaced, cut, restored from an older copy), by name. Called
-        at every sweep, so that an idle service notices too. `StorageUnavailable` where it cannot be known now.
+        """Which of these logs another program has damaged (removed, replaced, cut, restored from an older copy), by name. Called
+        at every sweep, so that an idle service notices too. `StorageUnavailableError` where it cannot be known now.
         """
 
     def lacks_snapshot(self, log: Log) -> bool:
-        """Whether entries of the log were trimmed and no snapshot stands for them any more, as far as known: only a process that
+        """Whether entries of the log were trimmed and no snapshot covers them any more, as far as known: only a process that
         holds what was learned from them can still write one.
         """
 
@@ -187,9 +187,9 @@ class Storage(Protocol):
         """The log that has the name now."""
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
-        """Accept the entry unless the key is taken; durable to the asked degree on return. `LogMissing` if it was deleted.
+        """Accept the entry unless the key is taken; durable to the asked degree on return. `LogNotFoundError` if it was deleted.
 
-        expected: accept a new key only while the log's last offset is this one, else `StorageConflict`. A key that is taken is
+        expected: accept a new key only while this is the log's last offset, else raise `StorageConflictError`. A taken key is
         answered with its first entry, whatever is expected.
         """
 
@@ -199,8 +199,8 @@ class Storage(Protocol):
         """
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
-        """Up to `limit` entries with offset > after, in order; empty at the end. `StorageDamaged` names a bad entry,
-        `LogTrimmed` the first one that is kept. Entry 1 can always be had: `after=0, limit=1`.
+        """Up to `limit` entries with offset > after, in order; empty at the end. `StorageDamagedError` names a bad entry,
+        `LogCompactedError` the first one that is kept. Entry 1 can always be had: `after=0, limit=1`.
         """
 
     async def find(self, log: Log, key: str) -> Entry | None:
@@ -217,12 +217,12 @@ class Storage(Protocol):
         grew, was created or deleted). Returns as soon as there is one, at the latest after `timeout_s`, then empty.
 
         For one caller per process. A name may come without need; none is left out. What this process appends comes too, with its
-        offset. Milliseconds after the event as a rule; where the process that appended was cut off before it could tell, within
-        seconds (`redis_news.SWEEP_S`). While the store is out of reach there is no news, and afterwards all that was missed.
+        offset. Milliseconds after the event as a rule; where the process that appended ended before it could publish, within
+        seconds (`notifications.SWEEP_S`). While the store is out of reach there are none, and afterwards all that were missed.
         """
 
     async def resync(self, log: Log) -> None:
-        """The caller has dropped everything that it took from this log; what follows is compared with nothing seen before."""
+        """The caller has dropped everything derived from this log; later calls are not compared with entries seen before."""
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
         """Keep `blob` as the snapshot at `offset`; the one before it is kept too, older ones go."""

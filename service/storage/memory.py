@@ -27,14 +27,14 @@ class _Kept:
 
 
 class MemoryStorage:
-    """Dictionaries. Durability is a word here: nothing survives the process."""
+    """Logs in dictionaries; nothing survives the process, whatever durability is asked for."""
 
     shared = False
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
-        self._bell = Notifier()
+        self._notifier = Notifier()
 
     async def start(self) -> None: ...
 
@@ -60,13 +60,13 @@ class MemoryStorage:
             return kept.log, Receipt(1, kept.payloads[0])
         self._kept[log.id] = _Kept(log, [payload], {"created": 1})
         self._names[log.name] = log.id
-        self._bell.publish(log.name, 1)
+        self._notifier.publish(log.name, 1)
         return log, Receipt(1)
 
     async def delete(self, log: Log) -> None:
         if self._kept.pop(log.id, None) is not None:
             del self._names[log.name]
-            self._bell.publish(log.name)
+            self._notifier.publish(log.name)
 
     async def logs(self) -> list[Log]:
         return sorted((kept.log for kept in self._kept.values()), key=lambda log: log.name)
@@ -83,7 +83,7 @@ class MemoryStorage:
             raise StorageConflictError(log.name, expected=expected, end=len(kept.payloads))
         kept.payloads.append(payload)
         kept.offsets[key] = len(kept.payloads)
-        self._bell.publish(log.name, len(kept.payloads))
+        self._notifier.publish(log.name, len(kept.payloads))
         return Receipt(len(kept.payloads))
 
     async def append_all(self, log: Log, entries: Sequence[tuple[str, bytes]], durability: Durability) -> list[Receipt]:
@@ -102,10 +102,10 @@ class MemoryStorage:
         return len(self._of(log).payloads)
 
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
-        return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
+        return await self._notifier.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
 
     async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
-        return await self._bell.news(timeout_s=timeout_s)
+        return await self._notifier.wait_for_changes(timeout_s=timeout_s)
 
     async def resync(self, log: Log) -> None: ...
 

@@ -1,7 +1,7 @@
-"""Who waits in this process for something to happen in a log.
+"""In-process notifications: a log changed.
 
-ring(name, end) ──> news      every name that rang since the last call, for the one who follows all logs
-                └─> wait      everybody who waits for this very log
+publish(name, end) ──> wait_for_changes   every name published since the last call, for the task that follows all logs
+                   └─> wait               every waiter of this log
 """
 
 from __future__ import annotations
@@ -12,33 +12,36 @@ from collections.abc import Awaitable, Callable
 
 
 class Notifier:
-    """See the module. It belongs to one event loop. heard: every name that rang; who knows that a log is gone takes it out."""
+    """Wakes the waiters of changed logs; belongs to one event loop.
+
+    known_names: every name ever published; the owner of the store removes those of deleted logs.
+    """
 
     def __init__(self) -> None:
-        self.heard: set[str] = set()
-        self._rung = asyncio.Event()
+        self.known_names: set[str] = set()
+        self._published = asyncio.Event()
         self._ends: dict[str, int] = {}
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
 
     def publish(self, name: str, end: int = 0) -> None:
         """Something happened in a log. end: its last offset, 0 = unknown."""
-        self.heard.add(name)
+        self.known_names.add(name)
         known = self._ends.get(name)
-        # "Unknown" is kept until it was told: a log that was deleted, and created again, begins at 1.
+        # "Unknown" is kept until it was delivered: a log that was deleted, and created again, begins at 1.
         self._ends[name] = end if known is None else 0 if 0 in (known, end) else max(known, end)
-        self._rung.set()
-        for future in self._waiting.get(name, ()):
+        self._published.set()
+        for future in self._waiters.get(name, ()):
             if not future.done():
                 future.set_result(None)
 
-    async def news(self, *, timeout_s: float) -> dict[str, int]:
-        """Every name that rang since the last call; waits until one does, `timeout_s` at most."""
+    async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
+        """Name -> last offset (0 = unknown) of every log published since the last call; waits up to `timeout_s` for the first."""
         if not self._ends:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await self._rung.wait()
+                    await self._published.wait()
         ends, self._ends = self._ends, {}
-        self._rung.clear()
+        self._published.clear()
         return ends
 
     async def wait(self, name: str, end: Callable[[], Awaitable[int]], *, after: int, timeout_s: float) -> int:
@@ -46,8 +49,8 @@ class Notifier:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiting = self._waiting.setdefault(name, set())
-            waiting.add(future)  # before the end is asked for: what happens meanwhile rings
+            waiting = self._waiters.setdefault(name, set())
+            waiting.add(future)  # before `end` is called, so that no change in between is missed
             try:
                 last = await end()
                 left = deadline - asyncio.get_running_loop().time()
@@ -57,4 +60,4 @@ class Notifier:
             finally:
                 waiting.discard(future)
                 if not waiting:
-                    self._waiting.pop(name, None)
+                    self._waiters.pop(name, None)

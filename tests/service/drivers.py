@@ -12,8 +12,9 @@ from numpy.random import Generator
 from bandits.registry import build
 from bandits.types import Policy
 from service.engine import events
+from service.engine.errors import OutcomeConflictError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired, Created, Matrix, NewArm, ReferenceAdded
-from service.engine.learner import DecisionRequest, Learner, OutcomeConflictError, OutcomeReport
+from service.engine.learner import DecisionRequest, Learner, OutcomeReport
 from service.storage.base import Log, Storage
 from tests.bandits.examples import ARMS, EXAMPLES, Example
 

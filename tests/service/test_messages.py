@@ -17,7 +17,10 @@ from bandits.registry import POLICIES
 from service.api import requests as schemas
 from service.api.problems import MESSAGES, OTHERWISE, to_problem, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
-from service.engine.learner import (
+from service.engine.errors import (
+    BanditConflictError,
+    BanditDamagedError,
+    BanditNotFoundError,
     DecisionCancelledError,
     DecisionConflictError,
     DecisionExpiredError,
@@ -31,7 +34,6 @@ from service.engine.learner import (
     ReplicaBehindError,
 )
 from service.engine.projection import LogNewer
-from service.engine.repository import BanditConflictError, BanditDamagedError, BanditNotFoundError
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageUnavailableError
 from tests.bandits.examples import EXAMPLES
 from tests.service.http_client import GREEDY, VECTOR, Service, failed

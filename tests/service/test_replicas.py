@@ -14,9 +14,10 @@ from numpy.random import default_rng
 from bandits.registry import POLICIES
 from service.api.problems import Problem
 from service.engine import projection as folding
+from service.engine.errors import BanditNotFoundError, OffsetBeyondEndError, OutcomeConflictError
 from service.engine.events import ArmAdded, ReferenceAdded, added_key
-from service.engine.learner import Learner, OffsetBeyondEndError, OutcomeConflictError, OutcomeReport
-from service.engine.repository import BanditNotFoundError, BanditRepository
+from service.engine.learner import Learner, OutcomeReport
+from service.engine.repository import BanditRepository
 from service.settings import Settings
 from service.storage.base import LogTruncatedError, StorageError
 from service.storage.redis import notifications as redis_news

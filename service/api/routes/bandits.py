@@ -22,9 +22,9 @@ from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, Polic
 from service.api.routes import problems
 from service.api.serialize import answer, arm_json, bandit_json
 from service.engine import events
+from service.engine.errors import BanditConflictError, BanditNotFoundError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired
 from service.engine.learner import Learner
-from service.engine.repository import BanditConflictError, BanditNotFoundError
 
 
 class _ArmConvertor(Convertor[str]):
@@ -85,7 +85,7 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
     loaded, which takes seconds: its first decision then does not.
     """
     try:
-        learner, is_new = await services.hosting.get(caller.tenant, name), False
+        learner, is_new = await services.repository.get(caller.tenant, name), False
     except BanditNotFoundError:
         learner, is_new = await _create(name, body, caller.tenant, services)
     if not is_new and not is_same_request(learner.created.request, body):
@@ -101,11 +101,11 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
         body,
         default_timeout_s=services.settings.default_timeout_s,
         max_bytes=services.settings.max_state_bytes,
-        clock=services.hosting.clock,
+        clock=services.repository.clock,
         sources=services.settings.sources(),
     )
     await load_for(services.embeddings, created)
-    return await services.hosting.create(created)  # another request may have come first
+    return await services.repository.create(created)  # another request may have come first
 
 
 @router.get("/v1/bandits", summary="List the bandits", response_model=BanditsAnswer, responses=problems())
@@ -116,14 +116,14 @@ async def list_bandits(
     limit: Annotated[int, Query(ge=1, le=1000, description="Names in a page.")] = 100,
 ) -> Response:
     """Names in order, a page at a time; `next` is the `after` of the next page, null on the last."""
-    names = [name for name in await services.hosting.names(caller.tenant) if name > after]
+    names = [name for name in await services.repository.names(caller.tenant) if name > after]
     page = names[:limit]
     return answer({"bandits": [{"name": name} for name in page], "next": page[-1] if len(names) > limit else None})
 
 
 @router.get(
     "/v1/bandits/{name}",
-    summary="Configuration and what was learnt",
+    summary="Configuration and what was learned",
     response_model=BanditAnswer,
     responses=problems("bandit_not_found"),
 )
@@ -141,7 +141,7 @@ async def show_bandit(learner: ReadLearner, services: Shared) -> Response:
 )
 async def delete_bandit(name: BanditName, caller: Admin, services: Shared) -> Response:
     """Open decisions go too: their outcomes will be answered with 404."""
-    await services.hosting.delete(caller.tenant, name)
+    await services.repository.delete(caller.tenant, name)
     return Response(status_code=204)
 
 
@@ -157,8 +157,8 @@ async def delete_bandit(name: BanditName, caller: Admin, services: Shared) -> Re
 async def put_arm(
     learner: ManagedLearner, arm: ArmPath, services: Shared, body: Annotated[ArmBody | None, Body()] = None
 ) -> Response:
-    """What the body leaves out stays as it is. A new arm is tried first; one that comes back keeps what was learnt of it."""
-    wanted, now = body or ArmBody(), services.hosting.clock()
+    """What the body leaves out stays as it is. A new arm is tried first; one that comes back keeps what was learned of it."""
+    wanted, now = body or ArmBody(), services.repository.clock()
     if learner.ledger.index(arm) is None:
         added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
         with contextlib.suppress(_Known):
@@ -230,7 +230,7 @@ def _arm_receipt(learner: Learner, arm: str) -> dict[str, Any]:
     responses=problems("bandit_not_found", "arm_not_found"),
 )
 async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) -> Response:
-    """It is no longer chosen; its history stays, and outcomes of its open decisions are still learnt. When nothing of it is
+    """It is no longer chosen; its history stays, and outcomes of its open decisions are still learned. When nothing of it is
     open it leaves answers, metrics and the limit of arms.
     """
     await learner.refresh()
@@ -241,5 +241,5 @@ async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) ->
             raise _Known
 
     with contextlib.suppress(_Known):
-        await learner.record(ArmRetired(at=services.hosting.clock(), arm=index), key=f"arm/{arm}/{uuid7()}", check=check)
+        await learner.record(ArmRetired(at=services.repository.clock(), arm=index), key=f"arm/{arm}/{uuid7()}", check=check)
     return Response(status_code=204)

@@ -79,6 +79,6 @@ async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
     responses=problems("bandit_not_found", "decision_not_found", "outcome_conflict", "decision_expired"),
 )
 async def cancel_decision(learner: RoutedLearner, decision: DecisionId) -> Response:
-    """Nothing is learnt from it. Cancelling twice is cancelling once; a decision with an outcome cannot be cancelled."""
+    """Nothing is learned from it. Cancelling twice is cancelling once; a decision with an outcome cannot be cancelled."""
     await learner.cancel(decision)
     return Response(status_code=204)

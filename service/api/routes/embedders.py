@@ -104,6 +104,6 @@ async def warm_embedder(
         raise Problem("not_found", str(error)) from error
     except checkpoints.InvalidChoice as error:
         raise invalid(error.field, str(error)) from error
-    except EmbedderUnavailable as error:  # and stays so until somebody brings its files: waiting does not help
+    except EmbedderUnavailable as error:  # and stays so until its files are installed: waiting does not help
         raise invalid("checkpoint" if body and body.checkpoint else "embedder", str(error)) from error
     return answer({"embedder": name, "dim": spec.dim, "version": version})

@@ -12,7 +12,7 @@ from service.api.dependencies import Services, Shared
 from service.api.responses import HealthAnswer, ReadinessAnswer
 from service.api.routes import problems
 from service.api.serialize import answer
-from service.engine.repository import seen_by
+from service.engine.repository import visible_name
 from service.storage.base import StorageError
 
 router = APIRouter(tags=["operations"])
@@ -33,19 +33,19 @@ async def healthz() -> Response:
 async def readyz(request: Request, services: Shared) -> Response:
     """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and one whose log a
     newer version wrote into is among the reasons; neither takes the others out of service. Without a key everything is only
-    counted; a key of a tenant is told the names of that tenant's bandits, one without a tenant everything. Embedders that are
+    counted; a key of a tenant gets the names of that tenant's bandits, one without a tenant everything. Embedders that are
     still being loaded keep no request out: those that need one wait for it.
     """
     view = _View(services, request.scope.get("nextarm.caller"))
-    reasons = [f"loading: {name}" for name in view.named(services.hosting.state()["loading"])]
-    damaged = services.hosting.damaged()
-    newer = [f"written by a newer version: {name}" for name in view.named(services.hosting.newer())]
+    reasons = [f"loading: {name}" for name in view.named(services.repository.state()["loading"])]
+    damaged = services.repository.damaged()
+    newer = [f"written by a newer version: {name}" for name in view.named(services.repository.newer())]
     try:
-        await services.hosting.storage.ping()
+        await services.repository.storage.ping()
     except StorageError as error:
         reasons.append(f"storage: {error if view.of_operator else 'it cannot be written or read now'}")
-    lag = {name: services.hosting.lag(learner) for name, learner in services.hosting.loaded(None)}
-    notices, warming = services.hosting.storage.notices(), services.embeddings.warming()
+    lag = {name: services.repository.lag(learner) for name, learner in services.repository.loaded(None)}
+    notices, warming = services.repository.storage.notices(), services.embeddings.warming()
     body: dict[str, Any] = {
         "status": "not ready" if reasons else "ready",
         "reasons": reasons + newer,
@@ -64,7 +64,7 @@ class _View:
     """How much of the state a caller may know. caller: None where no key was sent."""
 
     def __init__(self, services: Services, caller: Caller | None) -> None:
-        self.of_operator = services.gate.open or (caller is not None and not caller.tenant)
+        self.of_operator = services.authenticator.is_open or (caller is not None and not caller.tenant)
         self._is_stranger = caller is None
         self._tenant = caller.tenant if caller else ""
 
@@ -72,7 +72,7 @@ class _View:
         """Names of the bandits of these logs, and how many more there are. reasons: may hold paths of files; the operator's."""
         if self.of_operator:
             return [f"{name}: {reasons[name]}" if reasons else name for name in logs]
-        shown = [None if self._is_stranger else seen_by(name, self._tenant) for name in logs]
+        shown = [None if self._is_stranger else visible_name(name, self._tenant) for name in logs]
         hidden = shown.count(None)
         more = f"{hidden} bandit{'s' * (hidden > 1)}, for a key that may see {'them' if hidden > 1 else 'it'}"
         return [*(name for name in shown if name is not None), *([more] if hidden else [])]

@@ -1,4 +1,4 @@
-"""The log and its digest: what was learnt, for replicas, audits and off-policy evaluation."""
+"""The log and its digest: what was learned, for replicas, audits and off-policy evaluation."""
 
 from __future__ import annotations
 

@@ -25,5 +25,5 @@ router = APIRouter(tags=["operations"])
 async def show_metrics(caller: Reader, services: Shared) -> Response:
     """A key of a tenant sees the bandits of that tenant; one without a tenant sees all of them, and the process."""
     tenant = caller.tenant or None
-    text = exposition(services.meter, services.hosting, services.embeddings, tenant=tenant)
+    text = exposition(services.meter, services.repository, services.embeddings, tenant=tenant)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

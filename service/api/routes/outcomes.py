@@ -32,7 +32,7 @@ router = APIRouter(tags=["outcomes"], route_class=StrictJSONRoute)
     ),
 )
 async def put_outcome(learner: RoutedLearner, decision: DecisionId, body: OutcomeBody, services: Shared) -> Response:
-    """Learnt exactly once: the same body again gets the first receipt with `duplicate: true`, another body a 409."""
+    """Learned exactly once: the same body again gets the first receipt with `duplicate: true`, another body a 409."""
     return answer(await observe(services, learner, decision, body))
 
 

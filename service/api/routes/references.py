@@ -19,8 +19,9 @@ from service.api.responses import ReferenceAnswer
 from service.api.routes import problems
 from service.api.serialize import answer
 from service.engine import events
+from service.engine.errors import ReferenceConflict
 from service.engine.events import Matrix, MomentsGiven, ReferenceAdded
-from service.engine.learner import Learner, ReferenceConflict, body_digest
+from service.engine.learner import Learner, body_digest
 from service.engine.ledger import KnownReference, moments_of
 
 router = APIRouter(tags=["references"], route_class=StrictJSONRoute)
@@ -84,12 +85,12 @@ class _LearnedMeanwhile(Exception):
 
 
 def _receipt(known: KnownReference, learner: Learner, *, is_repeated: bool) -> Response:
-    learner.repeated += is_repeated
+    learner.duplicates += is_repeated
     return answer({"count": known.count, "offset": known.offset}, status=200 if is_repeated else 201)
 
 
 async def _event(services: Services, learner: Learner, body: ReferenceBody) -> ReferenceAdded:
-    created, now = learner.created, services.hosting.clock()
+    created, now = learner.created, services.repository.clock()
     if body.moments is not None:
         given = body.moments
         if len(given.mean) != created.output_dim:

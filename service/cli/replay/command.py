@@ -1,4 +1,4 @@
-"""`nextarm replay FILE`: the words of the command line. What they do is in `run`, imported only once they are understood."""
+"""`nextarm replay FILE`: the command line's options. The work is in `run`, imported only once they are parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policies that take part, from the command line's words and from what the server says that it has.
+"""The contenders of a replay: policies named on the command line, checked against those of the server.
 
 pak-ucb                                      its defaults
 pak-ucb:exploration=0.1:prior_mean=1         some hyperparameters, for this one
@@ -54,7 +54,7 @@ def contenders(
 
 
 def _named(text: str, shared: Mapping[str, Any], known: Mapping[str, Offered]) -> Contender:
-    """The label shows what is this contender's own; what is shared by all is told once, under the table."""
+    """The label shows what is this contender's own; what is shared by all is printed once, under the table."""
     kind, *own = text.strip().split(":")
     facts = _kind(kind, known)
     settings = {name: value for name, value in shared.items() if name in facts.hyperparameters} | dict(map(_setting, own))

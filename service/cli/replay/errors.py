@@ -1,4 +1,4 @@
-"""What can go wrong in a replay, each with the exit code that a script sees.
+"""Errors of a replay, each with its exit code.
 
 ReplayError
 ├── BadInput      2   the file, an option or the reward expression is wrong; nothing was played

@@ -1,4 +1,4 @@
-"""From the rows of a file to prompts with one set of cells per arm, whatever the layout of the file.
+"""Layouts of input files: groups rows into prompts with one set of cells per arm.
 
 long   one row per prompt and model:   prompt_id, prompt, model, score, cost
 wide   one row per prompt:             prompt_id, prompt, small, large, cost:small, cost:large
@@ -26,7 +26,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "expected": ("expected", "expected_score", "expected_reward"),
     "vector": ("vector", "embedding", "features"),
 }
-"""What each column is called where nobody says; the first name that the file has wins, in any case."""
+"""Default names of the columns; the first that the file has is used, in any letter case."""
 
 _INDEX = frozenset({"row", "index"})  # columns of numbers that are never a model
 

@@ -116,7 +116,7 @@ def _seconds(retry_after: str) -> float:
 
 
 def order_of(prompts: int, *, rounds: int, seed: int, shuffle: bool) -> np.ndarray:
-    """(R,) the row to play in each round: whole passes over the table, each shuffled anew or in file order."""
+    """(R,) the row to play in each round: whole passes over the table, each shuffled again or in file order."""
     rng = np.random.default_rng(seed)
     passes = -(-rounds // prompts)
     rows = [rng.permutation(prompts) if shuffle else np.arange(prompts) for _ in range(passes)]
@@ -124,7 +124,7 @@ def order_of(prompts: int, *, rounds: int, seed: int, shuffle: bool) -> np.ndarr
 
 
 def bandit_name(prefix: str, label: str, seed: int) -> str:
-    """The bandit of one run. Draws are keyed by it, so it depends on nothing else: who takes part beside changes nobody's draws.
+    """The bandit of one run. Draws are keyed by it, so it depends on nothing else: other contenders do not change its draws.
 
     >>> bandit_name("replay", "pak-ucb exploration=0.1", 4)
     'replay-pak-ucb-explorat-2a3dc4-4'
@@ -153,7 +153,7 @@ class Plan:
 
 
 Each = Callable[[str, float], object]
-"""Told after every round: which run, and the reward of the round."""
+"""Called after every round: which run, and the reward of the round."""
 
 
 def play_all(

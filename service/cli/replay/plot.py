@@ -1,4 +1,4 @@
-"""The picture of a replay: cumulative mean reward per contender against the yardsticks, and which arms were asked when."""
+"""The plot of a replay: cumulative mean reward per contender against the baselines, and the share of each arm over time."""
 
 from __future__ import annotations
 

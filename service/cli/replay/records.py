@@ -1,4 +1,4 @@
-"""The rows of a CSV or JSONL file, plain or gzipped, each with the line that it stands on."""
+"""Reads the rows of a CSV or JSONL file, plain or gzipped, each with its line number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.cli.replay.errors import BadInput
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})  # how spreadsheets, pandas and R write an empty cell
 _TRUTH = {"true": 1.0, "false": 0.0}
-_LONGEST_CELL = 64 * 1024 * 1024  # characters; the csv module refuses prompts above 128 KiB unless told
+_LONGEST_CELL = 64 * 1024 * 1024  # characters; the csv module refuses prompts above 128 KiB by default
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a replay has shown: every contender and every yardstick by the same four numbers, on the same orders of the prompts.
+"""The report of a replay: every contender and every baseline by the same four numbers, on the same orders of the prompts.
 
 A way of choosing is a matrix of weights (R, K), one row per round: a one-hot row per pick, 1/K for random, zeros for a stop.
 
@@ -226,7 +226,7 @@ def _scores(report: Report) -> Grid:
         grid.add_row(numbers.get(line.label, ""), escape(line.label), *cells, style="dim" if line.baseline else "")
     notes = [*report.notes, "best arm: share of the rounds in which an arm of highest reward was asked, ties included"]
     if table.has_expected:
-        notes.append("rewards are the expected ones of the table; the policies learnt from single outcomes")
+        notes.append("rewards are the expected ones of the table; the policies learned from single outcomes")
     if table.dropped:
         notes.append(f"{table.dropped} prompts with holes were left out")
     grid.caption = escape("; ".join(notes))

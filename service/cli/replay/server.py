@@ -1,4 +1,4 @@
-"""A private service for one replay: its own process on a free loopback port, its log in memory, gone when the replay ends."""
+"""A private server for one replay: its own process on a free loopback port, its log in memory, stopped when the replay ends."""
 
 from __future__ import annotations
 

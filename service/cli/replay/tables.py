@@ -1,4 +1,4 @@
-"""A prompts x models table, checked and ready to be played: what every model would have earned on every prompt.
+"""A validated prompts x models table: what every model would have earned on every prompt.
 
 A number that the reward needs and the file lacks is a hole. Holes are refused, with the first of them named, or their prompts are
 dropped (`missing="drop"`) and counted; a hole is never read as 0, because that would punish the model that was not asked.

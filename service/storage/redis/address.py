@@ -6,7 +6,7 @@
     redis+cluster://[user:password@]host[:port],host...                     rediss+cluster://...
 
 TLS takes `?ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE&ssl_check_hostname=false&ssl_cert_reqs=none`. A password
-stands in the URL's first part or in a setting of its own, nowhere else, so that what follows the `@` can be shown.
+is in the URL's first part or in a setting of its own, nowhere else, so that what follows the `@` can be shown.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Address:
             "db": self.db,
             "username": self.username,
             "password": self.password,
-            "protocol": 2,  # everything here is arrays of bytes; the newer protocol costs a longer greeting and brings nothing
+            "protocol": 2,  # everything here is arrays of bytes; the newer protocol costs a longer handshake and brings nothing
             "socket_connect_timeout": timeout_s,
-            "socket_timeout": None,  # whoever uses it sets one limit for all of an exchange
+            "socket_timeout": None,  # the caller sets one limit for the whole exchange
         }
         if self.kind == "unix":
             return UnixDomainSocketConnection(path=self.path, **common)

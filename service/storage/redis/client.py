@@ -1,4 +1,4 @@
-"""How keys are named, and how the node that serves one is asked, wherever it is by now."""
+"""The Redis client of the store: names of keys, and commands sent to the node that serves a key at that moment."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class LogKeys:
 
 class Head(NamedTuple):
     """What a log is now. end: 0 where it is unknown.  damage: why it is not what this service has written; "" = it is.
-    rewound: it is an earlier state of what this process has seen.  floor: its first kept offset.  lacks_snapshot: nothing stands
-    for the entries before that.
+    rewound: it is an earlier state of what this process has seen.  floor: its first kept offset.  lacks_snapshot: no snapshot
+    covers the entries before that.
     """
 
     id: str
@@ -77,12 +77,15 @@ class Keyspace:
 
 
 class RedisClient:
-    """See the module. told: of every topic whose log is on another node than the news."""
+    """Executes commands on the node of a key, following redirections.
 
-    def __init__(self, nodes: Topology, keyspace: Keyspace, told: Callable[[str], None]) -> None:
+    on_append: called with the topic of an append whose log is on another node than the notifications.
+    """
+
+    def __init__(self, nodes: Topology, keyspace: Keyspace, on_append: Callable[[str], None]) -> None:
         self.nodes = nodes
         self.keyspace = keyspace
-        self._told = told
+        self._on_append = on_append
 
     async def execute(
         self,
@@ -93,20 +96,22 @@ class RedisClient:
         topic: str = "",
         patience_s: float = 0.0,
     ) -> Answer:
-        """What the node that serves a key answers.
+        """Run commands on the node that serves a key, and return its answer.
 
-        writing: by the connection for events; confirmed: then, when enough replicas have it.  topic, patience_s: see `Link.call`.
+        writing: on the writer connection; confirmed: wait until enough replicas have it.  topic, patience_s: see
+        `PipelinedConnection.call`.
         """
         nodes, asking = self.nodes, None
         for _ in range(ATTEMPTS):
             try:
                 node = nodes.at(asking) if asking else await nodes.node(key)
                 link = node.writer if writing else node.reader
-                # A key on its way between two nodes is asked for where it is.
+                # A slot that is being migrated: ASKING holds for the one command after it, so it is sent before each, and
+                # its own answers (the even ones) are dropped below.
                 sent = [part for command in commands for part in ((b"ASKING",), command)] if asking else commands
                 answer = await link.call(*sent, confirmed=writing and confirmed, topic=topic, patience_s=patience_s)
                 if topic and nodes.is_cluster:
-                    self._told(topic)
+                    self._on_append(topic)
                 return Answer(answer.values[1::2], answer.identity) if asking else answer
             except Redirected as error:
                 asking = error.endpoint if error.asking else None
@@ -116,10 +121,12 @@ class RedisClient:
                 raise
         raise StorageUnavailableError("the cluster keeps sending its callers elsewhere")
 
-    async def heads(self, look: Callable[[str, str], Command], also: Mapping[str, str]) -> tuple[dict[str, Head], list[str]]:
-        """Every log that there is, by name; and those of them that the register does not name.
+    async def heads(
+        self, state_command: Callable[[str, str], Command], also: Mapping[str, str]
+    ) -> tuple[dict[str, Head], list[str]]:
+        """Every log by name, and the names of those that the register lacks.
 
-        look: (name, id) -> what asks `state.lua` about a log.  also: name -> id of logs to look at that may not be registered.
+        state_command: (name, id) -> the call of `state.lua` for a log.  also: name -> id of logs that may not be registered.
         """
         flat = (await self.execute(self.keyspace.names, (b"HGETALL", self.keyspace.names))).values[0]
         registered = {bytes(name).decode(): bytes(log_id).decode() for name, log_id in zip(flat[::2], flat[1::2], strict=True)}
@@ -129,17 +136,21 @@ class RedisClient:
             by_node.setdefault(await self.nodes.node(self.keyspace.of(name).head), []).append(name)
         heads: dict[str, Head] = {}
         for node, names in by_node.items():
-            answer = await node.reader.call(*(look(name, ids[name]) for name in names), raising=False)
+            answer = await node.reader.call(*(state_command(name, ids[name]) for name in names), raising=False)
             for name, found in zip(names, answer.values, strict=True):
-                head = await self._alone(name, ids[name], look) if isinstance(found, Exception) else _head(ids[name], found)
+                head = (
+                    await self._head_of(name, ids[name], state_command)
+                    if isinstance(found, Exception)
+                    else _head(ids[name], found)
+                )
                 if head is not None:
                     heads[name] = head
         return heads, [name for name, head in heads.items() if name not in registered and head.id]
 
-    async def _alone(self, name: str, log_id: str, look: Callable[[str, str], Command]) -> Head | None:
-        """Where it was not found with the others: it has moved to another node, or it is damaged, which harms no other log."""
+    async def _head_of(self, name: str, log_id: str, state_command: Callable[[str, str], Command]) -> Head | None:
+        """The head of a log that failed in the pipeline: its slot has moved, or it is damaged, which affects no other log."""
         try:
-            return _head(log_id, (await self.execute(self.keyspace.of(name).head, look(name, log_id))).values[0])
+            return _head(log_id, (await self.execute(self.keyspace.of(name).head, state_command(name, log_id))).values[0])
         except StorageDamagedError as error:
             return Head(log_id, 0, error.reason)
 

@@ -1,4 +1,4 @@
-"""The servers behind an address: one, the one that sentinels name, or the primaries of a cluster.
+"""The topology behind an address: one server, the primary that sentinels name, or the primaries of a cluster.
 
 node(key) ──> Node: writer (accepts), reader (everything else), tail (waits for news), three connections of this process
 
@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from service.storage.base import StorageUnavailableError
 from service.storage.redis.address import Address, Endpoint, shown
-from service.storage.redis.connection import Command, PipelinedConnection, Redirected, Script, exchange, parsed
-from service.storage.redis.server_checks import IDENTIFIED, QUESTIONS, Expected, judged, probe
+from service.storage.redis.connection import Command, PipelinedConnection, Redirected, Script, exchange, parse_info
+from service.storage.redis.server_checks import IDENTIFIED, QUESTIONS, Expected, evaluate, probe
 
 SLOTS = 16384
 REFRESH_S = 0.1
@@ -30,20 +30,20 @@ REFRESH_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every connection is made with. noticed: told what a server's set-up means, whenever one was looked at."""
+    """Options of every connection. on_notices: called with a node's place and the notices about its set-up, on every probe."""
 
     scripts: Sequence[Script]
     timeout_s: float
     confirmations: int
     durable: bool
-    rider: Callable[[set[str]], list[Command]]
-    noticed: Callable[[str, list[str]], None]
+    piggyback: Callable[[set[str]], list[Command]]
+    on_notices: Callable[[str, list[str]], None]
 
 
 class Node:
     """One server. Its connections open when they are used."""
 
-    def __init__(self, place: str, address: Address, dial: Callable[[], Awaitable[Any]], options: Options) -> None:
+    def __init__(self, place: str, address: Address, connect: Callable[[], Awaitable[Any]], options: Options) -> None:
         self.place = place
         self._options = options
         self._expected = Expected(
@@ -55,37 +55,37 @@ class Node:
         link = partial(
             PipelinedConnection,
             place=place,
-            dial=dial,
-            greet=self._handshake,
+            connect=connect,
+            handshake=self._handshake,
             scripts=options.scripts,
             timeout_s=options.timeout_s,
             redacted=address.redacted,
         )
-        self.writer = link(confirmations=options.confirmations, rider=options.rider)
+        self.writer = link(confirmations=options.confirmations, piggyback=options.piggyback)
         self.reader = link()
         self.tail = link(scripts=())
         self.links = (self.writer, self.reader, self.tail)
 
     async def _handshake(self, connection: Any) -> str:
         identity, notices = await probe(connection, self._expected)
-        self._options.noticed(self.place, notices)
+        self._options.on_notices(self.place, notices)
         return identity
 
-    async def look_again(self) -> str:
+    async def recheck(self) -> str:
         """The identity of the server, and its set-up as it is by now: what is refused at the start is refused at any time."""
         answer = await self.reader.call(*QUESTIONS, raising=False)
         try:
-            identity, notices = judged(answer.values, self._expected)
-            if parsed(answer.values[0]).keys() >= IDENTIFIED and identity != answer.identity:
+            identity, notices = evaluate(answer.values, self._expected)
+            if parse_info(answer.values[0]).keys() >= IDENTIFIED and identity != answer.identity:
                 raise StorageUnavailableError(f"{self.place} has changed its history")
         except Exception:
             await self.disconnect()  # it changed under the connection; the next call looks at what it is now
             raise
-        self._options.noticed(self.place, notices)
+        self._options.on_notices(self.place, notices)
         return answer.identity
 
     async def disconnect(self) -> None:
-        """Connect anew, and look at what is there, at the next call."""
+        """Drop the connections; the next call connects and probes the server again."""
         for link in self.links:
             await link.disconnect()
 
@@ -96,7 +96,7 @@ class Node:
 
 
 class Topology:
-    """See the module."""
+    """The nodes of an address, and which of them serves a key."""
 
     def __init__(self, address: Address, options: Options) -> None:
         self._address, self._options = address, options
@@ -115,7 +115,7 @@ class Topology:
     async def node(self, key: bytes) -> Node:
         """The one that serves a key."""
         if not self.is_cluster:
-            return self._only()
+            return self._single_node()
         slot = key_slot(key)
         if self._stale or self._slots[slot] is None:
             await self._refresh()
@@ -134,7 +134,7 @@ class Topology:
     async def all(self) -> list[Node]:
         """Every node that serves slots."""
         if not self.is_cluster:
-            return [self._only()]
+            return [self._single_node()]
         if self._stale:
             await self._refresh()
         return [self.at(endpoint) for endpoint in dict.fromkeys(self._slots) if endpoint is not None]
@@ -156,10 +156,10 @@ class Topology:
         """Finish what waits, then close."""
         await asyncio.gather(*(node.close() for node in self._nodes.values()))
 
-    def _only(self) -> Node:
+    def _single_node(self) -> Node:
         place = str(self._address)
         if place not in self._nodes:
-            self._nodes[place] = Node(place, self._address, self._connect_only, self._options)
+            self._nodes[place] = Node(place, self._address, self._connect_single, self._options)
         return self._nodes[place]
 
     # -- connections -------------------------------------------------------------------------------------------------------
@@ -169,13 +169,13 @@ class Topology:
         await connection.connect()
         return connection
 
-    async def _connect_only(self) -> Any:
+    async def _connect_single(self) -> Any:
         if self._address.kind != "sentinel":
             return await self._connect(self._address.endpoints[0] if self._address.endpoints else ("", 0))
         return await self._connect(await self._primary())
 
     async def _primary(self) -> Endpoint:
-        """The first sentinel that answers names it. (Who was not told of a failover yet names a replica, which is refused.)"""
+        """Ask the sentinels for the primary; the first answer counts. (A stale sentinel names a replica, which is refused.)"""
         for endpoint in list(self._sentinels):
             question = (b"SENTINEL", b"get-master-addr-by-name", self._address.service.encode())
             for found in await self._ask(self._address.sentinel, [endpoint], question):
@@ -210,16 +210,16 @@ class Topology:
             endpoints = list(dict.fromkeys([*known, *self._address.endpoints]))
             for endpoint in endpoints:
                 for ranges in await self._ask(self._address.connection, [endpoint], (b"CLUSTER", b"SLOTS")):
-                    self._learn(ranges, endpoint)
+                    self._assign_slots(ranges, endpoint)
                     self._stale = False
                     return
         raise StorageUnavailableError(f"{self._address}: none of its nodes answers")
 
-    def _learn(self, ranges: list[Any], asked: Endpoint) -> None:
+    def _assign_slots(self, ranges: list[Any], source: Endpoint) -> None:
         self._slots = [None] * SLOTS
         for first, last, primary, *_ in ranges:
             host = bytes(primary[0] or b"").decode()
-            endpoint = (asked[0] if host in ("", "?") else host, int(primary[1]))
+            endpoint = (source[0] if host in ("", "?") else host, int(primary[1]))
             self._slots[first : last + 1] = [endpoint] * (last + 1 - first)
 
     async def moved(self, redirected: Redirected) -> None:

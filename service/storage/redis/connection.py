@@ -1,14 +1,14 @@
-"""One connection to one Redis server, and everybody who waits for it.
+"""A pipelined connection to one Redis server, shared by all callers of a process.
 
     call ──> waiting line ──> one task: everything that waits goes out as one pipeline [, WAIT n] ──> answers
-                              (what arrives meanwhile waits for the next pipeline; nobody waits for a timer)
+                              (what arrives meanwhile waits for the next pipeline; there is no timer)
 
-An exchange is bounded in time. When it fails, everybody who takes part in it or waits is told so at once, and the connection is
-thrown away: what was on its way may have been executed, what waited was not sent. The next call connects again; while that
+An exchange is bounded in time. When it fails, every call in it or waiting fails at once, and the connection is dropped: what was
+sent may have been executed, what waited was not sent. The next call connects again; while that
 fails, calls are refused without a try for a while (50 ms, doubling up to a second).
 
-A connection has an identity: the server process and the history that it continues. Whoever compared something with what stands
-in this server names the identity with which that was true; after a reconnection to another one nothing is sent in its name.
+A connection has an identity: the server process and the history that it continues. A call that depends on an
+earlier answer names the identity of that answer; after a reconnection to another identity it fails and is not sent.
 """
 
 from __future__ import annotations
@@ -95,28 +95,28 @@ class Script:
 
 
 class PipelinedConnection:
-    """See the module.
+    """Sends everything that waits as one pipeline, and reconnects with a backoff.
 
-    dial: a new connection, open and authenticated.  greet: looks at the server behind it; returns its identity or refuses it.
+    connect: opens and authenticates a connection.  handshake: probes the server; returns its identity or refuses it.
     confirmations: replicas that must have what calls with `confirmed` have written; 0 = none.
-    rider: commands that go along with calls of these topics, whose answers nobody waits for.
+    piggyback: extra commands sent in the same pipeline as calls of these topics; their replies are discarded.
     """
 
     def __init__(
         self,
         *,
         place: str,
-        dial: Callable[[], Awaitable[Any]],
-        greet: Callable[[Any], Awaitable[str]],
+        connect: Callable[[], Awaitable[Any]],
+        handshake: Callable[[Any], Awaitable[str]],
         scripts: Iterable[Script],
         timeout_s: float,
         confirmations: int = 0,
-        rider: Callable[[set[str]], list[Command]] = lambda topics: [],
+        piggyback: Callable[[set[str]], list[Command]] = lambda topics: [],
         redacted: Callable[[str], str] = lambda text: text,
     ) -> None:
         self.place = place
         self.identity = ""  # of the present or the last connection
-        self._dial, self._greet, self._rider, self._redacted = dial, greet, rider, redacted
+        self._open, self._handshake, self._piggyback, self._redacted = connect, handshake, piggyback, redacted
         self._scripts = tuple(scripts)
         self._timeout_s = timeout_s
         self._confirmations = confirmations
@@ -152,11 +152,11 @@ class PipelinedConnection:
         if raising:
             for value in answer.values:
                 if isinstance(value, Exception):
-                    raise self._meaning(value) from value
+                    raise self._to_storage_error(value) from value
         return answer
 
     async def disconnect(self) -> None:
-        """Throw the connection away; the next call opens another."""
+        """Drop the connection; the next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
@@ -182,7 +182,7 @@ class PipelinedConnection:
                 await self._exchange(jobs)
             except Exception as error:
                 await self.disconnect()
-                failure = self._failure(error)
+                failure = self._exchange_error(error)
                 for job in (*jobs, *self._jobs):
                     _fail(job, failure)
                 self._jobs.clear()
@@ -207,14 +207,19 @@ class PipelinedConnection:
                     raise ResponseError("the server forgets scripts as soon as they are loaded")
 
     async def _pipeline(self, jobs: list[_Job]) -> list[_Job]:
-        """Send, receive, tell. Those whose script is not known to the server are left over."""
+        """Send the jobs, receive, resolve their futures; returns the jobs whose script the server does not know.
+
+        Answers are assigned by position, so the list of jobs must not change between building the commands and reading: it is
+        filtered once more after connecting, which may have changed the identity. WAIT comes last, since it confirms every write
+        of the connection before it.
+        """
         connection = await self._ensure_connected()
         for job in jobs:
             if job.identity not in ("", self.identity):
                 _fail(job, Reconnected())
         jobs = [job for job in jobs if not job.future.done()]
         commands = [command for job in jobs for command in job.commands]
-        commands += self._rider({job.topic for job in jobs if job.topic})
+        commands += self._piggyback({job.topic for job in jobs if job.topic})
         confirm = self._confirmations and any(job.confirmed for job in jobs)
         if confirm:
             commands.append((b"WAIT", self._confirmations, int(self._timeout_s * 500)))
@@ -222,7 +227,7 @@ class PipelinedConnection:
             return []
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         answers = [await _answer(connection) for _ in commands]
-        short = "" if not confirm else self._short(answers[-1])
+        short = "" if not confirm else self._missing_acknowledgments(answers[-1])
         left, at = [], 0
         for job in jobs:
             values = answers[at : at + len(job.commands)]
@@ -237,7 +242,7 @@ class PipelinedConnection:
             await self.disconnect()
         return left
 
-    def _short(self, acknowledged: Any) -> str:
+    def _missing_acknowledgments(self, acknowledged: Any) -> str:
         """Why what was written does not count; "" where enough replicas have it."""
         if isinstance(acknowledged, Exception):
             return f"{self.place}: {acknowledged}"
@@ -256,9 +261,9 @@ class PipelinedConnection:
         if now < self._refused_until:
             raise StorageUnavailableError(self._refusal)
         try:
-            connection = await self._dial()
+            connection = await self._open()
             try:
-                identity = await self._greet(connection)
+                identity = await self._handshake(connection)
                 await self._load_scripts(connection)
             except BaseException:
                 await connection.disconnect(nowait=True)
@@ -267,7 +272,7 @@ class PipelinedConnection:
             self._refused_until = now + min(BACKOFF_MOST_S, BACKOFF_S * 2.0**self._failures)
             self._refused_until = max(self._refused_until, asyncio.get_running_loop().time() + BACKOFF_S)
             self._failures = min(self._failures + 1, 10)
-            self._refusal = str(self._failure(error))
+            self._refusal = str(self._exchange_error(error))
             raise
         self._failures = 0
         if self.identity not in ("", identity):
@@ -282,8 +287,8 @@ class PipelinedConnection:
 
     # -- failures ----------------------------------------------------------------------------------------------------------
 
-    def _failure(self, error: BaseException) -> Exception:
-        """What those are told whose exchange failed."""
+    def _exchange_error(self, error: BaseException) -> Exception:
+        """The error of every call in an exchange that failed."""
         if isinstance(error, StorageError):
             return error
         if isinstance(error, TimeoutError | asyncio.CancelledError):
@@ -295,7 +300,7 @@ class PipelinedConnection:
             throttled.error("an exchange with Redis failed in an unforeseen way", exc_info=error)
         return StorageUnavailableError(f"{self.place}: {reason}")
 
-    def _meaning(self, error: Exception) -> Exception:
+    def _to_storage_error(self, error: Exception) -> Exception:
         """What an error that the server answered means."""
         if isinstance(error, AskError):  # MOVED is one, too
             return Redirected((error.host, error.port), asking=not isinstance(error, MovedError))
@@ -321,7 +326,7 @@ async def _answer(connection: Any) -> Any:
 
 
 async def _is_broken(connection: Any) -> bool:
-    """Nothing was asked, so nothing may come: not even the end."""
+    """Whether an idle connection has data or was closed: no command is pending, so either means it is unusable."""
     look = getattr(connection, "can_read", None) or connection.can_read_destructive  # its name before redis-py 8
     try:
         return bool(await look())
@@ -344,7 +349,7 @@ def _fail(job: _Job, failure: Exception) -> None:
         job.future.set_exception(failure)
 
 
-def parsed(section: Any) -> Mapping[str, str]:
+def parse_info(section: Any) -> Mapping[str, str]:
     """The lines of INFO."""
     lines = (line.partition(":") for line in bytes(section).decode(errors="replace").splitlines())
     return {name: value.strip() for name, sign, value in lines if sign}

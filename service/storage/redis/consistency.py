@@ -1,11 +1,11 @@
-"""What this process has seen of logs that other processes write, too: it goes along with every question, and Redis compares.
+"""Consistency with a shared log: the last entry this process has seen is sent with every call, and Redis compares it.
 
-    saw(log, offset, crc) ──> known(log) ──> a script compares it with what stands there ──> the answer, or `LogRewound`
+    observe_entry(log, offset, crc) ──> known(log) ──> a script compares it with the log ──> the answer, or `LogTruncatedError`
 
 The comparison and what depends on it are one step of one script, so that nothing can come in between: neither another server
 process or another history (a restart, a failover) nor a copy from another time that was restored under a running server. Once a
-log was found to be rewound, every call about it is refused, until its learner begins anew: whoever comes first must not hide it
-from the others.
+log was found to be truncated, every call about it is refused until its learner calls `resync`: one caller must not hide it from
+the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.storage.base import Entry, Log, LogTruncatedError
 logger = logging.getLogger("nextarm.storage")
 
 TAIL = 256
-"""Entries per log kept in memory after this process appended them, so that folding what was just accepted asks nobody."""
+"""Entries per log kept in memory after this process appended them, so that folding what was just accepted needs no call."""
 
 
 class _Seen(NamedTuple):
@@ -28,25 +28,25 @@ class _Seen(NamedTuple):
 
 
 class ConsistencyGuard:
-    """See the module. Logs are told apart by their ids. rang: told the name of a log that was found to be rewound.
+    """The last entry seen of each log, by log id, and the logs that were found to be truncated.
 
-    losses: logs that were found to have lost acknowledged entries, since this process began.
+    on_truncated: called with the name of such a log.  losses: how many there were since this process began.
     """
 
-    def __init__(self, rang: Callable[[str], None]) -> None:
+    def __init__(self, on_truncated: Callable[[str], None]) -> None:
         self.losses = 0
-        self._rang = rang
+        self._on_truncated = on_truncated
         self._seen: dict[str, _Seen] = {}  # the last entry that this process knows
         self._rewound: dict[str, LogTruncatedError] = {}
         self._tails: dict[str, dict[int, bytes]] = {}
         self._epochs: dict[str, int] = {}
 
     def epoch(self, log: Log) -> int:
-        """How often the log's learner began anew. What was begun in an earlier epoch rests on entries that were lost."""
+        """Number of `resync` calls for the log. A call that began in an earlier epoch rests on entries that were lost."""
         return self._epochs.get(log.id, 0)
 
     def resync(self, log: Log) -> None:
-        """The log's learner has dropped everything; what is still on its way in its name must not come through."""
+        """The log's learner has dropped everything; calls of the earlier epoch must not take effect."""
         self._epochs[log.id] = self.epoch(log) + 1
         self.forget(log)
 
@@ -79,7 +79,7 @@ class ConsistencyGuard:
         """The unbroken run of entries behind `after` that this process has just appended."""
         tail = self._tails.get(log.id, {})
         for offset in [offset for offset in tail if offset <= after]:
-            del tail[offset]  # who folds has come past it
+            del tail[offset]  # folded already
         run: list[Entry] = []
         while len(run) < limit and (payload := tail.get(after + 1)) is not None:
             after += 1
@@ -87,7 +87,7 @@ class ConsistencyGuard:
         return run
 
     def check(self, log: Log) -> None:
-        """Raise `LogRewound` where the log was found to be rewound, and its learner has not begun anew since."""
+        """Raise `LogTruncatedError` if the log was found to be truncated and `resync` was not called since."""
         if (error := self._rewound.get(log.id)) is not None:
             raise LogTruncatedError(log.name, seen=error.seen, end=error.end)
 
@@ -97,8 +97,10 @@ class ConsistencyGuard:
         error = LogTruncatedError(log.name, seen=end + 1 if seen is None else seen.offset, end=end)
         if log.id not in self._rewound:
             self.losses += 1
-            logger.critical("acknowledged entries were lost: the log is read anew", extra={"log": log.name, "reason": str(error)})
-            self._rang(log.name)
+            logger.critical(
+                "acknowledged entries were lost: the log is read again", extra={"log": log.name, "reason": str(error)}
+            )
+            self._on_truncated(log.name)
         self._rewound[log.id] = error
         self._tails.pop(log.id, None)
         return error

@@ -1,4 +1,4 @@
-"""What kind of server a connection has reached: whether it can keep the promises of the log, and which of them depend on more.
+"""Checks of a Redis server: whether it can keep the promises of the log, and notices about its set-up.
 
 refused     a replica; older than 6.2; another cluster mode than the URL says; keys that may be evicted
 noticed     no append-only file, flushes once a second, WAIT off beside replicas, settings that may not be looked at
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.storage.base import StorageUnavailableError
-from service.storage.redis.connection import Command, exchange, parsed
+from service.storage.redis.connection import Command, exchange, parse_info
 
 OLDEST = (6, 2)
 """XTRIM MINID and exclusive ranges came with it."""
@@ -31,49 +31,49 @@ class Expected:
 
 
 async def probe(connection: Any, expected: Expected) -> tuple[str, list[str]]:
-    """(identity, notices) of the server; `StorageUnavailable` where the log is not safe there or cannot be written."""
-    return judged(await exchange(connection, *QUESTIONS), expected)
+    """(identity, notices) of the server; `StorageUnavailableError` where the log is not safe there or cannot be written."""
+    return evaluate(await exchange(connection, *QUESTIONS), expected)
 
 
-def judged(answers: Sequence[Any], expected: Expected) -> tuple[str, list[str]]:
-    """`look`, from what a server answered to `QUESTIONS`; errors are values."""
+def evaluate(answers: Sequence[Any], expected: Expected) -> tuple[str, list[str]]:
+    """`probe`, from a server's answers to `QUESTIONS`; errors are values."""
     if isinstance(answers[0], Exception):
         raise answers[0]
-    told = parsed(answers[0])
-    refusal = _refusal(told, expected)
+    info = parse_info(answers[0])
+    refusal = _refusal(info, expected)
     if refusal:
         raise StorageUnavailableError(f"{expected.place} {refusal}")
     config = answers[1]
     forbidden = isinstance(config, Exception)
     flushes = "" if forbidden or len(config) < 2 else bytes(config[1]).decode()
-    return identity(told), [f"{expected.place}: {notice}" for notice in _notices(told, flushes, expected)]
+    return identity(info), [f"{expected.place}: {notice}" for notice in _notices(info, flushes, expected)]
 
 
-def identity(told: Mapping[str, str]) -> str:
+def identity(info: Mapping[str, str]) -> str:
     """Of this process of the server and of the history of writes that it continues (replication id)."""
-    if not told.keys() >= IDENTIFIED:
-        return os.urandom(16).hex()  # nobody knows: every connection is to another server
-    return f"{told['run_id']} {told['master_replid']}"
+    if not info.keys() >= IDENTIFIED:
+        return os.urandom(16).hex()  # unknown: every connection counts as another server
+    return f"{info['run_id']} {info['master_replid']}"
 
 
-def _refusal(told: Mapping[str, str], expected: Expected) -> str:
-    version = told.get("redis_version", "")
+def _refusal(info: Mapping[str, str], expected: Expected) -> str:
+    version = info.get("redis_version", "")
     if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"is version {version}; the log needs {OLDEST[0]}.{OLDEST[1]} or later"
-    if told.get("role", "master") != "master":
+    if info.get("role", "master") != "master":
         return "is a replica: it cannot be written"
-    clustered = told.get("cluster_enabled", "") == "1"
-    if told.get("cluster_enabled") and clustered != expected.cluster:
+    clustered = info.get("cluster_enabled", "") == "1"
+    if info.get("cluster_enabled") and clustered != expected.cluster:
         return "is a cluster: name it redis+cluster://..." if clustered else "is no cluster: name it redis://..."
-    policy = told.get("maxmemory_policy", "")
-    if told.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
+    policy = info.get("maxmemory_policy", "")
+    if info.get("maxmemory", "0") != "0" and policy.startswith("allkeys"):
         return f"may drop entries of the log when its memory is full (maxmemory-policy {policy}); set noeviction"
     return ""
 
 
-def _notices(told: Mapping[str, str], flushes: str, expected: Expected) -> list[str]:
+def _notices(info: Mapping[str, str], flushes: str, expected: Expected) -> list[str]:
     notices = []
-    kept = told.get("aof_enabled")
+    kept = info.get("aof_enabled")
     if kept is None:
         notices.append("it does not say whether it keeps an append-only file: what survives its end is unknown")
     elif kept == "0":
@@ -82,11 +82,11 @@ def _notices(told: Mapping[str, str], flushes: str, expected: Expected) -> list[
         notices.append("CONFIG may not be read: appendfsync, and so what survives the loss of power, is unknown")
     elif expected.durable and flushes != "always":
         notices.append(f"appendfsync is {flushes}: the loss of power may lose the last acknowledged entries")
-    if told.get("aof_last_write_status", "ok") != "ok":
+    if info.get("aof_last_write_status", "ok") != "ok":
         notices.append("its last write to the append-only file failed")
-    policy = told.get("maxmemory_policy", "noeviction")
+    policy = info.get("maxmemory_policy", "noeviction")
     if policy.startswith("allkeys"):  # refused where there is a limit; keys of ours never expire, so volatile policies spare them
         notices.append(f"maxmemory-policy is {policy}: as soon as maxmemory is set, entries could be dropped; set noeviction")
-    if told.get("connected_slaves", "0") != "0" and not expected.confirmations:
+    if info.get("connected_slaves", "0") != "0" and not expected.confirmations:
         notices.append("it has replicas and NEXTARM_REDIS_WAIT is 0: a failover may lose the last acknowledged entries")
     return notices

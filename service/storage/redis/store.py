@@ -1,4 +1,4 @@
-"""The shared storage: logs on Redis Streams, for as many replicas of the service as there are.
+"""The Redis storage: logs on Redis Streams, shared by any number of replicas of the service.
 
     PREFIX:logs                 hash    name -> id of a log that may exist
     PREFIX:{NAME}:head          hash    id, end, floor (first kept offset) [, first, crc: entry 1 once it was trimmed]
@@ -9,22 +9,23 @@
     PREFIX:{NAME}:deleted:ID    string  for an hour after the log was deleted: one that is missing without it was lost
     PREFIX:news                 stream  names of logs that grew, came or went; the last thousand or so
 
-    append ──> one Lua call: log there? key free? ends as expected? ──> XADD, key ──> offset         (`redis_link`: pipelined)
-    news   ──> one blocking XREAD per process: who follows a log is told within milliseconds
+    append ──> one Lua call: log there? key free? ends as expected? ──> XADD, key ──> offset         (`connection.py`: pipelined)
+    news   ──> one blocking XREAD per process: a change reaches every replica within milliseconds
 
 All keys of a log share a hash tag, so that on a cluster one Lua call can accept an event. Names are unique because a name's keys
 are: `head` is the truth, and one Lua call creates or deletes a log as a whole. The register of names is only for listing. It is
 written before a log is created and settled after it was, or was deleted; a crash between leaves a name without a log, which
-`logs` passes over and the next one who creates the name takes; or, where somebody else deleted the name at the same time, a log
+`logs` passes over and the next one who creates the name takes; or, where another process deleted the name at the same time, a log
 that is not listed until its creation is asked for again (it was not acknowledged).
 
-Replicas read every entry in order; there are no consumer groups, and nobody's position is kept in Redis. They wait for news
-(`redis_news`), by one blocking connection per process, however many logs there are.
+Replicas read every entry in order; there are no consumer groups, and no position is kept in Redis. They wait for
+notifications (`notifications.py`) on one blocking connection per process, however many logs there are.
 
 Other programs can write to Redis, and Redis itself may evict keys or come back without them. So every script about a log first
 checks, in the same step, that head, entries and keys belong together (`sound.lua`: counts, which do not grow with the log) and
-that the last entry which this process has seen is still there (`redis_past`). What does not hold is `LogDamaged` or `LogRewound`:
-nothing is accepted, and nothing is answered from what is left. Each `redis_news.SWEEP_S` the same is asked about every log.
+that the last entry which this process has seen is still there (`consistency.py`). If not, the call raises `LogDamaged` or
+`LogTruncatedError`: nothing is accepted, and nothing is answered from what is left. Each `notifications.SWEEP_S` every log is
+checked.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ from service.storage.redis.notifications import NotificationStream
 logger = logging.getLogger("nextarm.storage")
 
 TRIM_BATCH = 256
-"""Entries that one call trims: it keeps everybody waiting for about a millisecond."""
+"""Entries that one call trims: it blocks the server for about a millisecond."""
 SNAPSHOT_PATIENCE_S = 30.0
 ALIVE_S = 3600
 DELETED_S = 3600
-"""How long a deletion is remembered: a process that was away for longer takes it for a loss, and says so in vain."""
+"""How long a deletion is remembered: a process that was away for longer reports it as a loss, wrongly."""
 
 
 def _script(*names: str) -> Script:
@@ -78,7 +79,7 @@ SCRIPTS = (CREATE, DELETE, SETTLE, STATE, ACCEPT, FIND, SAVE, TRIM)
 
 
 class RedisStorage:
-    """See the module.
+    """Logs on a Redis server, behind sentinels, or on a cluster.
 
     prefix: of every key.  confirmations: replicas that must have an event before it is acknowledged (WAIT).
     timeout_s: an exchange takes no longer.  keep_events: the last so many entries are never trimmed; 0 = nothing is.
@@ -102,10 +103,12 @@ class RedisStorage:
         self._timeout_s = timeout_s
         self._keep_events = keep_events
         self._durability = durability
-        self._bell = Notifier()
-        self._news = NotificationStream(self._bell, self._opened, self._look_at_all, key=self._keyspace.news)
-        self._past = ConsistencyGuard(self._bell.publish)
-        self._asking: RedisClient | None = None
+        self._notifier = Notifier()
+        self._notifications = NotificationStream(
+            self._notifier, self._connected_client, self._scan_heads, key=self._keyspace.news
+        )
+        self._guard = ConsistencyGuard(self._notifier.publish)
+        self._client: RedisClient | None = None
         self._noticed: dict[str, list[str]] = {}  # place of a node -> what its set-up means
 
     # -- life --------------------------------------------------------------------------------------------------------------
@@ -116,29 +119,29 @@ class RedisStorage:
             timeout_s=self._timeout_s,
             confirmations=self._confirmations,
             durable=self._durability is Durability.POWER,
-            rider=self._news.piggyback,
-            noticed=self._note,
+            piggyback=self._notifications.piggyback,
+            on_notices=self._note,
         )
-        self._asking = RedisClient(Topology(self._address, options), self._keyspace, self._news.publish)
+        self._client = RedisClient(Topology(self._address, options), self._keyspace, self._notifications.publish)
         try:
             await self.ping()
             await self._find_names()
-            await self._news.start()
+            await self._notifications.start()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        await self._news.close()
-        if self._asking is not None:
-            await self._asking.nodes.close()
-        self._asking = None
+        await self._notifications.close()
+        if self._client is not None:
+            await self._client.nodes.close()
+        self._client = None
 
     async def ping(self) -> None:
         """Write something on every node: a replica, full memory, a failed disk and missing replicas refuse it. And look at the
         register of names, by which a start finds the logs.
         """
-        nodes = self._opened().nodes
+        nodes = self._connected_client().nodes
         await self._ask(self._keyspace.names, (b"HLEN", self._keyspace.names))
         try:
             for node in await nodes.all():
@@ -153,19 +156,20 @@ class RedisStorage:
 
     async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
         """What the last look at all logs found."""
-        heads = self._news.known
+        heads = self._notifications.known
         found = [(log, heads[log.name]) for log in logs if log.name in heads]
         return {log.name: _damaged(log, head.damage) for log, head in found if head.damage and head.id == log.id}
 
     def lacks_snapshot(self, log: Log) -> bool:
-        head = self._news.known.get(log.name)
+        head = self._notifications.known.get(log.name)
         return head is not None and head.lacks_snapshot and head.id == log.id
 
     def notices(self) -> list[str]:
         notices = [notice for notices in self._noticed.values() for notice in notices]
-        if self._past.losses:
+        if self._guard.losses:
             lost = "acknowledged entries were lost, or taken back to an earlier state"
-            notices.append(f"{self._address}: {lost}, in {self._past.losses} log(s) since this process began; its log names them")
+            count = self._guard.losses
+            notices.append(f"{self._address}: {lost}, in {count} log(s) since this process began; its log names them")
         return notices
 
     def _note(self, place: str, notices: list[str]) -> None:
@@ -188,9 +192,9 @@ class RedisStorage:
         answer = await self._ask(keys.head, command, writing=True, topic=log.name)
         verdict, *rest = answer.values[0]
         if verdict == b"created":
-            self._past.observe_entry(log, 1, _crc(b"created", payload))
+            self._guard.observe_entry(log, 1, _crc(b"created", payload))
             await self._ask(names, (b"HSET", names, name, new), writing=True)
-            self._bell.publish(log.name, 1)
+            self._notifier.publish(log.name, 1)
             return log, Receipt(1)
         if verdict == b"damaged":
             raise _damaged(log, bytes(rest[0]).decode())
@@ -205,11 +209,11 @@ class RedisStorage:
         command = DELETE([*four, note], log.id.encode(), DELETED_S)
         await self._ask(keys.head, command, writing=True, topic=log.name)
         await self._ask(names, SETTLE([names], log.name.encode(), log.id.encode(), b""), writing=True)
-        self._past.forget(log)
-        self._bell.publish(log.name)
+        self._guard.forget(log)
+        self._notifier.publish(log.name)
 
     async def logs(self) -> list[Log]:
-        heads = await self._look_at_all({})
+        heads = await self._scan_heads({})
         return [Log(head.id, name) for name, head in sorted(heads.items())]
 
     async def find_log(self, name: str) -> Log | None:
@@ -230,12 +234,12 @@ class RedisStorage:
         return int((await self._state(log))[2])
 
     async def _state(self, log: Log) -> list[Any]:
-        epoch = self._past.epoch(log)
-        return await self._checked(log, (await self._about(log, self._call(log, STATE))).values[0], epoch)
+        epoch = self._guard.epoch(log)
+        return await self._interpret(log, (await self._execute_on_log(log, self._call(log, STATE))).values[0], epoch)
 
-    async def _look_at_all(self, also: Mapping[str, str]) -> dict[str, Head]:
+    async def _scan_heads(self, also: Mapping[str, str]) -> dict[str, Head]:
         """Every log that there is. also: name -> id of logs that may have lost their place in the register; they return to it."""
-        heads, unregistered = await self._opened().heads(self._look, also)
+        heads, unregistered = await self._connected_client().heads(self._state_command, also)
         names = self._keyspace.names
         for name in unregistered:
             logger.warning("a log that was not in the register of names returns to it", extra={"log": name})
@@ -243,7 +247,7 @@ class RedisStorage:
             await self._ask(names, SETTLE([names], name.encode(), log_id, log_id), writing=True)
         for name, head in heads.items():
             if head.rewound:
-                self._past.rewound(Log(head.id, name), end=head.end)
+                self._guard.rewound(Log(head.id, name), end=head.end)
             if head.floor > 1 and not await self._has_snapshots(name):
                 heads[name] = head._replace(lacks_snapshot=True)
         return heads
@@ -252,15 +256,15 @@ class RedisStorage:
         key = self._keys(name).snapshots
         return bool((await self._ask(key, (b"EXISTS", key))).values[0])
 
-    def _look(self, name: str, log_id: str) -> Command:
-        return STATE(self._keys(name).three, log_id.encode(), *self._past.known(log_id))
+    def _state_command(self, name: str, log_id: str) -> Command:
+        return STATE(self._keys(name).three, log_id.encode(), *self._guard.known(log_id))
 
     async def _find_names(self) -> None:
         """Where the register is gone, or was never written, the logs themselves say which there are."""
         names = self._keyspace.names
         if (await self._ask(names, (b"EXISTS", names))).values[0]:
             return
-        await self._look_at_all(await self._opened().scan())
+        await self._scan_heads(await self._connected_client().scan())
 
     # -- entries -----------------------------------------------------------------------------------------------------------
 
@@ -272,18 +276,18 @@ class RedisStorage:
 
     async def _accept(self, log: Log, entries: Sequence[tuple[str, bytes]], *, expected: int | None = None) -> list[Receipt]:
         """In one exchange; calls of other processes may come in between."""
-        wanted, epoch = b"" if expected is None else b"%d" % expected, self._past.epoch(log)
+        wanted, epoch = b"" if expected is None else b"%d" % expected, self._guard.epoch(log)
         sums = [_crc(key.encode(), payload) for key, payload in entries]
         commands = [
             self._call(log, ACCEPT, key.encode(), payload, crc, wanted) for (key, payload), crc in zip(entries, sums, strict=True)
         ]
-        answer = await self._about(log, *commands, writing=True, topic=log.name)
+        answer = await self._execute_on_log(log, *commands, writing=True, topic=log.name)
         receipts = []
         for value, (key, payload), crc in zip(answer.values, entries, sums, strict=True):
-            match await self._checked(log, value, epoch):
+            match await self._interpret(log, value, epoch):
                 case [b"accepted", offset]:
-                    self._past.appended(log, int(offset), payload, crc)
-                    self._bell.publish(log.name, int(offset))
+                    self._guard.appended(log, int(offset), payload, crc)
+                    self._notifier.publish(log.name, int(offset))
                     receipts.append(Receipt(int(offset)))
                 case [b"duplicate", offset, *first]:
                     if self._confirmations and await self._confirm(log, key) is None:
@@ -296,22 +300,22 @@ class RedisStorage:
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
         if limit <= 0:
             return []  # XRANGE would answer nothing at all
-        if recent := self._past.recent(log, after=after, limit=limit):
+        if recent := self._guard.recent(log, after=after, limit=limit):
             return recent
-        epoch = self._past.epoch(log)
-        look = (b"XRANGE", self._keys(log.name).log, b"%d-0" % (after + 1), b"+", b"COUNT", limit)
+        epoch = self._guard.epoch(log)
+        read_range = (b"XRANGE", self._keys(log.name).log, b"%d-0" % (after + 1), b"+", b"COUNT", limit)
         # The state comes after the entries, so that its floor is not older than they are.
-        rows, state = (await self._about(log, look, self._call(log, STATE))).values
+        rows, state = (await self._execute_on_log(log, read_range, self._call(log, STATE))).values
         if state[0] == b"damaged" and int(state[2]) <= after + 1:
             _rows(log, rows, after)  # it may be seen here which entry is missing or bad
-        _, _, _, floor, first, crc = await self._checked(log, state, epoch)
+        _, _, _, floor, first, crc = await self._interpret(log, state, epoch)
         if after == 0 and limit == 1 and first is not None:
             return [_entry(log, b"1", (b"created", first, crc))]
         if int(floor) > after + 1 and not (rows and rows[0][0] == b"%d-0" % (after + 1)):
             raise LogCompactedError(log.name, first=int(floor))
         entries = _rows(log, rows, after)
         if entries:
-            self._past.observe_entry(log, entries[-1].offset, int(rows[-1][1][5]))
+            self._guard.observe_entry(log, entries[-1].offset, int(rows[-1][1][5]))
         return entries
 
     async def find(self, log: Log, key: str) -> Entry | None:
@@ -319,17 +323,17 @@ class RedisStorage:
         return await self._confirm(log, key) if found is not None and self._confirmations else found
 
     async def _confirm(self, log: Log, key: str) -> Entry | None:
-        """Look again, with WAIT, at what is going to be acknowledged once more: whoever appended it may have been refused because
-        too few replicas had it, and who repeats the request must not be told that it is safe.
+        """Find the entry again, with WAIT, before it is acknowledged once more: the first append may have been refused because
+        too few replicas had it, and a repeated request must not be answered as if it were safe.
         """
         alive = self._keys(log.name).alive
         mark = (b"SET", alive, b"", b"EX", ALIVE_S)  # WAIT waits for what its connection has written, and all before it
         return await self._find(log, key, mark, writing=True)
 
     async def _find(self, log: Log, key: str, *more: Command, writing: bool = False) -> Entry | None:
-        epoch = self._past.epoch(log)
-        answer = await self._about(log, self._call(log, FIND, key.encode()), *more, writing=writing)
-        match await self._checked(log, answer.values[0], epoch):
+        epoch = self._guard.epoch(log)
+        answer = await self._execute_on_log(log, self._call(log, FIND, key.encode()), *more, writing=writing)
+        match await self._interpret(log, answer.values[0], epoch):
             case [b"found", offset, *entry]:
                 return _entry(log, offset, entry, key=key)
         return None
@@ -337,20 +341,20 @@ class RedisStorage:
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
-        epoch = self._past.epoch(log)
+        epoch = self._guard.epoch(log)
         sealed = zlib.crc32(blob).to_bytes(4, "little") + blob
         command = self._call(log, SAVE, offset, sealed, KEPT_SNAPSHOTS, snapshots=True)
-        answer = await self._about(log, command, writing=True, confirmed=False, patience_s=SNAPSHOT_PATIENCE_S)
-        await self._checked(log, answer.values[0], epoch)
+        answer = await self._execute_on_log(log, command, writing=True, confirmed=False, patience_s=SNAPSHOT_PATIENCE_S)
+        await self._interpret(log, answer.values[0], epoch)
         if self.lacks_snapshot(log):
-            self._news.known[log.name] = self._news.known[log.name]._replace(lacks_snapshot=False)
+            self._notifications.known[log.name] = self._notifications.known[log.name]._replace(lacks_snapshot=False)
         if self._keep_events:
             await self._trim(log)
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
         key = self._keys(log.name).snapshots
         try:
-            flat = (await self._about(log, (b"HGETALL", key), patience_s=SNAPSHOT_PATIENCE_S)).values[0]
+            flat = (await self._execute_on_log(log, (b"HGETALL", key), patience_s=SNAPSHOT_PATIENCE_S)).values[0]
         except StorageDamagedError as error:  # the log is the truth
             logger.warning("snapshots cannot be read and are passed over", extra={"log": log.name, "reason": str(error)})
             flat = []
@@ -358,45 +362,45 @@ class RedisStorage:
         kept = [(int(offset), bytes(sealed)) for offset, sealed in zip(flat[::2], flat[1::2], strict=True) if offset.isdigit()]
         ahead = [b"%d" % offset for offset, _ in kept if offset > end]
         if ahead:  # of entries that were lost, in whose place others may come
-            await self._about(log, (b"HDEL", key, *ahead), writing=True, confirmed=False)
+            await self._execute_on_log(log, (b"HDEL", key, *ahead), writing=True, confirmed=False)
         whole = [(offset, sealed[4:]) for offset, sealed in kept if zlib.crc32(sealed[4:]).to_bytes(4, "little") == sealed[:4]]
         return sorted(((offset, blob) for offset, blob in whole if offset <= end), key=lambda pair: -pair[0])
 
     async def _trim(self, log: Log) -> None:
-        """Forget entries behind the older snapshot, a few at a time: nobody waits long for one call."""
+        """Forget entries behind the older snapshot, a few at a time, so that no call blocks the server for long."""
         while True:
-            epoch = self._past.epoch(log)
+            epoch = self._guard.epoch(log)
             command = self._call(log, TRIM, self._keep_events, KEPT_SNAPSHOTS, TRIM_BATCH, snapshots=True)
-            answer = await self._about(log, command, writing=True, confirmed=False)
-            _, _, left = await self._checked(log, answer.values[0], epoch)
+            answer = await self._execute_on_log(log, command, writing=True, confirmed=False)
+            _, _, left = await self._interpret(log, answer.values[0], epoch)
             if not int(left):
                 return
 
-    # -- news --------------------------------------------------------------------------------------------------------------
+    # -- notifications -----------------------------------------------------------------------------------------------------
 
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
-        return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
+        return await self._notifier.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
 
     async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
-        return await self._bell.news(timeout_s=timeout_s)
+        return await self._notifier.wait_for_changes(timeout_s=timeout_s)
 
     # -- what was seen -----------------------------------------------------------------------------------------------------
 
     async def resync(self, log: Log) -> None:
-        self._past.resync(log)
+        self._guard.resync(log)
 
-    async def _checked(self, log: Log, value: list[Any], epoch: int) -> list[Any]:
+    async def _interpret(self, log: Log, value: list[Any], epoch: int) -> list[Any]:
         """What a script about the log answered, or what its answer means. epoch: when the call began. (An outcome that waited for
         a reconnection may close a decision which was lost meanwhile.)
         """
         match value:
             case [b"missing", *_]:
-                raise await self._gone(log)
-            case [b"rewound", last] if epoch == self._past.epoch(log):
-                raise self._past.rewound(log, end=int(last))
+                raise await self._missing_log_error(log)
+            case [b"rewound", last] if epoch == self._guard.epoch(log):
+                raise self._guard.rewound(log, end=int(last))
             case [b"rewound", _]:
                 raise StorageUnavailableError(
-                    f"log {log.name!r} is learnt anew, and this rests on what was known before; try again"
+                    f"log {log.name!r} is being reloaded, and this rests on what was known before; try again"
                 )
             case [b"damaged", reason, *_]:
                 raise _damaged(log, bytes(reason).decode())
@@ -404,13 +408,13 @@ class RedisStorage:
                 raise LogDamaged(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
         return value
 
-    async def _gone(self, log: Log) -> LogNotFoundError | LogTruncatedError:
+    async def _missing_log_error(self, log: Log) -> LogNotFoundError | LogTruncatedError:
         """It was deleted, or, where nothing says so, lost."""
-        if self._past.known(log.id)[0]:
+        if self._guard.known(log.id)[0]:
             note = self._keys(log.name).deleted(log.id)
             if (await self._ask(note, (b"EXISTS", note))).values[0] == 0:
-                return self._past.rewound(log, end=0)
-        self._past.forget(log)
+                return self._guard.rewound(log, end=0)
+        self._guard.forget(log)
         return LogNotFoundError(log.name)
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -419,23 +423,23 @@ class RedisStorage:
         """A script that begins with `sound.lua`. snapshots: it takes their key, too."""
         of = self._keys(log.name)
         keys = [*of.three, of.snapshots] if snapshots else of.three
-        return script(keys, log.id.encode(), *self._past.known(log.id), *values)
+        return script(keys, log.id.encode(), *self._guard.known(log.id), *values)
 
-    async def _about(self, log: Log, *commands: Command, **options: Any) -> Answer:
-        """Ask about a log that was not found to be rewound."""
-        self._past.check(log)
+    async def _execute_on_log(self, log: Log, *commands: Command, **options: Any) -> Answer:
+        """Execute commands about a log, unless it was found to be truncated."""
+        self._guard.check(log)
         try:
             return await self._ask(self._keys(log.name).head, *commands, **options)
         except StorageDamagedError as error:  # a key of another type
             raise _damaged(log, error.reason) from error
 
     async def _ask(self, key: bytes, *commands: Command, **options: Any) -> Answer:
-        return await self._opened().execute(key, *commands, **options)
+        return await self._connected_client().execute(key, *commands, **options)
 
-    def _opened(self) -> RedisClient:
-        if self._asking is None:
+    def _connected_client(self) -> RedisClient:
+        if self._client is None:
             raise StorageUnavailableError("the store is closed")
-        return self._asking
+        return self._client
 
     def _keys(self, name: str) -> LogKeys:
         return self._keyspace.of(name)

@@ -1,5 +1,6 @@
-"""How far each log of an SQLite store was acknowledged, in a small file beside it: what a write-ahead log that was removed, or
-cut at a frame, cannot say of itself.
+"""The acknowledged end of each log of an SQLite store, in a small file beside it.
+
+It reveals a write-ahead log that was removed, or cut at a frame: neither can be seen in the store itself.
 
     STORE-acknowledged    header: magic, boot id, checksum | slot of log 1 | slot of log 2 | ...
     slot                  fingerprint of the log's id, its last acknowledged offset, the last flushed one, checksum
@@ -62,7 +63,7 @@ def fingerprint(log_id: str) -> int:
 
 
 class AcknowledgedEnds:
-    """See the module. slots: by number of the log. `StorageDamagedError` for a record that no crash explains."""
+    """The file of acknowledged ends. slots: by number of the log. `StorageDamagedError` for a record that no crash explains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -135,8 +136,8 @@ class AcknowledgedEnds:
             self.slots[number] = slot
 
 
-def told(lines: list[str]) -> str:
-    """Missing logs as part of one message."""
+def summarize(lines: list[str]) -> str:
+    """Missing logs as part of one message, the first few by name."""
     return "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more logs" if len(lines) > SHOWN else "")
 
 

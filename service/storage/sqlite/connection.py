@@ -1,4 +1,4 @@
-"""Connections to an SQLite store with every check that a damaged file can fail, and what SQLite's failures mean to us."""
+"""Connections to an SQLite store, the checks that a damaged file can fail, and the mapping of SQLite's errors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def is_new(connection: sqlite3.Connection) -> bool:
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
-    """`StorageDamaged` where a table is missing, or another."""
+    """`StorageDamagedError` where a table is missing, or another."""
     if _schema(connection) != _fresh_schema():
         raise StorageDamagedError(str(path), "its tables are not those of this service; restore a backup")
 

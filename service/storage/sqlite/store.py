@@ -1,13 +1,13 @@
-"""The embedded storage: one SQLite file, one connection that writes (sqlite_writer.py), one process.
+"""The embedded storage: one SQLite file, one connection that writes (writer.py), one process.
 
     append ──> Writer: BEGIN . insert everything that waits . COMMIT ──> receipts
-                       (what arrives meanwhile waits for the next commit; nobody waits for a timer)
+                       (what arrives meanwhile waits for the next commit; there is no timer)
 
 Decisions need process durability only: a commit without a flush survives kill -9. Outcomes need power durability: one flush
-serves every outcome that waits. A write that failed was rolled back and acknowledged to nobody. A full disk may be tried again;
+serves every outcome that waits. A write that failed was rolled back and not acknowledged. A full disk may be tried again;
 after any other input/output error the state of the file is unknown, and the store stays read-only until the process is started
-anew. So it does where another program removed, replaced or cut one of the files; and a start is refused where acknowledged events
-are missing (acknowledged.py).
+again. The same holds where another program removed, replaced or cut one of the files; and a start is refused if acknowledged
+events are missing (acknowledged.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from service.storage.base import (
 )
 from service.storage.notifier import Notifier
 from service.storage.sqlite import wal
-from service.storage.sqlite.acknowledged import AcknowledgedEnds, acknowledged_path, fingerprint, told
+from service.storage.sqlite.acknowledged import AcknowledgedEnds, acknowledged_path, fingerprint, summarize
 from service.storage.sqlite.connection import (
     SCHEMA_VERSION,
     check_schema,
@@ -66,14 +66,14 @@ ROOM_BYTES = 256 * 2**10
 
 
 class SqliteStorage:
-    """See the module. `path` is the database file; its folder is created."""
+    """Logs in one SQLite file, served by one process. path: the file; its folder is created."""
 
     shared = False
 
     def __init__(self, path: Path, *, durability: Durability = Durability.POWER, read_only: bool = False) -> None:
         self._path = path
         self._read_only = read_only
-        self._strongest = durability
+        self._max_durability = durability
         self._lock = FileLock(lock_path(path))
         self._writer: Writer | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nextarm-reader")
@@ -86,7 +86,7 @@ class SqliteStorage:
         self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
         self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
-        self._bell = Notifier()
+        self._notifier = Notifier()
         self._closed = False
 
     # -- life --------------------------------------------------------------------------------------------------------------
@@ -109,17 +109,17 @@ class SqliteStorage:
             writing = await asyncio.to_thread(open_writer, self._path)
             try:
                 self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, open_reader, self._path)
-                await self._know_logs()
+                await self._load_log_numbers()
                 await asyncio.to_thread(self._begin, writing)
                 assert self._files is not None
                 self._writer = Writer(
                     self._path,
                     writing,
-                    strongest=self._strongest,
-                    undone=self._undone,
-                    committed=self._committed,
+                    max_durability=self._max_durability,
+                    on_rollback=self._on_rollback,
+                    on_commit=self._on_commit,
                     files=self._files,
-                    compare=self._compare,
+                    compare=self._missing_after_change,
                 )
             except BaseException:
                 writing.close()
@@ -154,8 +154,8 @@ class SqliteStorage:
         if missing:
             raise StorageDamagedError(
                 str(self._path),
-                f"acknowledged events are missing: {told(missing)}. Put the files back as they were (the -wal file belongs to "
-                "the store). To give those events up, as after restoring an older copy, "
+                f"acknowledged events are missing: {summarize(missing)}. Put the files back as they were (the -wal file belongs "
+                "to the store). To give those events up, as after restoring an older copy, "
                 f"remove {self._acknowledged.path} and start again",
             )
 
@@ -166,25 +166,25 @@ class SqliteStorage:
             self._anchor = open_read_only(self._path)
         self._files = StoreFiles(self._path)
 
-    def _undone(self) -> None:
+    def _on_rollback(self) -> None:
         self._ends.clear()
         self._grown.clear()
 
-    def _committed(self, durability: Durability) -> None:
-        """With the writer's turn: what is acknowledged next is noted first."""
+    def _on_commit(self, durability: Durability) -> None:
+        """Holding the write lock: record the ends of grown logs before they are acknowledged."""
         assert self._acknowledged is not None
         for number, (log, end) in self._grown.items():
             self._acknowledged.note(number, log, end, flushed=durability is Durability.POWER)
         self._grown.clear()
 
-    def _compare(self) -> str:
-        """With the writer's turn: what of what was acknowledged the files do not hold any more."""
+    def _missing_after_change(self) -> str:
+        """Holding the write lock: which acknowledged entries the files lack after another program wrote to them; "" = none."""
         assert self._acknowledged is not None
         try:
             with closing(open_read_only(self._path)) as connection:
                 missing = self._acknowledged.missing(connection, whole=True)
                 if missing:
-                    return f"another program has changed it, and acknowledged events are missing: {told(missing)}"
+                    return f"another program has changed it, and acknowledged events are missing: {summarize(missing)}"
                 found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
                 return "" if found == "ok" else f"another program has changed it: {found}"
         except (sqlite3.Error, StorageError) as error:
@@ -193,12 +193,12 @@ class SqliteStorage:
     async def _start_reading(self) -> None:
         try:
             self._reading = await asyncio.get_running_loop().run_in_executor(self._reader, open_read_only, self._path)
-            await self._know_logs()
+            await self._load_log_numbers()
         except BaseException:
             await self.close()
             raise
 
-    async def _know_logs(self) -> None:
+    async def _load_log_numbers(self) -> None:
         rows = await self._read(lambda connection: connection.execute("SELECT number, id FROM logs").fetchall())
         self._numbers = {log_id: number for number, log_id in rows}
 
@@ -262,7 +262,7 @@ class SqliteStorage:
 
         kept, number, receipt = await self._submit(run, Durability.POWER)
         self._numbers[kept.id] = number
-        self._bell.publish(kept.name, receipt.offset)
+        self._notifier.publish(kept.name, receipt.offset)
         return kept, receipt
 
     async def delete(self, log: Log) -> None:
@@ -282,7 +282,7 @@ class SqliteStorage:
         await self._submit(run, Durability.POWER)
         self._numbers.pop(log.id, None)
         self._tails.pop(number, None)
-        self._bell.publish(log.name)
+        self._notifier.publish(log.name)
 
     async def append(self, log: Log, key: str, payload: bytes, durability: Durability, *, expected: int | None = None) -> Receipt:
         return (await self._accept(log, [(key, payload)], durability, expected=expected))[0]
@@ -308,7 +308,7 @@ class SqliteStorage:
         while len(tail) > TAIL:
             del tail[next(iter(tail))]
         if end:
-            self._bell.publish(log.name, end)
+            self._notifier.publish(log.name, end)
         return receipts
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
@@ -384,10 +384,10 @@ class SqliteStorage:
         return 0 if found[0] is None else int(found[0]) - (number << SHIFT)
 
     async def wait(self, log: Log, *, after: int, timeout_s: float) -> int:
-        return await self._bell.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
+        return await self._notifier.wait(log.name, lambda: self.end(log), after=after, timeout_s=timeout_s)
 
     async def wait_for_changes(self, *, timeout_s: float) -> dict[str, int]:
-        return await self._bell.news(timeout_s=timeout_s)
+        return await self._notifier.wait_for_changes(timeout_s=timeout_s)
 
     async def resync(self, log: Log) -> None:
         """A file that one process serves does not lose its end behind this process's back."""
@@ -411,7 +411,7 @@ class SqliteStorage:
         """The unbroken run of entries behind `after` that is still in memory."""
         tail = self._tails.get(number, {})
         for offset in [offset for offset in tail if offset <= after]:
-            del tail[offset]  # who folds has come past it: a tail holds what is not learnt yet, not the last few megabytes
+            del tail[offset]  # folded already: a tail holds what is not folded yet, not the last few megabytes
         run: list[Entry] = []
         while len(run) < limit and (payload := tail.get(after + 1)) is not None:
             after += 1
@@ -452,7 +452,7 @@ class SqliteStorage:
 
 
 def _first(connection: sqlite3.Connection, log: Log, number: int, where: str, *values: object) -> Receipt:
-    """The receipt of a repeated entry: where the first one stands."""
+    """The receipt of a repeated entry: that of the first."""
     rows = connection.execute(f"SELECT position, payload, crc FROM events WHERE {where}", values).fetchall()  # noqa: S608 (no input)
     for entry in _checked(log, number, rows, after=None):
         return Receipt(entry.offset, entry.payload)
@@ -464,7 +464,7 @@ def _touch(connection: sqlite3.Connection) -> None:
 
 
 def _checked(log: Log, number: int, rows: Iterable[tuple[int, bytes, int]], *, after: int | None) -> Iterator[Entry]:
-    """Entries whose checksum holds and, where `after` is given, whose offsets have no gap; `StorageDamaged` otherwise."""
+    """Entries whose checksum holds and, where `after` is given, whose offsets have no gap; `StorageDamagedError` otherwise."""
     for position, payload, crc in rows:
         offset = position - (number << SHIFT)
         if after is not None:

@@ -1,4 +1,4 @@
-"""Whether the files of an SQLite store are still those that this process opened, and as it left them.
+"""Detects whether the files of an SQLite store are still those that this process opened, and as it left them.
 
 An open file that is removed can still be written, and everything written to it is gone with the process. So the names are looked
 up again around every commit: two calls of stat(2) each, some microseconds.
@@ -18,7 +18,7 @@ Written = tuple[int, int]
 
 
 class StoreFiles:
-    """Made when all of them are open.
+    """The files of an open store and their state after the last write of this process. Made when all of them are open.
 
     store: the name that a restart would open, which may be a link; the files beside it carry the name that it leads to.
     """

@@ -1,11 +1,11 @@
-"""Damage in the middle of an SQLite write-ahead log, which SQLite itself takes for the end of the log.
+"""Detects damage in the middle of an SQLite write-ahead log, which SQLite itself takes for the end of the log.
 
     header (32)  | frame | frame | frame | ...      frame = header (24): page, size, salts, checksum . one page
     checksum of a frame = f(checksum of the frame before it, its first 8 bytes, its page)
 
-SQLite stops at the first frame whose checksum does not hold and forgets what stands behind it. That is right for a torn tail:
-the write was cut off and was promised to nobody. But where the next frame goes on from this frame's checksum, this one was whole
-once, and everything behind it would be lost without a word. The format: https://www.sqlite.org/fileformat2.html#walformat
+SQLite stops at the first frame whose checksum does not hold and ignores everything behind it. That is right for a torn tail:
+the write was cut off and never acknowledged. But if the next frame continues from this frame's checksum, this one was whole
+once, and everything behind it would be lost silently. The format: https://www.sqlite.org/fileformat2.html#walformat
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Sums = tuple[int, int]
 
 
 def damage(database: Path) -> str:
-    """Where the write-ahead log of a database, which nobody has open, is damaged; "" where it is whole or has a torn tail."""
+    """Where the write-ahead log of a database that no process has open is damaged; "" where it is whole or has a torn tail."""
     path = database.with_name(database.name + "-wal")
     if not path.is_file():
         return ""

@@ -1,10 +1,10 @@
-"""The one connection that writes to an SQLite store: group commit in a thread of its own, or at once where that is quicker.
+"""The writer of an SQLite store: one connection with group commit in a thread, or an inline commit where that is quicker.
 
     submit ──> waiting line ──> thread: BEGIN . run everything that waits . COMMIT ──> results
-           └─> at once, where nothing waits, no flush is asked for and little is written
+           └─> inline, where nothing waits, no flush is asked for and little is written
 
-At once, because such a commit is 30 us of write(), and a thread that sleeps costs ten times that to be woken. It never waits:
-while the thread is at work, or another process has the file locked, the line is taken. Moving the write-ahead log into the file,
+An inline commit is 30 us of write(), and waking a sleeping thread costs ten times that. It never blocks: while the thread holds
+the write lock, or another process has the file locked, the job is queued. Moving the write-ahead log into the file,
 which flushes, is the thread's work alone.
 
 Around every commit the files are looked at (store_files.py): what was removed, replaced or written by another program is
@@ -39,11 +39,11 @@ Run = Callable[[sqlite3.Connection], Any]
 """What happens inside a transaction."""
 
 UNKNOWN_AFTER = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, *DAMAGE)
-"""After these failures nobody knows what the file holds."""
+"""After these failures the content of the file is unknown."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 PATIENCE_MS = 5000
-"""So long the thread waits for another process that has the file locked."""
+"""How long the thread waits for another process that has the file locked."""
 AT_ONCE_BYTES = 256 * 2**10
 """More than this is written by the thread."""
 CHECKPOINT_COMMITS, CHECKPOINT_BYTES, CHECKPOINT_S = 500, 16 * 2**20, 5.0
@@ -64,8 +64,10 @@ class _WriterBusy(Exception):
 
 
 class Writer:
-    """See the module. strongest: what `POWER` comes to.  undone: called where offsets that were handed out were rolled back.
-    committed: called after a commit, before anything of it is acknowledged.  files: those of the store.  compare: which
+    """The only connection that writes to the store.
+
+    max_durability: what `POWER` is reduced to.  on_rollback: called where offsets that were assigned were rolled back.
+    on_commit: called after a commit, before anything of it is acknowledged.  files: those of the store.  compare: which
     acknowledged entries the files lack ("" = none), for when another program has written to them.
 
     broken: why nothing is written any more; "" while all is well.  full: the last commit met a full disk.  damage: what another
@@ -77,9 +79,9 @@ class Writer:
         path: Path,
         connection: sqlite3.Connection,
         *,
-        strongest: Durability,
-        undone: Callable[[], None],
-        committed: Callable[[Durability], None],
+        max_durability: Durability,
+        on_rollback: Callable[[], None],
+        on_commit: Callable[[Durability], None],
         files: StoreFiles,
         compare: Callable[[], str],
     ) -> None:
@@ -88,13 +90,13 @@ class Writer:
         self.full = False
         self._path = path
         self._connection = connection
-        self._strongest = strongest
-        self._undone = undone
-        self._committed = committed
+        self._max_durability = max_durability
+        self._on_rollback = on_rollback
+        self._on_commit = on_commit
         self._files = files
         self._compare = compare
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._turn = threading.Lock()  # of the connection
+        self._write_lock = threading.Lock()  # held by the thread or the inline commit that uses the connection
         self._patience_ms = -1  # as the connection has it
         self._commits = 0  # since the last checkpoint
         self._oldest_s = 0.0  # when the first of them was
@@ -131,30 +133,30 @@ class Writer:
         if self.damage is None and not self.broken:
             reason, is_changed = self._files.look_at_all()
             if reason:
-                self._spoilt(reason)
+                self._mark_damaged(reason)
             elif is_changed or self._is_checkpoint_due():
                 with contextlib.suppress(StorageError):
-                    job = _Job(_nothing, Durability.PROCESS, asyncio.get_running_loop().create_future())
+                    job = _Job(_no_op, Durability.PROCESS, asyncio.get_running_loop().create_future())
                     self._jobs.put(job)
                     await job.future
         return self.damage
 
     def _effective(self, asked: Durability) -> Durability:
-        return asked if self._strongest is Durability.POWER else Durability.PROCESS
+        return asked if self._max_durability is Durability.POWER else Durability.PROCESS
 
-    # -- at once ---------------------------------------------------------------------------------------------------------------
+    # -- inline ----------------------------------------------------------------------------------------------------------------
 
     def _commit_inline(self, run: Run) -> Any:
-        if not self._turn.acquire(blocking=False):
+        if not self._write_lock.acquire(blocking=False):
             raise _WriterBusy
         try:
             if not self._jobs.empty():
                 raise _WriterBusy
             (result,) = self._transact([run], Durability.PROCESS, patience_ms=0)
         finally:
-            self._turn.release()
+            self._write_lock.release()
         if self._commits == CHECKPOINT_COMMITS or self._files.wal_bytes > CHECKPOINT_BYTES:
-            self._jobs.put(_Job(_nothing, Durability.PROCESS, asyncio.get_running_loop().create_future()))  # wakes the thread
+            self._jobs.put(_Job(_no_op, Durability.PROCESS, asyncio.get_running_loop().create_future()))  # wakes the thread
         if isinstance(result, Exception):
             raise result
         return result
@@ -167,14 +169,14 @@ class Writer:
             while not self._jobs.empty():
                 jobs.append(self._jobs.get())
             now = [job for job in jobs if job is not None]
-            # What needs no flush is committed first, so that a decision never waits for the flush of somebody's outcome.
+            # What needs no flush is committed first, so that a decision never waits for the flush of an outcome.
             for durability in (Durability.PROCESS, Durability.POWER):
                 group = [job for job in now if self._effective(job.durability) is durability]
                 if group:
-                    with self._turn:
+                    with self._write_lock:
                         results = self._transact([job.run for job in group], durability, patience_ms=PATIENCE_MS)
                     _deliver(group, results)
-            with self._turn:
+            with self._write_lock:
                 is_last = len(now) < len(jobs)
                 if is_last or self._is_checkpoint_due():
                     self._checkpoint()
@@ -183,12 +185,12 @@ class Writer:
                     return
 
     def _transact(self, runs: Sequence[Run], durability: Durability, *, patience_ms: int) -> list[Any]:
-        """Results, failures as values. With the turn taken."""
+        """Run everything in one transaction, holding the write lock; results with failures as values."""
         results: list[Any] = []
         running = False
         try:
             self.check()
-            self._look(self._files.look(), patience_ms=patience_ms, busy=_WriterBusy())
+            self._verify_files(self._files.look(), patience_ms=patience_ms, busy=_WriterBusy())
             self._connection.execute(f"PRAGMA synchronous={'FULL' if durability is Durability.POWER else 'NORMAL'}")
             if patience_ms != self._patience_ms:
                 self._connection.execute(f"PRAGMA busy_timeout={patience_ms}")
@@ -209,13 +211,13 @@ class Writer:
             changed = StorageUnavailableError(
                 "another program writes to the files of the store; they are being checked, try again"
             )
-            self._look(self._files.look_after_commit(), patience_ms=patience_ms, busy=changed)
-            self._committed(durability)
+            self._verify_files(self._files.look_after_commit(), patience_ms=patience_ms, busy=changed)
+            self._on_commit(durability)
             self.full = False
         except _WriterBusy:
             raise
-        except Exception as error:  # whatever it is: the thread must go on, or every later write waits for ever
-            self._undo()
+        except Exception as error:  # any failure: the thread must go on, or every later write would wait for ever
+            self._roll_back()
             if primary(error) in LOCKED and not patience_ms:
                 raise _WriterBusy from error
             if running and len(runs) > 1 and primary(error) not in (sqlite3.SQLITE_FULL, *UNKNOWN_AFTER):
@@ -237,18 +239,18 @@ class Writer:
         self._commits = 0
         try:
             self.check()
-            self._look(self._files.look(), patience_ms=PATIENCE_MS, busy=_WriterBusy())
+            self._verify_files(self._files.look(), patience_ms=PATIENCE_MS, busy=_WriterBusy())
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             self._files.remember()
         except StorageError:
-            pass  # told to every request
+            pass  # every request reports it
         except (sqlite3.Error, OSError) as error:
             throttled.warning("the write-ahead log could not be moved into the file", reason=str(error))
 
     # -- other programs ----------------------------------------------------------------------------------------------------------
 
-    def _look(self, found: tuple[str, bool], *, patience_ms: int, busy: Exception) -> None:
-        """Raise where the files are not what this process left. With the turn taken.
+    def _verify_files(self, found: tuple[str, bool], *, patience_ms: int, busy: Exception) -> None:
+        """Raise if the files are not what this process left, holding the write lock.
 
         busy: raised where the files have to be compared, which takes a while, and there is no time for it.
         """
@@ -261,18 +263,18 @@ class Writer:
                 logger.warning("another program has written to the files of the store; nothing is missing")
                 self._files.remember()
         if reason:
-            self._spoilt(reason)
+            self._mark_damaged(reason)
             self.check()
 
-    def _spoilt(self, reason: str) -> None:
+    def _mark_damaged(self, reason: str) -> None:
         if self.damage is None:
             self.damage = LogDamaged(str(self._path), f"{reason}; nothing is accepted until the service is started again")
             logger.critical(str(self.damage))
 
     # -- failures --------------------------------------------------------------------------------------------------------------
 
-    def _undo(self) -> None:
-        self._undone()
+    def _roll_back(self) -> None:
+        self._on_rollback()
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -281,7 +283,7 @@ class Writer:
             self._mark_read_only(error)
 
     def _failed(self, error: Exception) -> Exception:
-        """What the requests behind a failed commit are told."""
+        """The error of every request in a failed commit."""
         if primary(error) == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in FULL):
             self.full = True
             throttled.error("the disk is full: nothing is accepted until there is room again")
@@ -297,9 +299,9 @@ class Writer:
     def _mark_read_only(self, error: Exception) -> None:
         reason, _ = self._files.look()
         if reason:  # that is why
-            self._spoilt(reason)
+            self._mark_damaged(reason)
             return
-        self.broken = f"the store failed to write ({error}) and is read-only until the service is started anew"
+        self.broken = f"the store failed to write ({error}) and is read-only until the service is started again"
         logger.critical(self.broken)
 
 
@@ -308,7 +310,7 @@ def _deliver(jobs: Sequence[_Job], results: Sequence[Any]) -> None:
     for job, result in zip(jobs, results, strict=True):
         by_loop.setdefault(job.future.get_loop(), []).append((job.future, result))
     for loop, pairs in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop was closed; nobody waits there any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and its futures with it
             loop.call_soon_threadsafe(_resolve, pairs)
 
 
@@ -322,5 +324,5 @@ def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_result(result)
 
 
-def _nothing(connection: sqlite3.Connection) -> None:
+def _no_op(connection: sqlite3.Connection) -> None:
     """Wakes the thread."""

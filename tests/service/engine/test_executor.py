@@ -25,14 +25,14 @@ async def test_work_that_was_never_seen_leaves_the_event_loop_and_comes_back_onc
 
 
 async def test_one_slow_call_keeps_the_next_hundred_out_of_the_event_loop() -> None:
-    work, here = AdaptiveExecutor(forget=SLOW_DECAY), where()
+    work, here = AdaptiveExecutor(decay=SLOW_DECAY), where()
     work.peak_s = 0.1
     for _ in range(100):
         assert await work.run(where) != here
 
 
 async def test_spiky_work_never_runs_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    work, here = AdaptiveExecutor(spiky=True), where()
+    work, here = AdaptiveExecutor(bursty=True), where()
     work.peak_s = 0.0
     assert await work.run(where) != here
 

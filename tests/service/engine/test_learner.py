@@ -25,19 +25,17 @@ from bandits.types import State, Weights
 from service.engine import events, snapshots
 from service.engine import executor as pace
 from service.engine import projection as folding
-from service.engine.events import ArmAdded, ArmRetired, Cancelled, Decided, Observed
-from service.engine.learner import (
+from service.engine.errors import (
     DecisionCancelledError,
     DecisionConflictError,
     DecisionExpiredError,
     DecisionNotFoundError,
     DecisionWasStopError,
-    Learner,
     OpenDecisionLimitError,
     OutcomeConflictError,
-    OutcomeReport,
-    Recorded,
 )
+from service.engine.events import ArmAdded, ArmRetired, Cancelled, Decided, Observed
+from service.engine.learner import Learner, OutcomeReport, Recorded
 from service.storage.base import (
     Durability,
     Entry,
@@ -288,8 +286,8 @@ async def test_decisions_go_on_with_what_is_ready_while_more_is_prepared(
     assert (first, more) == ([0, 1, 2], [0, 1, 2]), "the burn-in counts what it cannot see yet"
     assert (await bandit.report())["arms"]
     gate.set()
-    await bandit._folding.wait_until_prepared()
-    assert bandit._folding.in_flight() == {}
+    await bandit._projection.wait_until_prepared()
+    assert bandit._projection.in_flight() == {}
     assert (await bandit.decide(ask(form, g, "f0"))).event.arm == 1, "what was learnt is known now"
 
 
@@ -338,7 +336,7 @@ async def test_one_request_that_cannot_be_decided_harms_no_other(storage: Memory
     asked = [ask(PAK, g, f"d{i}", allowed={2: None} if i == 3 else {}) for i in range(9)]
     answers = await asyncio.gather(*(bandit.decide(each) for each in asked), return_exceptions=True)
     assert isinstance(answers[3], InvalidContext)
-    assert [type(answer).__name__ for answer in answers].count("Kept") == 8
+    assert [type(answer).__name__ for answer in answers].count("Recorded") == 8
     assert bandit.offset == 10
 
 
@@ -409,7 +407,7 @@ async def test_of_two_different_outcomes_at_once_one_is_learnt_and_one_refused(o
         answers = await asyncio.gather(
             *(bandit.observe("d1", OutcomeReport(reward=0.1 * i, body=str(i))) for i in range(5)), return_exceptions=True
         )
-        assert sorted(type(answer).__name__ for answer in answers) == ["Kept"] + ["OutcomeConflict"] * 4
+        assert sorted(type(answer).__name__ for answer in answers) == ["OutcomeConflictError"] * 4 + ["Recorded"]
         assert sum(arm.outcomes for arm in bandit.arms) == 1
 
 
@@ -880,10 +878,10 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     )
     assert all(isinstance(answer, StorageUnavailableError) for answer in answers)
     assert facts(bandit) == before
-    assert (bandit._folding.in_flight() == {}) == (fails != "reading"), "who is in the log is pending"
+    assert (bandit._projection.in_flight() == {}) == (fails != "reading"), "who is in the log is pending"
     storage.fails = ""
     await bandit.catch_up()
-    assert bandit._folding.in_flight() == {}, "nobody is on its way any more"
+    assert bandit._projection.in_flight() == {}, "nobody is on its way any more"
     retried = await asyncio.gather(*(bandit.decide(each) for each in asked))
     observed = await bandit.observe("d0", result)
     await bandit.cancel("d1")
@@ -966,7 +964,7 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_don
             await bandit.close()  # waits for what goes on
             end = len(await storage.read(bandit.log, after=0, limit=99))
             await bandit.catch_up()
-            assert (bandit.offset, bandit._folding.in_flight(), bandit.damage) == (end, {}, "")
+            assert (bandit.offset, bandit._projection.in_flight(), bandit.damage) == (end, {}, "")
             assert facts(await replayed(bandit, storage)) == facts(bandit)
             assert facts(await replayed(bandit, storage, use_snapshots=False)) == facts(bandit)
             clock.now = bandit.created.at
@@ -1007,4 +1005,4 @@ async def test_requests_to_a_deleted_bandit_say_so(opener: Opener, clock: Clock)
         ):
             with pytest.raises(LogNotFoundError):
                 await asked
-        assert bandit._folding.in_flight() == {}
+        assert bandit._projection.in_flight() == {}

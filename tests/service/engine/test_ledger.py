@@ -123,13 +123,13 @@ def test_an_outcome_of_another_arm_is_learnt_for_that_arm_and_releases_the_sugge
     assert [(arm.pulls, arm.pending, arm.outcomes) for arm in book.arms] == [(0, 0, 0), (0, 0, 0), (1, 0, 1)]
     assert same(effects[0], RemovePending(1, X))
     assert isinstance(effects[1], Learn)
-    assert (effects[1].seen.arm, effects[1].seen.was_pending) == (2, False)
+    assert (effects[1].observation.arm, effects[1].observation.was_pending) == (2, False)
 
 
 def test_a_missing_reward_is_learnt_as_zero() -> None:
     effects = told(decided("d1", 1), observed("d1", 1, reward=None))[1]
     assert isinstance(effects[0], Learn)
-    assert effects[0].seen.reward == 0.0
+    assert effects[0].observation.reward == 0.0
 
 
 def test_an_expiry_without_a_reward_leaves_nothing_but_the_pull() -> None:
@@ -142,7 +142,7 @@ def test_an_expiry_with_a_reward_is_learnt_at_the_price_of_the_decision() -> Non
     book, effects = told(decided("d1", 1), Expired(at=NOW, id="d1", reward=-0.75))
     assert (book.arms[1].outcomes, book.arms[1].reward_sum, book.arms[1].cost_sum) == (1, -0.75, 0.15)
     assert isinstance(effects[0], Learn)
-    assert (effects[0].seen.reward, effects[0].seen.cost, effects[0].seen.was_pending) == (-0.75, 0.15, True)
+    assert (effects[0].observation.reward, effects[0].observation.cost, effects[0].observation.was_pending) == (-0.75, 0.15, True)
 
 
 def test_a_cancelled_decision_is_released() -> None:
@@ -174,13 +174,13 @@ def test_references_are_counted() -> None:
     book, effects = told(samples)
     assert book.referenced == 5
     assert isinstance(effects[0], Learn)
-    assert effects[0].seen.arm == REFERENCE
-    assert effects[0].seen.features.shape == (5, 3)
+    assert effects[0].observation.arm == REFERENCE
+    assert effects[0].observation.features.shape == (5, 3)
     book, effects = told(ReferenceAdded(at=NOW, moments=given))
     assert book.referenced == 40
     assert isinstance(effects[0], Learn)
-    assert effects[0].seen.moments is not None
-    assert (effects[0].seen.moments.mean.tolist(), effects[0].seen.moments.covariance.tolist()) == ([0.5], [[2.25]])
+    assert effects[0].observation.moments is not None
+    assert (effects[0].observation.moments.mean.tolist(), effects[0].observation.moments.covariance.tolist()) == ([0.5], [[2.25]])
 
 
 @pytest.mark.parametrize(

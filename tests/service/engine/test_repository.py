@@ -15,10 +15,11 @@ from numpy.random import default_rng
 from service.api.problems import to_problem
 from service.api.requests import BanditBody
 from service.engine import events
+from service.engine.errors import BanditDamagedError, BanditNewer, BanditNotFoundError
 from service.engine.events import Cancelled, Created
 from service.engine.learner import Learner, OutcomeReport
 from service.engine.projection import LogNewer
-from service.engine.repository import BanditDamagedError, BanditNewer, BanditNotFoundError, BanditRepository
+from service.engine.repository import BanditRepository
 from service.settings import Settings
 from service.storage.base import (
     Durability,
@@ -530,7 +531,7 @@ async def test_closing_leaves_snapshots_and_closes_the_store_whatever_fails(
         async def fails() -> None:
             raise OverflowError("a snapshot too large")
 
-        bandits[0]._folding.snapshot = fails  # type: ignore[method-assign]
+        bandits[0]._projection.snapshot = fails  # type: ignore[method-assign]
     storage = opener()
     await storage.start()
     assert [len(await storage.load_snapshots(bandit.log)) for bandit in bandits] == [0, 1]

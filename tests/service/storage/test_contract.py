@@ -264,7 +264,7 @@ async def test_of_many_that_expect_the_same_end_one_is_accepted(storage: Storage
     answers = await asyncio.gather(
         *(storage.append(log, f"k{i}", b"x", (POWER, PROCESS)[i % 2], expected=3) for i in range(20)), return_exceptions=True
     )
-    assert sorted(type(answer).__name__ for answer in answers) == ["Receipt", *["StorageConflict"] * 19]
+    assert sorted(type(answer).__name__ for answer in answers) == ["Receipt", *["StorageConflictError"] * 19]
     assert await storage.end(log) == 4
 
 

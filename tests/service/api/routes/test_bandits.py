@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pytest
 
 from service.embedders import registry
+from service.engine.errors import BanditNotFoundError
 from service.engine.learner import Learner
-from service.engine.repository import BanditNotFoundError, BanditRepository
+from service.engine.repository import BanditRepository
 from tests.service.http_client import ARMS, GREEDY, VECTOR, Clock, Json, Service, answered, connected, failed, opened, paths
 
 

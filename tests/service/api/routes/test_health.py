@@ -86,7 +86,7 @@ async def test_a_bandit_that_a_newer_version_wrote_into_has_a_reason_of_its_own_
         for name in ("cloud", "storm"):
             created = await service.ask("PUT", f"/v1/bandits/{name}", json=GREEDY, headers={"authorization": "Bearer sky"})
             assert created.status_code == 201
-        hosting = service.client._transport.app.state.services.hosting  # type: ignore[attr-defined]
+        hosting = service.client._transport.app.state.services.repository  # type: ignore[attr-defined]
         log = (await hosting.get("blue", "cloud")).log
         event = events.encode(Cancelled(at=Clock()(), id="d1")).replace(b'"v":1', b'"v":2')
         await hosting.storage.append(log, "newer", event, Durability.POWER)
@@ -109,7 +109,7 @@ async def test_a_bandit_that_a_newer_version_wrote_into_has_a_reason_of_its_own_
 
 async def test_bandits_that_are_still_loaded_are_counted_for_a_caller_without_a_key(tmp_path: Path) -> None:
     async with opened(api_keys="admin:root") as service:
-        hosting = service.client._transport.app.state.services.hosting  # type: ignore[attr-defined]
+        hosting = service.client._transport.app.state.services.repository  # type: ignore[attr-defined]
         hosting._unloaded = {"a": Log("1", "a"), "blue/b": Log("2", "blue/b")}
         assert (await readiness(service, ""))["reasons"] == ["loading: 2 bandits, for a key that may see them"]
         assert (await readiness(service, "root"))["reasons"] == ["loading: a", "loading: blue/b"]

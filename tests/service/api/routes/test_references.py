@@ -187,7 +187,7 @@ async def test_a_ledger_that_an_older_version_packed_learns_no_reference_twice(s
     await service.create(body=FRECHET)
     await post(service, {"id": "r", "outputs": SAMPLES})
     services = service.client._transport.app.state.services  # type: ignore[attr-defined]
-    learner = await services.hosting.get("", "b")
+    learner = await services.repository.get("", "b")
     learner.ledger.references.clear()
     assert await post(service, {"id": "r", "outputs": SAMPLES}) == (200, {"count": 3, "offset": 2})
     assert failed(await service.post("/v1/bandits/b/references", {"id": "r", "outputs": SAMPLES[:2]})) == (

@@ -83,7 +83,7 @@ def test_a_prefix_has_no_braces(prefix: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name == "redis" or name.startswith(("redis.", "service.storage.redis.store"))]:
+    for module in [name for name in sys.modules if name == "redis" or name.startswith(("redis.", "service.storage.redis"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(InvalidSettings, match=r'pip install "nextarm\[redis\]"'):

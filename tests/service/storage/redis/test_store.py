@@ -203,7 +203,7 @@ async def test_what_nobody_could_tell_is_found_all_the_same(
     monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
     log = await filled(storage)
     async with opened(shared(), prefix=prefix) as follower:
-        monkeypatch.setattr(storage._news, "_message", lambda topics: (b"PING",))
+        monkeypatch.setattr(storage._notifications, "_message", lambda topics: (b"PING",))
         await storage.append(log, "unheard", b"x", POWER)
         assert await follower.wait(log, after=5, timeout_s=PATIENCE_S) == 6
 
@@ -318,7 +318,7 @@ async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_
 
     with monkeypatch.context() as patched:
         patched.setattr(storage, "_ask", begun_anew_meanwhile)
-        with pytest.raises(StorageUnavailableError, match="learnt anew"):
+        with pytest.raises(StorageUnavailableError, match="being reloaded"):
             await storage.append(log, "outcome", b"x", POWER)
     assert await storage.end(log) == 5
     assert (await storage.append(log, "outcome", b"x", POWER)).offset == 6
@@ -688,14 +688,14 @@ async def test_a_trimmed_log_whose_snapshots_were_removed_asks_for_one(prefix: s
         log = await filled(storage, entries=9)
         for offset in (5, 7):
             await storage.save_snapshot(log, offset, b"x")
-        await storage._news._reconcile()
+        await storage._notifications._reconcile()
         assert not storage.lacks_snapshot(log)
         shared().command("DEL", f"{prefix}:{{greeter}}:snapshots")
-        await storage._news._reconcile()
+        await storage._notifications._reconcile()
         assert storage.lacks_snapshot(log)
         await storage.save_snapshot(log, 9, b"x")
         assert not storage.lacks_snapshot(log)
-        await storage._news._reconcile()
+        await storage._notifications._reconcile()
         assert not storage.lacks_snapshot(log)
 
 
@@ -759,7 +759,7 @@ async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = 
 
 async def looked_at(storage: RedisStorage, log: Log) -> dict[str, LogDamaged]:
     """What `inspect` says after the next look at all logs."""
-    await storage._news._reconcile()
+    await storage._notifications._reconcile()
     return await storage.inspect([log])
 
 
@@ -861,7 +861,7 @@ async def test_a_look_at_all_logs_finds_one_that_was_taken_back(storage: RedisSt
     copy = Copy(shared(), prefix)
     await storage.append(log, "key 6", b"to be lost", POWER)
     copy.restore()
-    await storage._news._reconcile()
+    await storage._notifications._reconcile()
     assert any("were lost" in notice for notice in storage.notices())
     assert "greeter" in await storage.wait_for_changes(timeout_s=PATIENCE_S)
 
@@ -903,7 +903,7 @@ async def test_a_log_that_is_gone_and_was_not_deleted_was_lost(storage: RedisSto
         await other.append(deleted, "key 6", b"x", POWER)
     assert not any("were lost" in notice for notice in other.notices())
     shared().client().delete(*shared().client().keys(f"{prefix}:{{greeter}}:*"), f"{prefix}:logs")
-    await storage._news._reconcile()
+    await storage._notifications._reconcile()
     assert "greeter" in await storage.wait_for_changes(timeout_s=PATIENCE_S)
     await lost(storage, log, seen=5, end=0)
     assert any("in 1 log(s)" in notice for notice in storage.notices())
@@ -934,12 +934,12 @@ async def test_everything_removed_under_load_acknowledges_nothing_that_is_not_th
 
 async def test_a_running_process_restores_the_register_of_names(storage: RedisStorage, prefix: str) -> None:
     log, other = await filled(storage), await filled(storage, name="other")
-    await storage._news._reconcile()
+    await storage._notifications._reconcile()
     shared().client().hdel(f"{prefix}:logs", "greeter")
-    await storage._news._reconcile()
+    await storage._notifications._reconcile()
     assert await storage.logs() == [log, other]
     shared().client().delete(f"{prefix}:logs")
-    await storage._news._reconcile()
+    await storage._notifications._reconcile()
     assert await storage.logs() == [log, other]
 
 
@@ -1053,7 +1053,7 @@ async def test_keys_that_may_be_evicted_while_it_runs_are_refused_within_one_loo
         server.command("CONFIG", "SET", "maxmemory", "100mb")
         server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
         with pytest.raises(StorageUnavailableError, match="allkeys-lru"):
-            await storage._news._reconcile()
+            await storage._notifications._reconcile()
         for ask in (storage.ping, lambda: storage.append(log, "key 6", b"x", POWER)):
             with pytest.raises(StorageUnavailableError):
                 await ask()
@@ -1073,10 +1073,10 @@ async def test_an_append_only_file_that_is_switched_off_while_it_runs_is_noticed
         async with opened(server) as storage:
             assert storage.notices() == []
             server.command("CONFIG", "SET", "appendfsync", "no")
-            await storage._news._reconcile()
+            await storage._notifications._reconcile()
             assert [notice for notice in storage.notices() if "appendfsync is no" in notice]
             server.command("CONFIG", "SET", "appendonly", "no")
-            await storage._news._reconcile()
+            await storage._notifications._reconcile()
             assert [notice for notice in storage.notices() if "appendonly is off" in notice]
 
 

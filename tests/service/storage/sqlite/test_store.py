@@ -661,7 +661,7 @@ async def touched(tmp_path: Path) -> AsyncIterator[tuple[SqliteStorage, Log, Pat
 
 def checkpoint(storage: SqliteStorage) -> None:
     assert storage._writer is not None
-    with storage._writer._turn:
+    with storage._writer._write_lock:
         storage._writer._checkpoint()
 
 

@@ -1,0 +1,75 @@
+"""The errors of the engine, under one base: the HTTP surface maps each to a problem document."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every request that the engine refuses."""
+
+
+class BanditNotFoundError(EngineError):
+    """No bandit has this name (for this tenant)."""
+
+
+class BanditConflictError(EngineError):
+    """A bandit of this name exists with another configuration."""
+
+
+class BanditDamagedError(EngineError):
+    """The log of this bandit cannot be folded; it refuses every request until an operator has looked at it."""
+
+
+class BanditNewer(BanditDamagedError):
+    """The log of this bandit was written by a newer version of nextarm; this one refuses every request of it."""
+
+
+class DecisionNotFoundError(EngineError):
+    """No decision has this id."""
+
+
+class DecisionConflictError(EngineError):
+    """The id belongs to another request already."""
+
+
+class ReferenceConflict(EngineError):
+    """The id belongs to other reference material already."""
+
+
+class OutcomeConflictError(EngineError):
+    """The decision has another outcome already."""
+
+
+class DecisionExpiredError(EngineError):
+    """The decision expired before its outcome came."""
+
+
+class DecisionCancelledError(EngineError):
+    """The decision was cancelled before its outcome came."""
+
+
+class DecisionWasStopError(EngineError):
+    """The decision was a stop; no arm was played."""
+
+
+class EpisodeFinishedError(EngineError):
+    """No further attempt can be made in this episode."""
+
+
+class OpenDecisionLimitError(EngineError):
+    """The bandit has as many open decisions as it may."""
+
+
+class ReplicaBehindError(EngineError):
+    """An offset was not folded by this process in time. offset: the one wanted.  reached: the one folded."""
+
+    def __init__(self, offset: int, reached: int) -> None:
+        super().__init__(f"offset {offset} is not folded here yet, {reached} is; try again, or ask another replica")
+        self.offset = offset
+        self.reached = reached
+
+
+class OffsetBeyondEndError(EngineError):
+    """An offset behind the end of the log, which no receipt can have named."""
+
+    def __init__(self, offset: int, end: int) -> None:
+        super().__init__(f"the log ends at offset {end}; {offset} is in no receipt of this bandit")
