@@ -18,12 +18,11 @@ REFUSED = re.compile(r"\b(whoever|nobody|somebody|anew|astray|amid|told)\b|\bsee
 NOT_YET_CLEAN = frozenset(
     {
         "bench/comparison",
-        "bench/comparison/parts",
         "bench/experiments/monte_carlo",
-        "bench/experiments/worlds",
+        "bench/experiments/simulated_tasks",
         "bench/faults",
         "bench/faults/cases",
-        "bench/performance/loading",
+        "bench/performance/load_testing",
         "examples/painters_parts",
         "service",
         "service/api",

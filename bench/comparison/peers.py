@@ -3,11 +3,11 @@
     python -m bench.comparison.peers                 about half an hour of one core; results are kept as they come
     python -m bench.comparison.peers --write         then writes the tables of docs/performance_peers.md
     python -m bench.comparison.peers --quick         the two small worlds, two seeds
-    python -m bench.comparison.peers --only proxy  LiteLLM's proxy over HTTP alone (bench/comparison/parts/proxy.py): two minutes
+    python -m bench.comparison.peers --only proxy  LiteLLM's proxy over HTTP alone (bench/comparison/proxy.py): two minutes
 
 The libraries are installed by pip into an environment of their own, `out/peers/venv`, and run there in processes of their own;
 they are no dependencies of this project. What cannot be installed or fails stands in the table with its error. Every library
-chooses its setting from a small grid (`bench/comparison/parts/learners.py`) on seeds 100 and 101, over the first 500 rounds, and
+chooses its setting from a small grid (`bench/comparison/learners.py`) on seeds 100 and 101, over the first 500 rounds, and
 then
 plays four other seeds. The proxy is LiteLLM's of the same environment, in front of an upstream on loopback; it asks nobody else.
 """
@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bench.comparison.parts import environment, proxy
-from bench.comparison.parts.learners import ENTRIES
+from bench.comparison import environment, proxy
+from bench.comparison.learners import ENTRIES
 from bench.experiments.defaults.pages import write
 from bench.experiments.defaults.tables import BENCHES, Bench
 from bench.experiments.tables import DATA
-from bench.performance.loading import machine as machines
-from bench.performance.loading.measure import Slice, document
-from bench.performance.loading.pages import machine_text
+from bench.performance.load_testing import machine as machines
+from bench.performance.load_testing.measure import Slice, document
+from bench.performance.load_testing.pages import machine_text
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = ROOT / "out" / "peers" / "worlds"
@@ -98,7 +98,7 @@ def driven(entry: str, job: Mapping[str, Any], *, seconds: float) -> dict[str, A
     command = [
         sys.executable if ours else str(environment.python()),
         "-m",
-        "bench.comparison.parts.drive",
+        "bench.comparison.drive",
         json.dumps({"entry": entry, **job}),
     ]
     try:

@@ -6,7 +6,7 @@
 
 Both sides learn the same rounds in turn, in this process and on one thread: weights for a prompt, the outcome of one arm,
 whatever must be ready before the next prompt. CPU time of the thread, medians. The textbooks are ours too
-(`bench/comparison/parts/textbook.py`); the general solver of Mixture-UCB is SciPy's SLSQP, and the modelling layer is cvxpy,
+(`bench/comparison/textbook.py`); the general solver of Mixture-UCB is SciPy's SLSQP, and the modelling layer is cvxpy,
 from the
 environment of the benches' own. A curve ends where one round of its textbook is expected to take longer than `--patience`.
 """
@@ -27,8 +27,8 @@ import torch
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from bench.comparison.parts import environment
-from bench.comparison.parts.duels import ARMS, Round, dak, frechet, frechet_picks, mixture, pak, weights_alone
+from bench.comparison import environment
+from bench.comparison.head_to_head import ARMS, Round, dak, frechet, frechet_picks, mixture, pak, weights_alone
 from bench.experiments.defaults.pages import write
 
 KEPT = Path(__file__).resolve().parents[2] / "out" / "reference.json"
@@ -37,7 +37,7 @@ QUICK = (50, 200)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duel:
+class Curve:
     """at: n -> side -> one round, the textbook first. growth: exponent of n in the cost of a textbook round, for when to stop.
     agree: sides that choose as the textbook does.
     """
@@ -60,8 +60,8 @@ class Measured:
     of: int
 
 
-DUELS = (
-    Duel(
+CURVES = (
+    Curve(
         name="PAK-UCB",
         at=pak,
         growth=3.0,
@@ -70,7 +70,7 @@ DUELS = (
         agree=("exact kernel",),
         title="PAK-UCB, refitted each round; 3 arms, n samples each, d = 384",
     ),
-    Duel(
+    Curve(
         name="DAK-UCB",
         at=dak,
         growth=3.0,
@@ -79,7 +79,7 @@ DUELS = (
         agree=("exact kernel",),
         title="DAK-UCB, refitted each round; 3 arms, n samples each, d = e = 384",
     ),
-    Duel(
+    Curve(
         name="Mixture-UCB",
         at=mixture,
         growth=1.0,
@@ -88,7 +88,7 @@ DUELS = (
         agree=("exact kernel, cab",),
         title="Mixture-UCB, weights by a general solver; 3 arms, n samples in all, e = 768",
     ),
-    Duel(
+    Curve(
         name="weights",
         at=weights_alone,
         growth=1.0,
@@ -97,7 +97,7 @@ DUELS = (
         agree=("active set from the last weights",),
         title="The weights of Mixture-UCB alone, n arms",
     ),
-    Duel(
+    Curve(
         name="FD-UCB 512",
         at=frechet(512),
         growth=0.0,
@@ -106,7 +106,7 @@ DUELS = (
         agree=(),
         title="FD-UCB, general matrix root; 3 arms, n samples each, outcomes of 5, e = 512",
     ),
-    Duel(
+    Curve(
         name="FD-UCB 2048",
         at=frechet(2048),
         growth=0.0,
@@ -141,7 +141,7 @@ def measured(sides: Mapping[str, Round], *, agree: Sequence[str], seconds: float
     return Measured({name: float(np.median(times[ARMS:])) for name, times in taken.items()}, same, t)
 
 
-def duel(chosen: Duel, *, sizes: Sequence[int], seconds: float, patience: float, console: Console) -> str:
+def measured_curve(chosen: Curve, *, sizes: Sequence[int], seconds: float, patience: float, console: Console) -> str:
     """Markdown: one row per n."""
     lines: list[str] = []
     last: tuple[int, float] | None = None
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.comparison.reference", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/")
-    parser.add_argument("--only", default="", help="these curves, separated by commas: " + ", ".join(d.name for d in DUELS))
+    parser.add_argument("--only", default="", help="these curves, separated by commas: " + ", ".join(d.name for d in CURVES))
     parser.add_argument("--reuse", action="store_true", help="measure nothing, tell what was kept")
     parser.add_argument("--seconds", type=float, default=12.0, help="per size of a curve")
     parser.add_argument("--patience", type=float, default=60.0, help="longest round of a textbook, in seconds")
@@ -210,10 +210,10 @@ def main() -> None:
     only = {name for name in asked.only.split(",") if name}
     kept: dict[str, str] = json.loads(KEPT.read_text()) if KEPT.is_file() and not asked.quick else {}
     with threadpool_limits(1):
-        for chosen in DUELS:
+        for chosen in CURVES:
             sizes = chosen.quick if asked.quick else chosen.sizes
             if sizes and not asked.reuse and (not only or chosen.name in only):
-                table = duel(
+                table = measured_curve(
                     chosen,
                     sizes=sizes,
                     seconds=asked.seconds / (6 if asked.quick else 1),
@@ -224,7 +224,7 @@ def main() -> None:
                 if not asked.quick:
                     KEPT.parent.mkdir(exist_ok=True)
                     KEPT.write_text(json.dumps(kept))
-    page = [line for it in DUELS if it.name in kept for line in (f"**{it.title}**", "", kept[it.name], "")]
+    page = [line for it in CURVES if it.name in kept for line in (f"**{it.title}**", "", kept[it.name], "")]
     text = "\n".join([*page, signature()])
     print(text)
     if asked.write:

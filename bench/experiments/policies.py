@@ -27,10 +27,10 @@ import torch
 from rich.console import Console
 
 from bench.experiments.monte_carlo import contextual, episodes, mixtures, samples
-from bench.experiments.monte_carlo.keeping import play_all
 from bench.experiments.monte_carlo.report import fill_in, markdown, show
+from bench.experiments.monte_carlo.result_cache import play_all
 from bench.experiments.monte_carlo.studies import Check, Runs, Study, judge
-from bench.experiments.worlds.episodes import RECORDED
+from bench.experiments.simulated_tasks.episodes import RECORDED
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "measurements.md"

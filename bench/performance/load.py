@@ -28,11 +28,11 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.performance.loading import machine, neighbours, pages, picture
-from bench.performance.loading import overload as overloads
-from bench.performance.loading.cases import CONNECTIONS, Cases
-from bench.performance.loading.measure import Slice, document
-from bench.performance.loading.rig import SEED, Rig, bare, service, service_on_redis
+from bench.performance.load_testing import machine, noisy_neighbors, pages, picture
+from bench.performance.load_testing import overload as overloads
+from bench.performance.load_testing.cases import CONNECTIONS, Cases
+from bench.performance.load_testing.measure import Slice, document
+from bench.performance.load_testing.rig import SEED, Rig, bare, service, service_on_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "load" / "results.json"
@@ -100,7 +100,7 @@ def run(wanted: Wanted, console: Console) -> Results:
         if "text" in wanted.parts:
             for embedder in EMBEDDERS:
                 results.beside.append(
-                    neighbours.beside_an_embedder(rig, folder, embedder=embedder, seconds=wanted.overload_s / 3)
+                    noisy_neighbors.beside_an_embedder(rig, folder, embedder=embedder, seconds=wanted.overload_s / 3)
                 )
         if "overload" in wanted.parts:
             with service("overloaded") as loaded:

@@ -30,10 +30,10 @@ import numpy as np
 from rich.console import Console
 
 from bench.faults.server import Server
-from bench.performance.loading import machine, mixed, pages
-from bench.performance.loading.driver import quantiles
-from bench.performance.loading.measure import cpu_s, open_files, rss_mb, threads
-from bench.performance.loading.trend import WARM_UP, Sample, Verdict, verdicts
+from bench.performance.load_testing import machine, mixed, pages
+from bench.performance.load_testing.driver import quantiles
+from bench.performance.load_testing.measure import cpu_s, open_files, rss_mb, threads
+from bench.performance.load_testing.trend import WARM_UP, Sample, Verdict, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "load" / "soak.json"

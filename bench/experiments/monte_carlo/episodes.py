@@ -15,9 +15,7 @@ from bandits.episodes import play_episodes
 from bandits.policies.baselines import OneArm
 from bandits.policies.promptwise import PromptWise
 from bandits.types import Policy
-from bench.experiments.monte_carlo.goldens import G5, G6_EPISODES
-from bench.experiments.monte_carlo.studies import Claim, Contender, Each, Golden, Run, Study
-from bench.experiments.monte_carlo.yardsticks_episodes import (
+from bench.experiments.monte_carlo.baselines_episodes import (
     CheapFirst,
     Floats,
     GreedyTillSuccess,
@@ -25,7 +23,9 @@ from bench.experiments.monte_carlo.yardsticks_episodes import (
     recorded_rates,
     true_rates,
 )
-from bench.experiments.worlds.episodes import EpisodeWorld, cheap_to_expensive, retries
+from bench.experiments.monte_carlo.goldens import G5, G6_EPISODES
+from bench.experiments.monte_carlo.studies import Claim, Contender, Each, Golden, Run, Study
+from bench.experiments.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 
 UTILITY = "utility"
 SOLVED = "solved"

@@ -18,11 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.comparison import peers
-from bench.comparison.parts import asking, environment, proxy, upstream
+from bench.comparison import asking, environment, peers, proxy, upstream
 from bench.experiments.defaults.pages import written
-from bench.performance.loading import wrk
-from bench.performance.loading.measure import Slice
+from bench.performance.load_testing import wrk
+from bench.performance.load_testing.measure import Slice
 from tools.processes import free_port
 
 SLICE = Slice(

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bench.comparison.parts import environment, textbook
-from bench.comparison.parts.duels import Round, dak, frechet_picks, mixture, pak, weights_alone
-from bench.comparison.parts.textbook import GeneralRoot, Kept, Running, gaussian, regression
+from bench.comparison import environment, textbook
+from bench.comparison.head_to_head import Round, dak, frechet_picks, mixture, pak, weights_alone
 from bench.comparison.reference import measured, milliseconds
+from bench.comparison.textbook import GeneralRoot, Kept, Running, gaussian, regression
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ import httpx
 import numpy as np
 import pytest
 
-from bench.performance.loading import bare, driver, overload, pages, picture, trend, wrk
-from bench.performance.loading.measure import (
+from bench.performance.load_testing import bare, driver, overload, pages, picture, trend, wrk
+from bench.performance.load_testing.measure import (
     NotAccepted,
     Slice,
     check,
@@ -33,8 +33,8 @@ from bench.performance.loading.measure import (
     ratios,
     rss_mb,
 )
-from bench.performance.loading.plans import Plan, reward, stream
-from bench.performance.loading.rig import ask_bodies
+from bench.performance.load_testing.plans import Plan, reward, stream
+from bench.performance.load_testing.rig import ask_bodies
 from bench.performance.soak import gauges_in
 
 LINE = (

@@ -10,8 +10,8 @@ import pytest
 from rich.progress import Progress
 
 from bench.experiments.defaults.pages import written
+from bench.experiments.defaults.simulated_tasks import SWEEPS, fill
 from bench.experiments.defaults.sweeps import Measure, Place, Results, Sweep, compare, label, table
-from bench.experiments.defaults.worlds import SWEEPS, fill
 
 LOSS = Measure(name="loss", better="low", digits=1, factor=10.0)
 

@@ -7,8 +7,8 @@ import pytest
 from bandits.episodes import play_episodes
 from bandits.policies.baselines import OneArm
 from bandits.types import Policy
-from bench.experiments.monte_carlo.yardsticks_episodes import CheapFirst, GreedyTillSuccess
-from bench.experiments.worlds.episodes import EpisodeWorld, cheap_to_expensive, retries
+from bench.experiments.monte_carlo.baselines_episodes import CheapFirst, GreedyTillSuccess
+from bench.experiments.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 from tests.tables import shared_table
 
 

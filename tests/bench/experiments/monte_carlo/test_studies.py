@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.experiments.monte_carlo import keeping, report
+from bench.experiments.monte_carlo import report, result_cache
 from bench.experiments.monte_carlo.studies import (
     AtLeast,
     AtMost,
@@ -115,14 +115,14 @@ def test_a_claim_that_nothing_would_check_is_refused() -> None:
 
 
 def test_quick_runs_leave_slow_contenders_out_and_say_so(tmp_path: Path) -> None:
-    played = keeping.play_all([study()], quick=True, at_most=99, folder=tmp_path, reuse=False, quiet=True)
+    played = result_cache.play_all([study()], quick=True, at_most=99, folder=tmp_path, reuse=False, quiet=True)
     fast, slow = judge(study(), played["X1 y"])
     assert (fast.verdict, fast.ours, fast.over_seeds) == ("ok", "0.2500", "0.7500 ± 0.5")
     assert (slow.verdict, slow.ours) == ("–", "not played, slow")
 
 
 def test_full_runs_play_every_contender_as_often_as_it_says_something_new(tmp_path: Path) -> None:
-    played = keeping.play_all([study()], quick=False, at_most=3, folder=tmp_path, reuse=False, quiet=True)
+    played = result_cache.play_all([study()], quick=False, at_most=3, folder=tmp_path, reuse=False, quiet=True)
     assert [len(played["X1 y"][label]) for label in ("fast", "slow")] == [3, 1]
 
 
@@ -134,8 +134,8 @@ def test_kept_runs_are_the_runs(tmp_path: Path) -> None:
         return play(seed, each)
 
     short = study(contenders={"fast": Contender(play=counted, rounds=3)}, claims=[])
-    first = keeping.play_all([short], quick=False, at_most=2, folder=tmp_path, reuse=True, quiet=True)["X1 y"]["fast"]
-    again = keeping.play_all([short], quick=False, at_most=3, folder=tmp_path, reuse=True, quiet=True)["X1 y"]["fast"]
+    first = result_cache.play_all([short], quick=False, at_most=2, folder=tmp_path, reuse=True, quiet=True)["X1 y"]["fast"]
+    again = result_cache.play_all([short], quick=False, at_most=3, folder=tmp_path, reuse=True, quiet=True)["X1 y"]["fast"]
     assert calls == [0, 1, 2]  # the third alone was missing
     for one, other in zip(first, again, strict=False):
         assert one.values == other.values
@@ -145,7 +145,7 @@ def test_kept_runs_are_the_runs(tmp_path: Path) -> None:
 
 def test_the_tables_say_what_is_out(tmp_path: Path) -> None:
     wrong = study(claims=[Claim("fast", "m", Golden(0.3)), Claim("slow", "m", AtMost(0.5))])
-    played = keeping.play_all([wrong], quick=False, at_most=1, folder=tmp_path, reuse=False, quiet=True)
+    played = result_cache.play_all([wrong], quick=False, at_most=1, folder=tmp_path, reuse=False, quiet=True)
     checks = {"X1 y": judge(wrong, played["X1 y"])}
     with (tmp_path / "terminal").open("w") as file:
         out = report.show([wrong], checks, played, console=Console(file=file, width=150))

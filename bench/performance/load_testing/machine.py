@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.performance.loading.wrk import ROOT, available
+from bench.performance.load_testing.wrk import ROOT, available
 
 PACKAGES = ("torch", "numpy", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "pydantic", "msgspec", "redis")
 

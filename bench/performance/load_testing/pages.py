@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.performance.loading.bare import ROUTES
-from bench.performance.loading.measure import Middle, Slice, middles, ratios
+from bench.performance.load_testing.bare import ROUTES
+from bench.performance.load_testing.measure import Middle, Slice, middles, ratios
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 START = "# Performance\n\nWhat a request costs on the machine named in each section. Commands are given; run them on yours.\n"

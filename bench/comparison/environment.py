@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HOME = Path(__file__).resolve().parents[3] / "out" / "peers" / "venv"
+HOME = Path(__file__).resolve().parents[2] / "out" / "peers" / "venv"
 CONSTRAINTS = ("torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1")
 """A peer may ask for torch; without these pip would bring gigabytes for graphics cards."""
 

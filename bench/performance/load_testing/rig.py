@@ -158,7 +158,7 @@ def service_on_redis(*, replicas: int) -> Iterator[Rig]:
 def bare() -> Iterator[tuple[str, int]]:
     """The bare routes: URL and pid; ended at the end."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.performance.loading.bare", str(port)]
+    command = [sys.executable, "-m", "bench.performance.load_testing.bare", str(port)]
     with (
         tempfile.TemporaryDirectory(prefix="nextarm-load-") as folder,
         running(command, port=port, folder=Path(folder)) as pid,

@@ -24,8 +24,8 @@ from bandits import state as states
 from bandits.functional import joint_diversity, kernels
 from bandits.simulation import World
 from bandits.types import Context, Observation, Policy
+from bench.experiments.simulated_tasks.episodes import RECORDED
 from bench.experiments.tables import hash_features
-from bench.experiments.worlds.episodes import RECORDED
 
 Floats = npt.NDArray[np.float64]
 Picks = npt.NDArray[np.uint8]

@@ -19,8 +19,8 @@ from bandits.functional.simplex import minimize_quadratic
 from bandits.registry import build
 from bandits.regression.kernel import KernelArm
 from bandits.types import Context, Moments, Observation, Policy, State
-from bench.comparison.parts import environment, textbook
-from bench.comparison.parts.textbook import Floats, Kept
+from bench.comparison import environment, textbook
+from bench.comparison.textbook import Floats, Kept
 
 ARMS, DIM = 3, 384
 

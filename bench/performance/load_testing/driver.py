@@ -1,6 +1,6 @@
 """A driver of our own, in its own process: closed loops where there is no wrk, and arrivals at a fixed rate, which wrk has not.
 
-    python -m bench.performance.loading.driver SPEC        SPEC as JSON: url, connections, seconds and either
+    python -m bench.performance.load_testing.driver SPEC        SPEC as JSON: url, connections, seconds and either
         plan                                   closed loop over a plan; prints the line that wrk's scripts print
         bandit, rate (0 = closed loop)         rounds: a decision, later its outcome; prints a line per second
 
@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
-from bench.performance.loading.plans import Plan, request, reward, stream
-from bench.performance.loading.rig import ask_bodies
-from bench.performance.loading.wrk import MARK
+from bench.performance.load_testing.plans import Plan, request, reward, stream
+from bench.performance.load_testing.rig import ask_bodies
+from bench.performance.load_testing.wrk import MARK
 
 TICK_S = 0.001
 REFUSALS = (429, 503)

@@ -1,7 +1,7 @@
 """Plays one library in one world and prints what came of it as JSON; run by `bench.comparison.peers` in the environment of that
 library.
 
-    python -m bench.comparison.parts.drive '{"entry": "MABWiser LinUCB", "world": "out/peers/worlds/clusters.npz", ...}'
+    python -m bench.comparison.drive '{"entry": "MABWiser LinUCB", "world": "out/peers/worlds/clusters.npz", ...}'
 
 job  entry  a name of `learners.ENTRIES`            seeds  that are reported          warm  rounds before costs are measured, or
      world  features, rewards, order_SEED           tune   that choose the setting          absent: rewards are measured instead
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.comparison.parts.learners import ENTRIES, Entry, Floats, Learner, Setting
+from bench.comparison.learners import ENTRIES, Entry, Floats, Learner, Setting
 
 
 def played(

@@ -17,7 +17,7 @@ from bandits.hyperparameters import hyper
 from bandits.policies.promptwise import SMALLEST, by_horizon, by_ratio
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
-from bench.experiments.worlds.episodes import RECORDED, EpisodeWorld
+from bench.experiments.simulated_tasks.episodes import RECORDED, EpisodeWorld
 
 Floats = npt.NDArray[np.float64]
 UNSEEN = 1e300

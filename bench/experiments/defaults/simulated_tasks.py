@@ -1,8 +1,8 @@
 """Which defaults should the policies other than PAK-UCB have? Settings against a base, over worlds whose answers are known.
 
-    python -m bench.experiments.defaults.worlds  everything that out/defaults lacks; about half an hour of one core
-    python -m bench.experiments.defaults.worlds --only promptwise,fd-ucb
-    python -m bench.experiments.defaults.worlds --write                  no runs: the tables of docs/defaults.md from what is kept
+    python -m bench.experiments.defaults.simulated_tasks  everything that out/defaults lacks; about half an hour of one core
+    python -m bench.experiments.defaults.simulated_tasks --only promptwise,fd-ucb
+    python -m bench.experiments.defaults.simulated_tasks --write   no runs: the tables of docs/defaults.md from what is kept
 
 Runs are kept as they come, in worlds.json; a call goes on where the last one ended. `bench.experiments.defaults.tables` does
 PAK-UCB.
@@ -57,7 +57,7 @@ def fill(sweep: Sweep, results: Results, *, seeds: int, keep: Callable[[], None]
 def main() -> None:
     """Play what is missing, then show or write the tables."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.experiments.defaults.worlds", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m bench.experiments.defaults.simulated_tasks", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--only", default=",".join(SWEEPS), help="policies, separated by commas (default: all)")
     parser.add_argument("--seeds", type=int, default=1000, help="at most so many seeds per cell")

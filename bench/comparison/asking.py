@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.performance.loading.wrk import JSON, MARK, ROOT, STALL_S
+from bench.performance.load_testing.wrk import JSON, MARK, ROOT, STALL_S
 
 SCRIPT = """
 local ffi = require("ffi")
@@ -76,8 +76,8 @@ def lua(asked: Asked) -> str:
 
 
 def begin(url: str, asked: Asked, *, folder: Path, connections: int, seconds: int) -> subprocess.Popen[str]:
-    """Start wrk, a thread per connection. `bench.performance.loading.wrk.ended` reads it; its requests and times are those of
-    prompts.
+    """Start wrk, a thread per connection. `bench.performance.load_testing.wrk.ended` reads it; its requests and times are those
+    of prompts.
     """
     script = folder / f"{len(list(folder.iterdir()))}.lua"
     script.write_text(lua(asked))

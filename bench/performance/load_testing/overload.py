@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.performance.loading.measure import cpu_of, rss_mb
-from bench.performance.loading.rig import Rig, ask_bodies
-from bench.performance.loading.wrk import MARK, ROOT
+from bench.performance.load_testing.measure import cpu_of, rss_mb
+from bench.performance.load_testing.rig import Rig, ask_bodies
+from bench.performance.load_testing.wrk import MARK, ROOT
 
 SATURATING = 64
 LINES = 1_024
@@ -130,7 +130,7 @@ def _worst(each: Sequence[dict[str, Any]], name: str) -> float:
 def _drive(url: str, bandit: str, *, rate: float, connections: int, seconds: float) -> dict[str, Any]:
     spec = json.dumps({"url": url, "bandit": bandit, "rate": rate, "connections": connections, "seconds": seconds})
     ran = subprocess.run(
-        [sys.executable, "-m", "bench.performance.loading.driver", spec],
+        [sys.executable, "-m", "bench.performance.load_testing.driver", spec],
         cwd=ROOT,
         capture_output=True,
         check=True,

@@ -1,6 +1,6 @@
 """A model that answers at once: OpenAI's chat completions over raw ASGI, on the server software of the bare routes.
 
-    python -m bench.comparison.parts.upstream PORT
+    python -m bench.comparison.upstream PORT
 
     POST /NAME/v1/chat/completions   -> a completion whose text is NAME, so that an answer tells which deployment gave it
 

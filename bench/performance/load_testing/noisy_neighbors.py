@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.performance.loading import wrk
-from bench.performance.loading.plans import Plan
-from bench.performance.loading.rig import Rig
-from bench.performance.loading.wrk import MARK, ROOT
+from bench.performance.load_testing import wrk
+from bench.performance.load_testing.plans import Plan
+from bench.performance.load_testing.rig import Rig
+from bench.performance.load_testing.wrk import MARK, ROOT
 
 RATE = 100.0
 """Requests per second of the quiet neighbour."""
@@ -36,7 +36,7 @@ def beside_an_embedder(rig: Rig, folder: Path, *, embedder: str, seconds: float)
 def _paced(url: str, bandit: str, seconds: float) -> dict[str, Any]:
     spec = json.dumps({"url": url, "bandit": bandit, "rate": RATE, "connections": 16, "seconds": seconds})
     ran = subprocess.run(
-        [sys.executable, "-m", "bench.performance.loading.driver", spec],
+        [sys.executable, "-m", "bench.performance.load_testing.driver", spec],
         cwd=ROOT,
         capture_output=True,
         check=True,

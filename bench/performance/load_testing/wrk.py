@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.performance.loading.plans import Plan
+from bench.performance.load_testing.plans import Plan
 
 ROOT = Path(__file__).resolve().parents[3]
 MARK = "bench.performance.load:"
@@ -126,7 +126,7 @@ def begin(url: str, plan: Plan, *, folder: Path, connections: int, seconds: floa
         command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", f"{STALL_S}s", "-s", str(script), url]
     else:
         spec = json.dumps({"url": url, "plan": asdict(plan), "connections": connections, "seconds": whole})
-        command = [sys.executable, "-m", "bench.performance.loading.driver", spec]
+        command = [sys.executable, "-m", "bench.performance.load_testing.driver", spec]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

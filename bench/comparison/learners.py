@@ -1,4 +1,4 @@
-"""One face for every library: `choose(x)` and `learn(x, arm, reward)`, for `bench.comparison.parts.drive`.
+"""One face for every library: `choose(x)` and `learn(x, arm, reward)`, for `bench.comparison.drive`.
 
 Imported in the benches' own environment as well, so this file needs NumPy alone, and each maker imports its library itself. What
 a caller has is a NumPy vector; what a library makes of it (text, a dict, a row) is part of its cost, and is counted.

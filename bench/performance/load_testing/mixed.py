@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.performance.loading.driver import Line, connect
-from bench.performance.loading.plans import request
+from bench.performance.load_testing.driver import Line, connect
+from bench.performance.load_testing.plans import request
 
 ARMS, DIM, OUTPUT, CLASSES = 4, 16, 8, 10
 TIMEOUT_S = 20.0

@@ -6,11 +6,11 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bench.performance.loading import wrk
-from bench.performance.loading.bare import ID, ROUTES
-from bench.performance.loading.measure import Slice, measured
-from bench.performance.loading.plans import Plan
-from bench.performance.loading.rig import BATCH, Rig, ask_bodies, batch_bodies
+from bench.performance.load_testing import wrk
+from bench.performance.load_testing.bare import ID, ROUTES
+from bench.performance.load_testing.measure import Slice, measured
+from bench.performance.load_testing.plans import Plan
+from bench.performance.load_testing.rig import BATCH, Rig, ask_bodies, batch_bodies
 
 CONNECTIONS = (1, 16, 64)
 MANY = 10_000

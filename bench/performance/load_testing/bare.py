@@ -1,6 +1,6 @@
 """The yardstick: routes with the bodies and answers of the service and nothing in between, on the same server software.
 
-    python -m bench.performance.loading.bare PORT
+    python -m bench.performance.load_testing.bare PORT
 
     /raw/...         raw ASGI, msgspec in and out         the floor of uvicorn + uvloop + httptools
     /starlette/...   a Starlette route, msgspec in and out, in the FastAPI application

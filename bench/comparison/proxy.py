@@ -1,6 +1,6 @@
 """What a prompt costs through LiteLLM's proxy, and what a router adds that asks nextarm instead, in turn in one run.
 
-    wrk --> upstream                                            answers at once               bench/comparison/parts/upstream.py
+    wrk --> upstream                                            answers at once               bench/comparison/upstream.py
         --> LiteLLM proxy --> upstream, as ARMS deployments     simple-shuffle, one worker, no database, no key
         --> nextarm: POST decision, PUT outcome                 PAK-UCB, p = 256, ARMS arms, d = 384, SQLite
 
@@ -23,12 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.comparison.parts import asking, environment, upstream
-from bench.comparison.parts.learners import ENTRIES
-from bench.performance.loading import wrk
-from bench.performance.loading.measure import Slice, measured, middles
-from bench.performance.loading.plans import reward
-from bench.performance.loading.rig import ARMS, BODIES, Rig, ask_bodies, service
+from bench.comparison import asking, environment, upstream
+from bench.comparison.learners import ENTRIES
+from bench.performance.load_testing import wrk
+from bench.performance.load_testing.measure import Slice, measured, middles
+from bench.performance.load_testing.plans import reward
+from bench.performance.load_testing.rig import ARMS, BODIES, Rig, ask_bodies, service
 from tools import processes
 from tools.processes import free_port
 
@@ -138,7 +138,7 @@ def targets(folder: Path) -> Iterator[list[Ask]]:
     """All three, warm."""
     with ExitStack() as stack:
         port, front = free_port(), free_port()
-        told = [sys.executable, "-m", "bench.comparison.parts.upstream", str(port)]
+        told = [sys.executable, "-m", "bench.comparison.upstream", str(port)]
         behind = stack.enter_context(running(told, port=port, folder=folder))
         written, logs = folder / "proxy.yaml", folder / "logs.json"
         written.write_text(json.dumps(config(f"http://127.0.0.1:{port}")))  # YAML contains JSON

@@ -12,8 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from bench.performance.loading.bare import ROUTES
-from bench.performance.loading.measure import Slice, middles
+from bench.performance.load_testing.bare import ROUTES
+from bench.performance.load_testing.measure import Slice, middles
 
 COLOURS = {
     "raw": "#c7c7c7",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.performance.loading.wrk import Counted
+from bench.performance.load_testing.wrk import Counted
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SETTLED_S = 0.1

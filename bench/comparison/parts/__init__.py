@@ -1,1 +1,0 @@
-"""What the benches against others' learners are made of: textbook learners, and drivers of other libraries."""
