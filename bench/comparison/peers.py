@@ -8,8 +8,7 @@
 The libraries are installed by pip into an environment of their own, `out/peers/venv`, and run there in processes of their own;
 they are no dependencies of this project. What cannot be installed or fails stands in the table with its error. Every library
 chooses its setting from a small grid (`bench/comparison/learners.py`) on seeds 100 and 101, over the first 500 rounds, and
-then
-plays four other seeds. The proxy is LiteLLM's of the same environment, in front of an upstream on loopback; it asks nobody else.
+then plays four other seeds. The proxy is LiteLLM's of the same environment, in front of an upstream on loopback, its only one.
 """
 
 from __future__ import annotations
@@ -280,7 +279,7 @@ def libraries(asked: argparse.Namespace, console: Console) -> str:
 
 
 def over_http(asked: argparse.Namespace, console: Console) -> str:
-    """The page of the proxy, measured anew; what was kept outlives a run that fails."""
+    """The page of the proxy, measured again; what was kept outlives a run that fails."""
     if asked.reuse:
         return proxy_page(json.loads(PROXY_RESULTS.read_text()) if PROXY_RESULTS.is_file() else {"error": "Nothing was kept."})
     told = proxied(quick=asked.quick, console=console)

@@ -7,8 +7,7 @@
 Both sides learn the same rounds in turn, in this process and on one thread: weights for a prompt, the outcome of one arm,
 whatever must be ready before the next prompt. CPU time of the thread, medians. The textbooks are ours too
 (`bench/comparison/textbook.py`); the general solver of Mixture-UCB is SciPy's SLSQP, and the modelling layer is cvxpy,
-from the
-environment of the benches' own. A curve ends where one round of its textbook is expected to take longer than `--patience`.
+from the environment of the benches' own. A curve ends where a round of its textbook would take longer than `--patience`.
 """
 
 from __future__ import annotations

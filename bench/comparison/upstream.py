@@ -54,7 +54,7 @@ class Usage(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    """The answer, put together anew each time."""
+    """The answer, put together for each request."""
 
     id: str
     object: str

@@ -47,7 +47,7 @@ Key = tuple[str, str]
 
 @dataclass
 class Record:
-    """What one client was told. Offsets and contents are the service's words, to be found again in the log."""
+    """What the service acknowledged to one client: offsets and contents that must be in the log."""
 
     decided: dict[Key, tuple[int, str | None]] = field(default_factory=dict)  # -> offset, arm
     observed: dict[Key, int] = field(default_factory=dict)  # -> offset
@@ -60,7 +60,7 @@ class Record:
         return len(self.decided) + len(self.observed) + len(self.cancelled)
 
     def add(self, other: Record) -> None:
-        """Take in what another client was told; both must have been told the same."""
+        """Merge the record of another client; answers about the same key must agree."""
         for key, answer in other.decided.items():
             if self.decided.setdefault(key, answer) != answer:
                 self.broken.append(f"decision {key}: {answer} and {self.decided[key]} were answered")
@@ -97,7 +97,7 @@ class Pool:
         self._known: set[tuple[Key, bool]] = set()
 
     def add(self, key: Key, *, closed: bool = False) -> None:
-        """Once, whoever repeats it. Neither a deque nor a set needs a lock for this; two of one key do no harm."""
+        """Add a key once, however often it is repeated. Deque and set need no lock for this; two of one key do no harm."""
         if (key, closed) not in self._known:
             self._known.add((key, closed))
             (self._closed if closed else self._open).append(key)
@@ -110,7 +110,7 @@ class Pool:
             return None
 
     def any(self, g: Random, *, closed: bool = False) -> Key | None:
-        """One of the newest, whoever else has it too; None while there is none."""
+        """One of the newest, which other clients may hold too; None while there is none."""
         pool = self._closed if closed else self._open
         try:
             return pool[-1 - int(len(pool) * g.random() ** 3)]

@@ -277,7 +277,7 @@ def run(server: Server, *, requests: int, seed: int, record: Record) -> list[flo
 
 
 def main() -> int:
-    """See the module."""
+    """Run the fuzzer and exit with 1 if anything broke."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=30_000)
     parser.add_argument("--seed", type=int, default=1)

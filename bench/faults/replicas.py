@@ -1,4 +1,4 @@
-"""Several replicas of the service over one store, clients at work on them, and the judgement of what they were told.
+"""Several replicas of the service over one store, clients at work on them, and the judgement of what was acknowledged.
 
 Replicas ── start, create the bandits, kill, pause ──┐
 Load     ── clients fail over between them ──────────┴──> judge: log, what was learnt, one digest everywhere
@@ -28,7 +28,7 @@ Digests = dict[str, tuple[int, str]]
 
 
 class Replicas:
-    """See the module. They end with their block.
+    """Servers over one store, which end with their block.
 
     store: URL, or one per replica where each has a wire of its own.  options: of every `Server`.
     """
@@ -102,7 +102,7 @@ class Load:
             client.start()
 
     def let_go(self) -> None:
-        """They may end; nobody waits for them."""
+        """Let the clients end, without waiting for them."""
         for client in self._clients:
             client.over.set()
 
@@ -120,7 +120,7 @@ class Load:
         return True
 
     def stop(self) -> Record:
-        """What all of them were told, after every request was answered that can be."""
+        """What was acknowledged to all of them, after every request was answered that can be."""
         self.let_go()
         record = Record()
         for client in self._clients:

@@ -19,7 +19,7 @@ CHUNK = 65_536
 
 
 class Wire:
-    """See the module. It ends with its block."""
+    """A forwarded loopback port, which ends with its block."""
 
     def __init__(self, target: int) -> None:
         self.port = free_port()

@@ -39,7 +39,7 @@ class Entrant:
 
 
 Each = Callable[[int], object]
-"""Told after each round: the painter of its last call, or -1."""
+"""Called after each round with the painter of its last call, or -1."""
 
 EMBEDDER = {"embedder": "open-clip", "model": "shapes"}
 REFERENCES_PER_CALL = 64

@@ -112,7 +112,7 @@ def _best(rows: Values, column: str, *, but: Sequence[str]) -> float:
 
 
 def specialists(*, clip: Clip, rounds: int, seed: int, each: Callable[[], object]) -> Scene:
-    """PAK-UCB: nobody is good at everything."""
+    """PAK-UCB: no painter is good at everything."""
     names = ("stencil", "ember", "splash")
     return Scene(
         key="pak-ucb",

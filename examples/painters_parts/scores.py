@@ -78,7 +78,7 @@ def fixed(gallery: Gallery, arm: int) -> Served:
 
 
 def random(gallery: Gallery, *, seed: int) -> Served:
-    """(T n, 3) any painter, drawn anew each round."""
+    """(T n, 3) any painter, drawn again each round."""
     return _calls(gallery, np.random.default_rng((seed, 11)).integers(len(gallery.painters), size=len(gallery.wishes)))
 
 

@@ -166,7 +166,7 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """seeds, quick: runs per contender, in full and in a quick run.  measures: a row each.  beside: told in the first row."""
+    """seeds, quick: runs per contender, in full and in a quick run.  measures: a row each.  beside: shown in the first row."""
 
     name: str
     title: str

@@ -44,7 +44,7 @@ def unit(rows: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedWorld(World):
-    """group: (T,) the kind of each prompt, which no policy is told."""
+    """group: (T,) the kind of each prompt, hidden from every policy."""
 
     group: npt.NDArray[np.int64]
 

@@ -61,7 +61,7 @@ def _one(setting: str, flags: tuple[str, ...], options: Options) -> Row:
 
 
 def recover(three: Replicas) -> float:
-    """Seconds until all replicas are ready and have every bandit; those that are gone with Redis are created anew, as by hand."""
+    """Seconds until all replicas are ready and have every bandit; those lost with Redis are created again, as by hand."""
     began = time.monotonic()
     three.wait_until_ready()
     while missing := [f"{server.name}: {name}" for server in three.servers for name in BANDITS if not _has(server, name)]:

@@ -15,7 +15,7 @@ from tools.processes import EVERYSEC, RedisServer
 
 CLIENTS = 8
 GARBLED_AT = 40
-"""A byte amid the newest snapshot."""
+"""A byte in the middle of the newest snapshot."""
 
 
 def run(options: Options) -> list[Row]:

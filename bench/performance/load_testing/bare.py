@@ -91,7 +91,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def decided(body: bytes) -> bytes:
-    """Body of a decision -> its answer, which is put together anew each time."""
+    """Body of a decision -> its answer, which is put together for each request."""
     asked = decode_ask(body)
     scores = {name: Score(ESTIMATE, BONUS) for name in NAMES}
     return encode(Decision(ID, "b", ID, len(asked.prompt.vector) // 2048, "model-2", False, 1.0, dict(WEIGHTS), scores, 4711))

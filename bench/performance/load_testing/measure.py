@@ -84,7 +84,7 @@ def measured(
     accepted: Callable[[], int] | None = None,
 ) -> Slice:
     """Drive, and count the CPU time until the server is idle again: what was under way when the driver ended is paid for, too.
-    Several drivers at once are one slice; of their quantiles the worst is told.
+    Several drivers at once are one slice; of their quantiles the worst counts.
 
     accepted: how many decisions or outcomes the server knows of, to divide by; None = what the drivers saw answered.
     """

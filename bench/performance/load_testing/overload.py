@@ -74,7 +74,7 @@ def _run(rig: Rig, name: str, *, rate: float, connections: int, seconds: float) 
         usual = statistics.median(_probe(rig, bandit) for _ in range(20))
         before, cpu = rss_mb(rig.pids[0]), cpu_of(rig.pids)
         with _watching(rig.pids[0]) as sizes:
-            told = _drive(rig.urls[0], bandit, rate=rate, connections=connections, seconds=seconds)
+            told = drive(rig.urls[0], bandit, rate=rate, connections=connections, seconds=seconds)
         cpu = cpu_of(rig.pids) - cpu
         recovered = _recovery(rig, bandit, usual)
         after = rss_mb(rig.pids[0])
@@ -99,7 +99,7 @@ def summed(
     recovered: float,
     seconds: float,
 ) -> Overload:
-    """What a driver told, in one row."""
+    """What a driver reported, in one row."""
     each = [second for second in told["each"] if second["second"] < seconds]
     fifth = max(1, len(each) // 5)
     answered = max(told["accepted"] + told["shed"], 1)
@@ -127,7 +127,8 @@ def _worst(each: Sequence[dict[str, Any]], name: str) -> float:
     return max((float(second[name]) for second in each), default=0.0)
 
 
-def _drive(url: str, bandit: str, *, rate: float, connections: int, seconds: float) -> dict[str, Any]:
+def drive(url: str, bandit: str, *, rate: float, connections: int, seconds: float) -> dict[str, Any]:
+    """What a driver process reports that sends decisions at a fixed rate."""
     spec = json.dumps({"url": url, "bandit": bandit, "rate": rate, "connections": connections, "seconds": seconds})
     ran = subprocess.run(
         [sys.executable, "-m", "bench.performance.load_testing.driver", spec],

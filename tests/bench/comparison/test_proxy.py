@@ -1,4 +1,4 @@
-"""The proxy beside nextarm: what it is told, what answers behind it, how two requests make a prompt, and what is subtracted."""
+"""The proxy beside nextarm: its configuration, what answers behind it, how two requests make a prompt, what is subtracted."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_ports_are_never_handed_out_twice() -> None:
 
 
 class Told:
-    """A replica, as far as a client sees it: a port that answers every request with one status, or that nobody listens on."""
+    """A replica, as far as a client sees it: a port that answers every request with one status, or that refuses connections."""
 
     def __init__(self, status: int) -> None:
         asked: list[str] = []
