@@ -121,7 +121,7 @@ TARGETS = [
     b"/v1/./bandits/b",
     b"/v1//bandits/b",
     b"//v1/bandits/b",
-    b"http://host/v1/bandits/x/../b",
+    b"http://localhost/v1/bandits/x/../b",
     b"/v1/bandits/b/arms/\xff",
     b"/v1/bandits/b/arms/%ff",
 ]
