@@ -210,7 +210,7 @@ class Projection:
         if self.damaged is not None:
             return
         self.damaged = damage
-        logger.critical("this bandit stops: its log is damaged", extra={"bandit": self._log.name, "damage": str(damage)})
+        logger.critical("this bandit stops: its log cannot be folded", extra={"bandit": self._log.name, "damage": str(damage)})
 
     # -- decisions in flight -------------------------------------------------------------------------------------------------
 
