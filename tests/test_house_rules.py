@@ -1,4 +1,4 @@
-"""Rules of the house that a tool can check: where modules may be, which words explain, and that links lead somewhere."""
+"""Rules of the house that a tool can check: where modules may be, and which words explain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tools import readme
 
 ROOT = Path(__file__).parents[1]
 REFUSED = re.compile(r"\b(whoever|nobody|somebody|anew|astray|amid|told)\b|\bsee the module\b", re.IGNORECASE)
@@ -32,7 +34,7 @@ NOT_YET_CLEAN = frozenset(
 )
 """Folders in which some of these words are left. The list may only shrink: a folder that has become clean must leave it."""
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = readme.pages()
 
 
 def explanations(path: Path) -> Iterator[tuple[int, str]]:
@@ -82,31 +84,6 @@ def test_the_list_of_folders_to_clean_shrinks() -> None:
 def test_the_service_has_no_flat_modules() -> None:
     flat = {path.name for path in (ROOT / "service").glob("*.py")}
     assert flat == {"__init__.py", "__main__.py", "settings.py"}, "a module belongs into a layer's folder"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
-    broken = []
-    for link in links:
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        if not target.exists() or (anchor and anchor not in anchors(target)):
-            broken.append(link)
-    assert broken == []
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"])
-def test_every_file_that_is_named_exists(page: str) -> None:
-    text = (ROOT / page).read_text()
-    named = re.findall(r"`((?:bandits|service|bench|tests|docs|tools)/[\w/.-]+)`", text)
-    assert [path for path in named if "yours" not in path and not (ROOT / path).exists()] == []
 
 
 def test_the_index_lists_every_page() -> None:

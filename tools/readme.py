@@ -21,8 +21,8 @@ TYPES: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", type(
 
 
 def pages() -> list[Path]:
-    """README.md and everything in docs/."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """The pages beside README.md, and everything in docs/."""
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def page_of(kind: str) -> str:
