@@ -26,7 +26,7 @@ from service.embedders.base import EmbedderError, QueueFull
 from service.engine.errors import (
     BanditConflictError,
     BanditDamagedError,
-    BanditNewer,
+    BanditNewerError,
     BanditNotFoundError,
     DecisionCancelledError,
     DecisionConflictError,
@@ -38,10 +38,10 @@ from service.engine.errors import (
     OffsetBeyondEndError,
     OpenDecisionLimitError,
     OutcomeConflictError,
-    ReferenceConflict,
+    ReferenceConflictError,
     ReplicaBehindError,
 )
-from service.engine.projection import LogNewer
+from service.engine.projection import LogNewerError
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
 
@@ -171,7 +171,7 @@ def to_problem(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
                 "bandit_exists",
                 "a bandit of this name exists with another configuration; delete it first, or choose another name",
             )
-        case BanditNewer() | LogNewer():
+        case BanditNewerError() | LogNewerError():
             return Problem(
                 "storage_unavailable",
                 "the log of this bandit was written by a newer version of nextarm; upgrade this server",
@@ -190,7 +190,7 @@ def to_problem(error: BaseException) -> Problem:  # noqa: PLR0912 (one table)
             )
         case DecisionConflictError():
             return Problem("decision_conflict", "this id was used for another request; choose a new id")
-        case ReferenceConflict():
+        case ReferenceConflictError():
             return Problem("reference_conflict", "this id was used for other reference material; choose a new id")
         case OutcomeConflictError():
             return Problem(

@@ -15,7 +15,7 @@ from service.engine.projection import Projection
 from service.storage.base import (
     Durability,
     Log,
-    LogDamaged,
+    LogDamagedError,
     LogTruncatedError,
     Receipt,
     Storage,
@@ -82,7 +82,7 @@ class LogCommitter:
         except LogTruncatedError as error:
             self._projection.log_truncated = error
             raise
-        except LogDamaged as error:
+        except LogDamagedError as error:
             self._projection.stop(error)
             raise
 
@@ -92,7 +92,7 @@ class LogCommitter:
             with self._flagging_truncation():
                 return [*await self._storage.append_all(self._log, entries, durability)]
         except StorageDamagedError as error:
-            if len(entries) == 1 or isinstance(error, LogDamaged):
+            if len(entries) == 1 or isinstance(error, LogDamagedError):
                 raise
             return [await self._alone(key, payload, durability) for key, payload in entries]
 

@@ -19,7 +19,7 @@ class BanditDamagedError(EngineError):
     """The log of this bandit cannot be folded; it refuses every request until an operator has looked at it."""
 
 
-class BanditNewer(BanditDamagedError):
+class BanditNewerError(BanditDamagedError):
     """The log of this bandit was written by a newer version of nextarm; this one refuses every request of it."""
 
 
@@ -31,7 +31,7 @@ class DecisionConflictError(EngineError):
     """The id belongs to another request already."""
 
 
-class ReferenceConflict(EngineError):
+class ReferenceConflictError(EngineError):
     """The id belongs to other reference material already."""
 
 

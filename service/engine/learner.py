@@ -36,13 +36,13 @@ from service.engine.errors import (
     OffsetBeyondEndError,
     OpenDecisionLimitError,
     OutcomeConflictError,
-    ReferenceConflict,
+    ReferenceConflictError,
     ReplicaBehindError,
 )
 from service.engine.events import AnyEvent, Cancelled, Created, Decided, Expired, Matrix, Observed
 from service.engine.executor import AdaptiveExecutor, TaskGroup
 from service.engine.ledger import ArmRecord, InconsistentEventError, KnownReference, Ledger, OpenDecision, View
-from service.engine.projection import READ_BATCH, LogNewer, Projection, policy_of
+from service.engine.projection import READ_BATCH, LogNewerError, Projection, policy_of
 from service.storage.base import (
     Durability,
     Log,
@@ -212,7 +212,7 @@ class Learner:
     @property
     def is_newer(self) -> bool:
         """Whether this bandit refuses every request because a newer version of nextarm wrote into its log."""
-        return isinstance(self._projection.damaged, LogNewer)
+        return isinstance(self._projection.damaged, LogNewerError)
 
     @property
     def log_truncated(self) -> str:
@@ -618,10 +618,10 @@ class Learner:
                 raise InconsistentEventError(f"{type(first).__name__} closes a decision")
 
     def known_reference(self, reference: str, body: str) -> KnownReference | None:
-        """The reference material that was learned under this id, if any; `ReferenceConflict` where its body was another."""
+        """The reference material that was learned under this id, if any; `ReferenceConflictError` where its body was another."""
         known = self.ledger.references.get(reference)
         if known is not None and known.body != body:
-            raise ReferenceConflict(reference)
+            raise ReferenceConflictError(reference)
         return known
 
     async def record(self, event: AnyEvent, *, key: str, check: Callable[[], object] = lambda: None) -> Receipt:

@@ -68,7 +68,7 @@ class Version(NamedTuple):
     arms: tuple[ArmRecord, ...]
 
 
-class LogNewer(StorageDamagedError):
+class LogNewerError(StorageDamagedError):
     """An entry that only a newer version of nextarm can fold; nothing is damaged."""
 
 
@@ -390,7 +390,7 @@ class Projection:
     def _damage_at(self, offset: int, error: Exception) -> StorageDamagedError:
         place = f"log {self._log.name!r}, offset {offset}"
         if isinstance(error, events.NewerEvent):
-            damage: StorageDamagedError = LogNewer(place, str(error))
+            damage: StorageDamagedError = LogNewerError(place, str(error))
         else:
             damage = StorageDamagedError(place, f"{type(error).__name__}: {error}")
         damage.__cause__ = error

@@ -20,11 +20,11 @@ from weakref import WeakValueDictionary
 from uuid_utils.compat import uuid7
 
 from service.engine import events
-from service.engine.errors import BanditDamagedError, BanditNewer, BanditNotFoundError
+from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError
 from service.engine.events import Created
 from service.engine.learner import Learner
 from service.engine.memory import release_memory
-from service.engine.projection import LogNewer
+from service.engine.projection import LogNewerError
 from service.settings import Settings
 from service.storage.base import (
     Log,
@@ -146,7 +146,7 @@ class BanditRepository:
         if learner is None:
             raise BanditNotFoundError(bandit)
         if learner.damage:
-            raise BanditNewer(learner.damage) if learner.is_newer else BanditDamagedError(learner.damage)
+            raise BanditNewerError(learner.damage) if learner.is_newer else BanditDamagedError(learner.damage)
         return learner
 
     async def delete(self, tenant: str, bandit: str) -> None:
@@ -178,13 +178,13 @@ class BanditRepository:
 
     def damaged(self) -> dict[str, str]:
         """Why bandits are not served until an operator looks, by the names of their logs."""
-        damaged = {name: str(why) for name, why in self._damaged.items() if not isinstance(why, BanditNewer)}
+        damaged = {name: str(why) for name, why in self._damaged.items() if not isinstance(why, BanditNewerError)}
         damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage and not learner.is_newer}
         return dict(sorted(damaged.items()))
 
     def newer(self) -> list[str]:
         """The names of the logs that a newer version wrote into: not served, and nothing about them is damaged."""
-        newer = {name for name, why in self._damaged.items() if isinstance(why, BanditNewer)}
+        newer = {name for name, why in self._damaged.items() if isinstance(why, BanditNewerError)}
         return sorted(newer | {name for name, learner in self._learners.items() if learner.is_newer})
 
     def state(self) -> dict[str, list[str]]:
@@ -224,10 +224,10 @@ class BanditRepository:
             if not self._is_wanted(log):
                 raise LogNotFoundError(log.name) from error
             self._forget(log)
-            is_newer = isinstance(error, LogNewer | events.NewerEvent)
-            self._damaged[log.name] = BanditNewer(str(error)) if is_newer else BanditDamagedError(str(error))
+            is_newer = isinstance(error, LogNewerError | events.NewerEvent)
+            self._damaged[log.name] = BanditNewerError(str(error)) if is_newer else BanditDamagedError(str(error))
             logger.critical("a bandit cannot be loaded", extra={"bandit": log.name, "reason": str(error)})
-            raise (LogNewer if is_newer else StorageDamagedError)(f"bandit {log.name!r}", str(error)) from error
+            raise (LogNewerError if is_newer else StorageDamagedError)(f"bandit {log.name!r}", str(error)) from error
         finally:
             self._loading.pop(log, None)
         if not self._is_wanted(log):

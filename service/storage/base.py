@@ -10,7 +10,7 @@ StorageError
 ├── StorageUnavailableError  cannot write or read now; nothing of it was acknowledged
 ├── StorageConflictError     the log does not end where a conditional append expects it to; nothing was accepted
 ├── StorageDamagedError      what was stored cannot be read back; names the place
-│   └── LogDamaged           the whole log cannot be trusted any more; nothing is accepted into it
+│   └── LogDamagedError      the whole log cannot be trusted any more; nothing is accepted into it
 ├── StorageLockedError       another process serves this store
 ├── LogNotFoundError         the log was deleted
 ├── LogCompactedError        the entries asked for are behind the kept snapshots and gone; names the first that is kept
@@ -73,7 +73,7 @@ class StorageDamagedError(StorageError):
         self.reason = reason
 
 
-class LogDamaged(StorageDamagedError):
+class LogDamagedError(StorageDamagedError):
     """The log as a whole cannot be trusted any more: another program removed or replaced acknowledged entries, or what makes
     their keys unique. Nothing may be accepted into it, or answered from it, until an operator has looked at it.
     """
@@ -158,7 +158,7 @@ class Storage(Protocol):
     async def ping(self) -> None:
         """Raise `StorageUnavailableError` where an append would fail now."""
 
-    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamagedError]:
         """Which of these logs another program has damaged (removed, replaced, cut, restored from an older copy), by name. Called
         at every sweep, so that an idle service notices too. `StorageUnavailableError` where it cannot be known now.
         """

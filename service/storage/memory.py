@@ -10,7 +10,7 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
-    LogDamaged,
+    LogDamagedError,
     LogNotFoundError,
     Receipt,
     StorageConflictError,
@@ -42,7 +42,7 @@ class MemoryStorage:
 
     async def ping(self) -> None: ...
 
-    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamagedError]:
         return {}
 
     def lacks_snapshot(self, log: Log) -> bool:

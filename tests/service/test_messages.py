@@ -30,10 +30,10 @@ from service.engine.errors import (
     OffsetBeyondEndError,
     OpenDecisionLimitError,
     OutcomeConflictError,
-    ReferenceConflict,
+    ReferenceConflictError,
     ReplicaBehindError,
 )
-from service.engine.projection import LogNewer
+from service.engine.projection import LogNewerError
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageUnavailableError
 from tests.bandits.examples import EXAMPLES
 from tests.service.http_client import GREEDY, VECTOR, Service, failed
@@ -261,10 +261,10 @@ def test_every_field_that_must_be_sent_is_shown_where_it_is_missing() -> None:
         (LogNotFoundError("b"), "GET /v1/bandits lists"),
         (BanditConflictError("b"), "choose another name"),
         (BanditDamagedError("b"), "ask the operator"),
-        (LogNewer("log 'b', offset 7", "newer"), "upgrade this server"),
+        (LogNewerError("log 'b', offset 7", "newer"), "upgrade this server"),
         (DecisionNotFoundError("d"), "send the `id`"),
         (DecisionConflictError("d"), "choose a new id"),
-        (ReferenceConflict("r"), "choose a new id"),
+        (ReferenceConflictError("r"), "choose a new id"),
         (OutcomeConflictError("d"), "shows it"),
         (DecisionWasStopError("d"), "post none"),
         (EpisodeFinishedError("e"), "start a new one"),

@@ -19,7 +19,7 @@ from service.api.responses import ReferenceAnswer
 from service.api.routes import problems
 from service.api.serialize import answer
 from service.engine import events
-from service.engine.errors import ReferenceConflict
+from service.engine.errors import ReferenceConflictError
 from service.engine.events import Matrix, MomentsGiven, ReferenceAdded
 from service.engine.learner import Learner, body_digest
 from service.engine.ledger import KnownReference, moments_of
@@ -73,7 +73,7 @@ async def post_references(learner: RoutedLearner, body: ReferenceBody, services:
         receipt = await learner.record(event, key=events.reference_key(body.id), check=check)
         if receipt.first is not None:  # learned, and the snapshot of an older version forgot the id
             if getattr(events.decode(receipt.first), "body", None) != digest:
-                raise ReferenceConflict(body.id)
+                raise ReferenceConflictError(body.id)
             return answer({"count": learner.ledger.referenced, "offset": receipt.offset})
     except _LearnedMeanwhile:
         return _receipt(learner.ledger.references[body.id], learner, is_repeated=True)

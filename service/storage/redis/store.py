@@ -23,7 +23,7 @@ notifications (`notifications.py`) on one blocking connection per process, howev
 
 Other programs can write to Redis, and Redis itself may evict keys or come back without them. So every script about a log first
 checks, in the same step, that head, entries and keys belong together (`sound.lua`: counts, which do not grow with the log) and
-that the last entry which this process has seen is still there (`consistency.py`). If not, the call raises `LogDamaged` or
+that the last entry which this process has seen is still there (`consistency.py`). If not, the call raises `LogDamagedError` or
 `LogTruncatedError`: nothing is accepted, and nothing is answered from what is left. Each `notifications.SWEEP_S` every log is
 checked.
 """
@@ -43,7 +43,7 @@ from service.storage.base import (
     Entry,
     Log,
     LogCompactedError,
-    LogDamaged,
+    LogDamagedError,
     LogNotFoundError,
     LogTruncatedError,
     Receipt,
@@ -154,7 +154,7 @@ class RedisStorage:
             nodes.mark_stale()
             raise
 
-    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamagedError]:
         """What the last look at all logs found."""
         heads = self._notifications.known
         found = [(log, heads[log.name]) for log in logs if log.name in heads]
@@ -405,7 +405,7 @@ class RedisStorage:
             case [b"damaged", reason, *_]:
                 raise _damaged(log, bytes(reason).decode())
             case [b"lost", offset]:
-                raise LogDamaged(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
+                raise LogDamagedError(f"log {log.name!r}, offset {int(offset)}", "an entry that was accepted is missing")
         return value
 
     async def _missing_log_error(self, log: Log) -> LogNotFoundError | LogTruncatedError:
@@ -449,20 +449,20 @@ def _crc(key: bytes, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(key))
 
 
-def _damaged(log: Log, reason: str) -> LogDamaged:
-    return LogDamaged(f"log {log.name!r}", reason)
+def _damaged(log: Log, reason: str) -> LogDamagedError:
+    return LogDamagedError(f"log {log.name!r}", reason)
 
 
 def _entry(log: Log, offset: Any, fields: Sequence[Any], *, key: str | None = None) -> Entry:
     """The entry of (key, payload, checksum), if the checksum holds. key: which it must be; None = any."""
     place = f"log {log.name!r}, offset {int(offset)}"
     if len(fields) != 3 or not all(isinstance(value, bytes) for value in fields):
-        raise LogDamaged(place, "it is no entry of this service")
+        raise LogDamagedError(place, "it is no entry of this service")
     found, payload, crc = fields
     if b"%d" % _crc(found, payload) != crc:
-        raise LogDamaged(place, "the checksum does not match")
+        raise LogDamagedError(place, "the checksum does not match")
     if key is not None and found != key.encode():
-        raise LogDamaged(place, "it stands under the key of another entry")
+        raise LogDamagedError(place, "it stands under the key of another entry")
     return Entry(int(offset), payload)
 
 
@@ -474,7 +474,7 @@ def _rows(log: Log, rows: Sequence[Any], after: int) -> list[Entry]:
 def _row(log: Log, row: Any, expected: int) -> Entry:
     number, fields = row
     if number != b"%d-0" % expected:
-        raise LogDamaged(f"log {log.name!r}, offset {expected}", f"the entry is missing; {bytes(number).decode()} follows")
+        raise LogDamagedError(f"log {log.name!r}, offset {expected}", f"the entry is missing; {bytes(number).decode()} follows")
     if len(fields) != 6 or fields[::2] != [b"k", b"p", b"c"]:
-        raise LogDamaged(f"log {log.name!r}, offset {expected}", "it is no entry of this service")
+        raise LogDamagedError(f"log {log.name!r}, offset {expected}", "it is no entry of this service")
     return _entry(log, expected, fields[1::2])

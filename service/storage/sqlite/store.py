@@ -30,7 +30,7 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
-    LogDamaged,
+    LogDamagedError,
     LogNotFoundError,
     Receipt,
     StorageConflictError,
@@ -235,7 +235,7 @@ class SqliteStorage:
                 raise StorageUnavailableError("the disk is full")
             await self._submit(_touch, Durability.POWER)
 
-    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamagedError]:
         damage = None if self._writer is None or self._closed else await self._writer.inspect()
         return {} if damage is None else {log.name: damage for log in logs}
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.storage.base import Durability, LogDamaged, StorageError, StorageUnavailableError
+from service.storage.base import Durability, LogDamagedError, StorageError, StorageUnavailableError
 from service.storage.sqlite.connection import DAMAGE, primary
 from service.storage.sqlite.store_files import StoreFiles
 from service.storage.throttling import ThrottledLogger
@@ -85,7 +85,7 @@ class Writer:
         files: StoreFiles,
         compare: Callable[[], str],
     ) -> None:
-        self.damage: LogDamaged | None = None
+        self.damage: LogDamagedError | None = None
         self.broken = ""
         self.full = False
         self._path = path
@@ -124,11 +124,11 @@ class Writer:
     def check(self) -> None:
         """Raise why nothing can be written."""
         if self.damage is not None:
-            raise LogDamaged(self.damage.place, self.damage.reason)
+            raise LogDamagedError(self.damage.place, self.damage.reason)
         if self.broken:
             raise StorageUnavailableError(self.broken)
 
-    async def inspect(self) -> LogDamaged | None:
+    async def inspect(self) -> LogDamagedError | None:
         """What another program has done to the files, found also where nothing is written. With every sweep."""
         if self.damage is None and not self.broken:
             reason, is_changed = self._files.look_at_all()
@@ -268,7 +268,7 @@ class Writer:
 
     def _mark_damaged(self, reason: str) -> None:
         if self.damage is None:
-            self.damage = LogDamaged(str(self._path), f"{reason}; nothing is accepted until the service is started again")
+            self.damage = LogDamagedError(str(self._path), f"{reason}; nothing is accepted until the service is started again")
             logger.critical(str(self.damage))
 
     # -- failures --------------------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ class Writer:
         if primary(error) in UNKNOWN_AFTER or isinstance(error, OSError):
             self._mark_read_only(error)
         if self.damage is not None:
-            return LogDamaged(self.damage.place, self.damage.reason)
+            return LogDamagedError(self.damage.place, self.damage.reason)
         if self.broken:
             return StorageUnavailableError(self.broken)
         return StorageUnavailableError(f"{self._path}: {error}") if isinstance(error, sqlite3.Error) else error

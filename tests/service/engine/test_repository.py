@@ -15,17 +15,17 @@ from numpy.random import default_rng
 from service.api.problems import to_problem
 from service.api.requests import BanditBody
 from service.engine import events
-from service.engine.errors import BanditDamagedError, BanditNewer, BanditNotFoundError
+from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError
 from service.engine.events import Cancelled, Created
 from service.engine.learner import Learner, OutcomeReport
-from service.engine.projection import LogNewer
+from service.engine.projection import LogNewerError
 from service.engine.repository import BanditRepository
 from service.settings import Settings
 from service.storage.base import (
     Durability,
     Entry,
     Log,
-    LogDamaged,
+    LogDamagedError,
     LogNotFoundError,
     Receipt,
     Storage,
@@ -265,15 +265,15 @@ async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
         bandit = await hosting.get("", "ahead")
         written = events.encode(Cancelled(at=clock(), id="d1")).replace(*changed)
         await hosting.storage.append(bandit.log, "newer", written, Durability.POWER)
-        with pytest.raises(LogNewer, match="offset 3: written by a newer version"):
+        with pytest.raises(LogNewerError, match="offset 3: written by a newer version"):
             await bandit.catch_up()
-        with pytest.raises(BanditNewer, match="offset 3"):
+        with pytest.raises(BanditNewerError, match="offset 3"):
             await hosting.get("", "ahead")
         await hosting.get("", "good")
         assert hosting.state() == {"loading": [], "damaged": [], "newer": ["ahead"]}
     async with hosted(opener()) as hosting:
         for _ in range(2):
-            with pytest.raises((BanditNewer, LogNewer), match="offset 3: written by a newer version") as stopped:
+            with pytest.raises((BanditNewerError, LogNewerError), match="offset 3: written by a newer version") as stopped:
                 await hosting.get("", "ahead")
             problem = to_problem(stopped.value)
             assert (problem.status, problem.code) == (503, "storage_unavailable")
@@ -294,7 +294,7 @@ async def test_a_bandit_whose_policy_this_build_does_not_know_is_of_a_newer_vers
     await storage.close()
     async with hosted(opener()) as hosting:
         for _ in range(2):
-            with pytest.raises((BanditNewer, LogNewer), match="written by a newer version"):
+            with pytest.raises((BanditNewerError, LogNewerError), match="written by a newer version"):
                 await hosting.get("", "greeter")
 
 
@@ -550,7 +550,7 @@ class Spoilt(MemoryStorage):
         self.fails: Exception | None = None
         self.inspected = 0
 
-    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamaged]:
+    async def inspect(self, logs: Sequence[Log]) -> dict[str, LogDamagedError]:
         self.inspected += 1
         if self.fails:
             raise self.fails
@@ -562,8 +562,8 @@ class Spoilt(MemoryStorage):
         return await super().append_all(log, entries, durability)
 
     @staticmethod
-    def _damage(log: Log) -> LogDamaged:
-        return LogDamaged(f"log {log.name!r}", "another program has removed it")
+    def _damage(log: Log) -> LogDamagedError:
+        return LogDamagedError(f"log {log.name!r}", "another program has removed it")
 
 
 async def test_a_sweep_stops_a_bandit_whose_log_was_spoilt_and_no_other() -> None:

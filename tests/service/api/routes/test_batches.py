@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.api import problems as errors
-from service.storage.base import Durability, Log, LogDamaged, Receipt, StorageUnavailableError
+from service.storage.base import Durability, Log, LogDamagedError, Receipt, StorageUnavailableError
 from service.storage.memory import MemoryStorage
 from service.storage.throttling import ThrottledLogger
 from tests.service.api.routes.test_metrics import of, scraped
@@ -109,7 +109,7 @@ async def test_a_bad_item_does_not_hide_that_the_store_refused_all_others(
     body: dict[str, Any] = decisions(8)
     body["decisions"][3] = {"nonsense": 1}
     with monkeypatch.context() as patch:
-        refuse(patch, failure=LogDamaged("log 'b'", "another program has removed it"))
+        refuse(patch, failure=LogDamagedError("log 'b'", "another program has removed it"))
         assert failed(await service.post("/v1/bandits/b/decisions/batch", body)) == (503, "storage_unavailable")
     counts = await scraped(service)
     assert of(counts, "nextarm_problems_total", code="storage_unavailable") == 7

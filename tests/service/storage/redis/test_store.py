@@ -20,7 +20,7 @@ from service.storage.base import (
     Entry,
     Log,
     LogCompactedError,
-    LogDamaged,
+    LogDamagedError,
     LogNotFoundError,
     LogTruncatedError,
     Receipt,
@@ -715,7 +715,7 @@ async def test_a_poisoned_entry_is_named_with_its_offset(storage: RedisStorage, 
     log, well = await filled(storage), await filled(storage, name="well")
     shared().client().xadd(f"{prefix}:{{greeter}}:log", found, id="6-0")  # type: ignore[arg-type]
     shared().client().hset(f"{prefix}:{{greeter}}:keys", "key 6", "6")
-    with pytest.raises(LogDamaged) as told:
+    with pytest.raises(LogDamagedError) as told:
         await storage.read(log, after=0, limit=100)
     assert told.value.place == "log 'greeter', offset 6"
     await refused(storage, log, "6 entries are there, and its head counts 5|offset 6")
@@ -726,7 +726,7 @@ async def test_an_entry_that_was_removed_by_hand_is_named(storage: RedisStorage,
     log = await filled(storage)
     await storage.resync(log)
     shared().client().xdel(f"{prefix}:{{greeter}}:log", "3-0")
-    with pytest.raises(LogDamaged, match=r"log 'greeter', offset 3: .*missing"):
+    with pytest.raises(LogDamagedError, match=r"log 'greeter', offset 3: .*missing"):
         await storage.read(log, after=1, limit=100)
     await refused(storage, log, "4 entries are there, and its head counts 5")
 
@@ -744,7 +744,7 @@ async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = 
         lambda: storage.save_snapshot(log, 5, b"x"),
         lambda: storage.load_snapshots(log),
     ):
-        with pytest.raises(LogDamaged, match=reason):
+        with pytest.raises(LogDamagedError, match=reason):
             await ask()
     assert list(await looked_at(storage, log)) == [log.name]
     if anew:
@@ -753,11 +753,11 @@ async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = 
         async with opened(shared(), prefix=storage._keyspace.prefix.decode()) as again:
             assert log in await again.logs()
             assert await again.find_log(log.name) == log
-            with pytest.raises(LogDamaged):
+            with pytest.raises(LogDamagedError):
                 await again.read(log, after=0, limit=1)
 
 
-async def looked_at(storage: RedisStorage, log: Log) -> dict[str, LogDamaged]:
+async def looked_at(storage: RedisStorage, log: Log) -> dict[str, LogDamagedError]:
     """What `inspect` says after the next look at all logs."""
     await storage._notifications._reconcile()
     return await storage.inspect([log])
@@ -826,7 +826,7 @@ async def test_a_part_of_a_log_that_was_restored_from_an_older_copy_is_damage(
     await storage.append(log, "key 6", b"x", POWER)
     await storage.resync(log)  # by the counts alone
     copy.restore()
-    with pytest.raises(LogDamaged, match=reason):
+    with pytest.raises(LogDamagedError, match=reason):
         await storage.append(log, "key 6", b"x", POWER)
     assert list(await looked_at(storage, log)) == [log.name]
 
@@ -984,7 +984,7 @@ async def test_keys_that_name_other_entries_are_damage(storage: RedisStorage, pr
     log = await filled(storage)
     shared().client().hset(f"{prefix}:{{greeter}}:keys", "key 3", "4")
     for ask in (lambda: storage.append(log, "key 3", b"x", POWER), lambda: storage.find(log, "key 3")):
-        with pytest.raises(LogDamaged, match="under the key of another entry"):
+        with pytest.raises(LogDamagedError, match="under the key of another entry"):
             await ask()
 
 

@@ -18,7 +18,7 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
-    LogDamaged,
+    LogDamagedError,
     LogNotFoundError,
     Receipt,
     StorageDamagedError,
@@ -678,9 +678,9 @@ async def test_nothing_is_acknowledged_once_the_files_were_touched(
     found = await storage.inspect([log])
     assert set(found) == {log.name}
     assert "until the service is started again" in str(found[log.name])
-    with pytest.raises(LogDamaged):
+    with pytest.raises(LogDamagedError):
         await storage.append(log, "later", b"x", durability)
-    with pytest.raises(LogDamaged):
+    with pytest.raises(LogDamagedError):
         await storage.ping()
     assert [record.levelname for record in caplog.records].count("CRITICAL") == 1, "loudly, and once"
 
