@@ -87,24 +87,16 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def running(
-    command: Sequence[str],
-    *,
-    port: int,
-    folder: Path,
-    environment: Mapping[str, str] | None = None,
-    patience_s: float = PATIENCE_S,
-) -> Iterator[int]:
+def running(command: Sequence[str], *, port: int, folder: Path) -> Iterator[int]:
     """The pid of a command that listens on `port`; it ends with the block.
 
-    environment: its whole environment; None: ours, in the root of this project.
     Raises: ServerFailed, with the last line of its log, if it does not listen in time.
     """
     log = folder / f"{port}.log"
     with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=folder if environment else ROOT, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + PATIENCE_S
         while not is_listening(port):
             if process.poll() is not None or time.monotonic() > until:
                 lines = log.read_text(errors="replace").strip().splitlines()

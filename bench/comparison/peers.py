@@ -3,12 +3,11 @@
     python -m bench.comparison.peers                 about half an hour of one core; results are kept as they come
     python -m bench.comparison.peers --write         then writes the tables of docs/performance_peers.md
     python -m bench.comparison.peers --quick         the two small worlds, two seeds
-    python -m bench.comparison.peers --only proxy  LiteLLM's proxy over HTTP alone (bench/comparison/proxy.py): two minutes
 
 The libraries are installed by pip into an environment of their own, `out/peers/venv`, and run there in processes of their own;
 they are no dependencies of this project. What cannot be installed or fails stands in the table with its error. Every library
 chooses its setting from a small grid (`bench/comparison/learners.py`) on seeds 100 and 101, over the first 500 rounds, and
-then plays four other seeds. The proxy is LiteLLM's of the same environment, in front of an upstream on loopback, its only one.
+then plays four other seeds.
 """
 
 from __future__ import annotations
@@ -27,20 +26,17 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bench.comparison import environment, proxy
+from bench.comparison import environment
 from bench.comparison.learners import ENTRIES
+from bench.comparison.reference import machine
 from bench.experiments.defaults.pages import write
 from bench.experiments.defaults.tables import BENCHES, Bench
 from bench.experiments.tables import DATA
-from bench.performance.load_testing import machine as machines
-from bench.performance.load_testing.measure import Slice, document
-from bench.performance.load_testing.pages import machine_text
+from bench.performance.load_testing.machine import end_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = ROOT / "out" / "peers" / "worlds"
 RESULTS = ROOT / "out" / "peers" / "results.json"
-PROXY_RESULTS = ROOT / "out" / "peers" / "proxy.json"
-PARTS = ("libraries", "proxy")
 SEEDS, TUNING, TUNING_ROUNDS = (0, 1, 2, 3), (100, 101), 500
 ROUNDS = {"clusters": 600, "coderouterbench": 2000, "humaneval": 1000, "mmlu_pro": 1000}
 COST_DIM, COST_ARMS, WARM, COUNTED = 384, 5, 300, 200
@@ -177,12 +173,8 @@ def reward_table(results: Results, known: Mapping[str, Known]) -> str:
 
 
 def versions() -> str:
-    """Of the libraries."""
-    return told_versions(sorted({about.package.partition("<")[0] for about in ENTRIES.values() if about.package} | {"numpy"}))
-
-
-def told_versions(names: Sequence[str]) -> str:
-    """Of packages of the environment, as pip tells them."""
+    """Of the libraries, as the metadata of their environment has them."""
+    names = sorted({about.package.partition("<")[0] for about in ENTRIES.values() if about.package} | {"numpy"})
     program = (
         "import importlib.metadata as m, sys\n"
         "for name in sys.argv[1:]:\n"
@@ -193,10 +185,10 @@ def told_versions(names: Sequence[str]) -> str:
     return ", ".join(told.stdout.split("\n")).strip(", ")
 
 
-def page(results: Results, known: Mapping[str, Known], *, machine: str) -> str:
+def page(results: Results, known: Mapping[str, Known]) -> str:
     """Everything between the markers."""
     rounds = ", ".join(f"{world} {ROUNDS[world]:,}" for world in known)
-    command = f"`python -m bench.comparison.peers --write`, {time.strftime('%Y-%m-%d')}, one thread of {machine}; {versions()}."
+    command = f"`python -m bench.comparison.peers --write`, {time.strftime('%Y-%m-%d')}, one thread of {machine()}; {versions()}."
     cost = (
         f"CPU per decision and per outcome, d = {COST_DIM}, {COST_ARMS} arms, medians of {COUNTED} rounds after {WARM}, least of "
         "three runs; every library is called in a process of its own, from a NumPy vector:"
@@ -208,40 +200,6 @@ def page(results: Results, known: Mapping[str, Known], *, machine: str) -> str:
     return "\n".join([command, "", cost, "", cost_table(results), "", reward, "", reward_table(results, known)])
 
 
-# -- the proxy -------------------------------------------------------------------------------------------------------------
-
-
-def proxied(*, quick: bool, console: Console) -> dict[str, Any]:
-    """Slices and where they were measured, or {"error": why not}."""
-    begun = machines.described()
-
-    def show(piece: Slice) -> None:
-        console.print(f"{piece.connections} connections, {piece.target}: {piece.cpu_us:.0f} us, p50 {piece.p50_ms:.2f} ms")
-
-    rounds, seconds = (1, 1) if quick else (proxy.ROUNDS, proxy.SECONDS)
-    try:
-        slices = proxy.play(rounds=rounds, seconds=seconds, show=show)
-    except proxy.NotStarted as error:
-        return {"error": str(error)}
-    where = {**machines.finished(begun), "rounds": rounds, "seconds": seconds, "proxy": told_versions(proxy.PACKAGES)}
-    return {"machine": where, "slices": document(slices)}
-
-
-def proxy_page(told: Mapping[str, Any]) -> str:
-    """Everything between the markers of the proxy."""
-    if "error" in told:
-        return (
-            f"`python -m bench.comparison.peers --only proxy --write`, {time.strftime('%Y-%m-%d')}: not measured. {told['error']}"
-        )
-    where = told["machine"]
-    head = (
-        f"`python -m bench.comparison.peers --only proxy --write`: {where['rounds']} rounds, {where['seconds']} s per slice, "
-        f"wrk with a "
-        f"thread per connection; the proxy on {where['proxy']}. {machine_text(where)}"
-    )
-    return f"{head}\n\n{proxy.table([Slice(**piece) for piece in told['slices']])}"
-
-
 def main() -> None:
     """Prepare, play, print, and write if asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.comparison.peers", description=(__doc__ or "").partition("\n")[0])
@@ -250,43 +208,17 @@ def main() -> None:
     parser.add_argument("--reuse", action="store_true", help="play nothing, tell what was kept")
     parser.add_argument("--seconds", type=float, default=600.0, help="longest job")
     parser.add_argument("--worlds", default=",".join(ROUNDS), help="these, separated by commas")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     asked = parser.parse_args()
-    parts = asked.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        raise SystemExit(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    machines.end_on_sigterm()
-    console = Console(stderr=True, highlight=False)
-    told = {}
-    if "libraries" in parts:
-        told["peers"] = libraries(asked, console)
-    if "proxy" in parts:
-        told["peers proxy"] = over_http(asked, console)
-    print("\n\n".join(told.values()))
-    if asked.write:
-        write(told)
-
-
-def libraries(asked: argparse.Namespace, console: Console) -> str:
-    """The page of the libraries, played as far as they are not kept."""
-    from bench.comparison.reference import machine
-
+    end_on_sigterm()
     known = prepared(["clusters", "humaneval"] if asked.quick else asked.worlds.split(","))
     results: Results = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not asked.quick else {}
     if not asked.reuse:
+        console = Console(stderr=True, highlight=False)
         fill(results, list(known), played=2 if asked.quick else len(SEEDS), seconds=asked.seconds, console=console)
-    return page({entry: results.get(entry, {}) for entry in ENTRIES}, known, machine=machine())
-
-
-def over_http(asked: argparse.Namespace, console: Console) -> str:
-    """The page of the proxy, measured again; what was kept outlives a run that fails."""
-    if asked.reuse:
-        return proxy_page(json.loads(PROXY_RESULTS.read_text()) if PROXY_RESULTS.is_file() else {"error": "Nothing was kept."})
-    told = proxied(quick=asked.quick, console=console)
-    if not asked.quick and "error" not in told:
-        PROXY_RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        PROXY_RESULTS.write_text(json.dumps(told, indent=1))
-    return proxy_page(told)
+    text = page({entry: results.get(entry, {}) for entry in ENTRIES}, known)
+    print(text)
+    if asked.write:
+        write({"peers": text})
 
 
 if __name__ == "__main__":
