@@ -90,3 +90,13 @@ def test_the_index_lists_every_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     listed = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)\s#]+)\)", index)}
     assert [str(page.relative_to(ROOT)) for page in PAGES if page.name != "index.md" and page.resolve() not in listed] == []
+
+
+def test_only_its_own_tests_import_bench() -> None:
+    """What tests and benches share is in `tools`."""
+    paths = [path for folder, paths in FOLDERS.items() if folder.startswith(("tests", "tools")) for path in paths]
+    others = [path for path in paths if "tests/bench" not in path.as_posix()]
+    importing = [
+        str(path.relative_to(ROOT)) for path in others if re.search(r"^\s*(from|import) bench\b", path.read_text(), re.MULTILINE)
+    ]
+    assert importing == []

@@ -31,8 +31,8 @@ from bench.comparison.learners import ENTRIES
 from bench.comparison.reference import machine
 from bench.experiments.defaults.pages import write
 from bench.experiments.defaults.tables import BENCHES, Bench
-from bench.experiments.tables import DATA
 from bench.performance.load_testing.machine import end_on_sigterm
+from tools.recorded_tables import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = ROOT / "out" / "peers" / "worlds"

@@ -30,7 +30,7 @@ from bench.experiments.monte_carlo import contextual, episodes, mixtures, sample
 from bench.experiments.monte_carlo.report import fill_in, markdown, show
 from bench.experiments.monte_carlo.result_cache import play_all
 from bench.experiments.monte_carlo.studies import Check, Runs, Study, judge
-from bench.experiments.simulated_tasks.episodes import RECORDED
+from tools.recorded_tables import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "measurements.md"
@@ -41,7 +41,7 @@ def all_studies() -> list[Study]:
     return [*samples.studies(), *mixtures.studies(), *contextual.studies(), *episodes.studies()]
 
 
-def chosen_studies(only: str, *, recorded: Path = RECORDED) -> list[Study]:
+def chosen_studies(only: str, *, recorded: Path = DATA) -> list[Study]:
     """Those whose name, or the first word of it, is in a comma-separated list; all for "". G6 needs the recorded answers."""
     everything = all_studies()
     wanted = [name.strip() for name in only.split(",") if name.strip()]

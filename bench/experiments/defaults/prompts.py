@@ -17,8 +17,8 @@ from bandits.functional import diversity, joint_diversity, kernels
 from bandits.policies.dak_ucb import DakUcb
 from bandits.registry import build
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
-from bench.experiments.simulated_tasks.contextual import SIGMA, Floats, OutputWorld, Picks, collapsed_and_diverse, play, unit
-from bench.experiments.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
+from tools.simulated_tasks.contextual import SIGMA, Floats, OutputWorld, Picks, collapsed_and_diverse, play, unit
+from tools.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 
 # -- dak-ucb ---------------------------------------------------------------------------------------------------------------
 

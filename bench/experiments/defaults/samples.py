@@ -14,9 +14,9 @@ from bandits.policies.fd_ucb import FdUcb
 from bandits.registry import build
 from bandits.types import Moments, Observation
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
-from bench.experiments.simulated_tasks import fd_is as worlds_fd_is
-from bench.experiments.simulated_tasks.fd_is import Floats, Sampler, SampleWorld, class_arm, i1, i2, i3, i8, inception_score
-from bench.experiments.simulated_tasks.mixture import MixtureWorld, i4_kid, i4_rke, i5, i6, i7, play
+from tools.simulated_tasks import fd_is as worlds_fd_is
+from tools.simulated_tasks.fd_is import Floats, Sampler, SampleWorld, class_arm, i1, i2, i3, i8, inception_score
+from tools.simulated_tasks.mixture import MixtureWorld, i4_kid, i4_rke, i5, i6, i7, play
 
 # -- mixtures --------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from bandits.registry import build
 from bandits.simulation import World, simulate
 from bench.experiments.defaults.pages import choosing, ranked, write
-from bench.experiments.tables import CHAT_MODELS, DATA, hash_features
+from tools.recorded_tables import CHAT_MODELS, DATA, hash_features
 
 BASE: dict[str, Any] = {"prior_mean": 1.0, "exploration": 1.0, "ridge": 1.0, "random_features": 128, "bandwidth": 1.0}
 

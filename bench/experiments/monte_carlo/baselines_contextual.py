@@ -16,7 +16,7 @@ from bandits.diversity.statistics import DiversityArm
 from bandits.functional.growing import GrowingCholesky
 from bandits.policies.dak_ucb import DakUcb
 from bandits.simulation import World
-from bench.experiments.simulated_tasks.contextual import Picks
+from tools.simulated_tasks.contextual import Picks
 
 # -- one regression for all arms -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from bandits.hyperparameters import hyper
 from bandits.policies.promptwise import SMALLEST, by_horizon, by_ratio
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
-from bench.experiments.simulated_tasks.episodes import RECORDED, EpisodeWorld
+from tools.recorded_tables import DATA
+from tools.simulated_tasks.episodes import EpisodeWorld
 
 Floats = npt.NDArray[np.float64]
 UNSEEN = 1e300
@@ -30,7 +31,7 @@ def true_rates(world: EpisodeWorld) -> Floats:
     return np.array([[0.30, 0.55, 0.70, 0.95], [0.60, 0.20, 0.85, 0.90]])[kind]
 
 
-def recorded_rates(*, seed: int, rounds: int = 1000, recorded: Path = RECORDED) -> Floats:
+def recorded_rates(*, seed: int, rounds: int = 1000, recorded: Path = DATA) -> Floats:
     """(T, 2) shares of recorded answers that passed, in `retries` of that seed."""
     labels = np.load(recorded / "humaneval_pair" / "labels.npz")["labels"]
     return np.asarray(labels.mean(axis=2)[np.random.default_rng(seed).integers(0, len(labels), rounds)])

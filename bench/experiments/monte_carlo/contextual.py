@@ -22,7 +22,7 @@ from bandits.types import Policy
 from bench.experiments.monte_carlo.baselines_contextual import ReleasedDak, shared_linear, shared_rbf, shared_ucb
 from bench.experiments.monte_carlo.goldens import G2, G2_SWEEPS, G4, G6
 from bench.experiments.monte_carlo.studies import Band, Claim, Contender, Each, Golden, Run, Study
-from bench.experiments.simulated_tasks.contextual import (
+from tools.simulated_tasks.contextual import (
     SIGMA,
     GroupedWorld,
     OutputWorld,

@@ -25,7 +25,7 @@ from bench.experiments.monte_carlo.baselines_episodes import (
 )
 from bench.experiments.monte_carlo.goldens import G5, G6_EPISODES
 from bench.experiments.monte_carlo.studies import Claim, Contender, Each, Golden, Run, Study
-from bench.experiments.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
+from tools.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 
 UTILITY = "utility"
 SOLVED = "solved"

@@ -14,7 +14,7 @@ from bandits.policies.mixture import MixtureGreedy, MixtureUcb
 from bandits.types import Policy
 from bench.experiments.monte_carlo.baselines import FixedWeights, OneArmUcb, ReleasedVendi, ShortSteps
 from bench.experiments.monte_carlo.studies import AtMost, Band, Claim, Contender, Each, Proportion, Run, Study
-from bench.experiments.simulated_tasks.mixture import Floats, MixtureWorld, Sampler, i4_kid, i4_rke, i5, i6, i7, play
+from tools.simulated_tasks.mixture import Floats, MixtureWorld, Sampler, i4_kid, i4_rke, i5, i6, i7, play
 
 EXCESS = "loss above the best"
 DISTANCE = "|n/T - best|"

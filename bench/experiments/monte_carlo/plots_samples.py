@@ -35,8 +35,8 @@ from bench.experiments.monte_carlo.pictures import (
     so_far,
 )
 from bench.experiments.monte_carlo.studies import Runs
-from bench.experiments.simulated_tasks.fd_is import SampleWorld, i2, i3, i8
-from bench.experiments.simulated_tasks.mixture import i4_rke, i5
+from tools.simulated_tasks.fd_is import SampleWorld, i2, i3, i8
+from tools.simulated_tasks.mixture import i4_rke, i5
 
 DASHED = (0, (6, 4))
 

@@ -11,7 +11,7 @@ from bandits.policies.is_ucb import IsUcb
 from bandits.types import Policy
 from bench.experiments.monte_carlo.baselines import FixedWeights, GreedyIs, NaiveFd, NaiveIs, OverwrittenIs
 from bench.experiments.monte_carlo.studies import AtLeast, AtMost, Band, Claim, Contender, Each, Run, Study
-from bench.experiments.simulated_tasks.fd_is import SampleWorld, i1, i2, i3, i8, play
+from tools.simulated_tasks.fd_is import SampleWorld, i1, i2, i3, i8, play
 
 OPTIMAL = "optimal picks"
 REGRET = "regret per round"

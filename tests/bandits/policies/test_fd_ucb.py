@@ -19,7 +19,7 @@ from bandits.functional import moments
 from bandits.functional.moments import BLOCK
 from bandits.policies.fd_ucb import FdUcb
 from bandits.types import Context, Moments, Observation, State
-from bench.experiments.simulated_tasks.fd_is import i1, i2, play
+from tools.simulated_tasks.fd_is import i1, i2, play
 
 ROWS_F = torch.tensor([[1.0, 0], [0, 2], [1, 1], [-1, 3], [2, -1], [0, 0], [1, 2], [3, 1]], dtype=torch.float64)
 REFERENCE_F = Moments(

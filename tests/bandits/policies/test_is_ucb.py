@@ -16,7 +16,7 @@ from bandits import state as states
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.policies.is_ucb import IsUcb
 from bandits.types import Context, Observation, State
-from bench.experiments.simulated_tasks.fd_is import SampleWorld, i3, i8, play
+from tools.simulated_tasks.fd_is import SampleWorld, i3, i8, play
 
 ROWS_G2 = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]], dtype=torch.float64)
 NOTHING = torch.zeros((0, 3), dtype=torch.float64)

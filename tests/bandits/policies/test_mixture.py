@@ -23,8 +23,8 @@ from bandits.mixture.samples import REFERENCE_SAMPLES, MixtureSamples
 from bandits.mixture.statistics import MixtureArm, Quadratic
 from bandits.policies.mixture import MixtureGreedy, MixtureUcb, Radius
 from bandits.types import Context, Moments, NoReference, Observation, State
-from bench.experiments.simulated_tasks import mixture as worlds_mixture
-from bench.experiments.simulated_tasks.mixture import play
+from tools.simulated_tasks import mixture as worlds_mixture
+from tools.simulated_tasks.mixture import play
 
 EXACT: dict[str, Any] = {"bandwidth": 1.0, "random_features": None}
 

@@ -21,8 +21,8 @@ from bandits.functional import logistic
 from bandits.functional.logistic import Quadratic
 from bandits.policies.promptwise import LogisticArm, PromptWise, by_horizon, by_ratio
 from bandits.types import Context, Observation, State
-from bench.experiments.simulated_tasks.episodes import cheap_to_expensive, free_and_paid, retries
 from tests.tables import shared_table
+from tools.simulated_tasks.episodes import cheap_to_expensive, free_and_paid, retries
 
 
 def golden(**others: Any) -> PromptWise:

@@ -8,8 +8,8 @@ from bandits.episodes import play_episodes
 from bandits.policies.baselines import OneArm
 from bandits.types import Policy
 from bench.experiments.monte_carlo.baselines_episodes import CheapFirst, GreedyTillSuccess
-from bench.experiments.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 from tests.tables import shared_table
+from tools.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 
 
 def played(policy: Policy, world: EpisodeWorld, cost_weight: float) -> tuple[str, float, float]:

@@ -14,8 +14,8 @@ from bench.experiments.monte_carlo import contextual, episodes, mixtures
 from bench.experiments.monte_carlo.pictures import End, moving, name_ends, so_far
 from bench.experiments.monte_carlo.studies import Check, Run, Study, judge
 from bench.experiments.policies import all_studies, chosen_studies
-from bench.experiments.simulated_tasks.contextual import collapsed_and_diverse, prompt_clusters
-from bench.experiments.simulated_tasks.mixture import i5
+from tools.simulated_tasks.contextual import collapsed_and_diverse, prompt_clusters
+from tools.simulated_tasks.mixture import i5
 
 
 def found(study: Study, contender: str) -> list[Check]:

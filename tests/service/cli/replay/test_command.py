@@ -122,10 +122,10 @@ def test_help_shows_every_option() -> None:
 )
 def test_the_recorded_programming_tasks_give_the_golden_picks(api: Api, tmp_path: Path, settings: str, head: str) -> None:
     """Golden G6: the first 60 picks of the random-feature policy with D = 100 and seed 11, here over HTTP."""
-    from bench.experiments.tables import humaneval
     from service.cli.replay.contenders import contenders, offered
     from service.cli.replay.player import Plan, play_all
     from service.cli.replay.tables import read_table
+    from tools.recorded_tables import humaneval
 
     path = humaneval(shared_table("humaneval_pair").parent, tmp_path)
     recorded = read_table(path)

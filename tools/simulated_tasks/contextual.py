@@ -24,8 +24,7 @@ from bandits import state as states
 from bandits.functional import joint_diversity, kernels
 from bandits.simulation import World
 from bandits.types import Context, Observation, Policy
-from bench.experiments.simulated_tasks.episodes import RECORDED
-from bench.experiments.tables import hash_features
+from tools.recorded_tables import DATA, hash_features
 
 Floats = npt.NDArray[np.float64]
 Picks = npt.NDArray[np.uint8]
@@ -83,7 +82,7 @@ def prompt_clusters(*, seed: int = 7, rounds: int = 600) -> GroupedWorld:
     return GroupedWorld(features=features, rewards=rewards, expected=means, group=cluster)
 
 
-def recorded_answers(*, seed: int = 2025, rounds: int = 2000, recorded: Path = RECORDED) -> GroupedWorld:
+def recorded_answers(*, seed: int = 2025, rounds: int = 2000, recorded: Path = DATA) -> GroupedWorld:
     """Tasks drawn uniformly, and one recorded answer of each model (as released, Markdown fences included); hashed text features.
 
     expected: the share of a model's ten answers that passed.  group: 0 Python, 1 C++.

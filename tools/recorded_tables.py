@@ -1,6 +1,6 @@
 """Prepares the recorded tables of the README for `nextarm replay`.
 
-    python -m bench.experiments.tables humaneval|coderouterbench|mmlu_pro --out out/
+    python -m tools.recorded_tables humaneval|coderouterbench|mmlu_pro --out out/
 
 The tables are not part of this project; they are looked for in `../shared/data` beside the checkout, or in `--recorded`.
 Their models, prompts and scores are real; nothing is simulated, and only what is said below is left out or drawn.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
 # -- humaneval: 328 programming tasks x 2 models x 10 recorded answers -------------------------------------------------------
 
@@ -129,7 +129,7 @@ TABLES: dict[str, Callable[[Path, Path], Path]] = {
 
 def main() -> int:
     """Write one replay file and print its path."""
-    parser = argparse.ArgumentParser(prog="python -m bench.experiments.tables", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.recorded_tables", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the replay file (default: out)")
     parser.add_argument("--recorded", type=Path, default=DATA, help="folder of the recorded tables")

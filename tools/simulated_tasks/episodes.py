@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bench.experiments.tables import hash_features
+from tools.recorded_tables import DATA, hash_features
 
-RECORDED = Path(__file__).resolve().parents[4] / "shared" / "data"
-"""Where the recorded answers are, on machines that have them; they are not part of this project."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -48,7 +46,7 @@ def free_and_paid(*, rounds: int = 60, calls: int = 5, seed: int = 0) -> Episode
     return EpisodeWorld(features=features, rewards=rewards.astype(np.float64), prices=(0.0, 1.0))
 
 
-def retries(*, rounds: int = 1000, calls: int = 5, seed: int = 2026, recorded: Path = RECORDED) -> EpisodeWorld:
+def retries(*, rounds: int = 1000, calls: int = 5, seed: int = 2026, recorded: Path = DATA) -> EpisodeWorld:
     """Tasks drawn uniformly; the calls of an arm in an episode read its recorded answers without replacement (as released,
     Markdown fences included). Prices are USD per million tokens. Features: hashed text, projected to 16 random directions, length
     one, and a constant. (Golden G6 of PromptWise is the default.)

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.experiments.tables import coderouterbench, hash_features, humaneval, mmlu_pro
 from service.cli.replay.layouts import Columns
 from service.cli.replay.player import Run
 from service.cli.replay.report import Report, summarise
 from service.cli.replay.tables import read_table
 from tests.tables import shared_table
+from tools.recorded_tables import coderouterbench, hash_features, humaneval, mmlu_pro
 
 
 def yardsticks(path: Path, **options: object) -> Report:
