@@ -13,13 +13,12 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from service.api import embedder_choice as embedding
-from service.api import problems as errors
+from service.api import error_mapping
 from service.api.auth import Authenticator
 from service.api.dependencies import Services
-from service.api.hosts import ANY, AllowedHosts
 from service.api.hot_path import HotPath
 from service.api.metrics import Meter
-from service.api.middleware import AdmissionMiddleware
+from service.api.middleware import ANY, AdmissionMiddleware, AllowedHosts
 from service.api.openapi import TAGS, document
 from service.api.routes import bandits, decisions, embedders, health, metrics, outcomes, pages, references
 from service.api.routes import log as records
@@ -55,7 +54,7 @@ class Application(FastAPI):
         ]
         for router in routers:
             self.include_router(router)
-        errors.install(self, [route for router in routers for route in router.routes])
+        error_mapping.install(self, [route for router in routers for route in router.routes])
         document(self)
         hot_path = HotPath(super().__call__, services)
         settings = services.settings

@@ -14,11 +14,13 @@ import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from service.api.decide import decide, observe, parse_decision_request, parse_outcome_report
+from service.api.decide import decide, parse_decision_request
 from service.api.dependencies import Services
-from service.api.problems import Problem, body_error_to_problem
+from service.api.error_mapping import body_error_to_problem
+from service.api.observe import observe, parse_outcome_report
+from service.api.problems import Problem
 from service.api.requests import DecisionBody, OutcomeItem
-from service.api.serialize import FULL_TABLE, decision_json, receipt_json
+from service.api.responses import FULL_TABLE, decision_json, receipt_json
 from service.engine.learner import Learner, Recorded
 from service.scorers.base import CLIENT
 

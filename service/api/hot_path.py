@@ -18,10 +18,11 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.auth import check_role
-from service.api.decide import decide, observe
+from service.api.decide import decide
 from service.api.dependencies import Services
+from service.api.error_mapping import body_error_to_problem
 from service.api.json_bodies import parse_json
-from service.api.problems import body_error_to_problem
+from service.api.observe import observe
 from service.api.requests import ID, NAME, DecisionBody, OutcomeBody
 
 DECISIONS = re.compile(f"/v1/bandits/(?P<name>{NAME.strip('^$')})/decisions")

@@ -1,4 +1,4 @@
-"""Admission of requests as pure ASGI middleware: caller, rate, size, encoding and type of the body; and strict JSON routes.
+"""Admission of requests as pure ASGI middleware: host, path, caller, rate, and the size, encoding and type of the body.
 
     id ──> room (503) ──> host (421) ──> path (400) ──> key (401), rate (429) ──> size (413)
        ──> parts (413), encoding, type (415) ──> room (503) ──> route
@@ -10,25 +10,22 @@ turn a failure while reading into an error of its own.
 from __future__ import annotations
 
 import asyncio
+import functools
+import ipaddress
 import logging
+import re
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote_to_bytes
 
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import access_log
 from service.api.access_log import REQUEST_ID, REQUEST_ID_HEADER, AccessLog
 from service.api.auth import TENANT_HEADER, Authenticator
-from service.api.hosts import AllowedHosts
 from service.api.json_bodies import check_structure, parse_json
 from service.api.metrics import Meter
 from service.api.problems import Problem
-from service.api.targets import check_target
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
 
@@ -273,24 +270,78 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-class StrictJSONRequest(Request):
-    """Reads JSON by `parse_json`, as the hot path does."""
+# -- where a request says that it goes -------------------------------------------------------------------------------------------
 
-    async def json(self) -> Any:
+ANY = "*"
+_HOST = re.compile(r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[^\[\]:@/\s]+))(?::[0-9]{1,5})?", re.IGNORECASE)
+
+
+class AllowedHosts:
+    """Names by which this server may be addressed; checks Host headers.
+
+    A web page whose name is made to point at this machine (DNS rebinding) is, to the browser, of the same origin as a server on
+    loopback, and could use one that asks for no key. Its name is in the Host header, which a page cannot change.
+
+    Args:
+        names: besides loopback's names; `*` = any.
+        are_addresses_allowed: whether any address in figures will do. No name stands behind one, so that no page can claim it.
+    """
+
+    def __init__(self, names: Iterable[str], *, are_addresses_allowed: bool) -> None:
+        self._names = frozenset(names)
+        self._are_addresses_allowed = are_addresses_allowed
+        self._is_allowed = functools.lru_cache(1024)(self._look_at)
+
+    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """A `Problem` where a Host header names another host. None at all passes: browsers always send one."""
+        if ANY in self._names:
+            return
+        for name, value in headers:
+            if name == b"host" and not self._is_allowed(value[:300]):
+                raise Problem(
+                    "host_not_allowed",
+                    "the Host header names a host that this server does not answer for; address it as localhost, or list the "
+                    "name in NEXTARM_ALLOWED_HOSTS",
+                )
+
+    def _look_at(self, value: bytes) -> bool:
+        match = _HOST.fullmatch(value.decode("latin-1").strip())
+        if match is None:
+            return False
+        host = (match["literal"] or match["name"]).lower().removesuffix(".")
+        if host in self._names or host == "localhost" or host.endswith(".localhost"):
+            return True
         try:
-            return parse_json(await self.body())
-        except Problem as problem:
-            # The framework turns any other exception of a body into its own 400; `errors.install` answers with the cause.
-            raise HTTPException(problem.status) from problem
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return self._are_addresses_allowed or (mapped or address).is_loopback
 
 
-class StrictJSONRoute(APIRoute):
-    """Routes whose bodies are read strictly."""
+_SUSPECT = re.compile(rb"%|//|/\.|/$|[^\x21-\x7e]")
+_HALF_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_FOLDED = ("", ".", "..")
+"""Segments that clients and proxies leave out or resolve: `DELETE .../arms/..` becomes the deletion of the bandit."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
 
-        async def strictly(request: Request) -> Response:
-            return await handle(StrictJSONRequest(request.scope, request.receive))
+def check_target(raw: bytes) -> None:
+    """400 `malformed_path` for a path that a client or a proxy could read as another one than this server does.
 
-        return strictly
+    Encoded as it was sent: with an empty, `.` or `..` segment (encoded or not), a broken escape, or bytes that are not UTF-8.
+    """
+    if raw == b"/" or not _SUSPECT.search(raw):  # nearly every request: one scan, nothing is decoded
+        return
+    if _HALF_ESCAPE.search(raw):
+        raise Problem(
+            "malformed_path", "the path holds a % that two hexadecimal digits do not follow; send a percent sign as %25"
+        )
+    try:
+        path = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise Problem("malformed_path", "the path is not UTF-8; encode names as UTF-8, then percent-encode them") from None
+    segments = path.split("/")[1:]
+    if segments[-1] == "" and not {*segments[:-1]} & {*_FOLDED}:
+        raise Problem("malformed_path", "the path ends with a slash; send it without")
+    if {*segments} & {*_FOLDED}:
+        raise Problem("malformed_path", "the path holds an empty segment, `.` or `..`; send it without, and percent-encode names")

@@ -15,7 +15,8 @@ from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import validate
 from bandits.registry import POLICIES
 from service.api import requests as schemas
-from service.api.problems import MESSAGES, OTHERWISE, to_problem, validation_problem
+from service.api.error_mapping import to_problem
+from service.api.validation import MESSAGES, OTHERWISE, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.errors import (
     BanditConflictError,

@@ -15,12 +15,11 @@ from bandits.registry import POLICIES
 from service.api.create import check_size, created_event
 from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.api.embedder_choice import load_for, notices
-from service.api.middleware import StrictJSONRoute
+from service.api.json_bodies import StrictJSONRoute
 from service.api.problems import arm_not_found, invalid
 from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, is_same_request
-from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer
+from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer, answer, arm_json, bandit_json
 from service.api.routes import problems
-from service.api.serialize import answer, arm_json, bandit_json
 from service.engine import events
 from service.engine.errors import BanditConflictError, BanditNotFoundError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired

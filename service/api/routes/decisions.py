@@ -7,11 +7,10 @@ from fastapi import APIRouter, Response
 from service.api.batch import decide_all
 from service.api.decide import decide
 from service.api.dependencies import DecisionId, ReadLearner, RoutedLearner, Shared
-from service.api.middleware import StrictJSONRoute
+from service.api.json_bodies import StrictJSONRoute
 from service.api.requests import DecisionBatch, DecisionBody
-from service.api.responses import DecisionAnswer, DecisionsAnswer, DecisionState
+from service.api.responses import DecisionAnswer, DecisionsAnswer, DecisionState, answer, closed_json, decision_json, time_text
 from service.api.routes import problems
-from service.api.serialize import answer, closed_json, decision_json, time_text
 
 router = APIRouter(tags=["decisions"], route_class=StrictJSONRoute)
 

@@ -9,12 +9,11 @@ from fastapi import APIRouter, Body, Path, Response
 
 from service.api import embedder_choice as embedding
 from service.api.dependencies import Admin, Reader, Shared
-from service.api.middleware import StrictJSONRoute
+from service.api.json_bodies import StrictJSONRoute
 from service.api.problems import Problem, invalid
 from service.api.requests import ModelChoice
-from service.api.responses import EmbeddersAnswer, WarmAnswer
+from service.api.responses import EmbeddersAnswer, WarmAnswer, answer
 from service.api.routes import problems
-from service.api.serialize import answer
 from service.embedders import checkpoints
 from service.embedders import registry as embedders
 from service.embedders.base import EmbedderUnavailable, Sources, Spec, UnknownEmbedder

@@ -9,9 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.auth import Caller
 from service.api.dependencies import Services, Shared
-from service.api.responses import HealthAnswer, ReadinessAnswer
+from service.api.responses import HealthAnswer, ReadinessAnswer, answer
 from service.api.routes import problems
-from service.api.serialize import answer
 from service.engine.repository import visible_name
 from service.storage.base import StorageError
 

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import ReadLearner, Shared
-from service.api.middleware import StrictJSONRoute
-from service.api.responses import DigestAnswer
+from service.api.json_bodies import StrictJSONRoute
+from service.api.responses import DigestAnswer, answer
 from service.api.routes import problems
-from service.api.serialize import answer
 from service.engine import events
 from service.engine.learner import Learner
 

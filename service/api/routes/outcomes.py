@@ -5,13 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from service.api.batch import observe_all
-from service.api.decide import observe
 from service.api.dependencies import DecisionId, RoutedLearner, Shared
-from service.api.middleware import StrictJSONRoute
+from service.api.json_bodies import StrictJSONRoute
+from service.api.observe import observe
 from service.api.requests import OutcomeBatch, OutcomeBody
-from service.api.responses import OutcomeAnswer, OutcomesAnswer
+from service.api.responses import OutcomeAnswer, OutcomesAnswer, answer
 from service.api.routes import problems
-from service.api.serialize import answer
 
 router = APIRouter(tags=["outcomes"], route_class=StrictJSONRoute)
 

@@ -12,12 +12,11 @@ from uuid_utils.compat import uuid7
 from bandits.types import REFERENCE, Observation
 from service.api.content import output_matrix, prompt_rows
 from service.api.dependencies import RoutedLearner, Services, Shared
-from service.api.middleware import StrictJSONRoute
+from service.api.json_bodies import StrictJSONRoute
 from service.api.problems import Problem, invalid
 from service.api.requests import ReferenceBody
-from service.api.responses import ReferenceAnswer
+from service.api.responses import ReferenceAnswer, answer
 from service.api.routes import problems
-from service.api.serialize import answer
 from service.engine import events
 from service.engine.errors import ReferenceConflictError
 from service.engine.events import Matrix, MomentsGiven, ReferenceAdded

@@ -10,7 +10,7 @@ import pytest
 
 from service.api.batch import Answer, _all
 from service.api.dependencies import BatchRoom
-from service.api.serialize import BEST_SHOWN, FULL_TABLE
+from service.api.responses import BEST_SHOWN, FULL_TABLE
 from service.engine.learner import Recorded
 from tests.service.http_client import GREEDY, VECTOR, Json, Service, answered, failed, opened
 

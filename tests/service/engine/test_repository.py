@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from numpy.random import default_rng
 
-from service.api.problems import to_problem
+from service.api.error_mapping import to_problem
 from service.api.requests import BanditBody
 from service.engine import events
 from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.api import problems as errors
+from service.api import error_mapping as errors
 from service.storage.base import Durability, Log, LogDamagedError, Receipt, StorageUnavailableError
 from service.storage.memory import MemoryStorage
 from service.storage.throttling import ThrottledLogger
