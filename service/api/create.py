@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import UNSET, UnsetType
+from pydantic import ValidationError
 from torch import Tensor
 
 from bandits import state as states
@@ -22,6 +23,7 @@ from bandits.types import Context, Observation, Policy, empty
 from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
 from service.api.problems import invalid, invalid_fields
 from service.api.requests import BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
+from service.api.validation import wrong_fields
 from service.embedders import checkpoints
 from service.embedders.base import Kind, Sources
 from service.engine.events import Created, NewArm
@@ -153,6 +155,8 @@ def _check_scorer(reward: RewardSpec, prompt: ResolvedEmbedder, output: Resolved
         spec = scorers.spec(reward.source)
         scoring.build(spec, given)
     except InvalidParameter as error:
+        if isinstance(error.__cause__, ValidationError):  # in words, as for any field
+            raise invalid_fields(wrong_fields(error.__cause__, within=f"reward.{error.field}")) from error
         raise invalid(f"reward.{error.field}", str(error)) from error
     except (UnknownScorer, ScorerError) as error:
         raise invalid("reward.source", str(error)) from error

@@ -117,6 +117,13 @@ def validation_problem(error: RequestValidationError | ValidationError, body: ty
     """A 422 that lists every wrong field by its path, without echoing any value. body: the model of the request's body, where the
     error does not name it.
     """
+    return invalid_fields(wrong_fields(error, body))
+
+
+def wrong_fields(
+    error: RequestValidationError | ValidationError, body: type[BaseModel] | None = None, *, within: str = ""
+) -> list[tuple[str, str]]:
+    """(path, message) of each wrong field. within: the path of the value that was validated, unless that is the body."""
     root = _model_named(error.title) if isinstance(error, ValidationError) else body
     listed = []
     for item in error.errors()[:LISTED]:
@@ -124,8 +131,9 @@ def validation_problem(error: RequestValidationError | ValidationError, body: ty
             near = _closest(str(item["ctx"].get("tag", ""))[:NAMED], POLICIES)
             listed.append(("policy.kind", f"must be one of {', '.join(POLICIES)}{near}"))
         else:
-            listed.append((_path(item["loc"]) or "body", _message(item, root)))
-    return invalid_fields(listed)
+            path = ".".join(filter(None, (within, _path(item["loc"]))))
+            listed.append((path or "body", _message(item, root)))
+    return listed
 
 
 WHOLE_NUMBER = "must be a whole number"

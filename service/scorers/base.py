@@ -13,9 +13,9 @@ ScorerError
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from service.embedders.base import Vector, importable
 
@@ -97,6 +97,41 @@ class Parameter:
     of_first_release: bool = False
 
 
+_Builder = TypeVar("_Builder", bound=Callable[..., Any])
+
+
+def declares(**parameters: Parameter) -> Callable[[_Builder], _Builder]:
+    """A decorator for the builder of a plug-in: its parameters, which are then checked in `reward.options` before it is called.
+
+    >>> @declares(limit=Parameter(annotation=int, doc="characters at most.", is_needed=True))
+    ... def build(options):
+    ...     return lambda sample: float(len(sample.output) <= options["limit"])
+    >>> list(declared_by(build))
+    ['limit']
+    """
+
+    def mark(builder: _Builder) -> _Builder:
+        builder.__nextarm_parameters__ = parameters  # type: ignore[attr-defined]
+        return builder
+
+    return mark
+
+
+def declared_by(builder: Callable[..., Any]) -> Mapping[str, Parameter] | None:
+    """What `declares` said of a builder; None where it takes any options and checks them itself."""
+    return getattr(builder, "__nextarm_parameters__", None)
+
+
+def check_names(scorer: str, parameters: Mapping[str, Parameter], given: Collection[str], *, within: str = "") -> None:
+    """`InvalidParameter` for a parameter that is missing or not this scorer's. within: the field that holds them, with a dot."""
+    for name, parameter in parameters.items():
+        if parameter.is_needed and name not in given:
+            raise InvalidParameter(f"{within}{name}", f"is needed by the scorer {scorer!r}")
+    for name in given:
+        if name not in parameters:
+            raise InvalidParameter(f"{within}{name[:64]}", f"is not a parameter of the scorer {scorer!r}; leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScorerSpec:
     """What is known of a scorer without importing anything.
@@ -128,11 +163,6 @@ class ScorerSpec:
 
     def check_parameters(self, given: Sequence[str]) -> None:
         """`InvalidParameter` for one that is missing or not this scorer's; `ScorerUnavailable` where a package is missing."""
-        for name, parameter in self.parameters.items():
-            if parameter.is_needed and name not in given:
-                raise InvalidParameter(name, f"is needed by the scorer {self.name!r}")
-        for name in given:
-            if name not in self.parameters:
-                raise InvalidParameter(name, f"is not a parameter of the scorer {self.name!r}; leave it out")
+        check_names(self.name, self.parameters, given)
         if self.missing:
             raise ScorerUnavailable(f"the scorer {self.name!r} needs {', '.join(self.missing)}: {self.install}")

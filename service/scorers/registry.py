@@ -8,8 +8,9 @@ A package plugs its judge in by an entry point of the group `nextarm.scorers`:
     our-judge = "our_package.judge:build"
 
     def build(options: dict) -> Callable[[Sample], float]      # called once per bandit, blocks; ValueError = a 422 at creation
-    reward: {"source": "our-judge", "options": {...}}          # a free JSON object of up to 4 KiB
+    reward: {"source": "our-judge", "options": {...}}          # a JSON object of up to 4 KiB
 
+Options that `service.scorers.base.declares` names at the builder are checked before it is called; else any are passed on.
 `service.scorers.base` says what a sample is and what may be raised. The names of the scorers below cannot be taken.
 """
 
@@ -21,10 +22,20 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from service.scorers import builtin
-from service.scorers.base import CLIENT, Parameter, Scorer, ScorerSpec, ScorerUnavailable, UnknownScorer
+from service.scorers.base import (
+    CLIENT,
+    InvalidParameter,
+    Parameter,
+    Scorer,
+    ScorerSpec,
+    ScorerUnavailable,
+    UnknownScorer,
+    check_names,
+    declared_by,
+)
 
 GROUP = "nextarm.scorers"
 
@@ -118,8 +129,23 @@ def _build(entry: EntryPoint, parameters: Mapping[str, Any]) -> Scorer:
         build = entry.load()
     except Exception as error:  # whatever the other package does when it is imported
         raise ScorerUnavailable(f"the scorer {entry.name!r} cannot be loaded: {type(error).__name__}: {error}") from error
-    scorer: Scorer = build(dict(parameters.get("options") or {}))
+    options = dict(parameters.get("options") or {})
+    if (declared := declared_by(build)) is not None:
+        options = _checked(entry.name, declared, options)
+    scorer: Scorer = build(options)
     return scorer
+
+
+def _checked(scorer: str, declared: Mapping[str, Parameter], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as their annotations read them; `InvalidParameter`, whose cause is what pydantic refused. null = not given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    check_names(scorer, declared, given, within="options.")
+    for name, value in given.items():
+        try:
+            given[name] = TypeAdapter(declared[name].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise InvalidParameter(f"options.{name}", f"is not what the scorer {scorer!r} takes") from error
+    return given
 
 
 def known() -> dict[str, ScorerSpec]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from pydantic import Field
 
 from service.scorers import registry
 from service.scorers.base import (
     CannotScore,
     InvalidParameter,
+    Parameter,
     Sample,
     Scorer,
     ScorerSpec,
     ScorerUnavailable,
     ScoringFailed,
     UnknownScorer,
+    declares,
 )
 from service.scorers.scoring import Scoring
+from tests.service.http_client import GREEDY, opened
 
 NONE = np.empty(0, dtype=np.float32)
 built: list[dict[str, Any]] = []
@@ -53,6 +57,16 @@ def build_judge(options: Mapping[str, Any]) -> Scorer:
     return judge
 
 
+@declares(
+    word=Parameter(annotation=Annotated[str, Field(min_length=2)], doc="what must be there.", is_needed=True),
+    weight=Parameter(annotation=float, doc="of the word."),
+)
+def build_declared(options: Mapping[str, Any]) -> Scorer:
+    """As another package would write it that declares its options."""
+    built.append(dict(options))
+    return lambda sample: options.get("weight", 1.0) * (options["word"] in str(sample.output))
+
+
 class Entry:
     """As importlib.metadata gives it."""
 
@@ -67,7 +81,12 @@ class Entry:
 
 @pytest.fixture(autouse=True)
 def _plugs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    entries = [Entry("our-judge", build_judge), Entry("broken", ImportError("no module")), Entry("regex", build_judge)]
+    entries = [
+        Entry("our-judge", build_judge),
+        Entry("declared", build_declared),
+        Entry("broken", ImportError("no module")),
+        Entry("regex", build_judge),
+    ]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "nextarm.scorers" else [])
     registry.plugged.cache_clear()
     built.clear()
@@ -88,6 +107,35 @@ async def test_a_plugged_scorer_judges_with_its_own_options_and_is_built_once(sc
     assert await scoring.reward("our-judge", given, samples("a fine day", "a bad one")) == 0.5  # the mean of the samples
     assert await scoring.reward("our-judge", {"options": {"word": "bad"}}, samples("a bad one")) == 0.75
     assert built == [{"word": "fine"}, {"word": "bad"}]
+
+
+async def test_declared_options_reach_the_builder_as_they_were_declared(scoring: Scoring) -> None:
+    given = {"options": {"word": "fine", "weight": 1}}
+    assert await scoring.reward("declared", given, samples("a fine day")) == 1.0
+    assert await scoring.reward("declared", {"options": {"word": "fine", "weight": None}}, samples("a fine day")) == 1.0
+    assert built == [{"word": "fine", "weight": 1.0}, {"word": "fine"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "message"),
+    [
+        ({}, "reward.options.word", "is needed by the scorer 'declared'"),
+        ({"word": None}, "reward.options.word", "is needed by the scorer 'declared'"),
+        ({"word": "x"}, "reward.options.word", "must have at least 2 characters"),
+        (
+            {"word": "fine", "weight": "1"},
+            "reward.options.weight",
+            "must be a number; for yes and no send 1 and 0, without quotes",
+        ),
+        ({"word": "fine", "other": 1}, "reward.options.other", "is not a parameter of the scorer 'declared'; leave it out"),
+    ],
+)
+async def test_declared_options_are_checked_when_the_bandit_is_created(options: Any, path: str, message: str) -> None:
+    async with opened() as service:
+        refused = await service.put("/v1/bandits/b", {**GREEDY, "reward": {"source": "declared", "options": options}})
+    assert refused.status_code == 422
+    assert refused.json()["errors"] == [{"path": path, "message": message}]
+    assert built == []
 
 
 async def test_the_services_own_names_cannot_be_taken(scoring: Scoring) -> None:
