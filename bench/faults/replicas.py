@@ -63,6 +63,16 @@ class Replicas:
             time.sleep(0.02)
         return time.monotonic() - began
 
+    @contextmanager
+    def newcomer(self) -> Iterator[Server]:
+        """One more replica, which starts now and ends with its block."""
+        server = Server(self.folder, store=self.servers[0].store, name="fresh", **self.options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.end()
+
     def __enter__(self) -> Replicas:
         return self
 
@@ -152,7 +162,6 @@ class Judged:
     verdict: Verdict = field(default_factory=Verdict)
     digests: dict[str, Digests] = field(default_factory=dict)
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    fresh_s: float = 0.0  # until a replica that was started for this was ready
 
     def agreement(self) -> str:
         """How many of those asked say the same."""
@@ -160,15 +169,22 @@ class Judged:
         return f"{sum(found == expected for found in self.digests.values())} of {len(self.digests)}"
 
 
-def judge(replicas: Replicas, record: Record, *, bandits: Iterable[str] = tuple(BANDITS), fresh: bool = True) -> Judged:
+def judge(
+    replicas: Replicas,
+    record: Record,
+    *,
+    bandits: Iterable[str] = tuple(BANDITS),
+    arms_added: Sequence[str] = (),
+    fresh: bool = True,
+) -> Judged:
     """When nothing changes any more: logs against what was acknowledged, what each replica has learnt against its log, digests of
-    every replica (through `min_offset`), of a replay from zero and of a replica that starts now.
+    every replica (through `min_offset`), of a replay from zero and of a replica that starts now. arms_added: to `prompts`.
     """
     judged, first = Judged(), replicas.servers[0]
     settle(first, bandits)
     for name in bandits:
         events = judged.logs[name] = first.events(name)
-        judged.verdict.check_log(name, events, record, [])
+        judged.verdict.check_log(name, events, record, list(arms_added) if name == "prompts" else [])
     ends = {name: len(events) for name, events in judged.logs.items()}
     for server in replicas.servers:
         judged.digests[server.name] = digests(server, ends)
@@ -176,13 +192,9 @@ def judge(replicas: Replicas, record: Record, *, bandits: Iterable[str] = tuple(
             judged.verdict.check_learnt(name, events, server.ask("GET", f"/v1/bandits/{name}").body)
     judged.digests["replayed from zero"] = {name: found[:2] for name, found in replayed(first.store).items() if name in ends}
     if fresh:
-        newcomer = Server(replicas.folder, store=first.store, name="fresh", **replicas.options)
-        try:
-            newcomer.start()
-            judged.fresh_s = newcomer.wait_until_ready()
+        with replicas.newcomer() as newcomer:
+            newcomer.wait_until_ready()
             judged.digests["a fresh replica"] = digests(newcomer, ends)
-        finally:
-            newcomer.end()
     judged.verdict.check_digests(judged.digests)
     return judged
 

@@ -9,30 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from bench.faults.clients import BANDITS, Client, Pool, Record
+from bench.faults.clients import Record
+from bench.faults.replicas import Judged, Replicas, at_work, digests, judge
 from bench.faults.server import Server
-from bench.faults.verdict import Verdict
-from tools.processes import ServerFailed
-
-SETTLING_S = 60.0
 
 
 @dataclass
 class Result:
-    """What a run has shown. broken: every broken promise, one line each."""
+    """What a run has shown."""
 
     record: Record = field(default_factory=Record)
-    verdict: Verdict = field(default_factory=Verdict)
+    judged: Judged = field(default_factory=Judged)
     kills: int = 0
     killed_in_start: int = 0
     starts_s: list[float] = field(default_factory=list)
-    seconds: float = 0.0
     arms_added: list[str] = field(default_factory=list)
 
     @property
     def broken(self) -> list[str]:
-        """Empty where every promise was kept."""
-        return [*self.record.broken, *self.verdict.broken]
+        """Every broken promise, one line each; empty where all were kept."""
+        return [*self.record.broken, *self.judged.verdict.broken]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,31 +50,26 @@ class Plan:
 def run(plan: Plan, folder: Path, *, each: Callable[[int], object] = lambda kills: None) -> Result:
     """Play the plan in an empty folder. each: called after every kill."""
     result, g, began = Result(), Random(plan.seed), time.monotonic()
-    server = Server(folder, snapshot_every=plan.snapshot_every)
-    try:
+    with Replicas(folder, "", number=1, snapshot_every=plan.snapshot_every) as one:
+        (server,) = one.servers
+        result.starts_s += one.start()
+        with at_work(one.servers, clients=plan.clients, seed=plan.seed) as load:
+            while result.kills < plan.kills and time.monotonic() - began < plan.limit_s:
+                _kill_once(plan, server, result, g)
+                each(result.kills)
+            time.sleep(plan.pause_s[1])  # what was unsure is sent again
+            result.record.add(load.stop())
+        judged = result.judged = judge(one, result.record, arms_added=result.arms_added, fresh=False)
+        if code := server.stop():
+            result.record.broken.append(f"a clean end has code {code}")
         server.start()
         result.starts_s.append(server.wait_until_ready())
-        for name, body in BANDITS.items():
-            created = server.ask("PUT", f"/v1/bandits/{name}", body)
-            if created.status != 201:
-                raise ServerFailed(f"bandit {name}: {created}")
-        pool = Pool()
-        clients = [Client([server], pool, number=i, seed=plan.seed) for i in range(plan.clients)]
-        for client in clients:
-            client.start()
-        while result.kills < plan.kills and time.monotonic() - began < plan.limit_s:
-            _kill_once(plan, server, result, g)
-            each(result.kills)
-        time.sleep(plan.pause_s[1])  # what was unsure is sent again
-        for client in clients:
-            client.over.set()
-        for client in clients:
-            client.join(SETTLING_S)
-            result.record.add(client.record)
-        _judge(server, result)
-    finally:
-        server.end()
-        result.seconds = time.monotonic() - began
+        ends = {name: len(events) for name, events in judged.logs.items()}
+        judged.digests["after a clean restart"] = digests(server, ends)
+        judged.verdict.check_digests(judged.digests)
+        for name, events in judged.logs.items():
+            if server.events(name) != events:
+                judged.verdict.lost.append(f"{name}: the log differs after a clean restart")
     return result
 
 
@@ -108,37 +99,3 @@ def _add_arm(server: Server, result: Result) -> None:
             server.ask("DELETE", f"/v1/bandits/prompts/arms/{result.arms_added[-3]}")
     except (OSError, http.client.HTTPException):
         result.record.counts["cut off"] += 1
-
-
-def _judge(server: Server, result: Result) -> None:
-    """Log, digests and what was learnt, when nothing changes any more; then once more after a clean restart."""
-    _settle(server)
-    logs = {name: server.events(name) for name in BANDITS}
-    for name, events in logs.items():
-        result.verdict.check_log(name, events, result.record, result.arms_added if name == "prompts" else [])
-        result.verdict.check_learnt(name, events, server.ask("GET", f"/v1/bandits/{name}").body)
-    digests = {"live": _digests(server), "replayed from zero": server.replayed()}
-    code = server.stop()
-    if code != 0:
-        result.record.broken.append(f"a clean end has code {code}")
-    server.start()
-    result.starts_s.append(server.wait_until_ready())
-    digests["after a clean restart"] = _digests(server)
-    result.verdict.check_digests(digests)
-    for name, events in logs.items():
-        if server.events(name) != events:
-            result.verdict.lost.append(f"{name}: the log differs after a clean restart")
-
-
-def _settle(server: Server) -> None:
-    """Until the decisions of the bandit with a timeout have expired."""
-    until = time.monotonic() + SETTLING_S
-    while server.ask("GET", "/v1/bandits/late").body["open"]:
-        if time.monotonic() > until:
-            raise ServerFailed("overdue decisions are not closed")
-        time.sleep(0.05)
-
-
-def _digests(server: Server) -> dict[str, tuple[int, str]]:
-    found = {name: server.ask("GET", f"/v1/bandits/{name}/digest").body for name in BANDITS}
-    return {name: (answer["offset"], answer["sha256"]) for name, answer in found.items()}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tools import processes
-from tools.processes import ROOT, ServerFailed
 
 
 class Server(processes.Server):
@@ -30,12 +27,3 @@ class Server(processes.Server):
             return [json.loads(line) for line in connection.getresponse().read().splitlines()]
         finally:
             connection.close()
-
-    def replayed(self) -> dict[str, tuple[int, str]]:
-        """Bandit -> (offset, sha256) by `nextarm digest`, which replays every log from zero beside the running service."""
-        command = [sys.executable, "-m", "service", "digest", "--store", self.store, "--quiet"]
-        found = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, check=False, text=True)
-        if found.returncode != 0:
-            raise ServerFailed(f"nextarm digest: code {found.returncode}: {found.stderr[-500:]}")
-        lines = [line.split("\t") for line in found.stdout.splitlines()]
-        return {bandit: (int(offset), sha256) for bandit, offset, sha256 in lines}

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from bench.faults.cases.shared import over_redis
 from bench.faults.clients import BANDITS
 from bench.faults.namespaces import Unsupported, namespace
 from bench.faults.replicas import Load, Replicas, at_work, judge, persistently
@@ -27,9 +28,7 @@ BOUND_S = 5.0
 def paused(options: Options) -> list[Row]:
     """One of three, for a minute."""
     away_s = 5.0 if options.quick else 60.0
-    folder = options.space("paused")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=3) as three:
-        three.start()
+    with over_redis(options, "paused") as (_, three):
         sleeper, others = three.servers[0], three.servers[1:]
         with at_work(others, clients=CLIENTS, seed=options.seed) as load:
             load.until(300)

@@ -8,13 +8,14 @@ from queue import Empty, SimpleQueue
 from random import Random
 from typing import Any
 
+from bench.faults.cases.shared import over_redis
 from bench.faults.clients import Key, Record, decision_body, outcome_body
-from bench.faults.replicas import Replicas, judge
+from bench.faults.replicas import judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.server import Server
-from tools.processes import EVERYSEC, Answer, RedisServer, ask
+from tools.processes import Answer, ask
 
-REPLICAS, CLIENTS, COPIES = 3, 64, 40
+CLIENTS, COPIES = 64, 40
 
 
 def run(options: Options) -> list[Row]:
@@ -22,9 +23,7 @@ def run(options: Options) -> list[Row]:
     posts = options.events or (2_000 if options.quick else 8_000)
     keys = [("prompts", f"storm-{i}") for i in range(posts // COPIES)]
     g = Random(options.seed)
-    folder = options.space("duplicates")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
+    with over_redis(options, "duplicates") as (_, three):
         decided = _storm(three.servers, [("POST", key) for key in keys], g)
         options.tell(1, 3)
         observed = _storm(three.servers, [("PUT", key) for key in keys], g)

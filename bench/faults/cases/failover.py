@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 
-from bench.faults.cases.redis_killed import CLIENTS, REPLICAS, after_a_loss, recover
+from bench.faults.cases.redis_killed import CLIENTS, after_a_loss, recover
+from bench.faults.cases.shared import REPLICAS
 from bench.faults.replicas import Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.wire import Wire

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.faults.cases.shared import accepted_for, under_load
 from bench.faults.replicas import Load, Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
-from tools.processes import EVERYSEC, RedisServer
 
-CLIENTS, REPLICAS = 8, 3
+CLIENTS = 8
 SMALL, LARGE = 3 * 2**20, 256 * 2**20
 MEMORY = 2**20
 """Of Redis, beyond what it has when the limit is set."""
@@ -59,51 +59,46 @@ def _disk(options: Options) -> Row:
     folder = options.space("disk-full")
     disk = folder / "disk"
     disk.mkdir()
-    with small_disk(disk) as (what, make_room, before):
-        store = f"sqlite:///{disk / 'store.db'}"
-        with Replicas(folder, store, number=1, before=before) as one:
-            server = one.servers[0]
-            one.start()
-            with at_work(one.servers, clients=CLIENTS, seed=options.seed) as load:
-                refused = _until_refused(load)
-                was_ready = server.is_ready()
-                time.sleep(1.0 if options.quick else 5.0)
-                accepted = load.acknowledged()
-                make_room(server.process.pid)
-                ready_s = one.wait_until_ready(60.0)
-                load.until(100, limit_s=60.0)
-                record = load.stop()
-            judged = judge(one, record, fresh=False)
-    row = judged_row("disk full, SQLite", record, judged, seen="")
-    told = "green" if was_ready else "red"
-    row.seen = (
-        f"{what}: {accepted:,} events, then 503 ({record.counts['refused']:,} of them; readyz {told}); "
-        f"ready {ready_s:.1f} s after there was room again, without a restart"
-    )
-    if not refused or was_ready:
-        row.broken.append(f"it was not refused ({refused}) or readyz did not tell ({was_ready})")
-    return row
+    with (
+        small_disk(disk) as (what, make_room, before),
+        Replicas(folder, f"sqlite:///{disk / 'store.db'}", number=1, before=before) as one,
+    ):
+        one.start()
+        pid = one.servers[0].process.pid
+        with at_work(one.servers, clients=CLIENTS, seed=options.seed) as load:
+            return _row("disk full, SQLite", options, one, load, lambda: make_room(pid), what=f"{what}: ", fresh=False)
 
 
 def _memory(options: Options) -> Row:
-    folder = options.space("memory-full")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(200, limit_s=60.0)
-            redis.command("CONFIG", "SET", "maxmemory", int(redis.info("memory")["used_memory"]) + MEMORY)
-            refused = _until_refused(load)
-            was_ready = [server.is_ready() for server in three.servers]
-            time.sleep(1.0 if options.quick else 5.0)
-            accepted = load.acknowledged()
-            redis.command("CONFIG", "SET", "maxmemory", 0)
-            ready_s = three.wait_until_ready(60.0)
-            load.until(100, limit_s=60.0)
-            record = load.stop()
-        judged = judge(three, record)
-    row = judged_row("maxmemory reached (noeviction), Redis", record, judged, seen="")
+    with under_load(options, "memory-full") as (redis, three, load):
+        load.until(200, limit_s=60.0)
+        redis.command("CONFIG", "SET", "maxmemory", int(redis.info("memory")["used_memory"]) + MEMORY)
+        fault = "maxmemory reached (noeviction), Redis"
+        return _row(fault, options, three, load, lambda: redis.command("CONFIG", "SET", "maxmemory", 0))
+
+
+def _row(
+    fault: str,
+    options: Options,
+    replicas: Replicas,
+    load: Load,
+    make_room: Callable[[], object],
+    *,
+    what: str = "",
+    fresh: bool = True,
+) -> Row:
+    """Until everything is refused, and after there is room again."""
+    refused = _until_refused(load)
+    was_ready = [server.is_ready() for server in replicas.servers]
+    accepted_for(options, load)
+    accepted = load.acknowledged()
+    make_room()
+    ready_s = replicas.wait_until_ready(60.0)
+    load.until(100, limit_s=60.0)
+    record = load.stop()
+    row = judged_row(fault, record, judge(replicas, record, fresh=fresh), seen="")
     row.seen = (
-        f"{accepted:,} events, then 503 ({record.counts['refused']:,} of them; readyz red at {was_ready.count(False)} of "
+        f"{what}{accepted:,} events, then 503 ({record.counts['refused']:,} of them; readyz red at {was_ready.count(False)} of "
         f"{len(was_ready)}); ready {ready_s:.1f} s after there was room again, without a restart"
     )
     if not refused or any(was_ready):

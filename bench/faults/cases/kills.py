@@ -6,13 +6,13 @@ import statistics
 import time
 from random import Random
 
+from bench.faults.cases.shared import under_load
 from bench.faults.clients import BANDITS, Record
-from bench.faults.replicas import Judged, Load, Replicas, at_work, judge
+from bench.faults.replicas import Judged, Load, judge
 from bench.faults.rows import Options, Row, judged_row
-from bench.faults.run import Plan, Result, run
-from tools.processes import EVERYSEC, RedisServer
+from bench.faults.run import Plan, run
 
-REPLICAS, CLIENTS = 3, 16
+CLIENTS = 16
 
 
 def sqlite(options: Options) -> list[Row]:
@@ -20,23 +20,13 @@ def sqlite(options: Options) -> list[Row]:
     kills = options.kills or (10 if options.quick else 200)
     plan = Plan(kills=kills, seed=options.seed, clients=options.clients or 8, limit_s=options.limit_s)
     result = run(plan, options.space("sqlite-kills"), each=lambda done: options.tell(done, kills))
-    return [sqlite_row(result)]
-
-
-def sqlite_row(result: Result) -> Row:
-    """What came of a run."""
-    starts = sorted(result.starts_s)
-    return Row(
-        fault="kill -9 of one process, SQLite",
-        acknowledged=len(result.record),
-        lost=len(result.verdict.lost),
-        twice=len(result.verdict.twice),
-        digests="3 of 3" if not result.verdict.differing else f"{len(result.verdict.differing)} differ",
-        seen=f"{result.kills} kills, {result.killed_in_start} of them amid a start; ready again after "
-        f"{statistics.median(starts):.1f} s (median), {starts[-1]:.1f} s (longest); "
-        f"{_repeated(result.record):,} repeated requests answered alike",
-        broken=result.broken,
+    row = judged_row("kill -9 of one process, SQLite", result.record, result.judged, seen="")
+    row.seen = (
+        f"{result.kills} kills, {result.killed_in_start} of them while it started; ready again after "
+        f"{statistics.median(result.starts_s):.1f} s (median), {max(result.starts_s):.1f} s (longest); "
+        f"{_repeated(result.record):,} repeated requests answered alike"
     )
+    return [row]
 
 
 def _repeated(record: Record) -> int:
@@ -48,22 +38,19 @@ def replicas(options: Options) -> list[Row]:
     kills = options.kills or (4 if options.quick else 20)
     events = options.events or (6_000 if options.quick else 100_000)
     g, began = Random(options.seed), time.monotonic()
-    folder = options.space("replica-kills")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        starts: list[float] = []
-        with at_work(three.servers, clients=options.clients or CLIENTS, seed=options.seed) as load:
-            for kill in range(1, kills + 1):
-                _wait_for(load, events * kill // (kills + 1), options, events)
-                if time.monotonic() - began > options.limit_s:
-                    break
-                victim = g.choice(three.servers)
-                victim.kill()
-                victim.start()
-                starts.append(victim.wait_until_ready())
-            _wait_for(load, events, options, events)
-            load_s = time.monotonic() - began
-            record = load.stop()
+    starts: list[float] = []
+    with under_load(options, "replica-kills", clients=CLIENTS) as (_, three, load):
+        for kill in range(1, kills + 1):
+            _wait_for(load, events * kill // (kills + 1), options, events)
+            if time.monotonic() - began > options.limit_s:
+                break
+            victim = g.choice(three.servers)
+            victim.kill()
+            victim.start()
+            starts.append(victim.wait_until_ready())
+        _wait_for(load, events, options, events)
+        load_s = time.monotonic() - began
+        record = load.stop()
         judged = judge(three, record)
     row = judged_row("kill -9 of a random one of 3 replicas, Redis", record, judged, seen="")
     _check_equal(row, record, judged)

@@ -6,13 +6,14 @@ import statistics
 import time
 from random import Random
 
+from bench.faults.cases.shared import under_load
 from bench.faults.clients import BANDITS, Record
-from bench.faults.replicas import Judged, Replicas, at_work, judge
+from bench.faults.replicas import Judged, Replicas, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.server import Server
-from tools.processes import EVERYSEC, RedisServer, ServerFailed
+from tools.processes import EVERYSEC, ServerFailed
 
-REPLICAS, CLIENTS = 3, 12
+CLIENTS = 12
 PATIENCE_S = 60.0
 SETTINGS: dict[str, tuple[str, ...]] = {
     "no persistence": (),
@@ -36,20 +37,18 @@ def run(options: Options) -> list[Row]:
 def _one(setting: str, flags: tuple[str, ...], options: Options) -> Row:
     kills = options.kills or (2 if options.quick else 10)
     g = Random(f"{options.seed}/{setting}")
-    folder = options.space(f"redis-killed-{list(SETTINGS).index(setting)}")
-    with RedisServer(*flags, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        recovered = []
-        with at_work(three.servers, clients=options.clients or CLIENTS, seed=options.seed) as load:
-            for _ in range(kills):
-                load.until(200 if options.quick else 1000, limit_s=60.0)
-                time.sleep(g.uniform(0.5, 3.0))
-                redis.kill()
-                time.sleep(g.uniform(0.2, 2.0))
-                redis.start()
-                recovered.append(recover(three))
-            load.until(100, limit_s=60.0)
-            record = load.stop()
+    recovered = []
+    name = f"redis-killed-{list(SETTINGS).index(setting)}"
+    with under_load(options, name, clients=CLIENTS, flags=flags) as (redis, three, load):
+        for _ in range(kills):
+            load.until(200 if options.quick else 1000, limit_s=60.0)
+            time.sleep(g.uniform(0.5, 3.0))
+            redis.kill()
+            time.sleep(g.uniform(0.2, 2.0))
+            redis.start()
+            recovered.append(recover(three))
+        load.until(100, limit_s=60.0)
+        record = load.stop()
         judged = judge(three, record)
     kept = setting in KEEPS
     row = judged_row(f"Redis killed and started again: {setting}", record, judged, seen="", may_lose=not kept)

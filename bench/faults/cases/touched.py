@@ -12,16 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from redis import Redis
-
 from bench.faults.cases.redis_killed import after_a_loss, recover
+from bench.faults.cases.shared import accepted_for, under_load
 from bench.faults.clients import BANDITS, Record
-from bench.faults.replicas import Replicas, at_work, judge
+from bench.faults.replicas import Load, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.server import Server
-from tools.processes import EVERYSEC, RedisServer, ServerFailed
+from tools.processes import RedisServer, ServerFailed
 
-REPLICAS, CLIENTS = 3, 8
 LOOK_S = 5.0
 """How often replicas look at all logs and at the set-up of Redis; on a busy machine their answer takes a moment more."""
 BOUND_S = 2 * LOOK_S
@@ -39,27 +37,18 @@ def run(options: Options) -> list[Row]:
 
 def _removed(options: Options) -> Row:
     """A part of each bandit: its keys, its entries, its head."""
-    folder = options.space("touched-removed")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(_events(options))
-            for bandit, part in REMOVED.items():
-                redis.command("DEL", f"nextarm:{{{bandit}}}:{part}")
-            took_s = _until("all bandits are listed as damaged", lambda: all(map(_lists_all, three.servers)))
-            before = load.acknowledged()
-            time.sleep(1.0 if options.quick else 5.0)
-            accepted = load.acknowledged() - before
-            record = load.stop()
+    with under_load(options, "touched-removed") as (redis, three, load):
+        load.until(_events(options))
+        for bandit, part in REMOVED.items():
+            redis.command("DEL", f"nextarm:{{{bandit}}}:{part}")
+        took_s = _until("all bandits are listed as damaged", lambda: all(map(_lists_all, three.servers)))
+        accepted = accepted_for(options, load)
+        record = load.stop()
         twice = _twice(redis)
         left = {part: redis.command("EXISTS", f"nextarm:{{{bandit}}}:{part}") for bandit, part in REMOVED.items()}
-        newcomer = Server(folder, store=redis.url, name="fresh", **three.options)
-        try:
-            newcomer.start()
+        with three.newcomer() as newcomer:
             newcomer.wait_until_ready()
             agrees = _lists_all(newcomer) and all(_refuses(newcomer, bandit) for bandit in BANDITS)
-        finally:
-            newcomer.end()
     row = Row(fault="keys, entries and heads removed under load, Redis", acknowledged=len(record), twice=len(twice))
     row.lost, row.may_lose = _lost_with(record, "chance"), True
     row.seen = (
@@ -75,61 +64,47 @@ def _removed(options: Options) -> Row:
 
 def _older_copy(options: Options) -> Row:
     """The same server process with the same history: nothing but the entries can tell."""
-    folder = options.space("touched-older")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(_events(options))
-            copy = _dumped(redis, "prompts")
-            load.until(_events(options))
-            _restored(redis, copy)
-            took_s = _until("the loss is noticed", lambda: all(_says(server, "were lost") for server in three.servers))
-            recover(three)
-            load.until(_events(options), limit_s=60.0)
-            record = load.stop()
-        judged = judge(three, record)
-    row = judged_row("a bandit restored from an older copy under load, Redis", record, judged, seen="", may_lose=True)
-    row.seen = f"3 replicas said so in readyz after {took_s:.1f} s, and went on without a restart{after_a_loss(record, judged)}"
-    row.broken += [f"noticed after {took_s:.1f} s"] if took_s > BOUND_S else []
-    return row
+
+    def touch(redis: RedisServer, load: Load) -> None:
+        copy = _dumped(redis, "prompts")
+        load.until(_events(options))
+        _restored(redis, copy)
+
+    fault = "a bandit restored from an older copy under load, Redis"
+    return _lossy(options, "touched-older", fault, touch, "they went on without a restart")
 
 
 def _emptied(options: Options) -> Row:
-    folder = options.space("touched-emptied")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(_events(options))
-            redis.command("FLUSHALL")
-            took_s = _until("the loss is noticed", lambda: all(_says(server, "were lost") for server in three.servers))
-            recover(three)
-            load.until(_events(options), limit_s=60.0)
-            record = load.stop()
+    after = "bandits were created again by hand, without a restart"
+    return _lossy(options, "touched-emptied", "FLUSHALL under load, Redis", lambda redis, load: redis.command("FLUSHALL"), after)
+
+
+def _lossy(options: Options, name: str, fault: str, touch: Callable[[RedisServer, Load], object], after: str) -> Row:
+    """What is lost is counted; replicas notice it and learn the log again."""
+    with under_load(options, name) as (redis, three, load):
+        load.until(_events(options))
+        touch(redis, load)
+        took_s = _until("the loss is noticed", lambda: all(_says(server, "were lost") for server in three.servers))
+        recover(three)
+        load.until(_events(options), limit_s=60.0)
+        record = load.stop()
         judged = judge(three, record)
-    row = judged_row("FLUSHALL under load, Redis", record, judged, seen="", may_lose=True)
-    row.seen = (
-        f"3 replicas said so in readyz after {took_s:.1f} s; bandits were created again by hand, without a restart"
-        f"{after_a_loss(record, judged)}"
-    )
+    row = judged_row(fault, record, judged, seen="", may_lose=True)
+    row.seen = f"3 replicas said so in readyz after {took_s:.1f} s; {after}{after_a_loss(record, judged)}"
     row.broken += [f"noticed after {took_s:.1f} s"] if took_s > BOUND_S else []
     return row
 
 
 def _eviction(options: Options) -> Row:
-    folder = options.space("touched-eviction")
-    with RedisServer(*EVERYSEC, folder=folder / "redis") as redis, Replicas(folder, redis.url, number=REPLICAS) as three:
-        three.start()
-        with at_work(three.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(_events(options))
-            redis.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
-            took_s = _until("eviction is refused", lambda: not any(server.is_ready() for server in three.servers))
-            before = load.acknowledged()
-            time.sleep(1.0 if options.quick else 5.0)
-            accepted = load.acknowledged() - before
-            redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
-            ready_s = three.wait_until_ready(60.0)
-            load.until(_events(options), limit_s=60.0)
-            record = load.stop()
+    with under_load(options, "touched-eviction") as (redis, three, load):
+        load.until(_events(options))
+        redis.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
+        took_s = _until("eviction is refused", lambda: not any(server.is_ready() for server in three.servers))
+        accepted = accepted_for(options, load)
+        redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        ready_s = three.wait_until_ready(60.0)
+        load.until(_events(options), limit_s=60.0)
+        record = load.stop()
         judged = judge(three, record)
     row = judged_row("eviction switched on under load, Redis", record, judged, seen="")
     row.seen = (
@@ -178,7 +153,7 @@ def _twice(redis: RedisServer) -> list[str]:
     """Keys that stand in the entries of a log more than once."""
     found = []
     for bandit in BANDITS:
-        with Redis(port=redis.port) as client:
+        with redis.client() as client:
             rows: Any = client.xrange(f"nextarm:{{{bandit}}}:log")
         keys = [fields[b"k"] for _, fields in rows]
         found += [f"{bandit}: {key!r}" for key in set(keys) if keys.count(key) > 1] if len(keys) > len(set(keys)) else []
@@ -187,7 +162,7 @@ def _twice(redis: RedisServer) -> list[str]:
 
 def _dumped(redis: RedisServer, bandit: str) -> dict[bytes, bytes]:
     """Every key of a bandit, as of one moment."""
-    with Redis(port=redis.port) as client:
+    with redis.client() as client:
         keys = list(client.scan_iter(f"nextarm:{{{bandit}}}:*"))
         many = client.pipeline(transaction=True)
         for key in keys:
@@ -196,7 +171,7 @@ def _dumped(redis: RedisServer, bandit: str) -> dict[bytes, bytes]:
 
 
 def _restored(redis: RedisServer, copy: dict[bytes, bytes]) -> None:
-    with Redis(port=redis.port) as client:
+    with redis.client() as client:
         many = client.pipeline(transaction=True)
         for key, kept in copy.items():
             many.restore(key, 0, kept, replace=True)

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from bench.faults.replicas import Replicas, at_work
+from bench.faults.replicas import Load, Replicas, at_work
 from bench.faults.rows import Options, Row
 from bench.faults.server import Server
 from tools.processes import PATIENCE_S, ROOT
@@ -63,31 +64,37 @@ KILLED: dict[str, Touch] = {
 
 def run(options: Options) -> list[Row]:
     """Each way of touching them, once."""
+    plays = [(_running, what, touch) for what, touch in RUNNING.items()] + [
+        (_killed, what, touch) for what, touch in KILLED.items()
+    ]
     rows = []
-    whole = len(RUNNING) + len(KILLED)
-    for number, (what, touch) in enumerate(RUNNING.items()):
-        options.tell(number, whole)
-        rows.append(_running(what, touch, options.space(f"touched-{number}"), options))
-    for number, (what, touch) in enumerate(KILLED.items()):
-        options.tell(len(RUNNING) + number, whole)
-        rows.append(_killed(what, touch, options.space(f"killed-{number}"), options))
+    for number, (play, what, touch) in enumerate(plays):
+        options.tell(number, len(plays))
+        rows.append(play(what, touch, options.space(f"touched-{number}"), options))
     return rows
+
+
+@contextmanager
+def _under_load(folder: Path, options: Options) -> Iterator[tuple[Server, Load, Path, Path]]:
+    """A server whose store has grown since an older copy of it was made, and the two files."""
+    (folder / "served").mkdir()
+    store, older = folder / "served" / "store.db", folder / "older.db"
+    with Replicas(folder, f"sqlite:///{store}", number=1) as one:
+        one.start()
+        with at_work(one.servers, clients=CLIENTS, seed=options.seed) as load:
+            load.until(150)
+            _back_up(one.servers[0], older)
+            load.until(150)
+            yield one.servers[0], load, store, older
 
 
 def _running(what: str, touch: Touch, folder: Path, options: Options) -> Row:
     row = Row(fault=f"under a running server: {what}, SQLite")
-    store, older = _place(folder)
-    with Replicas(folder, f"sqlite:///{store}", number=1) as one:
-        server = one.servers[0]
-        one.start()
-        with at_work(one.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(150)
-            _back_up(server, older)
-            load.until(150)
-            time.sleep(MOVED_S)
-            load.let_go()
-        row.acknowledged = load.acknowledged()
+    with _under_load(folder, options) as (server, load, store, older):
+        time.sleep(MOVED_S)
+        load.let_go()
         time.sleep(0.5)
+        row.acknowledged = load.acknowledged()
         touch(store, older)
         refused_s = _seconds_until(lambda: not _is_accepted(server))
         red_s = _seconds_until(lambda: not server.is_ready())
@@ -101,17 +108,10 @@ def _running(what: str, touch: Touch, folder: Path, options: Options) -> Row:
 
 def _killed(what: str, touch: Touch, folder: Path, options: Options) -> Row:
     row = Row(fault=f"after kill -9: {what}, SQLite")
-    store, older = _place(folder)
-    with Replicas(folder, f"sqlite:///{store}", number=1) as one:
-        server = one.servers[0]
-        one.start()
-        with at_work(one.servers, clients=CLIENTS, seed=options.seed) as load:
-            load.until(150)
-            _back_up(server, older)
-            load.until(150)
-            load.let_go()
-            time.sleep(0.2)
-            server.kill()
+    with _under_load(folder, options) as (server, load, store, older):
+        load.let_go()
+        time.sleep(0.2)
+        server.kill()
         row.acknowledged = load.acknowledged()
         touch(store, older)
         server.start()
@@ -121,11 +121,6 @@ def _killed(what: str, touch: Touch, folder: Path, options: Options) -> Row:
     if code != 1 or found is None:
         row.broken.append(row.seen)
     return row
-
-
-def _place(folder: Path) -> tuple[Path, Path]:
-    (folder / "served").mkdir()
-    return folder / "served" / "store.db", folder / "older.db"
 
 
 def _back_up(server: Server, copy: Path) -> None:
