@@ -29,8 +29,8 @@ from rich.console import Console
 from bench.comparison import environment
 from bench.comparison.learners import ENTRIES
 from bench.comparison.reference import machine
-from bench.experiments.defaults.pages import write
 from bench.experiments.defaults.tables import BENCHES, Bench
+from bench.pages import markdown, write
 from bench.performance.load_testing.machine import end_on_sigterm
 from tools.recorded_tables import DATA
 
@@ -134,42 +134,30 @@ def fill(results: Results, worlds: Sequence[str], *, played: int, seconds: float
 
 def cost_table(results: Results) -> str:
     """Markdown: microseconds of CPU per choice and update."""
-    lines = ["| library | choose, us | update, us | both, us |", "| --- | --- | --- | --- |"]
+    rows = []
     for entry, done in results.items():
         cost = done.get("cost", {"error": "not run"})
-        if "error" in cost:
-            lines.append(f"| {entry} | {cost['error']} | | |")
-        else:
-            choose, learn = 1e6 * cost["choose"], 1e6 * cost["learn"]
-            lines.append(f"| {entry} | {choose:,.0f} | {learn:,.0f} | {choose + learn:,.0f} |")
-    return "\n".join(lines)
+        numbers = [] if "error" in cost else [cost["choose"], cost["learn"], cost["choose"] + cost["learn"]]
+        rows.append([entry, *([f"{1e6 * seconds:,.0f}" for seconds in numbers] or [cost.get("error", ""), "", ""])])
+    return markdown(["library", "choose, us", "update, us", "both, us"], rows)
 
 
 def reward_table(results: Results, known: Mapping[str, Known]) -> str:
     """Markdown: mean reward and spread over the seeds, the best of each world in bold."""
-    best = {
-        world: max(
-            (float(np.mean(done[world]["rewards"])) for done in results.values() if "rewards" in done.get(world, {})), default=0
-        )
-        for world in known
-    }
-    lines = [f"| library | {' | '.join(known)} |", f"| --- | {' | '.join(['---'] * len(known))} |"]
-    for entry, done in results.items():
-        if not ENTRIES[entry].learns:
-            continue
-        cells = []
-        for world in known:
-            found = done.get(world, {"error": "not run"})
-            if "error" in found:
-                cells.append(str(found["error"]))
-                continue
-            mean, spread = float(np.mean(found["rewards"])), float(np.std(found["rewards"], ddof=1))
-            cell = f"{mean:.3f} ± {spread:.3f}"
-            cells.append(f"**{cell}**" if mean == best[world] else cell)
-        lines.append(f"| {entry} | {' | '.join(cells)} |")
+    found = {(e, w): done.get(w, {"error": "not run"}) for e, done in results.items() if ENTRIES[e].learns for w in known}
+    mean = {key: float(np.mean(one["rewards"])) for key, one in found.items() if "rewards" in one}
+    best = {world: max((value for (_, w), value in mean.items() if w == world), default=0.0) for world in known}
+
+    def cell(entry: str, world: str) -> str:
+        if (entry, world) not in mean:
+            return str(found[entry, world]["error"])
+        text = f"{mean[entry, world]:.3f} ± {np.std(found[entry, world]['rewards'], ddof=1):.3f}"
+        return f"**{text}**" if mean[entry, world] == best[world] else text
+
+    rows = [[entry, *(cell(entry, world) for world in known)] for entry in results if ENTRIES[entry].learns]
     for title, pick in (("best arm per group, known", "grouped"), ("best fixed arm, known", "fixed"), ("random", "chance")):
-        lines.append(f"| {title} | {' | '.join(f'{getattr(about, pick):.3f}' for about in known.values())} |")
-    return "\n".join(lines)
+        rows.append([title, *(f"{getattr(about, pick):.3f}" for about in known.values())])
+    return markdown(["library", *known], rows)
 
 
 def versions() -> str:
@@ -218,7 +206,7 @@ def main() -> None:
     text = page({entry: results.get(entry, {}) for entry in ENTRIES}, known)
     print(text)
     if asked.write:
-        write({"peers": text})
+        write({"measured peers": text})
 
 
 if __name__ == "__main__":

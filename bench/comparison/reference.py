@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from bench.comparison import environment
 from bench.comparison.head_to_head import ARMS, Round, dak, frechet, frechet_picks, mixture, pak, weights_alone
-from bench.experiments.defaults.pages import write
+from bench.pages import markdown, write
 
 KEPT = Path(__file__).resolve().parents[2] / "out" / "reference.json"
 SIZES = (100, 250, 500, 1000, 2000, 5000)
@@ -142,30 +142,22 @@ def measured(sides: Mapping[str, Round], *, agree: Sequence[str], seconds: float
 
 def measured_curve(chosen: Curve, *, sizes: Sequence[int], seconds: float, patience: float, console: Console) -> str:
     """Markdown: one row per n."""
-    lines: list[str] = []
+    columns, rows = ["n"], list[list[str]]()
     last: tuple[int, float] | None = None
     for n in sizes:
-        if last is not None and last[1] * (n / last[0]) ** chosen.growth > patience:
-            lines.append(f"| {n:,} | not run: a round would take about {last[1] * (n / last[0]) ** chosen.growth:.0f} s |")
+        if last is not None and (expected := last[1] * (n / last[0]) ** chosen.growth) > patience:
+            rows.append([f"{n:,}", f"not run: a round would take about {expected:.0f} s"])
             continue
-        sides = chosen.at(n)
-        found = measured(sides, agree=chosen.agree, seconds=seconds)
-        names = list(sides)
-        if not lines:
-            lines += [
-                f"| n | {' | '.join(names)} | textbook / ours | same picks |",
-                f"| --- | {' | '.join(['---'] * len(names))} | --- | --- |",
-            ]
-        costs = list(found.seconds.items())
-        mine = [name for name in names if not name.startswith("textbook")]
-        books = [found.seconds[name] for name in names if name.startswith("textbook")]
-        ratios = "; ".join(" and ".join(f"{book / found.seconds[name]:,.1f}" for book in books) for name in mine)
-        cells = " | ".join(milliseconds(cost) for _, cost in costs)
+        found = measured(chosen.at(n), agree=chosen.agree, seconds=seconds)
+        columns = ["n", *found.seconds, "textbook / ours", "same picks"]
+        books = [cost for name, cost in found.seconds.items() if name.startswith("textbook")]
+        mine = [cost for name, cost in found.seconds.items() if not name.startswith("textbook")]
+        ratios = "; ".join(" and ".join(f"{book / cost:,.1f}" for book in books) for cost in mine)
         agreed = f"{found.same} of {found.of}" if chosen.agree else "{} of {} at e = 16".format(*frechet_picks())
-        lines.append(f"| {n:,} | {cells} | {ratios} | {agreed} |")
-        console.print(chosen.name, lines[-1])
+        rows.append([f"{n:,}", *map(milliseconds, found.seconds.values()), ratios, agreed])
+        console.print(chosen.name, *rows[-1])
         last = (n, books[0])
-    return "\n".join(lines)
+    return markdown(columns, rows)
 
 
 def milliseconds(seconds: float) -> str:
@@ -227,7 +219,7 @@ def main() -> None:
     text = "\n".join([*page, signature()])
     print(text)
     if asked.write:
-        write({"reference": text})
+        write({"measured reference": text})
 
 
 if __name__ == "__main__":

@@ -27,13 +27,11 @@ import torch
 from rich.console import Console
 
 from bench.experiments.monte_carlo import contextual, episodes, mixtures, samples
-from bench.experiments.monte_carlo.report import fill_in, markdown, show
+from bench.experiments.monte_carlo.report import markdown, show
 from bench.experiments.monte_carlo.result_cache import play_all
 from bench.experiments.monte_carlo.studies import Check, Runs, Study, judge
+from bench.pages import write
 from tools.recorded_tables import DATA
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "measurements.md"
 
 
 def all_studies() -> list[Study]:
@@ -106,7 +104,7 @@ def main() -> int:
     page = markdown(studies, checks, runs, about)
     (chosen.out / "table.md").write_text(page)
     if not chosen.quick and not chosen.only and chosen.seeds >= max(study.seeds for study in studies):
-        fill_in(PAGE, page)
+        write({"monte-carlo": page})
     console = Console(width=max(Console().width, 150))
     out = show(studies, checks, runs, console=console)
     if chosen.plots:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from rich.table import Table
 
 from bench.faults.clients import Record
 from bench.faults.replicas import Judged
+from bench.pages import MARKED, markdown, written
 
-START, END = "<!-- faults -->", "<!-- /faults -->"
+COUNTS = ("acknowledged", "lost", "twice")
 COLUMNS = ("fault", "acknowledged", "lost", "twice", "digests", "what was seen", "promise", "run")
 
 
@@ -96,7 +96,7 @@ def shown(rows: Iterable[Row]) -> Table:
     """For a terminal."""
     table = Table(title="faults", show_lines=True)
     for column in COLUMNS[:-1]:
-        table.add_column(column, justify="right" if column in ("acknowledged", "lost", "twice") else "left")
+        table.add_column(column, justify="right" if column in COUNTS else "left")
     for row in rows:
         table.add_row(*row.cells()[:-1], style="red" if row.broken else None)
     return table
@@ -104,21 +104,12 @@ def shown(rows: Iterable[Row]) -> Table:
 
 def write(document: Path, rows: Iterable[Row], order: Iterable[str] = ()) -> None:
     """Put rows into the table of a document; rows of other faults stay. order: of faults, by how their names begin."""
-    text = document.read_text() if document.exists() else f"# Faults\n\n{START}\n{END}\n"
-    before, _, rest = text.partition(START)
-    kept, _, after = rest.partition(END)
-    lines = {
-        line.split(" | ")[0].removeprefix("| "): line for line in kept.splitlines() if re.match(r"\| (?!fault \||---)", line)
-    }
+    page = document.read_text()
+    kept = next(found[3] or "" for found in MARKED.finditer(page) if found[2] == "faults")
+    lines = {line[2:].split(" | ")[0]: line[2:-2].split(" | ") for line in kept.splitlines()[2:] if line}
     for row in rows:
         cells = [cell.replace("|", "/") or " " for cell in row.cells()]
-        cells[-1] = f"`{row.run}`" if row.run else " "
-        lines[cells[0]] = f"| {' | '.join(cells)} |"
+        lines[cells[0]] = [*cells[:-1], f"`{row.run}`" if row.run else " "]
     ranks = list(order)
     ranked = sorted(lines, key=lambda fault: next((i for i, start in enumerate(ranks) if fault.startswith(start)), len(ranks)))
-    table = [
-        f"| {' | '.join(COLUMNS)} |",
-        "| --- | ---: | ---: | ---: | --- | --- | --- | --- |",
-        *(lines[fault] for fault in ranked),
-    ]
-    document.write_text(f"{before}{START}\n" + "\n".join(table) + f"\n{END}{after}")
+    document.write_text(written(page, {"faults": markdown(COLUMNS, [lines[fault] for fault in ranked], right=COUNTS)}))

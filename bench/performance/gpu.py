@@ -29,7 +29,7 @@ import torch
 
 from bandits.gpu import cost_model as devices
 from bandits.gpu.stack import CPU, scoring_dtype
-from bench.experiments.defaults.pages import written
+from bench.pages import written
 from bench.performance.gpu_parts import pages, problems, rates
 from bench.performance.gpu_parts.ceilings import Ceilings, measured
 from bench.performance.gpu_parts.problems import Agreement
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(json.dumps(report.plain(), indent=1))
     if chosen.write:
-        place = "gpu card" if device.type == "cuda" else "gpu processor"
+        place = "measured gpu card" if device.type == "cuda" else "measured gpu processor"
         PAGE.write_text(written(PAGE.read_text(), {place: text}))
         print(f"wrote {PAGE.name}")
 

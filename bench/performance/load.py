@@ -28,6 +28,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.pages import show, write
 from bench.performance.load_testing import machine, noisy_neighbors, pages, picture
 from bench.performance.load_testing import overload as overloads
 from bench.performance.load_testing.cases import CONNECTIONS, Cases
@@ -153,11 +154,11 @@ def main() -> None:
     RESULTS.write_text(json.dumps(told, indent=1))
     found = tables(results)
     for rows in found:
-        pages.show(rows, console)
+        show(*rows, console)
     console.print(pages.machine_text(where))
     if chosen.write:
         picture.draw(PLOT, results.slices, results.overload)
-        pages.write("load", page_text(found, where))
+        write({"load": page_text(found, where)})
 
 
 def page_text(found: Sequence[pages.Rows], where: dict[str, Any]) -> str:

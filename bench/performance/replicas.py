@@ -29,15 +29,13 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from bench.faults.clients import decision_body
 from bench.faults.replicas import Replicas, digests
 from bench.faults.server import Server
+from bench.pages import markdown, show, write
 from tools.processes import EVERYSEC, TICKS_PER_S, RedisServer, ServerFailed, ask
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
-START, END = "<!-- replicas -->", "<!-- /replicas -->"
 CLIENTS = 8
 SELECT_AT_MOST, OUTCOME_AT_MOST = 1.15, 1.5
 """Times SQLite; an outcome's without the fold on the other replicas."""
@@ -73,7 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="per set-up (default: 7)")
     parser.add_argument("--requests", type=int, help="decisions, and as many outcomes, per round (default: 1,500)")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 500")
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{DOCUMENT.name}")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     given = parser.parse_args()
     rounds = given.rounds or (3 if given.quick else 7)
     requests = given.requests or (500 if given.quick else 1_500)
@@ -87,13 +85,13 @@ def main() -> None:
                     if number:  # the first one warms up
                         costs[set_up.name, kind].append(cost)
     lines = _lines(costs, [set_up.name for set_up in set_ups])
-    _show(lines)
+    show("CPU per request", COLUMNS, lines, Console(width=None if sys.stdout.isatty() else 140))
     ratios = _ratios(costs)
     if given.write:
         command = f"python -m bench.performance.replicas --rounds {rounds} --requests {requests}"
-        _write(lines, f"`{command}`; medians of {rounds} rounds. {ratios}")
+        table = markdown(COLUMNS, lines, right=COLUMNS[1:])
+        write({"replicas": f"{table}\n\n`{command}`; medians of {rounds} rounds. {ratios}"})
     print(ratios)
-    sys.exit(0)
 
 
 def _start(folder: Path, stack: ExitStack) -> list[SetUp]:
@@ -205,27 +203,6 @@ COLUMNS = (
     "set-up",
     *(f"{kind}: {what}" for kind in ("select", "outcome") for what in ("CPU us", "x SQLite", "others us", "Redis us")),
 )
-
-
-def _show(lines: Sequence[tuple[str, ...]]) -> None:
-    table = Table(title="CPU per request")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "set-up" else "right")
-    for line in lines:
-        table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def _write(lines: Sequence[tuple[str, ...]], below: str) -> None:
-    text = DOCUMENT.read_text()
-    before, _, rest = text.partition(START)
-    after = rest.partition(END)[2]
-    table = [
-        f"| {' | '.join(COLUMNS)} |",
-        "| --- |" + " ---: |" * (len(COLUMNS) - 1),
-        *(f"| {' | '.join(line)} |" for line in lines),
-    ]
-    DOCUMENT.write_text(f"{before}{START}\n" + "\n".join(table) + f"\n\n{below}\n{END}{after}")
 
 
 if __name__ == "__main__":

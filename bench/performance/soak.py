@@ -30,6 +30,7 @@ import numpy as np
 from rich.console import Console
 
 from bench.faults.server import Server
+from bench.pages import show, write
 from bench.performance.load_testing import machine, mixed, pages
 from bench.performance.load_testing.driver import quantiles
 from bench.performance.load_testing.measure import cpu_s, open_files, rss_mb, threads
@@ -220,13 +221,13 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(told, indent=1))
-    pages.show(table(found), console)
+    show(*table(found), console)
     for failure in clients.failures[:10]:
         console.print(failure)
     console.print(f"{len(clients.failures)} unexpected answers of {clients.asked:,}; {pages.machine_text(told['machine'])}")
     if chosen.write:
         draw(PLOT, samples)
-        pages.write("soak", page_text(told, found))
+        write({"soak": page_text(told, found)})
     raise SystemExit(0 if all(verdict.flat for verdict in found) and not clients.failures else 1)
 
 

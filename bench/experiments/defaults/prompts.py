@@ -17,6 +17,7 @@ from bandits.functional import diversity, joint_diversity, kernels
 from bandits.policies.dak_ucb import DakUcb
 from bandits.registry import build
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
+from bench.pages import markdown
 from tools.simulated_tasks.contextual import SIGMA, Floats, OutputWorld, Picks, collapsed_and_diverse, play, unit
 from tools.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 
@@ -132,20 +133,17 @@ def dak_ucb() -> Sweep:
 
 def label_errors(*, seeds: int = 4, delta: float = 0.05) -> str:
     """Markdown: how far labels by random features are from exact ones, over every outcome of every arm of `repeats`."""
-    lines = [
-        "| labels | D | root mean square error | 95 % are within | largest error | bound at delta = .05 | beyond it |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for kind, factor in (("rke", 1.0), ("jkd", 4.0)):
         for count in (128, 512, 2048, 8192):
             errors = np.concatenate([_label_errors(seed, kind, count) for seed in range(seeds)])
             bound = factor * math.sqrt(2.0 * math.log(2.0 / delta) / count)
             within, rms = np.quantile(errors, 0.95), math.sqrt(float(np.mean(errors**2)))
             beyond = 100.0 * float(np.mean(errors > bound))
-            lines.append(
-                f"| `{kind}` | {count:,} | {rms:.4f} | {within:.4f} | {errors.max():.4f} | {bound:.4f} | {beyond:.1f} % |"
-            )
-    return "\n".join(lines)
+            numbers = (f"{value:.4f}" for value in (rms, within, errors.max(), bound))
+            rows.append([f"`{kind}`", f"{count:,}", *numbers, f"{beyond:.1f} %"])
+    columns = ["labels", "D", "root mean square error", "95 % are within", "largest error", "bound at delta = .05", "beyond it"]
+    return markdown(columns, rows)
 
 
 def _label_errors(seed: int, kind: Any, count: int) -> Floats:

@@ -14,6 +14,7 @@ from bandits.policies.fd_ucb import FdUcb
 from bandits.registry import build
 from bandits.types import Moments, Observation
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
+from bench.pages import markdown
 from tools.simulated_tasks import fd_is as worlds_fd_is
 from tools.simulated_tasks.fd_is import Floats, Sampler, SampleWorld, class_arm, i1, i2, i3, i8, inception_score
 from tools.simulated_tasks.mixture import MixtureWorld, i4_kid, i4_rke, i5, i6, i7, play
@@ -169,15 +170,15 @@ def perfect_arm(*, seeds: int = 8) -> str:
 
     With a bonus_scale above that ratio its index stays below 0, less than that of any arm that is worse: it cannot be lost.
     """
-    lines = ["| d | variances | largest estimate / radius | at n |", "| --- | --- | --- | --- |"]
+    rows = []
     shares = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0)
     for d in (8, 32, 128):
         for name, spectrum in (("all 1", np.ones(d)), ("1 / i", 1.0 / np.arange(1.0, d + 1.0))):
             counts = sorted({max(2, round(share * d)) for share in shares})
             ratios = [float(np.mean([_ratio(spectrum, n, seed) for seed in range(seeds)])) for n in counts]
             at = int(np.argmax(ratios))
-            lines.append(f"| {d} | {name} | {ratios[at]:.2f} | {counts[at]} |")
-    return "\n".join(lines)
+            rows.append([str(d), name, f"{ratios[at]:.2f}", str(counts[at])])
+    return markdown(["d", "variances", "largest estimate / radius", "at n"], rows)
 
 
 def _ratio(spectrum: Floats, n: int, seed: int) -> float:

@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.experiments.defaults.pages import write
 from bench.experiments.defaults.prompts import dak_ucb, label_errors, promptwise
 from bench.experiments.defaults.samples import fd_ucb, is_ucb, mixture_greedy, mixture_ucb, perfect_arm
 from bench.experiments.defaults.sweeps import Results, Sweep, table
+from bench.pages import write
 
 SWEEPS: dict[str, Callable[[], Sweep]] = {
     "dak-ucb": dak_ucb,
@@ -93,7 +93,7 @@ def main() -> None:
     for name in sweeps:
         tables |= {title: make() for title, make in BESIDE.get(name, {}).items()}
     if chosen.write:
-        write(tables)
+        write({f"measured {name}": text for name, text in tables.items()})
     else:
         for name, text in tables.items():
             print(f"{name}\n{text}\n")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from bench.pages import markdown
 
 Values = Mapping[str, float]
 """Measure -> what one run reached."""
@@ -49,7 +51,6 @@ class Sweep:
     base: Mapping[str, Any]
     changes: Sequence[Mapping[str, Any]]
     places: tuple[Place, ...]
-    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def settings(self) -> list[Mapping[str, Any]]:
         """The changes of every row, the base first."""
@@ -102,19 +103,11 @@ def table(sweep: Sweep, results: Results) -> str:
     """Markdown: one row per setting, one column per place and measure; **better** or _worse_ than the base."""
     columns = [(place, measure) for place in sweep.places for measure in place.measures]
     heads = [f"{place.name}: {measure.name} ({'+' if measure.better == 'high' else '-'})" for place, measure in columns]
-    lines = [f"| setting | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+    rows = []
     for changed in sweep.settings():
-        cells = [_cell(sweep, results, changed, place, measure) for place, measure in columns]
         name = f"`{label(changed)}`" if changed else f"base: `{label(sweep.base)}`"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name, known in sweep.yardsticks.items():
-        values = (known.get(f"{place.name}: {measure.name}") for place, measure in columns)
-        cells = [
-            "" if value is None else f"{value * measure.factor:.{measure.digits}f}"
-            for value, (_, measure) in zip(values, columns, strict=True)
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, *(_cell(sweep, results, changed, place, measure) for place, measure in columns)])
+    return markdown(["setting", *heads], rows)
 
 
 def _cell(sweep: Sweep, results: Results, changed: Mapping[str, Any], place: Place, measure: Measure) -> str:

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from bandits.registry import build
 from bandits.simulation import World, simulate
-from bench.experiments.defaults.pages import choosing, ranked, write
+from bench.experiments.defaults.pages import choosing, ranked
+from bench.pages import show, write
 from tools.recorded_tables import CHAT_MODELS, DATA, hash_features
 
 BASE: dict[str, Any] = {"prior_mean": 1.0, "exploration": 1.0, "ridge": 1.0, "random_features": 128, "bandwidth": 1.0}
@@ -214,7 +214,7 @@ def main() -> None:
                     cell[name] = played(bench, kind, setting, chosen.seeds)
                     kept.write_text(json.dumps(results, indent=1))
                 progress.advance(task)
-    show(results, benches)
+    show("mean reward (sd over seeds)", ["setting", *benches, "won"], rows(results, benches), Console(width=150))
     if chosen.write:
         write(tables(results, benches))
 
@@ -229,26 +229,27 @@ def tables(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[st
     plain = ("three kinds, made up", "HumanEval, 2 models", "coding tasks, 8 models", "MMLU-Pro, 10 models")
     rounds = {name: bench.rounds for name, bench in benches.items()}
     return {
-        "pak-ucb": ranked(results, heads=dict(zip(benches, full, strict=True)), **known),
-        "choosing": choosing(results, heads=dict(zip(benches, plain, strict=True)), rounds=rounds, **known),
+        "measured pak-ucb": ranked(results, heads=dict(zip(benches, full, strict=True)), **known),
+        "measured choosing": choosing(results, heads=dict(zip(benches, plain, strict=True)), rounds=rounds, **known),
     }
 
 
-def show(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[str, Bench]) -> None:
-    """The table, best first by the share won."""
-    table = Table(title="mean reward (sd over seeds)")
-    for column in ("setting", *benches, "won"):
-        table.add_column(column)
+def rows(results: Mapping[str, Mapping[str, list[float]]], benches: Mapping[str, Bench]) -> list[list[str]]:
+    """Of the table on the terminal, best first by the share won."""
     shares = {
         label: float(np.mean([(np.mean(cell[n]) - b.fixed) / (b.grouped - b.fixed) for n, b in benches.items()]))
         for label, cell in results.items()
     }
-    for label in sorted(results, key=lambda label: -shares[label]):
-        cells = (f"{np.mean(results[label][n]):.3f} ({np.std(results[label][n]):.3f})" for n in benches)
-        table.add_row(label, *cells, f"{shares[label]:+.2f}")
-    table.add_row("best fixed arm", *(f"{bench.fixed:.3f}" for bench in benches.values()), "0")
-    table.add_row("best arm per group", *(f"{bench.grouped:.3f}" for bench in benches.values()), "+1")
-    Console(width=150).print(table)
+    found = [
+        [
+            label,
+            *(f"{np.mean(results[label][n]):.3f} ({np.std(results[label][n]):.3f})" for n in benches),
+            f"{shares[label]:+.2f}",
+        ]
+        for label in sorted(results, key=lambda label: -shares[label])
+    ]
+    found.append(["best fixed arm", *(f"{bench.fixed:.3f}" for bench in benches.values()), "0"])
+    return [*found, ["best arm per group", *(f"{bench.grouped:.3f}" for bench in benches.values()), "+1"]]
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""The tables of a run: on the terminal, and as Markdown between the markers of a page."""
+"""The tables of a run: on the terminal, and as Markdown."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from bench import pages as tables
 from bench.experiments.monte_carlo.studies import Check, Runs, Study
 
-MARKERS = "<!-- monte-carlo -->", "<!-- /monte-carlo -->"
 COLOURS = {"ok": "green", "OUT": "bold red", "–": "dim"}
 
 
@@ -61,25 +59,21 @@ def markdown(
     everything = [check for study in studies for check in checks[study.name]]
     ok, made = counted(everything)
     out = [check for check in everything if check.ok is False]
-    lines = [
-        f"`{about['command']}`, {about['date']}, {about['versions']}, float64 on a CPU. **{ok} of {made} checks ok"
-        f"{f', {len(out)} OUT' if out else ''}.**",
-        "",
-        "| world | what is played | seeds | ok | OUT |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    head = f"`{about['command']}`, {about['date']}, {about['versions']}, float64 on a CPU. **{ok} of {made} checks ok"
+    rows = []
     for study in studies:
         good, all_made = counted(checks[study.name])
         link = f"[{study.name}](#{_anchor(study)})"
-        lines.append(f"| {link} | {study.title} | {most_seeds(runs[study.name])} | {good} | {all_made - good} |")
+        rows.append([link, study.title, str(most_seeds(runs[study.name])), str(good), str(all_made - good)])
+    parts = [f"{head}{f', {len(out)} OUT' if out else ''}.**"]
+    parts += [tables.markdown(["world", "what is played", "seeds", "ok", "OUT"], rows)]
     if out:
-        lines += ["", "OUT:", ""]
-        lines += [f"- {c.study}, {c.contender}, {c.measure}: {c.ours}, expected {c.expected}" for c in out]
+        parts += ["OUT:", "\n".join(f"- {c.study}, {c.contender}, {c.measure}: {c.ours}, expected {c.expected}" for c in out)]
     for study in studies:
-        lines += ["", f"### {_heading(study)}", "", f"{study.title}. {study.note}".strip(), ""]
-        lines += ["| contender | measure | ours | expected | |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| {c.contender} | {c.measure} | {_ours(c)} | {c.expected} | {_loud(c.verdict)} |" for c in checks[study.name]]
-    return "\n".join(lines) + "\n"
+        parts += [f"### {_heading(study)}", f"{study.title}. {study.note}".strip()]
+        rows = [[c.contender, c.measure, _ours(c), c.expected, _loud(c.verdict)] for c in checks[study.name]]
+        parts += [tables.markdown(["contender", "measure", "ours", "expected", ""], rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _loud(verdict: str) -> str:
@@ -92,12 +86,3 @@ def _heading(study: Study) -> str:
 
 def _anchor(study: Study) -> str:
     return _heading(study).lower().replace(" ", "-")
-
-
-def fill_in(page: Path, text: str) -> None:
-    """Put the text between the markers of a page, which must hold them once."""
-    pattern = rf"({re.escape(MARKERS[0])}\n).*?({re.escape(MARKERS[1])})"
-    filled, found = re.subn(pattern, lambda match: match[1] + text + match[2], page.read_text(), flags=re.DOTALL)
-    if found != 1:
-        raise SystemExit(f"{page} must hold {MARKERS[0]} and {MARKERS[1]} once")
-    page.write_text(filled)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bandits.gpu.cost_model import Costs
+from bench.pages import markdown
 from bench.performance.gpu_parts.ceilings import Ceilings
 from bench.performance.gpu_parts.problems import Agreement
 from bench.performance.gpu_parts.rates import Scoring
 
 SIZES, ARMS = (64, 128, 256, 512, 1024, 2048), (2, 5, 20)
 """Of the table of crossovers."""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def us(seconds: float) -> str:
@@ -43,13 +38,13 @@ def scores(rows: Sequence[Scoring], *, cpu: dict[tuple[int, int], float]) -> str
         other = cpu.get((row.size, row.batch), 0.0)
         against = [us(other), f"{other / row.p50_s:.1f}" if other else ""] if cpu else []
         cells.append([f"{row.size:,}", f"{row.batch:,}", *counted, *times, *against])
-    return table(head, cells)
+    return markdown(head, cells)
 
 
 def agreement(rows: Sequence[Agreement]) -> str:
     """Against float64 on the CPU."""
     head = ["device", "dtype", "p", "arms", "ridge", "how", "mean", "width", "same pick at 0.1", "at 1", "most lost"]
-    return table(
+    return markdown(
         head,
         [
             [
@@ -75,7 +70,7 @@ def crossover(costs: Costs) -> str:
     for size in SIZES:
         first = [costs.from_batch(arms=arms, size=size) for arms in ARMS]
         rows.append([f"{size:,}", *(f"{batch:,}" if batch else "never" for batch in first)])
-    return table(["p", *(f"{arms} arms" for arms in ARMS)], rows)
+    return markdown(["p", *(f"{arms} arms" for arms in ARMS)], rows)
 
 
 def rule(costs: Costs) -> str:

@@ -1,21 +1,13 @@
-"""The results as tables, on the terminal and as Markdown between the markers of docs/performance.md."""
+"""The results as tables."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from bench import pages as tables
 from bench.performance.load_testing.bare import ROUTES
 from bench.performance.load_testing.measure import Middle, Slice, middles, ratios
-
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
-START = "# Performance\n\nWhat a request costs on the machine named in each section. Commands are given; run them on yours.\n"
-TITLES = {"load": "## Load", "soak": "## Soak"}
 
 Rows = tuple[str, list[str], list[list[str]]]
 """A title, the columns, and the cells."""
@@ -118,34 +110,10 @@ def _of(connections: int) -> str:
 # -- writing -----------------------------------------------------------------------------------------------------------------
 
 
-def show(rows: Rows, console: Console) -> None:
-    """On the terminal."""
-    title, columns, cells = rows
-    table = Table(*columns, title=title, title_justify="left")
-    for row in cells:
-        table.add_row(*row)
-    console.print(table)
-
-
 def markdown(rows: Rows) -> str:
     """As a Markdown table under its title."""
     title, columns, cells = rows
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "\n".join([f"### {title}", "", *("| " + " | ".join(line) + " |" for line in lines)])
-
-
-def filled(page: str, name: str, text: str) -> str:
-    """The page with this text between the markers `<!-- NAME -->` and `<!-- /NAME -->`, which are appended where missing."""
-    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    if opening not in page:
-        page = f"{page.rstrip()}\n\n{TITLES[name]}\n\n{opening}{closing}\n"
-    pattern = re.compile(f"{re.escape(opening)}.*?{re.escape(closing)}", flags=re.DOTALL)
-    return pattern.sub(lambda match: f"{opening}{text.rstrip()}\n{closing}", page, count=1)
-
-
-def write(name: str, text: str, page: Path = PAGE) -> None:
-    """Bring the page up to date; what stands outside of the markers stays."""
-    page.write_text(filled(page.read_text() if page.is_file() else START, name, text))
+    return f"### {title}\n\n{tables.markdown(columns, cells)}"
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 from bench.faults.cases import CASES, ORDER
 from bench.faults.clients import Record
 from bench.faults.replicas import Judged
-from bench.faults.rows import END, START, Row, judged_row, shown, write
+from bench.faults.rows import Row, judged_row, shown, write
 from bench.faults.verdict import Verdict
 
 KEY = ("chance", "d1")
+START, END = "<!-- faults -->", "<!-- /faults -->"
 
 
 def judged(*, lost: tuple[str, ...] = (), twice: tuple[str, ...] = (), differing: tuple[str, ...] = ()) -> Judged:

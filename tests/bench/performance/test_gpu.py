@@ -17,7 +17,7 @@ import torch
 from bandits.gpu import cost_model as devices
 from bandits.gpu.cost_model import Costs, Workload
 from bandits.gpu.stack import CPU, Stack
-from bench.experiments.defaults.pages import written
+from bench.pages import written
 from bench.performance import gpu
 from bench.performance.gpu_parts import pages, problems, rates
 from bench.performance.gpu_parts.ceilings import Ceilings, seconds_of
@@ -140,7 +140,7 @@ def test_the_rule_is_held_against_what_was_measured() -> None:
 
 def test_the_page_has_a_place_for_a_card_and_one_for_a_cpu() -> None:
     page = gpu.PAGE.read_text()
-    changed = written(page, {"gpu card": "a card was here", "gpu processor": "a processor was here"})
+    changed = written(page, {"measured gpu card": "a card was here", "measured gpu processor": "a processor was here"})
     assert "a card was here" in changed
     assert "a processor was here" in changed
 

@@ -303,13 +303,6 @@ def test_a_row_of_overload_tells_what_was_shed_and_how_the_first_and_the_last_se
 # -- pages -------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_keeps_what_stands_outside_of_the_markers() -> None:
-    page = "# P\n\n<!-- peers -->\nkept\n<!-- /peers -->\n\n## Load\n\n<!-- load -->\nold\n<!-- /load -->\nafter\n"
-    filled = pages.filled(page, "load", "new \\1 text\n")
-    assert filled == page.replace("old", "new \\1 text")
-    assert pages.filled(filled, "soak", "calm").endswith("after\n\n## Soak\n\n<!-- soak -->\ncalm\n<!-- /soak -->\n")
-
-
 def test_targets_are_judged_on_ratios_of_the_same_run() -> None:
     slices = [SLICE, replace(SLICE, target="starlette", cpu_us=60.0), replace(SLICE, case="select batch", cpu_us=10.0, items=256)]
     _, _, cells = pages.targets(slices, [])

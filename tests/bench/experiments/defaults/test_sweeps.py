@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
-from bench.experiments.defaults.pages import written
 from bench.experiments.defaults.simulated_tasks import SWEEPS, fill
 from bench.experiments.defaults.sweeps import Measure, Place, Results, Sweep, compare, label, table
 
@@ -64,11 +63,6 @@ def test_the_table_marks_better_and_worse_rows_and_leaves_blanks() -> None:
     assert rows[3] == "| `eta=0.5` | **6.0 ± 0.6** |"
     assert rows[4] == "| `eta=2.0` | _21.0 ± 0.6_ |"
     assert rows[5] == "| `eta=9.0` |  |"
-
-
-def test_a_page_keeps_what_stands_outside_the_markers_and_other_tables() -> None:
-    page = "a\n<!-- measured x -->\nold\n<!-- /measured x -->\nb\n<!-- measured y -->\nstays\n<!-- /measured y -->\n"
-    assert written(page, {"x": "new"}) == page.replace("old", "new")
 
 
 @pytest.mark.parametrize("name", SWEEPS)

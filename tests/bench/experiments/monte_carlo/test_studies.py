@@ -150,20 +150,8 @@ def test_the_tables_say_what_is_out(tmp_path: Path) -> None:
     with (tmp_path / "terminal").open("w") as file:
         out = report.show([wrong], checks, played, console=Console(file=file, width=150))
     assert [check.contender for check in out] == ["fast"]
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- monte-carlo -->\nold\n<!-- /monte-carlo -->\nafter\n")
     about = {"command": "python -m bench.experiments.policies", "date": "2025-01-02", "versions": "torch 2"}
-    report.fill_in(page, report.markdown([wrong], checks, played, about))
-    text = page.read_text()
-    assert text.startswith("before\n<!-- monte-carlo -->\n`python -m bench.experiments.policies`")
-    assert text.endswith("<!-- /monte-carlo -->\nafter\n")
+    text = report.markdown([wrong], checks, played, about)
+    assert text.startswith("`python -m bench.experiments.policies`")
     assert "1 of 2 checks ok, 1 OUT." in text
     assert "| fast | m | 0.2500 | 0.3000 | **OUT** |" in text
-    assert "old" not in text
-
-
-def test_a_page_without_the_markers_is_refused(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("nothing")
-    with pytest.raises(SystemExit, match="must hold"):
-        report.fill_in(page, "text")
