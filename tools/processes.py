@@ -46,6 +46,16 @@ class Answer(NamedTuple):
     body: dict[str, Any]
 
 
+def wait_until(is_so: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> float:
+    """Seconds until then; `ServerFailed` where it takes longer than `patience_s`. what: as it is after "not after 60 s"."""
+    began = time.monotonic()
+    while not is_so():
+        if time.monotonic() - began > patience_s:
+            raise ServerFailed(f"not after {patience_s:.0f} s: {what}")
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
 # -- ports -----------------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +176,7 @@ class Server:
 
     def wait_until_ready(self, patience_s: float = PATIENCE_S) -> float:
         """Seconds until `readyz` said 200."""
-        return self._wait_until(self.is_ready, patience_s)
+        return wait_until(self._is_ready_or_ended, "the service is ready", patience_s)
 
     def is_ready(self) -> bool:
         """Whether `readyz` says 200 now."""
@@ -219,18 +229,11 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
-    def _wait_until(self, is_so: Callable[[], bool], patience_s: float) -> float:
-        started = time.monotonic()
-        while time.monotonic() - started < patience_s:
-            if self.process.poll() is not None:
-                raise ServerFailed(f"the service ended by itself, code {self.process.returncode}: {self._last_words()}")
-            if is_so():
-                return time.monotonic() - started
-            time.sleep(0.02)
-        raise ServerFailed(f"the service is not ready after {patience_s:.0f} s: {self._last_words()}")
-
-    def _last_words(self) -> str:
-        return self.log.read_text(errors="replace")[-800:]
+    def _is_ready_or_ended(self) -> bool:
+        if self.process.poll() is not None:
+            last_words = self.log.read_text(errors="replace")[-800:]
+            raise ServerFailed(f"the service ended by itself, code {self.process.returncode}: {last_words}")
+        return self.is_ready()
 
     # -- requests ----------------------------------------------------------------------------------------------------------
 

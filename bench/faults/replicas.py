@@ -21,7 +21,7 @@ from typing import Any
 from bench.faults.clients import BANDITS, Client, Pool, Record
 from bench.faults.server import Server
 from bench.faults.verdict import Verdict
-from tools.processes import ROOT, Answer, ServerFailed, environment
+from tools.processes import ROOT, Answer, ServerFailed, environment, wait_until
 
 SETTLING_S = 60.0
 Digests = dict[str, tuple[int, str]]
@@ -56,12 +56,7 @@ class Replicas:
 
     def wait_until_ready(self, patience_s: float = 120.0) -> float:
         """Seconds until all of them are, each at the same moment."""
-        began = time.monotonic()
-        while not all(server.is_ready() for server in self.servers):
-            if time.monotonic() - began > patience_s:
-                raise ServerFailed(f"not all replicas are ready after {patience_s:.0f} s")
-            time.sleep(0.02)
-        return time.monotonic() - began
+        return wait_until(lambda: all(server.is_ready() for server in self.servers), "all replicas are ready", patience_s)
 
     @contextmanager
     def newcomer(self) -> Iterator[Server]:
@@ -201,11 +196,9 @@ def judge(
 
 def settle(server: Server, bandits: Iterable[str]) -> None:
     """Until the decisions of the bandit with a timeout have expired."""
-    until = time.monotonic() + SETTLING_S
-    while "late" in bandits and persistently(lambda: server.ask("GET", "/v1/bandits/late")).body.get("open", 1):
-        if time.monotonic() > until:
-            raise ServerFailed("overdue decisions are not closed")
-        time.sleep(0.05)
+    if "late" in bandits:
+        ask = partial(server.ask, "GET", "/v1/bandits/late")
+        wait_until(lambda: not persistently(ask).body.get("open", 1), "overdue decisions are closed", SETTLING_S)
 
 
 def digests(server: Server, ends: Mapping[str, int]) -> Digests:

@@ -33,12 +33,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from bench.pages import show
 from service.cli.replay.server import private_server
 from service.embedders import registry
 from service.embedders.base import Content, EmbedderUnavailable, Spec
 from service.embedders.queue import EmbeddingQueue
+from tools import processes
 
 IDENTITIES = ("minilm", "static/2", "open-clip/shapes", "imagenet")
 TEXT = "Write a short story about a lighthouse keeper who finds a letter in a bottle, number {}."
@@ -55,17 +56,12 @@ class Api:
     def __init__(self, url: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
 
-    def ask(self, method: str, path: str, body: object = None) -> tuple[dict[str, Any], float]:
-        """The answer and its seconds; raises for anything but success."""
-        payload = None if body is None else json.dumps(body).encode()
-        started = time.perf_counter()
-        self._connection.request(method, f"/v1/bandits/{path}", payload, {"Content-Type": "application/json"})
-        answer = self._connection.getresponse()
-        content = answer.read()
-        seconds = time.perf_counter() - started
+    def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """The answer; raises for anything but success."""
+        answer = processes.ask(self._connection, method, f"/v1/bandits/{path}", body)
         if answer.status >= 300:
-            raise SystemExit(f"{method} {path}: {answer.status} {content[:300]!r}")
-        return (json.loads(content) if content else {}), seconds
+            raise SystemExit(f"{method} {path}: {answer}")
+        return answer.body
 
 
 def picture(seed: int, *, side: int = 256) -> bytes:
@@ -171,7 +167,7 @@ def posting(url: str, bandit: str, seconds: float, first: int) -> int:
     api, posted, end = Api(url), 0, time.monotonic() + seconds
     while time.monotonic() < end:
         images = [{"image": base64.b64encode(picture(first + posted + i)).decode()} for i in range(4)]
-        decision, _ = api.ask("POST", f"{bandit}/decisions", {})
+        decision = api.ask("POST", f"{bandit}/decisions", {})
         try:
             api.ask("PUT", f"{bandit}/decisions/{decision['id']}/outcome", {"output": images})
         except SystemExit:
@@ -187,7 +183,9 @@ def asking(url: str, seconds: float) -> list[float]:
     rng = np.random.default_rng(3)
     while time.monotonic() < end:
         body = {"prompt": {"vector": [float(number) for number in rng.normal(size=16).astype(np.float32)]}}
-        taken.append(api.ask("POST", "light/decisions", body)[1])
+        started = time.perf_counter()
+        api.ask("POST", "light/decisions", body)
+        taken.append(time.perf_counter() - started)
         time.sleep(PACE_S)
     return taken
 
@@ -273,10 +271,7 @@ def main() -> None:
     }
     console = Console()
     for title, (columns, rows) in tables.items():
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        show(title, columns, rows, console)
     if options.json:
         options.json.write_text(
             json.dumps({title: [list(columns), *rows] for title, (columns, rows) in tables.items()}, indent=1)

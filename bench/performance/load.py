@@ -163,7 +163,7 @@ def main() -> None:
 
 def page_text(found: Sequence[pages.Rows], where: dict[str, Any]) -> str:
     """The section of the page."""
-    how = f"{where['rounds']} rounds, {where['seconds']:g} s per slice, {where['driver']}, seed {where['seed']}"
+    how = f"{where['rounds']} rounds, {where['seconds']:g} s per slice, wrk, seed {where['seed']}"
     head = f"""`python -m bench.performance.load --write`: {how}.
 {pages.machine_text(where)}
 

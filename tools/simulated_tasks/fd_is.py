@@ -92,20 +92,22 @@ def i2() -> SampleWorld:
     return SampleWorld(samplers=samplers, regret=(0.0, 8.0, 2.25), dim=32, reference=_normal_reference(32), rounds=400)
 
 
-def _class_world(classes: int, arms: tuple[tuple[int, float], ...]) -> SampleWorld:
+def class_world(classes: int, arms: tuple[tuple[int, float], ...], *, batch: int = 5) -> SampleWorld:
+    """Arms of so many used classes and such a doubt, 1,000 rounds."""
     scores = [inception_score(classes=classes, used=used, doubt=doubt) for used, doubt in arms]
     samplers = tuple(class_arm(classes=classes, used=used, doubt=doubt) for used, doubt in arms)
-    return SampleWorld(samplers=samplers, regret=tuple(max(scores) - score for score in scores), dim=classes, rounds=1000)
+    regret = tuple(max(scores) - score for score in scores)
+    return SampleWorld(samplers=samplers, regret=regret, dim=classes, rounds=1000, batch=batch)
 
 
 def i3() -> SampleWorld:
     """Ten classes: a good arm, one that misses three classes, one in doubt: scores 5.800, 4.568, 1.667."""
-    return _class_world(10, ((10, 0.1), (7, 0.1), (10, 0.5)))
+    return class_world(10, ((10, 0.1), (7, 0.1), (10, 0.5)))
 
 
 def i8() -> SampleWorld:
     """A thousand classes: scores 68.37, 60.02, 58.60."""
-    return _class_world(1000, ((1000, 0.3), (700, 0.3), (1000, 0.32)))
+    return class_world(1000, ((1000, 0.3), (700, 0.3), (1000, 0.32)))
 
 
 def play(

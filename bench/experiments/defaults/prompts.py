@@ -205,11 +205,12 @@ def calling(name: str, world: Any, *, cost_weight: float, seeds: int) -> Place:
 
 
 def promptwise() -> Sweep:
-    """The rule and its discount on retries; then exploration, ridge, forced calls and features around the better rule."""
+    """The paper's rule and others with a discount on retries; then what else there is, around the default."""
     changes: list[Mapping[str, Any]] = [{"retry_discount": kappa} for kappa in (0.8, 0.6, 0.4, 0.2)]
     changes += [{"rule": "horizon", "retry_discount": kappa} for kappa in (1.0, 0.8, 0.6, 0.4, 0.2)]
     changes += [{"exploration": 0.3}]
-    better = {"rule": "horizon", "retry_discount": 0.8}
+    better = {"rule": "horizon", "retry_discount": 0.8, "stop_optimism": 0.35}
+    changes += [better]
     changes += [{**better, **one} for one in ({"exploration": 0.3}, {"exploration": 0.0}, {"ridge": 0.3}, {"ridge": 3.0})]
     changes += [{**better, "forced_pulls": 4}]
     changes += [{**better, "features": "rff"}]
@@ -221,5 +222,13 @@ def promptwise() -> Sweep:
         calling("recorded, .05", answers, cost_weight=0.05, seeds=8),
         calling("recorded, .2", answers, cost_weight=0.2, seeds=8),
     )
-    base = {"rule": "ratio", "retry_discount": 1.0, "exploration": 1.0, "ridge": 1.0, "forced_pulls": 1, "features": "linear"}
+    base = {
+        "rule": "ratio",
+        "retry_discount": 1.0,
+        "stop_optimism": 0.0,
+        "exploration": 1.0,
+        "ridge": 1.0,
+        "forced_pulls": 1,
+        "features": "linear",
+    }
     return Sweep(name="promptwise", base=base, changes=changes, places=places)

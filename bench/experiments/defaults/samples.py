@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from bandits.types import Moments, Observation
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
 from bench.pages import markdown
 from tools.simulated_tasks import fd_is as worlds_fd_is
-from tools.simulated_tasks.fd_is import Floats, Sampler, SampleWorld, class_arm, i1, i2, i3, i8, inception_score
+from tools.simulated_tasks.fd_is import Floats, Sampler, SampleWorld, class_world, i1, i2, i3, i8
 from tools.simulated_tasks.mixture import MixtureWorld, i4_kid, i4_rke, i5, i6, i7, play
 
 # -- mixtures --------------------------------------------------------------------------------------------------------------
@@ -192,17 +192,6 @@ def _ratio(spectrum: Floats, n: int, seed: int) -> float:
     return float(told["estimate"] / told["bonus"])
 
 
-def _classes(classes: int, arms: tuple[tuple[int, float], ...], *, rounds: int, batch: int) -> SampleWorld:
-    scores = [inception_score(classes=classes, used=used, doubt=doubt) for used, doubt in arms]
-    return SampleWorld(
-        samplers=tuple(class_arm(classes=classes, used=used, doubt=doubt) for used, doubt in arms),
-        regret=tuple(max(scores) - score for score in scores),
-        dim=classes,
-        rounds=rounds,
-        batch=batch,
-    )
-
-
 def is_ucb() -> Sweep:
     """The radius, for few and many classes, near arms, and one output per round."""
     changes: list[Mapping[str, Any]] = [
@@ -212,12 +201,15 @@ def is_ucb() -> Sweep:
         {"union": True},
         {"exploration_floor": 0.05},
     ]
-    arms: Callable[[int], tuple[tuple[int, float], ...]] = lambda c: ((c, 0.2), (7 * c // 10, 0.2), (c, 0.25))  # noqa: E731
+
+    def near(classes: int, batch: int) -> SampleWorld:
+        return class_world(classes, ((classes, 0.2), (7 * classes // 10, 0.2), (classes, 0.25)), batch=batch)
+
     places = (
         seeking("I3, 10 classes", "is-ucb", i3(), seeds=20),
-        seeking("10, one output", "is-ucb", _classes(10, arms(10), rounds=1000, batch=1), seeds=20),
-        seeking("100", "is-ucb", _classes(100, arms(100), rounds=1000, batch=5), seeds=20),
-        seeking("100, one output", "is-ucb", _classes(100, arms(100), rounds=1000, batch=1), seeds=20),
+        seeking("10, one output", "is-ucb", near(10, 1), seeds=20),
+        seeking("100", "is-ucb", near(100, 5), seeds=20),
+        seeking("100, one output", "is-ucb", near(100, 1), seeds=20),
         seeking("I8, 1,000", "is-ucb", i8(), seeds=20),
     )
     base = {"bonus": "released", "delta": 0.05, "union": False, "exploration_floor": 0.0}

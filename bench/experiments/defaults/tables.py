@@ -27,7 +27,8 @@ from bandits.registry import build
 from bandits.simulation import World, simulate
 from bench.experiments.defaults.pages import choosing, ranked
 from bench.pages import show, write
-from tools.recorded_tables import CHAT_MODELS, DATA, hash_features
+from tools.recorded_tables import CHAT_MODELS, DATA
+from tools.simulated_tasks.contextual import GroupedWorld, prompt_clusters, recorded_answers
 
 BASE: dict[str, Any] = {"prior_mean": 1.0, "exploration": 1.0, "ridge": 1.0, "random_features": 128, "bandwidth": 1.0}
 
@@ -91,33 +92,19 @@ class Bench:
         return float(sum(part.mean(axis=0).max() * len(part) for part in parts) / len(self.group))
 
 
+def _of(world: GroupedWorld, *, rounds: int, in_order: bool = False) -> Bench:
+    played = {name: getattr(world, name) for name in ("features", "rewards", "expected", "group")}
+    return Bench(**played, rounds=rounds, in_order=in_order)
+
+
 def clusters(data: Path) -> Bench:
     """Three clusters of prompts on the sphere in R^8, three arms, each best on one cluster (the world of golden G2)."""
-    rng = np.random.default_rng(7)
-
-    def unit(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
-
-    centres = unit(rng.standard_normal((3, 8)))
-    cluster = rng.integers(0, 3, size=600)
-    features = unit(centres[cluster] + 0.25 * rng.standard_normal((600, 8)))
-    means = np.array([[0.9, 0.4, 0.5], [0.3, 0.8, 0.5], [0.4, 0.3, 0.7]])[cluster]
-    rewards = (rng.random((600, 3)) < means).astype(float)
-    return Bench(features=features, rewards=rewards, expected=means, group=cluster, rounds=600)
+    return _of(prompt_clusters(), rounds=600)
 
 
 def humaneval(data: Path) -> Bench:
     """2,000 recorded draws of 328 programming tasks, two models, hashed text features."""
-    source = np.load(data / "humaneval_pair" / "labels.npz")
-    labels = source["labels"]
-    rng = np.random.default_rng(2025)
-    tasks, answers = rng.integers(0, len(labels), 2000), rng.integers(0, 10, (2000, 2))
-    rewards = np.stack([labels[tasks, k, answers[:, k]] for k in range(2)], axis=1).astype(float)
-    features = hash_features([str(prompt) for prompt in source["prompts"]])
-    expected = labels.mean(axis=2)[tasks]
-    return Bench(
-        features=features[tasks], rewards=rewards, expected=expected, group=source["kind"][tasks], rounds=2000, in_order=True
-    )
+    return _of(recorded_answers(recorded=data), rounds=2000, in_order=True)
 
 
 def coderouterbench(data: Path) -> Bench:

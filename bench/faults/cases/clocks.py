@@ -14,7 +14,7 @@ from bench.faults.clients import Record, decision_body, outcome_body
 from bench.faults.replicas import Replicas, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.server import Server
-from tools.processes import EVERYSEC, RedisServer, ServerFailed
+from tools.processes import EVERYSEC, RedisServer, wait_until
 
 SHIFT_S, TIMEOUT_S = 3600.0, 3.0
 BANDIT: dict[str, Any] = {
@@ -43,7 +43,8 @@ def run(options: Options) -> list[Row]:
         for i in range(20):
             _decide(here.servers[i % 2], f"left-{i}", record)
         time.sleep(TIMEOUT_S)
-        _wait_until_closed(here.servers[0])
+        first = here.servers[0]
+        wait_until(lambda: not first.ask("GET", "/v1/bandits/hourly").body["open"], "overdue decisions are closed", 30.0)
         judged = judge(here, record, bandits=["hourly"])
     row = judged_row("two replicas with clocks an hour apart, Redis", record, judged, seen="")
     lived = _lived(judged.logs["hourly"])
@@ -73,14 +74,6 @@ def _observe(server: Server, decision: str, record: Record) -> None:
         record.observed["hourly", decision] = answer.body["offset"]
     else:
         record.broken.append(f"outcome {decision} at {server.name}: {answer.status} {answer.body.get('code')}")
-
-
-def _wait_until_closed(server: Server) -> None:
-    until = time.monotonic() + 30.0
-    while server.ask("GET", "/v1/bandits/hourly").body["open"]:
-        if time.monotonic() > until:
-            raise ServerFailed("overdue decisions are not closed")
-        time.sleep(0.05)
 
 
 def _lived(events: list[dict[str, Any]]) -> list[float]:

@@ -7,13 +7,16 @@ replicas ── wire A ──> primary ── wire B ──> its replica        
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from bench.faults.cases.redis_killed import CLIENTS, after_a_loss, recover
 from bench.faults.cases.shared import REPLICAS
 from bench.faults.replicas import Replicas, at_work, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.wire import Wire
-from tools.processes import EVERYSEC, RedisServer, ServerFailed
+from tools.processes import EVERYSEC, RedisServer, wait_until
+
+FOLLOWING = "the replica of Redis follows its primary"
 
 
 def run(options: Options) -> list[Row]:
@@ -33,7 +36,7 @@ def _one(confirmations: int, options: Options) -> Row:
     settings = {"REDIS_WAIT": str(confirmations)}
     with servers[0] as one, servers[1] as other, Wire(one.port) as way, Wire(one.port) as between:
         other.command("REPLICAOF", "127.0.0.1", between.port)
-        _in_step(other)
+        wait_until(lambda: _in_step(other), FOLLOWING, 60.0)
         with Replicas(folder, f"redis://127.0.0.1:{way.port}", number=REPLICAS, settings=settings) as three:
             three.start()
             recovered, behind = [], 0
@@ -41,7 +44,7 @@ def _one(confirmations: int, options: Options) -> Row:
             with at_work(three.servers, clients=options.clients or CLIENTS, seed=options.seed) as load:
                 for _ in range(failovers):
                     load.until(200 if options.quick else 1000, limit_s=60.0)
-                    _in_step(replica)
+                    wait_until(partial(_in_step, replica), FOLLOWING, 60.0)
                     between.cut()
                     time.sleep(lag_s)
                     told = primary.info("replication")
@@ -71,11 +74,6 @@ def _one(confirmations: int, options: Options) -> Row:
     return row
 
 
-def _in_step(replica: RedisServer, patience_s: float = 60.0) -> None:
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until:
-        told = replica.info("replication")
-        if told.get("master_link_status") == "up" and told.get("master_sync_in_progress") == "0":
-            return
-        time.sleep(0.05)
-    raise ServerFailed("the replica of Redis does not follow its primary")
+def _in_step(replica: RedisServer) -> bool:
+    told = replica.info("replication")
+    return told.get("master_link_status") == "up" and told.get("master_sync_in_progress") == "0"

@@ -8,7 +8,6 @@ eviction    refused while keys may be evicted; nothing is lost
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from bench.faults.clients import BANDITS, Record
 from bench.faults.replicas import Load, judge
 from bench.faults.rows import Options, Row, judged_row
 from bench.faults.server import Server
-from tools.processes import RedisServer, ServerFailed
+from tools.processes import RedisServer, wait_until
 
 LOOK_S = 5.0
 """How often replicas look at all logs and at the set-up of Redis; on a busy machine their answer takes a moment more."""
@@ -41,7 +40,7 @@ def _removed(options: Options) -> Row:
         load.until(_events(options))
         for bandit, part in REMOVED.items():
             redis.command("DEL", f"nextarm:{{{bandit}}}:{part}")
-        took_s = _until("all bandits are listed as damaged", lambda: all(map(_lists_all, three.servers)))
+        took_s = wait_until(lambda: all(map(_lists_all, three.servers)), "all bandits are listed as damaged", 60.0)
         accepted = accepted_for(options, load)
         record = load.stop()
         twice = _twice(redis)
@@ -84,7 +83,7 @@ def _lossy(options: Options, name: str, fault: str, touch: Callable[[RedisServer
     with under_load(options, name) as (redis, three, load):
         load.until(_events(options))
         touch(redis, load)
-        took_s = _until("the loss is noticed", lambda: all(_says(server, "were lost") for server in three.servers))
+        took_s = wait_until(lambda: all(_says(server, "were lost") for server in three.servers), "the loss is noticed", 60.0)
         recover(three)
         load.until(_events(options), limit_s=60.0)
         record = load.stop()
@@ -99,7 +98,7 @@ def _eviction(options: Options) -> Row:
     with under_load(options, "touched-eviction") as (redis, three, load):
         load.until(_events(options))
         redis.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
-        took_s = _until("eviction is refused", lambda: not any(server.is_ready() for server in three.servers))
+        took_s = wait_until(lambda: not any(server.is_ready() for server in three.servers), "eviction is refused", 60.0)
         accepted = accepted_for(options, load)
         redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
         ready_s = three.wait_until_ready(60.0)
@@ -118,16 +117,6 @@ def _eviction(options: Options) -> Row:
 
 def _events(options: Options) -> int:
     return options.events or (200 if options.quick else 1_000)
-
-
-def _until(what: str, condition: Callable[[], bool], patience_s: float = 60.0) -> float:
-    """Seconds until then."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > patience_s:
-            raise ServerFailed(f"not after {patience_s:.0f} s: {what}")
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def _lists_all(server: Server) -> bool:

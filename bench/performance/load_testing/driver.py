@@ -1,8 +1,6 @@
-"""A driver of our own, in its own process: closed loops where there is no wrk, and arrivals at a fixed rate, which wrk has not.
+"""A driver of our own, in its own process: rounds of a decision and its outcome, also at a fixed rate, which wrk has not.
 
-    python -m bench.performance.load_testing.driver SPEC        SPEC as JSON: url, connections, seconds and either
-        plan                                   closed loop over a plan; prints the line that wrk's scripts print
-        bandit, rate (0 = closed loop)         rounds: a decision, later its outcome; prints a line per second
+    python -m bench.performance.load_testing.driver SPEC   as JSON: url, bandit, connections, seconds, rate (0 = closed loop)
 
 With a rate, requests come at i / rate whether or not earlier ones were answered. One that finds no free connection waits for one
 in the driver; its latency counts from when it came (`p99_came`) and from when it was sent (`p99`).
@@ -23,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
-from bench.performance.load_testing.plans import Plan, request, reward, stream
+from bench.performance.load_testing.plans import request, reward
 from bench.performance.load_testing.rig import ask_bodies
 from bench.performance.load_testing.wrk import MARK
 
@@ -124,25 +122,18 @@ async def connect(url: str, answered: Callable[[Line, int, bytes], None]) -> Lin
     return line
 
 
-async def closed(
-    url: str,
-    following: Callable[[Line], bytes | None],
-    learn: Callable[[Line, int, bytes], None],
-    connections: int,
-    seconds: float,
-) -> Seen:
-    """Every connection asks again as soon as it is answered. following: None = there is nothing more to ask."""
+async def closed(url: str, rounds: Rounds, *, connections: int, seconds: float) -> Seen:
+    """Every connection asks again as soon as it is answered."""
     seen, end = Seen(), time.perf_counter() + seconds
 
     def go_on(line: Line) -> None:
         now = time.perf_counter()
-        content = following(line) if now < end else None
-        if content is not None and not line.gone:
-            line.send(content, came=now)
+        if now < end and not line.gone:
+            line.send(rounds.next(line), came=now)
 
     def answered(line: Line, status: int, body: bytes) -> None:
         seen.note(line, status)
-        learn(line, status, body)
+        rounds.learn(line, status, body)
         go_on(line)
 
     lines = [await connect(url, answered) for _ in range(connections)]
@@ -213,15 +204,11 @@ def per_second(seen: Seen, *, start: float) -> Iterator[dict[str, Any]]:
 async def drive(spec: dict[str, Any]) -> dict[str, Any]:
     """What the command line asks for."""
     url, connections, seconds = spec["url"], spec["connections"], spec["seconds"]
-    start, unsent = time.perf_counter(), 0
-    if "plan" in spec:
-        requests = stream(Plan(**spec["plan"]))
-        seen = await closed(url, lambda line: next(requests, None), lambda line, status, body: None, connections, seconds)
-    elif spec["rate"]:
-        seen, unsent = await opened(url, Rounds(spec["bandit"]), rate=spec["rate"], connections=connections, seconds=seconds)
+    start, unsent, rounds = time.perf_counter(), 0, Rounds(spec["bandit"])
+    if spec["rate"]:
+        seen, unsent = await opened(url, rounds, rate=spec["rate"], connections=connections, seconds=seconds)
     else:
-        rounds = Rounds(spec["bandit"])
-        seen = await closed(url, rounds.next, rounds.learn, connections, seconds)
+        seen = await closed(url, rounds, connections=connections, seconds=seconds)
     accepted = [answer for answer in seen.answers if 200 <= answer[3] < 300]
     p50, p95, p99, longest = (1e3 * value for value in quantiles([answer[1] for answer in accepted]))
     return {
@@ -237,7 +224,7 @@ async def drive(spec: dict[str, Any]) -> dict[str, Any]:
         "shed": sum(answer[3] in REFUSALS for answer in seen.answers),
         "broken": sum(answer[3] == 0 for answer in seen.answers),
         "unsent": unsent,
-        **({} if "plan" in spec else {"each": list(per_second(seen, start=start))}),
+        "each": list(per_second(seen, start=start)),
     }
 
 

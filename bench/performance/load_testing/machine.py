@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.performance.load_testing.wrk import ROOT, available
+from bench.performance.load_testing.wrk import ROOT
 
 PACKAGES = ("torch", "numpy", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "pydantic", "msgspec", "redis")
 
@@ -25,7 +25,6 @@ def described() -> dict[str, Any]:
         "cpu": _cpu(),
         "load": _load(),
         "versions": versions,
-        "driver": "wrk" if available() else "the driver of our own",
         "commit": _commit(),
     }
 

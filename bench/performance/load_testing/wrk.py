@@ -1,7 +1,6 @@
-"""wrk, by a Lua script that is written for each plan, or the driver of our own where there is no wrk; and what either counted.
+"""wrk, by a Lua script that is written for each plan; and what it counted, one line of JSON at its end.
 
-Both print one line of JSON at their end. wrk adds what stalled requests would have seen to its quantiles, had they been sent in
-time (its own correction); the driver of our own does not.
+wrk adds what stalled requests would have seen to its quantiles, had they been sent in time (its own correction).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,15 +116,13 @@ def lua(plan: Plan) -> str:
 
 
 def begin(url: str, plan: Plan, *, folder: Path, connections: int, seconds: float) -> subprocess.Popen[str]:
-    """A driver in a process of its own: one thread, so many connections, whole seconds. folder: for its script."""
+    """Wrk in a process of its own: one thread, so many connections, whole seconds. folder: for its script."""
+    if not available():
+        raise SystemExit("there is no wrk on this machine (apt-get install wrk)")
+    script = folder / f"{len(list(folder.iterdir()))}.lua"
+    script.write_text(lua(plan))
     whole = max(1, round(seconds))
-    if available():
-        script = folder / f"{len(list(folder.iterdir()))}.lua"
-        script.write_text(lua(plan))
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", f"{STALL_S}s", "-s", str(script), url]
-    else:
-        spec = json.dumps({"url": url, "plan": asdict(plan), "connections": connections, "seconds": whole})
-        command = [sys.executable, "-m", "bench.performance.load_testing.driver", spec]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", f"{STALL_S}s", "-s", str(script), url]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from bench.performance.load_testing.measure import (
     ratios,
     rss_mb,
 )
-from bench.performance.load_testing.plans import Plan, reward, stream
+from bench.performance.load_testing.plans import Plan, reward
 from bench.performance.load_testing.rig import ask_bodies
 from bench.performance.soak import gauges_in
 
@@ -113,42 +112,33 @@ def recorder() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
 
 
 def expected(plan: Plan, n: int) -> list[tuple[str, str, bytes]]:
-    found = []
-    for _, content in zip(range(n), stream(plan), strict=False):
-        head, _, body = content.partition(b"\r\n\r\n")
-        method, path, _ = head.split(b"\r\n")[0].decode().split()
-        found.append((method, path, body))
-    return found
+    """The first requests of a plan."""
+    if plan.kind == "bodies":
+        lines = Path(plan.file).read_text().splitlines()
+        return [(plan.method, plan.path, lines[i % len(lines)].encode()) for i in range(n)]
+    if plan.kind == "outcomes":
+        return [("PUT", f"{plan.path}/{plan.prefix}{i}/outcome", f'{{"reward":{reward(i)}}}'.encode()) for i in range(1, n + 1)]
+    if plan.kind == "texts":
+        texts = [f"Question {plan.prefix}{i % plan.different}: which of these models should answer it?" for i in range(1, n + 1)]
+        return [("POST", plan.path, f'{{"prompt":"{text}"}}'.encode()) for text in texts]
+    batches = [range(first, first + plan.size) for first in range(1, n * plan.size, plan.size)]
+    items = [",".join(f'{{"decision":"{plan.prefix}{i}","reward":{reward(i)}}}' for i in batch) for batch in batches]
+    return [("POST", plan.path, f'{{"outcomes":[{item}]}}'.encode()) for item in items]
 
 
-OUTCOMES = Plan(kind="outcomes", path="/v1/bandits/b/decisions", prefix="d", supply=7)
+OUTCOMES = Plan(kind="outcomes", path="/v1/bandits/b/decisions", prefix="d", supply=10**6)
 
 
 def test_rewards_of_outcomes_jump_about_and_have_three_digits() -> None:
     assert [reward(n) for n in (1, 2, 3, 1000)] == ["0.379", "0.758", "0.137", "0.000"]
 
 
-def test_a_stream_of_outcomes_posts_each_decision_once_and_ends() -> None:
-    sent = list(stream(OUTCOMES))
-    assert len(sent) == 7
-    assert sent[1] == (
-        b"PUT /v1/bandits/b/decisions/d2/outcome HTTP/1.1\r\nHost: localhost\r\n"
-        b'Content-Type: application/json\r\nContent-Length: 16\r\n\r\n{"reward":0.758}'
-    )
-
-
-def test_a_stream_of_batches_leaves_out_what_does_not_fill_one() -> None:
-    sent = list(stream(Plan(kind="outcome batches", path="/x", prefix="d", supply=7, size=3)))
-    bodies = [json.loads(content.partition(b"\r\n\r\n")[2]) for content in sent]
-    assert [[item["decision"] for item in body["outcomes"]] for body in bodies] == [["d1", "d2", "d3"], ["d4", "d5", "d6"]]
-
-
 @pytest.mark.skipif(not wrk.available(), reason="there is no wrk")
-def test_wrk_sends_what_the_driver_of_our_own_sends(tmp_path: Path) -> None:
+def test_wrk_sends_what_its_plan_says(tmp_path: Path) -> None:
     bodies = tmp_path / "bodies"
     bodies.write_text('{"a":1}\n\n')
     plans = [
-        replace(OUTCOMES, supply=10**6),
+        OUTCOMES,
         Plan(kind="outcome batches", path="/x", prefix="d", supply=10**6, size=3),
         Plan(kind="texts", path="/y", prefix="t", different=2),
         Plan(kind="bodies", path="/z", file=str(bodies)),
@@ -171,15 +161,6 @@ def test_wrk_sends_what_the_driver_of_our_own_sends(tmp_path: Path) -> None:
         assert got[:5] == (first * 2)[skipped : skipped + 5], plan.kind
         assert counted.requests <= len(got) <= counted.requests + 1
         assert counted.refused == pytest.approx(sum(one[1].endswith("3/outcome") for one in got), abs=1)
-
-
-def test_the_driver_of_our_own_ends_with_its_plan_and_counts_what_was_refused() -> None:
-    with recorder() as (url, seen):
-        plan = {"kind": "outcomes", "path": OUTCOMES.path, "prefix": "d", "supply": 7}
-        told = asyncio.run(driver.drive({"url": url, "plan": plan, "connections": 2, "seconds": 5}))
-    assert sorted(seen) == sorted(expected(OUTCOMES, 7))
-    assert (told["requests"], told["accepted"], told["refused"], told["shed"], told["broken"]) == (7, 6, 1, 1, 0)
-    assert wrk.parsed(f"{wrk.MARK} {json.dumps(told)}").requests == 7
 
 
 def test_arrivals_at_a_rate_do_not_wait_for_answers() -> None:
