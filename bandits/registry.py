@@ -7,6 +7,7 @@ from typing import Any
 
 from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import declared
+from bandits.policies.auto import Auto
 from bandits.policies.baselines import EpsilonGreedy, Greedy, OneArm, Random
 from bandits.policies.dak_ucb import DakUcb
 from bandits.policies.fd_ucb import FdUcb
@@ -21,6 +22,7 @@ from bandits.types import Policy
 POLICIES: dict[str, type[Policy]] = {
     policy.kind: policy
     for policy in (
+        Auto,
         PakUcb,
         DakUcb,
         PromptWise,
@@ -38,7 +40,15 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def build(kind: str, hyperparameters: Mapping[str, Any], *, dim: int = 0, output_dim: int = 0, seed: int = 0) -> Policy:
+def build(
+    kind: str,
+    hyperparameters: Mapping[str, Any],
+    *,
+    dim: int = 0,
+    output_dim: int = 0,
+    seed: int = 0,
+    signals: tuple[str, ...] = ("reward",),
+) -> Policy:
     """The policy of that kind, or `InvalidHyperparameter` naming the field.
 
     >>> build("pak-ucb", {"exploration": 0.5}, dim=8).exploration
@@ -51,4 +61,4 @@ def build(kind: str, hyperparameters: Mapping[str, Any], *, dim: int = 0, output
     for name in hyperparameters:
         if name not in names:
             raise InvalidHyperparameter(name, f"is not a hyperparameter of {kind}; it has {', '.join(sorted(names)) or 'none'}")
-    return policy(dim=dim, output_dim=output_dim, seed=seed, **hyperparameters)
+    return policy(dim=dim, output_dim=output_dim, seed=seed, signals=signals, **hyperparameters)

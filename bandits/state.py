@@ -34,7 +34,7 @@ def fold(policy: Policy, state: State, seen: Observation) -> State:
     """The state after one observation; only the statistic of its arm is a new object."""
     if seen.arm == REFERENCE:
         return replace(state, reference=policy.update_reference(state, seen))
-    return with_arm(state, seen.arm, policy.update(state, seen))
+    return policy.fold(state, seen)
 
 
 def add_arm(policy: Policy, state: State) -> State:
@@ -58,6 +58,13 @@ def _stored(statistic: Any) -> Iterator[tuple[str, Any]]:
 def _to_tensors(prefix: str, statistic: Any) -> Iterator[tuple[str, Tensor]]:
     for name, kind in _stored(statistic):
         value = getattr(statistic, name)
+        if typing.get_origin(kind) is tuple:  # of tensors of one shape, or of statistics
+            if typing.get_args(kind)[0] is Tensor:
+                value = torch.stack(value) if value else torch.empty((0, 0), dtype=torch.float64)
+            else:
+                for index, one in enumerate(value):
+                    yield from _to_tensors(f"{prefix}{name}.{index}.", one)
+                continue
         if kind is int:
             value = torch.tensor(value, dtype=torch.int64)
         elif kind is float:
@@ -92,13 +99,27 @@ def unpack(policy: Policy, data: bytes) -> State:
 def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any:
     values: dict[str, Any] = {}
     for name, kind in _stored(template):
+        if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is not Tensor:
+            values[name] = tuple(_several(f"{prefix}{name}.", getattr(template, name)[0], tensors))
+            continue
         if prefix + name not in tensors:
             raise CorruptState(f"{prefix}{name} is missing")
         value = tensors[prefix + name]
+        if typing.get_origin(kind) is tuple:
+            values[name] = tuple(value)
+            continue
         values[name] = kind(value.item()) if kind in (int, float) else value
         if kind is Tensor and value.ndim != getattr(template, name).ndim:
             raise CorruptState(f"{prefix}{name} has {value.ndim} dimensions")
     return replace(template, **values)
+
+
+def _several(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Iterator[Any]:
+    """The statistics of a tuple, as many as were packed."""
+    index = 0
+    while any(name.startswith(f"{prefix}{index}.") for name in tensors):
+        yield _from_tensors(f"{prefix}{index}.", template, tensors)
+        index += 1
 
 
 def digest(policy: Policy, state: State) -> str:

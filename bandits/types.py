@@ -52,6 +52,9 @@ class Context:
     attempts: (K,) calls per arm already made, without success, in this episode.
     prices:   (K,) price of one call per arm, >= 0.
     skipped:  prompts so far that got a stop before any call.
+    decided:  (K,) decisions per arm so far, whatever became of them; empty = outcomes and pending ones.
+    coefficients: (S, K) factor of each learned signal per arm in what is maximized; empty = 1 for the first signal, 0 for others.
+    constants: (K,) what is added to it per arm without being learned, such as a known price; empty = 0.
     """
 
     allowed: tuple[bool, ...]
@@ -60,6 +63,9 @@ class Context:
     attempts: tuple[int, ...] = ()
     prices: tuple[float, ...] = ()
     skipped: int = 0
+    decided: tuple[int, ...] = ()
+    coefficients: tuple[tuple[float, ...], ...] = ()
+    constants: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         arms = len(self.allowed)
@@ -89,6 +95,7 @@ class Observation:
     reward:   any finite number; 0 where the policy does not need one.  cost: >= 0, in the unit of the prices.
     output:   (n, e) samples that came back.  reference: (n, e) real outputs for the same prompt.
     moments:  reference moments, set at once instead of samples.
+    signals:  (S,) values of `Policy.signals`, NaN = missing; empty = the reward alone.
     was_pending: `Policy.add_pending` was called for this decision when it was made (see there).
     """
 
@@ -99,6 +106,7 @@ class Observation:
     output: Tensor = field(default_factory=empty_rows)
     reference: Tensor = field(default_factory=empty_rows)
     moments: Moments | None = None
+    signals: tuple[float, ...] = ()
     was_pending: bool = False
 
 
@@ -138,8 +146,10 @@ def cached_field() -> Any:
 
 @dataclass(frozen=True)
 class State:
-    """The knowledge of a policy: one statistic per arm (in the order in which the arms were added), and one of the reference.
+    """The knowledge of a policy: one statistic per arm (in the order in which the arms were added), and one of the reference, or of
+    whatever else concerns the bandit as a whole.
 
+    retired: arms that decisions do not choose for now; the log says so, not the sums.
     cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that
     it was made for these very `arms`, and may use an older one as a warm start.
     """
@@ -147,6 +157,7 @@ class State:
     arms: tuple[ArmState, ...]
     reference: ArmState
     cache: Any = cached_field()
+    retired: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +183,7 @@ class Policy(ABC):
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
     output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
     seed: int = hyperparameters.setting(0, "seed of the random frequencies")
+    signals: tuple[str, ...] = hyperparameters.setting(("reward",), "names of the signals that are learned, in order")
 
     def __post_init__(self) -> None:
         hyperparameters.validate(self)
@@ -204,6 +216,22 @@ class Policy(ABC):
         for one in seen:
             arms[index] = self.update(replace(state, arms=tuple(arms)), one)
         return arms[index]
+
+    def fold(self, state: State, seen: Observation) -> State:
+        """The state after one more observation of an arm. Here: `update` of its statistic."""
+        arms = list(state.arms)
+        arms[seen.arm] = self.update(state, seen)
+        return replace(state, arms=tuple(arms))
+
+    def reset_arm(self, state: State, arm: int) -> State:
+        """The state in which nothing was ever seen of an arm: what it returns has changed."""
+        arms = list(state.arms)
+        arms[arm] = self.init()
+        return replace(state, arms=tuple(arms))
+
+    def surprise(self, state: State, seen: Observation) -> float | None:
+        """How far the reward is from what was expected of this arm, in standard deviations; None where nothing was expected."""
+        return None
 
     def init_reference(self) -> ArmState:
         """The statistic of the reference before any came."""
@@ -248,6 +276,10 @@ class Policy(ABC):
         """
         return state
 
+    def has_to_prepare(self, state: State) -> bool:
+        """Whether `prepare` would change anything for a state that was folded from a prepared one."""
+        return True
+
     def is_prepared(self, state: State, contexts: Sequence[Context]) -> bool:
         """Whether `weights` finds what it needs among what `prepare` left; False = it would have to solve something first."""
         return True
@@ -272,6 +304,16 @@ class Policy(ABC):
     def succeeded(self, reward: float) -> bool:
         """Whether this reward ends the episode (episodic policies only)."""
         return False
+
+    # -- bytes of what is derived, for policies whose derived values depend on the path of the log and not on the sums alone ----
+
+    def pack_derived(self, state: State) -> bytes:
+        """What a snapshot keeps beside the sums, for this build alone; b"" = nothing."""
+        return b""
+
+    def unpack_derived(self, state: State, data: bytes) -> State:
+        """The unpacked state with what `pack_derived` kept."""
+        return state
 
     # -- what it refuses (before anything is logged) -----------------------------------------------------------------------
 

@@ -1,0 +1,556 @@
+"""The posterior that `auto` decides by: a Gaussian process per arm with everything shared that arms have in common.
+
+    value of arm a at prompt w = w'(theta_0 + delta_a) + noise     w = B z, z = [1 | x | RFF 1 | RFF 1/2], y standardized
+    theta_0 ~ N(0, T^-1)    delta_a ~ N(0, D^-1)    noise ~ N(0, s2)    T, D: one scale per block of z
+
+    M1  as above: the prompt may change which arm is best        trust = P(M1 | outcomes), by the evidence of both
+    M0  arms differ by their level alone (delta_a has one entry)
+
+With H_a = B G_a B' / s2 and h_a = (B g_a - mu B G_a e_1) / (sqrt(V) s2):
+
+    Pi_a = (D + H_a)^-1      S_a = Pi_a H_a      Q = T + sum_a D S_a      C0 = Q^-1      v = D sum_a Pi_a h_a
+    theta_0 = C0 v           delta_a = Pi_a h_a - S_a theta_0
+    cov(theta_a) = Pi_a + A_a C0 A_a', A_a = I - S_a      cov(delta_a) = Pi_a + S_a C0 S_a'
+    -2 log evidence = N log s2 + sum_a (log|D + H_a| - log|D|) + log|Q| - log|T| + y'y/s2 - sum_a h_a' Pi_a h_a - v' theta_0
+
+The width is the marginal one, theta_0 integrated out: the one conditional on theta_0 is too narrow early, and starts slowly.
+Scales and noise follow MacKay's fixed point (1992, Bayesian interpolation, eq. 5.5 to 5.9): square over well-determined directions.
+Between two preparations an outcome moves its own arm only (recursive least squares at fixed scales).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bandits.evidence.features import EvidenceFeatures
+from bandits.evidence.sums import EvidenceArm
+
+Floats = NDArray[np.float64]
+Lift = Callable[[bytes], Floats]
+"""The prompt of an open decision, as `EvidenceArm.pending` has it -> z (p,)."""
+
+# Hyperpriors in pseudo-counts: (directions, fraction of the pooled variance). Free of units; not set per table.
+ARM_PRIOR = (1.0, 0.05)
+BLOCK_PRIOR = (2.0, 0.5)
+"""What the prompt may explain in all arms and blocks together: each of K arms and J blocks starts at its share."""
+NOISE_PSEUDO_OUTCOMES = 20.0
+"""Outcomes at s2 = 1 that are assumed: with 2 of them noise is underestimated early, and runs lock on an arm."""
+INTERCEPT_VARIANCE = 100.0
+SWEEPS = 2
+LARGEST_STEP = 4.0
+"""A sweep moves a scale by at most this factor."""
+DECISION_COST, FEWEST, MOST = 93_000, 8, 64
+"""K (blocks x directions)^2, which a decision costs, and the bounds of directions per block: 64 for two arms, 32 for ten."""
+LEAST_TRUST = 0.1
+"""The weight that M1 keeps: what is given up on few outcomes could not come back."""
+MOST_PENDING = 64
+"""Open decisions of an arm that narrow its width; by then it is narrow."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """B: the leading directions of each block of z, centered; w[0] = 1.
+
+    blocks: of z.  directions: per block (r, block length), scaled such that a block of w has variance 1 in all.
+    centers: per block (r,).  spans: per block, its place in w.
+    """
+
+    blocks: tuple[slice, ...]
+    directions: tuple[Floats, ...]
+    centers: tuple[Floats, ...]
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """Where in w each block is."""
+        ends = np.cumsum([1, *(len(one) for one in self.directions)]).tolist()
+        return tuple(slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))
+
+    @property
+    def size(self) -> int:
+        """q."""
+        return 1 + sum(len(one) for one in self.directions)
+
+    def project(self, z: Floats) -> Floats:
+        """(q,) w of z (p,)."""
+        w = np.empty(self.size)
+        w[0] = 1.0
+        for block, directions, center, span in zip(self.blocks, self.directions, self.centers, self.spans, strict=True):
+            w[span] = directions @ z[block] - center
+        return w
+
+    def matrix(self, size: int) -> Floats:
+        """(q, p) B. size: p."""
+        found = np.zeros((self.size, size))
+        found[0, 0] = 1.0
+        for block, directions, center, span in zip(self.blocks, self.directions, self.centers, self.spans, strict=True):
+            found[span, block] = directions
+            found[span, 0] = -center
+        return found
+
+    @staticmethod
+    def of(gram: Floats, count: float, blocks: Sequence[slice], *, arms: int) -> Basis:
+        """Of the pooled sum z z' (p, p) over `count` outcomes of `arms` arms."""
+        rank = int(np.clip(np.sqrt(DECISION_COST / arms) / max(len(blocks), 1), FEWEST, MOST))
+        mean = gram[0] / count
+        used, directions, centers = [], [], []
+        for block in blocks:
+            covariance = gram[block, block] / count - np.outer(mean[block], mean[block])
+            variances, vectors = np.linalg.eigh(covariance)
+            variances, vectors = variances[::-1][:rank], vectors[:, ::-1][:, :rank]
+            keep = variances > 1e-9 * max(np.trace(covariance), 1e-12)
+            if keep.any():
+                rows = np.ascontiguousarray(vectors[:, keep].T) / np.sqrt(variances[keep].sum())
+                used.append(block)
+                directions.append(rows)
+                centers.append(rows @ mean[block])
+        return Basis(tuple(used), tuple(directions), tuple(centers))
+
+
+class Scales(NamedTuple):
+    """Variances that the evidence sets. noise: s2.  level: of an arm's intercept.  own, shared: (J,) per block."""
+
+    noise: float
+    level: float
+    own: Floats
+    shared: Floats
+
+    @staticmethod
+    def start(*, blocks: int, arms: int) -> Scales:
+        """Before any evidence."""
+        share = np.full(blocks, BLOCK_PRIOR[1] / arms / max(blocks, 1))
+        return Scales(1.0, ARM_PRIOR[1], share, share.copy())
+
+
+class Projected(NamedTuple):
+    """The sums of one signal in the basis, standardized.
+
+    counts: (K,).  gram: (K, q, q).  moments: (K, q) sum y w.  squares: (K,) sum y^2.  active: (K,) arms that are not retired:
+    they alone say what arms have in common.
+    """
+
+    counts: Floats
+    gram: Floats
+    moments: Floats
+    squares: Floats
+    active: NDArray[np.bool_]
+
+
+class _Solution(NamedTuple):
+    """All that follows from the sums at given scales; names as in the formulas above, `own` = entries of delta_a."""
+
+    own: int
+    D: Floats
+    T: Floats
+    H: Floats
+    y: Floats
+    P: Floats
+    Pi: Floats
+    S: Floats
+    Py: Floats
+    total: Floats
+    left: Floats
+    v: Floats
+    Q: Floats
+    C0: Floats
+    theta_0: Floats
+    delta: Floats
+
+
+def _solve(sums: Projected, spans: Sequence[slice], scales: Scales, own: int) -> _Solution:
+    q, active = sums.gram.shape[1], sums.active
+    i = np.arange(own)
+    D, T = np.full(own, 1.0 / scales.level), np.full(q, 1.0 / INTERCEPT_VARIANCE)
+    for block, span in enumerate(spans):
+        T[span] = 1.0 / scales.shared[block]
+        if own > 1:
+            D[span] = 1.0 / scales.own[block]
+    H, y = sums.gram / scales.noise, sums.moments / scales.noise
+    P = H[:, :own, :own].copy()
+    P[:, i, i] += D
+    Pi = np.linalg.inv(P)
+    S = Pi @ H[:, :own]
+    Py = (Pi @ y[:, :own, None])[:, :, 0]
+    # sum_a (H - H S) and sum_a (y - H Py); the rows of delta in a form that does not cancel: H - H S = D S there
+    total = H[active].sum(0)
+    left, v = total.copy(), y[active].sum(0)
+    if own < q:
+        left[own:] -= np.einsum("aij,ajl->il", H[active, own:, :own], S[active])
+        v[own:] -= np.einsum("aij,aj->i", H[active, own:, :own], Py[active])
+    left[:own], v[:own] = (D[:, None] * S[active]).sum(0), (D * Py[active]).sum(0)
+    left = (left + left.T) / 2.0
+    Q = left + np.diag(T)
+    C0 = np.linalg.inv(Q)
+    theta_0 = C0 @ v
+    return _Solution(own, D, T, H, y, P, Pi, S, Py, total, left, v, Q, C0, theta_0, Py - S @ theta_0)
+
+
+def _thetas(found: _Solution) -> Floats:
+    """(K, q)."""
+    theta = np.repeat(found.theta_0[None], len(found.delta), 0)
+    theta[:, : found.own] += found.delta
+    return theta
+
+
+def _rescale(sums: Projected, spans: Sequence[slice], scales: Scales, found: _Solution) -> Scales:
+    """One sweep of MacKay's fixed point for every scale, pseudo-counts included."""
+    own, active = found.own, sums.active
+    i, arms = np.arange(own), int(active.sum())
+    theta, delta = _thetas(found)[active], found.delta[active]
+    SC = found.S[active] @ found.C0
+    covariance = found.Pi[active][:, i, i] + (SC * found.S[active]).sum(2)  # diagonals of cov(delta_a)
+    determined, determined_0 = 1.0 - found.D * covariance, 1.0 - found.T * found.C0.diagonal()
+    block_prior = (BLOCK_PRIOR[0], BLOCK_PRIOR[1] / arms)
+
+    def scale(old: float, square: float, directions: float, prior: tuple[float, float], share: int = 1) -> float:
+        moved = (square + prior[0] * prior[1] / share) / (max(directions, 0.0) + prior[0])
+        return float(np.clip(moved, old / LARGEST_STEP, old * LARGEST_STEP))
+
+    gram, moments = sums.gram[active], sums.moments[active]
+    residual = (
+        sums.squares[active] - 2.0 * (theta * moments).sum(1) + ((gram @ theta[:, :, None])[:, :, 0] * theta).sum(1)
+    ).sum()
+    H, S = found.H[active, :own], found.S[active]
+    fitted = (  # sum_a tr(H_a cov(theta_a)): directions that the data determine
+        (H[:, :, :own] * found.Pi[active]).sum()
+        + ((2.0 * found.left - found.total) * found.C0).sum()
+        + ((H - found.D[:, None] * S) * SC).sum()
+    )
+    count = sums.counts[active].sum()
+    noise = (max(residual, 0.0) + NOISE_PSEUDO_OUTCOMES) / (max(count - fitted, 0.0) + NOISE_PSEUDO_OUTCOMES)
+    return Scales(
+        float(np.clip(noise, scales.noise / LARGEST_STEP, scales.noise * LARGEST_STEP)),
+        scale(scales.level, (delta[:, 0] ** 2).sum(), determined[:, 0].sum(), ARM_PRIOR),
+        np.array(
+            [
+                scale(scales.own[b], (delta[:, span] ** 2).sum(), determined[:, span].sum(), block_prior, len(spans))
+                if own > 1
+                else scales.own[b]
+                for b, span in enumerate(spans)
+            ]
+        ),
+        np.array(
+            [
+                scale(scales.shared[b], (found.theta_0[span] ** 2).sum(), determined_0[span].sum(), block_prior, len(spans))
+                for b, span in enumerate(spans)
+            ]
+        ),
+    )
+
+
+def _log_evidence(sums: Projected, scales: Scales, found: _Solution) -> float:
+    active, own = sums.active, found.own
+    log_determinants = (
+        np.linalg.slogdet(found.P[active])[1].sum()
+        - active.sum() * np.log(found.D).sum()
+        + np.linalg.slogdet(found.Q)[1]
+        - np.log(found.T).sum()
+    )
+    squares = (
+        sums.squares[active].sum() / scales.noise
+        - (found.y[active, :own] * found.Py[active]).sum()
+        - found.v @ found.theta_0
+    )
+    return float(-0.5 * (sums.counts[active].sum() * np.log(scales.noise) + log_determinants + squares))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The posterior of one signal under one model, standardized.
+
+    theta: (K, q).  covariances: per arm (k, k) of the first k entries, k = q in M1 and 1 in M0.
+    fresh: (q,) and (k, k), an arm of which nothing is known.
+    """
+
+    scales: Scales
+    evidence: float
+    theta: Floats
+    covariances: tuple[Floats, ...]
+    fresh: tuple[Floats, Floats]
+
+    @staticmethod
+    def of(sums: Projected, spans: Sequence[slice], scales: Scales, *, own: int) -> Fit:
+        """After `SWEEPS` sweeps from these scales. own: entries in which an arm may differ."""
+        for _ in range(SWEEPS):
+            scales = _rescale(sums, spans, scales, _solve(sums, spans, scales, own))
+        found = _solve(sums, spans, scales, own)
+        A = np.eye(own, sums.gram.shape[1]) - found.S
+        covariances = found.Pi + A @ found.C0 @ np.swapaxes(A, 1, 2)
+        fresh = found.theta_0, found.C0[:own, :own] + np.diag(1.0 / found.D)
+        return Fit(scales, _log_evidence(sums, scales, found), _thetas(found), tuple(covariances), fresh)
+
+    @property
+    def own(self) -> int:
+        """k."""
+        return len(self.fresh[1])
+
+    def with_arms(self, count: int) -> Fit:
+        """With fresh arms at the end, up to `count`."""
+        more = count - len(self.theta)
+        if more <= 0:
+            return self
+        theta = np.concatenate([self.theta, np.repeat(self.fresh[0][None], more, 0)])
+        return replace(self, theta=theta, covariances=(*self.covariances, *[self.fresh[1]] * more))
+
+    def with_arm(self, arm: int, theta: Floats, covariance: Floats) -> Fit:
+        """With what is known of one arm replaced. theta: (q,)."""
+        thetas = self.theta.copy()
+        thetas[arm] = theta
+        covariances = list(self.covariances)
+        covariances[arm] = covariance
+        return replace(self, theta=thetas, covariances=tuple(covariances))
+
+    def step(self, arm: int, w: Floats, y: float) -> Fit:
+        """One more standardized value of an arm: recursive least squares with theta_0 and the scales as they are."""
+        w_own, theta = w[: self.own], self.theta[arm].copy()
+        covariance, innovation = self.covariances[arm], y - float(w @ self.theta[arm])
+        gain = covariance @ w_own
+        variance = self.scales.noise + float(w_own @ gain)
+        theta[: self.own] += gain * (innovation / variance)
+        return self.with_arm(arm, theta, covariance - np.outer(gain, gain / variance))
+
+    def narrowed(self, arm: int, pending: Sequence[Floats]) -> Floats:
+        """(k, k) the covariance of an arm as if the outcomes of its open decisions w (q,) had come: what they will bring is not
+        needed for that. In the order given, so that equal sets give equal bits.
+        """
+        covariance = self.covariances[arm]
+        for w in pending:
+            gain = covariance @ w[: self.own]
+            covariance = covariance - np.outer(gain, gain / (self.scales.noise + float(w[: self.own] @ gain)))
+        return covariance
+
+
+def pooled_moments(counts: Floats, moments: Floats, squares: Floats) -> tuple[float, float]:
+    """Pooled mean and variance; 0 where it is below the digits of the squares."""
+    count = counts.sum()
+    if not count:
+        return 0.0, 0.0
+    mean, square = float(moments.sum() / count), float(squares.sum() / count)
+    variance = square - mean * mean
+    return mean, variance if variance > 1e-12 * square else 0.0
+
+
+@dataclass(frozen=True)
+class SignalPosterior:
+    """One signal: estimates are mean + root y in its own units. fits: M1 and M0, one of them alone without a prompt, none where all
+    values were alike (`mean` is that value; 0 where there is none).
+    """
+
+    count: int
+    mean: float
+    root: float
+    fits: tuple[Fit, ...]
+    trust: float | None
+
+    def step(self, arm: int, w: Floats, value: float) -> SignalPosterior:
+        """One more value of an arm."""
+        if not self.fits:
+            return self
+        y = (value - self.mean) / self.root
+        return replace(self, fits=tuple(fit.step(arm, w, y) for fit in self.fits))
+
+    def forget(self, arm: int) -> SignalPosterior:
+        """Nothing is known of this arm any more."""
+        return replace(self, fits=tuple(fit.with_arm(arm, *fit.fresh) for fit in self.fits))
+
+    def surprise(self, arm: int, w: Floats, value: float) -> float | None:
+        """How far a value is from what M1 expected, in its standard deviations; None where nothing was expected."""
+        if not self.fits:
+            return None
+        fit = self.fits[0]
+        w_own = w[: fit.own]
+        variance = fit.scales.noise + max(float(w_own @ fit.covariances[arm] @ w_own), 0.0)
+        return float(((value - self.mean) / self.root - w @ fit.theta[arm]) / np.sqrt(variance))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of every arm and signal after `count` outcomes, moved on by the outcomes since then.
+
+    widths: a memo of covariances narrowed by open decisions, (signal, model, arm) -> (covariance, pending, narrowed).
+    """
+
+    count: int
+    has_all: bool
+    basis: Basis
+    signals: tuple[SignalPosterior, ...]
+    widths: dict[tuple[int, int, int], tuple[Floats, tuple[bytes, ...], Floats]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    @property
+    def arms(self) -> int:
+        """How many arms it knows."""
+        return max((len(fit.theta) for signal in self.signals for fit in signal.fits), default=0)
+
+    def with_arms(self, count: int) -> Posterior:
+        """With fresh arms at the end, up to `count`."""
+        if self.arms >= count:
+            return self
+        signals = (replace(one, fits=tuple(fit.with_arms(count) for fit in one.fits)) for one in self.signals)
+        return replace(self, signals=tuple(signals), widths=self.widths)
+
+    def step(self, arm: int, z: Floats, values: Floats) -> Posterior:
+        """One more outcome. z: (p,).  values: (S,) as the sums have them, NaN = missing."""
+        w = self.basis.project(z)
+        signals = tuple(
+            one.step(arm, w, float(value)) if np.isfinite(value) else one
+            for one, value in zip(self.signals, values, strict=True)
+        )
+        return replace(self, signals=signals, widths=self.widths)
+
+    def forget(self, arm: int) -> Posterior:
+        """Nothing is known of this arm any more."""
+        return replace(self, signals=tuple(one.forget(arm) for one in self.signals), widths=self.widths)
+
+    def scores(
+        self, signal: int, w: Floats, pending: Sequence[tuple[bytes, ...]], lift: Lift, allowed: NDArray[np.bool_]
+    ) -> tuple[Floats, Floats]:
+        """(K,) means and (K,) variances of a signal at w, in its units: both models, weighed by trust.
+
+        pending: per arm the prompts of its open decisions.  lift: of one of them, z.  allowed: (K,), over which levels are compared.
+        """
+        one, arms = self.signals[signal], len(pending)
+        if not one.fits:
+            return np.full(arms, one.mean), np.zeros(arms)
+        found = [self._scores(signal, model, w, pending, lift) for model in range(len(one.fits))]
+        mean, variance = found[0]
+        if len(found) == 2:
+            assert one.trust is not None
+            level, level_variance = found[1]
+            level = level - level[allowed].mean() + mean[allowed].mean()  # what all arms share is no difference of the models
+            spread = one.trust * (1.0 - one.trust) * (mean - level) ** 2
+            variance = one.trust * variance + (1.0 - one.trust) * level_variance + spread
+            mean = one.trust * mean + (1.0 - one.trust) * level
+        return one.mean + one.root * mean, one.root**2 * variance
+
+    def _scores(
+        self, signal: int, model: int, w: Floats, pending: Sequence[tuple[bytes, ...]], lift: Lift
+    ) -> tuple[Floats, Floats]:
+        fit = self.signals[signal].fits[model]
+        w_own, variance = w[: fit.own], np.empty(len(pending))
+        for arm, prompts in enumerate(pending):
+            covariance = fit.covariances[arm]
+            if prompts:
+                kept = self.widths.get((signal, model, arm))
+                if kept is None or kept[0] is not covariance or kept[1] != prompts:
+                    kept = covariance, prompts, fit.narrowed(arm, [self.basis.project(lift(x)) for x in prompts[:MOST_PENDING]])
+                    self.widths[signal, model, arm] = kept
+                covariance = kept[2]
+            variance[arm] = (covariance @ w_own) @ w_own
+        return fit.theta @ w, np.maximum(variance, 0.0)
+
+
+class Preparation(NamedTuple):
+    """The sums at the outcome count at which a posterior is due. has_all: every active arm has an outcome; scales that were set
+    before that do not carry over to the time after it.
+    """
+
+    count: int
+    arms: tuple[EvidenceArm, ...]
+    active: tuple[bool, ...]
+    has_all: bool
+
+
+def prepare(due: Preparation, before: Posterior | None, features: EvidenceFeatures, *, signals: int) -> Posterior:
+    """The posterior of these sums. before: the one prepared before it, whose scales are where the sweeps start."""
+    active, K = np.array(due.active), int(sum(due.active))
+    pulls = np.array([arm.pulls for arm in due.arms], dtype=np.float64)
+    pooled = np.zeros((features.size, features.size))
+    for arm, counts in zip(due.arms, due.active, strict=True):
+        if counts and arm.pulls:
+            pooled += arm.grams[0].dense(features)
+    basis = Basis.of(pooled, float(pulls[active].sum()), features.blocks, arms=K)
+    B = basis.matrix(features.size)
+    of_all = np.stack([B @ arm.grams[0].dense(features) @ B.T for arm in due.arms])  # one dense matrix at a time
+    found = []
+    for k in range(signals):
+        counts = np.array([arm.gram(k).count for arm in due.arms], dtype=np.float64)
+        moments = np.stack([arm.moments.numpy()[k] for arm in due.arms])
+        squares = np.array([float(arm.squares[k]) for arm in due.arms])
+        mean, variance = pooled_moments(counts[active], moments[active, 0], squares[active])
+        if variance == 0.0:
+            found.append(SignalPosterior(int(counts.sum()), mean, 1.0, (), None))
+            continue
+        gram = of_all
+        if any(int(arm.gram_of[k]) for arm in due.arms):
+            gram = np.stack(
+                [
+                    B @ arm.gram(k).dense(features) @ B.T if int(arm.gram_of[k]) else shared
+                    for arm, shared in zip(due.arms, of_all, strict=True)
+                ]
+            )
+        root = float(np.sqrt(variance))
+        sums = Projected(
+            counts,
+            gram,
+            (moments @ B.T - mean * gram[:, :, 0]) / root,
+            (squares - 2.0 * mean * moments[:, 0] + counts * mean**2) / root**2,
+            active,
+        )
+        old = before.signals[k].fits if before is not None else ()
+        same = before is not None and before.basis.spans == basis.spans and bool(old)
+        owns = [basis.size, 1] if basis.spans else [1]
+        start = Scales.start(blocks=len(basis.spans), arms=K)
+        fits = tuple(
+            Fit.of(sums, basis.spans, old[model].scales if same else start, own=own) for model, own in enumerate(owns)
+        )
+        trust = None
+        if len(fits) == 2:
+            odds = float(np.exp(np.clip(fits[1].evidence - fits[0].evidence, -500.0, 500.0)))
+            trust = LEAST_TRUST + (1.0 - LEAST_TRUST) / (1.0 + odds)
+        found.append(SignalPosterior(int(counts.sum()), mean, root, fits, trust))
+    return Posterior(due.count, due.has_all, basis, tuple(found))
+
+
+# -- bytes (same build only): the posterior depends on the path of the log, so a snapshot keeps it beside the sums ----------
+
+
+def to_tensors(posterior: Posterior) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The numbers, and a JSON object that says what they are."""
+    tensors: dict[str, Floats] = {}
+    basis = posterior.basis
+    for i, (directions, center) in enumerate(zip(basis.directions, basis.centers, strict=True)):
+        tensors[f"directions.{i}"], tensors[f"centers.{i}"] = directions, center
+    signals = []
+    for k, one in enumerate(posterior.signals):
+        fits = []
+        for m, fit in enumerate(one.fits):
+            name = f"{k}.{m}."
+            tensors[name + "theta"], tensors[name + "covariances"] = fit.theta, np.stack(fit.covariances)
+            tensors[name + "fresh.theta"], tensors[name + "fresh.covariance"] = fit.fresh
+            tensors[name + "own"], tensors[name + "shared"] = fit.scales.own, fit.scales.shared
+            fits.append([fit.scales.noise.hex(), fit.scales.level.hex(), fit.evidence.hex()])
+        trust = None if one.trust is None else one.trust.hex()
+        signals.append({"count": one.count, "mean": one.mean.hex(), "root": one.root.hex(), "trust": trust, "fits": fits})
+    about = {"count": posterior.count, "has_all": posterior.has_all, "blocks": [[b.start, b.stop] for b in basis.blocks], "signals": signals}
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}, about
+
+
+def from_tensors(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Posterior:
+    """What `to_tensors` gave."""
+    numbers = {name: value.numpy() for name, value in tensors.items()}
+    blocks = tuple(slice(start, stop) for start, stop in about["blocks"])
+    basis = Basis(
+        blocks,
+        tuple(numbers[f"directions.{i}"] for i in range(len(blocks))),
+        tuple(numbers[f"centers.{i}"] for i in range(len(blocks))),
+    )
+    signals = []
+    for k, one in enumerate(about["signals"]):
+        fits = []
+        for m, (noise, level, evidence) in enumerate(one["fits"]):
+            name = f"{k}.{m}."
+            scales = Scales(float.fromhex(noise), float.fromhex(level), numbers[name + "own"], numbers[name + "shared"])
+            fresh = numbers[name + "fresh.theta"], numbers[name + "fresh.covariance"]
+            covariances = tuple(numbers[name + "covariances"])
+            fits.append(Fit(scales, float.fromhex(evidence), numbers[name + "theta"], covariances, fresh))
+        trust = None if one["trust"] is None else float.fromhex(one["trust"])
+        mean, root = float.fromhex(one["mean"]), float.fromhex(one["root"])
+        signals.append(SignalPosterior(one["count"], mean, root, tuple(fits), trust))
+    return Posterior(about["count"], about["has_all"], basis, tuple(signals))

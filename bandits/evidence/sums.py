@@ -1,0 +1,170 @@
+"""The sums that `auto` keeps per arm: additive over outcomes, without any prior or scale.
+
+    per arm      n                     outcomes
+    per signal   n_k, sum s z, sum s^2     of the outcomes that carry it; s is measured from the bandit's first value, to keep digits
+    per Gram     sum z z'              shared by all signals that came with the same outcomes
+
+An outcome that lacks a signal must not be learned as a 0 of it. The first one that lacks it gives the signal a Gram matrix of its
+own, equal so far to the one that it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bandits.evidence.features import EvidenceFeatures
+from bandits.types import cached_field
+
+Floats = NDArray[np.float64]
+
+TILE = 32
+"""Rows of a Gram matrix that are stored together: only the tiles on and below the diagonal are kept."""
+HELD = 64
+"""Prompts that are held back until they are added in one product of matrices, which costs a tenth of as many single ones."""
+
+
+@lru_cache(maxsize=64)
+def _tiles(size: int) -> tuple[tuple[int, int, int], ...]:
+    """(first row, end row, place in the flat array) of every tile; a tile has as many columns as its end row."""
+    found, place = [], 0
+    for start in range(0, size, TILE):
+        end = min(start + TILE, size)
+        found.append((start, end, place))
+        place += (end - start) * end
+    return tuple(found)
+
+
+def _flat_length(size: int) -> int:
+    start, end, place = _tiles(size)[-1]
+    return place + (end - start) * end
+
+
+@dataclass(frozen=True)
+class Gram:
+    """sum z z' over `count` outcomes. tiles: flat lower half, of all but the `held` prompts (d,), which are added HELD at a time,
+    so that the bytes depend on the outcomes alone and not on when someone looked.
+    """
+
+    count: int
+    tiles: Tensor
+    held: tuple[Tensor, ...]
+
+    @staticmethod
+    def init(size: int) -> Gram:
+        """Nothing seen. size: p."""
+        return Gram(0, torch.zeros(_flat_length(size), dtype=torch.float64), ())
+
+    def update(self, x: Tensor, features: EvidenceFeatures) -> Gram:
+        """One more prompt (d,)."""
+        held = (*self.held, x)
+        if not features.dim:
+            return Gram(self.count + 1, self.tiles + 1.0, ())
+        if len(held) < HELD:
+            return Gram(self.count + 1, self.tiles, held)
+        tiles = self.tiles.clone()
+        _add(tiles.numpy(), _lifted(held, features))
+        return Gram(self.count + 1, tiles, ())
+
+    def dense(self, features: EvidenceFeatures) -> Floats:
+        """(p, p), the held prompts included."""
+        size, flat = features.size, self.tiles.numpy()
+        if self.held:
+            flat = flat.copy()
+            _add(flat, _lifted(self.held, features))
+        found = np.empty((size, size))
+        for start, end, place in _tiles(size):
+            tile = flat[place : place + (end - start) * end].reshape(end - start, end)
+            found[start:end, :end] = tile
+            found[:start, start:end] = tile[:, :start].T
+        return found
+
+
+def _lifted(held: Sequence[Tensor], features: EvidenceFeatures) -> Floats:
+    return features.lift_all(torch.stack(list(held)).numpy())
+
+
+def _add(flat: Floats, z: Floats) -> None:
+    """Add z'z (n, p) to the tiles."""
+    for start, end, place in _tiles(z.shape[1]):
+        flat[place : place + (end - start) * end].reshape(end - start, end)[...] += z[:, start:end].T @ z[:, :end]
+
+
+@dataclass(frozen=True)
+class EvidenceArm:
+    """The sums of one arm. Letters: S signals, p features.
+
+    pulls: outcomes n.  grams: the first is of all outcomes.  gram_of: (S,) which one a signal uses.  moments: (S, p).
+    squares: (S,).  pending: prompts (d,) of open decisions as bytes, sorted: derived from the log, no part of the sums.
+    """
+
+    pulls: int
+    grams: tuple[Gram, ...]
+    gram_of: Tensor
+    moments: Tensor
+    squares: Tensor
+    pending: tuple[bytes, ...] = cached_field()
+
+    @staticmethod
+    def init(*, size: int, signals: int) -> EvidenceArm:
+        """Nothing seen. size: p."""
+        return EvidenceArm(
+            0,
+            (Gram.init(size),),
+            torch.zeros(signals, dtype=torch.int64),
+            torch.zeros((signals, size), dtype=torch.float64),
+            torch.zeros(signals, dtype=torch.float64),
+            (),
+        )
+
+    def gram(self, signal: int) -> Gram:
+        """The Gram matrix over the outcomes that carry this signal."""
+        return self.grams[int(self.gram_of[signal])]
+
+    def update(self, x: Tensor, z: Floats, values: Floats, features: EvidenceFeatures) -> EvidenceArm:
+        """One more outcome. x: (d,).  z: (p,) its features.  values: (S,) shifted signals, NaN = missing."""
+        carried = np.isfinite(values)
+        grams, gram_of = self.grams, self.gram_of
+        if not carried.all() or len(grams) > 1:
+            grams, gram_of = self._split(carried)
+            carrying = {0} | {int(gram_of[k]) for k in np.flatnonzero(carried)}
+            grams = tuple(gram.update(x, features) if i in carrying else gram for i, gram in enumerate(grams))
+        else:
+            grams = (grams[0].update(x, features),)
+        moments, squares = self.moments.numpy().copy(), self.squares.numpy().copy()
+        for k in np.flatnonzero(carried):
+            moments[k] += values[k] * z
+            squares[k] += values[k] * values[k]
+        return EvidenceArm(
+            self.pulls + 1, grams, gram_of, torch.from_numpy(moments), torch.from_numpy(squares), self.pending
+        )
+
+    def _split(self, carried: NDArray[np.bool_]) -> tuple[tuple[Gram, ...], Tensor]:
+        """Grams such that all users of one, except of the first, are either in this outcome or not. Those that are not leave the
+        shared one, with a copy of what it holds.
+        """
+        grams, gram_of = list(self.grams), self.gram_of.clone()
+        for index in range(len(self.grams)):
+            users = [k for k in range(len(carried)) if int(gram_of[k]) == index]
+            lacking = [k for k in users if not carried[k]]
+            if lacking and (index == 0 or len(lacking) < len(users)):
+                grams.append(grams[index])  # shared until one of the two changes: a Gram is never written to
+                gram_of[lacking] = len(grams) - 1
+        return tuple(grams), gram_of
+
+    def with_pending(self, x: Tensor) -> EvidenceArm:
+        """One more open decision with this prompt."""
+        return replace(self, pending=tuple(sorted((*self.pending, x.numpy().tobytes()))))
+
+    def without_pending(self, x: Tensor) -> EvidenceArm:
+        """One open decision with this prompt less, if there is one."""
+        key, left = x.numpy().tobytes(), list(self.pending)
+        if key in left:
+            left.remove(key)
+        return replace(self, pending=tuple(left))

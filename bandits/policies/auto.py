@@ -1,0 +1,369 @@
+"""`auto`: information-directed sampling on a hierarchical posterior whose every scale is set by the evidence.
+
+    sums ──prepare, when outcomes have grown by 30 %──> Posterior ──one outcome, one step──> Posterior ──> IDS ──> weights
+
+There is no constant to set: rewards are standardized by their own mean and variance, several bandwidths are weighed by the evidence,
+and the model in which the prompt decides is weighed against the one in which it does not (`trust`). See bandits/evidence.
+
+The posterior is a function of the log, not of the sums alone (scales start where they were; outcomes move it in order). Prepare
+number i is made of the sums at exactly its outcome count, however late it is computed, and then moved on by the outcomes since.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bandits import draw
+from bandits.evidence import posterior as posteriors
+from bandits.evidence.features import EvidenceFeatures
+from bandits.evidence.posterior import Posterior, Preparation
+from bandits.evidence.sums import EvidenceArm
+from bandits.functional import information_directed, kernels
+from bandits.hyperparameters import exploration_floor_field, hyper
+from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
+
+Floats = NDArray[np.float64]
+
+GROWTH, STEP = 1.3, 4
+"""The next prepare is due when outcomes have grown by this factor, and by this many."""
+MOST_WAITING = 3
+"""Prepares that may be due at once: beyond it a fold computes the oldest, so that old sums are not held for ever."""
+
+
+class Step(NamedTuple):
+    """An outcome, or (x = None) the loss of all that was known of an arm, in the order of the log."""
+
+    arm: int
+    x: Tensor | None
+    values: Floats
+
+
+class Waiting(NamedTuple):
+    """A prepare that is due, and the outcomes since."""
+
+    due: Preparation
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class AutoShared:
+    """What `auto` keeps for the bandit as a whole.
+
+    outcomes: ever.  next_prepare: the outcome count at which the next one is due.  has_all: 1 from when every active arm has an
+    outcome.  origin: (S,) the first value of each signal, from which its sums are measured; NaN before it.
+    """
+
+    outcomes: int
+    next_prepare: int
+    has_all: int
+    origin: Tensor
+    posterior: Posterior | None = cached_field()
+    waiting: tuple[Waiting, ...] = cached_field()
+
+
+class _Scores(NamedTuple):
+    """mean, deviation: (K,) of what is maximized.  signals: (S, K) means.  comparable: whether they tell the arms apart at all."""
+
+    comparable: bool
+    mean: Floats
+    deviation: Floats
+    signals: Floats
+
+
+class Prepared(NamedTuple):
+    """The newest prepared posterior as it was at its own outcome count, left in `State.cache` for states that were folded since."""
+
+    posterior: Posterior
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto(Policy):
+    """Evidence-tuned contextual bandit."""
+
+    kind: ClassVar[str] = "auto"
+    needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+    summary: ClassVar[str] = "The default: finds out whether and how the prompt matters, for rewards of any scale; nothing to set."
+
+    context: bool = hyper(True, "false: ignore the prompt, even where the bandit takes one.")
+    exploration_floor: float = exploration_floor_field()
+
+    # -- the features ----------------------------------------------------------------------------------------------------
+
+    @property
+    def contextual(self) -> bool:
+        return self.dim > 0
+
+    @cached_property
+    def features(self) -> EvidenceFeatures:
+        """The map from a prompt to z."""
+        return EvidenceFeatures(self.dim if self.context else 0, self.seed)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return kernels.fingerprint(self.features.frequencies) if self.features.dim else ""
+
+    # -- the sums --------------------------------------------------------------------------------------------------------
+
+    def init(self) -> EvidenceArm:
+        return EvidenceArm.init(size=self.features.size, signals=len(self.signals))
+
+    def init_reference(self) -> AutoShared:
+        return AutoShared(0, 2, 0, torch.full((len(self.signals),), math.nan, dtype=torch.float64), None, ())
+
+    def update(self, state: State, seen: Observation) -> ArmState:
+        return self.fold(state, seen).arms[seen.arm]
+
+    def fold(self, state: State, seen: Observation) -> State:
+        """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
+        shared, x = self._adopted(state), seen.features
+        values, origin = np.array(seen.signals or (seen.reward,), dtype=np.float64), shared.origin.numpy()
+        unseen = np.isnan(origin) & np.isfinite(values)
+        if unseen.any():
+            origin = np.where(unseen, values, origin)
+        shifted = values - origin
+        arm = state.arms[seen.arm].without_pending(x) if seen.was_pending else state.arms[seen.arm]
+        arms = list(state.arms)
+        arms[seen.arm] = arm.update(x, self.features.lift(x), shifted, self.features)
+        shared = self._stepped(replace(shared, origin=torch.from_numpy(origin)), Step(seen.arm, x, shifted), len(arms))
+        shared = self._scheduled(replace(shared, outcomes=shared.outcomes + 1), tuple(arms), state.retired)
+        return replace(state, arms=tuple(arms), reference=shared)
+
+    def reset_arm(self, state: State, arm: int) -> State:
+        shared = self._stepped(self._adopted(state), Step(arm, None, np.empty(0)), len(state.arms))
+        arms = list(state.arms)
+        arms[arm] = replace(self.init(), pending=state.arms[arm].pending)
+        return replace(state, arms=tuple(arms), reference=replace(shared, next_prepare=shared.outcomes))
+
+    def _stepped(self, shared: AutoShared, step: Step, arms: int) -> AutoShared:
+        """With the step taken by the posterior, and noted for those that are being prepared."""
+        posterior = None if shared.posterior is None else self._step(shared.posterior.with_arms(arms), step)
+        waiting = tuple(one._replace(steps=(*one.steps, step)) for one in shared.waiting)
+        return replace(shared, posterior=posterior, waiting=waiting)
+
+    def _step(self, posterior: Posterior, step: Step) -> Posterior:
+        if step.x is None:
+            return posterior.forget(step.arm)
+        return posterior.step(step.arm, self.features.lift(step.x), step.values)
+
+    def _scheduled(self, shared: AutoShared, arms: tuple[EvidenceArm, ...], retired: frozenset[int]) -> AutoShared:
+        """With the next prepare waiting if it is due. A prepare waits for no arm, but the count begins anew when all have
+        outcomes: scales that were set while arms were missing would be where the sweeps start.
+        """
+        active = tuple(index not in retired for index in range(len(arms)))
+        completed = not shared.has_all and all(arm.pulls for arm, counts in zip(arms, active, strict=True) if counts)
+        if completed:
+            shared = replace(shared, has_all=1)
+        if shared.outcomes < shared.next_prepare and not completed:
+            return shared
+        if not any(active) or not self._varies(arms, active):
+            return replace(shared, next_prepare=shared.outcomes + 1)  # all values alike: nothing can be compared yet
+        due = Preparation(shared.outcomes, arms, active, bool(shared.has_all))
+        waiting = (*shared.waiting, Waiting(due, ()))
+        shared = replace(shared, waiting=waiting, next_prepare=max(due.count + STEP, math.ceil(GROWTH * due.count)))
+        return self._prepared(shared, leave=MOST_WAITING)[0] if len(waiting) > MOST_WAITING else shared
+
+    def _varies(self, arms: Sequence[EvidenceArm], active: Sequence[bool]) -> bool:
+        for k in range(len(self.signals)):
+            counted = [arm for arm, counts in zip(arms, active, strict=True) if counts]
+            counts = np.array([arm.gram(k).count for arm in counted], dtype=np.float64)
+            moments = np.array([float(arm.moments[k, 0]) for arm in counted])
+            if posteriors.pooled_moments(counts, moments, np.array([float(arm.squares[k]) for arm in counted]))[1]:
+                return True
+        return False
+
+    # -- preparing -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, state: State) -> State:
+        shared = self._adopted(state)
+        if shared.posterior is None and not shared.waiting and shared.outcomes >= 2:  # sums of another build, without its posterior
+            shared = self._scheduled(replace(shared, next_prepare=0), state.arms, state.retired)
+        shared, newest = self._prepared(shared, leave=0)
+        cache = state.cache if newest is None else Prepared(newest)
+        return replace(state, reference=shared, cache=cache)
+
+    def has_to_prepare(self, state: State) -> bool:
+        shared: AutoShared = state.reference
+        return bool(shared.waiting) or (shared.posterior is None and shared.outcomes >= 2)
+
+    def _prepared(self, shared: AutoShared, *, leave: int) -> tuple[AutoShared, Posterior | None]:
+        """With all but the newest `leave` waiting prepares done, in order; and the last of them as it was at its own count."""
+        posterior, waiting, newest = shared.posterior, list(shared.waiting), None
+        while len(waiting) > leave:
+            due, steps = waiting.pop(0)
+            before = posterior if posterior is not None and posterior.has_all == due.has_all else None
+            newest = posteriors.prepare(due, before, self.features, signals=len(self.signals))
+            posterior = newest
+            for step in steps:
+                posterior = self._step(posterior.with_arms(step.arm + 1), step)
+        return replace(shared, posterior=posterior, waiting=tuple(waiting)), newest
+
+    def _adopted(self, state: State) -> AutoShared:
+        """With the posterior that was prepared while this state was folded, if there is one."""
+        shared: AutoShared = state.reference
+        if isinstance(state.cache, Prepared):
+            for place, (due, steps) in enumerate(shared.waiting):
+                if due.count == state.cache.posterior.count:
+                    posterior = state.cache.posterior
+                    for step in steps:
+                        posterior = self._step(posterior.with_arms(step.arm + 1), step)
+                    return replace(shared, posterior=posterior, waiting=shared.waiting[place + 1 :])
+        return shared
+
+    # -- the decision ----------------------------------------------------------------------------------------------------
+
+    def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.with_pending(features)
+
+    def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        return arm.without_pending(features)
+
+    def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
+        extra = [0] * len(state.arms)
+        parts = []
+        for context in contexts:
+            part = self._weigh(state, context, extra)
+            if (forced := part.assumed[0]) >= 0:
+                extra[forced] += 1
+            parts.append(part)
+        return replace(Weights.joined(parts), assumed=[part.assumed[0] for part in parts])
+
+    def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
+        extra, parts = [0] * len(state.arms), []
+        for row in range(len(contexts)):
+            part = self._weigh(state, contexts[row], extra)
+            parts.append(part)
+            arm = choose(row, part.values[0].tolist())
+            if arm >= 0:
+                extra[arm] += 1
+                arms = list(state.arms)
+                arms[arm] = arms[arm].with_pending(contexts[row].features)
+                state = replace(state, arms=tuple(arms))
+        return Weights.joined(parts)
+
+    def _weigh(self, state: State, context: Context, extra: Sequence[int]) -> Weights:
+        """One row. extra: decisions per arm that earlier rows of the call made. `assumed`: the arm, where there is no choice."""
+        arms, allowed = state.arms, np.array(context.allowed)
+        held = [arm.pulls + pending + more for arm, pending, more in zip(arms, context.pending, extra, strict=True)]
+        decided = [made + more for made, more in zip(context.decided, extra, strict=True)] if context.decided else held
+        candidates = np.flatnonzero(allowed).tolist()
+        untried = [index for index in candidates if decided[index] == 0]
+        scores = self._score(self._adopted(state), arms, context, allowed)
+        values = np.zeros(len(arms))
+        if untried or not scores.comparable:
+            forced = untried[0] if untried else min(candidates, key=lambda index: (held[index], index))
+            values[forced] = 1.0
+            return self._row(values, forced, scores)
+        mean, deviation = scores.mean[allowed], scores.deviation[allowed]
+        if np.ptp(mean) == 0.0 and not deviation.any():
+            values[allowed] = 1.0 / len(candidates)
+        else:
+            smallest = 1e-9 * (np.abs(mean).max() + 1e-300)
+            values[allowed] = information_directed.weights(mean, np.maximum(deviation, smallest))
+        if not np.isfinite(values).all():
+            values = allowed / len(candidates)
+        if self.exploration_floor:
+            values = (1.0 - self.exploration_floor) * values + self.exploration_floor * allowed / len(candidates)
+        return self._row(values, draw.STOP, scores)
+
+    def _row(self, values: Floats, forced: int, scores: _Scores) -> Weights:
+        tables = {"estimate": scores.mean, "deviation": scores.deviation}
+        if len(self.signals) > 1:
+            tables |= {f"signals.{name}": row for name, row in zip(self.signals, scores.signals, strict=True)}
+        return Weights(
+            torch.from_numpy(values[None]), {name: torch.from_numpy(row[None].copy()) for name, row in tables.items()}, [forced]
+        )
+
+    def _score(self, shared: AutoShared, arms: Sequence[EvidenceArm], context: Context, allowed: NDArray[np.bool_]) -> _Scores:
+        """What is maximized per arm, as of now: signals are learned apart, and weighed here."""
+        if shared.posterior is None:
+            unknown = np.full(len(arms), np.nan)
+            return _Scores(False, unknown, unknown, np.full((len(self.signals), len(arms)), np.nan))
+        coefficients = np.zeros((len(self.signals), len(arms)))
+        coefficients[0] = 1.0
+        if context.coefficients:
+            coefficients = np.array(context.coefficients)
+        mean = np.array(context.constants) if context.constants else np.zeros(len(arms))
+        used = coefficients.any(axis=1)
+        fitted = np.array([bool(one.fits) for one in shared.posterior.signals])
+        comparable = not used.any() or bool((used & fitted).any()) or np.ptp(mean[allowed]) > 0.0
+        posterior = shared.posterior.with_arms(len(arms))
+        w, origin = posterior.basis.project(self.features.lift(context.features)), np.nan_to_num(shared.origin.numpy())
+        pending, variance, signals = [arm.pending for arm in arms], np.zeros(len(arms)), np.empty(coefficients.shape)
+        for k, factor in enumerate(coefficients):
+            of_signal, spread = posterior.scores(k, w, pending, self._lift_bytes, allowed)
+            signals[k] = of_signal + origin[k]
+            mean = mean + factor * signals[k]
+            variance += factor**2 * spread
+        return _Scores(comparable, mean, np.sqrt(variance), signals)
+
+    def _lift_bytes(self, x: bytes) -> Floats:
+        return self.features.lift(torch.from_numpy(np.frombuffer(x, dtype=np.float64).copy()))
+
+    # -- drift -----------------------------------------------------------------------------------------------------------
+
+    def surprise(self, state: State, seen: Observation) -> float | None:
+        shared = self._adopted(state)
+        values = np.array(seen.signals or (seen.reward,), dtype=np.float64)
+        if shared.posterior is None or not np.isfinite(values[0]):
+            return None
+        posterior = shared.posterior.with_arms(len(state.arms))
+        w = posterior.basis.project(self.features.lift(seen.features))
+        return posterior.signals[0].surprise(seen.arm, w, float(values[0] - shared.origin[0]))
+
+    # -- bytes -----------------------------------------------------------------------------------------------------------
+
+    def pack_derived(self, state: State) -> bytes:
+        shared: AutoShared = self.prepare(state).reference
+        if shared.posterior is None:
+            return b""
+        tensors, about = posteriors.to_tensors(shared.posterior)
+        return safetensors.torch.save(tensors, metadata={"posterior": json.dumps(about)})
+
+    def unpack_derived(self, state: State, data: bytes) -> State:
+        if not data:
+            return state
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        posterior = posteriors.from_tensors(tensors, json.loads(header["__metadata__"]["posterior"]))
+        return replace(state, reference=replace(state.reference, posterior=posterior))
+
+    # -- what it reports -------------------------------------------------------------------------------------------------
+
+    def report(self, state: State) -> dict[str, Any]:
+        shared = self._adopted(state)
+        posterior, origin = shared.posterior, np.nan_to_num(shared.origin.numpy())
+        arms: list[dict[str, Any]] = [{"pulls": arm.pulls, "estimate": None, "deviation": None} for arm in state.arms]
+        report: dict[str, Any] = {"arms": arms, "prepared": None, "trust": None, "variance": None, "signals": {}}
+        if posterior is None:
+            return report
+        posterior = posterior.with_arms(len(arms))
+        report["prepared"] = posterior.count
+        for k, name in enumerate(self.signals):
+            one = posterior.signals[k]
+            report["signals"][name] = {"outcomes": one.count, "varies": bool(one.fits), "trust": one.trust}
+        reward = posterior.signals[0]
+        report["trust"] = reward.trust
+        if reward.fits:
+            fit = reward.fits[0]
+            for index, arm in enumerate(arms):  # at the average prompt: w = (1, 0, ..., 0)
+                arm["estimate"] = float(reward.mean + origin[0] + reward.root * fit.theta[index, 0])
+                arm["deviation"] = float(reward.root * np.sqrt(max(fit.covariances[index][0, 0], 0.0)))
+            parts = {
+                "arm": fit.scales.level,
+                "prompt": float(fit.scales.shared.sum()),
+                "arm_and_prompt": float(fit.scales.own.sum()),
+                "noise": fit.scales.noise,
+            }
+            report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
+        return report
