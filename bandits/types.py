@@ -146,8 +146,8 @@ def cached_field() -> Any:
 
 @dataclass(frozen=True)
 class State:
-    """The knowledge of a policy: one statistic per arm (in the order in which the arms were added), and one of the reference, or of
-    whatever else concerns the bandit as a whole.
+    """The knowledge of a policy: one statistic per arm (in the order in which the arms were added), and one of the reference,
+    or of whatever else concerns the bandit as a whole.
 
     retired: arms that decisions do not choose for now; the log says so, not the sums.
     cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that

@@ -7,8 +7,10 @@ Random Fourier features: Rahimi & Recht 2007. A prompt of zeros stays zero: its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -49,10 +51,10 @@ class EvidenceFeatures:
         """Numbers of the linear block."""
         return min(self.dim, LINEAR)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """p."""
-        return sum(block.stop - block.start for block in self.blocks) + 1
+        """P."""
+        return int(self.blocks[-1].stop) if self.blocks else 1
 
     @cached_property
     def blocks(self) -> tuple[slice, ...]:
@@ -60,7 +62,7 @@ class EvidenceFeatures:
         if not self.dim:
             return ()
         ends = np.cumsum([1, self.linear, *(2 * FREQUENCIES for _ in BANDWIDTHS)]).tolist()
-        return tuple(slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(slice(start, end) for start, end in pairwise(ends))
 
     @cached_property
     def _signed_order(self) -> tuple[NDArray[np.int64], Floats]:
@@ -69,16 +71,17 @@ class EvidenceFeatures:
         return generator.permutation(self.dim), generator.choice([-1.0, 1.0], size=self.dim)
 
     def _folded(self, x: Floats) -> Floats:
-        """(512,) of a longer prompt: coordinates in random order with random signs, added up in equal groups. Inner products are
-        kept in the mean (a sparse random projection, Weinberger et al. 2009), at the price of reading the prompt once.
+        """(..., 512) of longer prompts (..., d): coordinates in random order with random signs, added up in equal groups. Inner
+        products are kept in the mean (feature hashing, Weinberger et al. 2009), at the price of reading the prompt once.
         """
         order, signs = self._signed_order
-        padded = np.zeros(-(-self.dim // LINEAR) * LINEAR)
-        padded[: self.dim] = x[order] * signs
-        return padded.reshape(-1, LINEAR).sum(0)
+        padded = np.zeros((*x.shape[:-1], -(-self.dim // LINEAR) * LINEAR))
+        padded[..., : self.dim] = x[..., order] * signs
+        folded: Floats = padded.reshape(*x.shape[:-1], -1, LINEAR).sum(-2)
+        return folded
 
     @cached_property
-    def _remembered(self):  # type: ignore[no-untyped-def]
+    def _remembered(self) -> Callable[[bytes], Floats]:
         @lru_cache(maxsize=max(16, _REMEMBERED_BYTES // (8 * self.size)))
         def lifted(key: bytes) -> Floats:
             return self._lift(np.frombuffer(key, dtype=np.float64))
@@ -86,29 +89,34 @@ class EvidenceFeatures:
         return lifted
 
     def lift(self, x: Tensor) -> Floats:
-        """(p,) of a prompt (d,). The last ones are remembered: a prompt is lifted when it is scored and when it is learned. Do not
-        write into the result.
+        """(p,) of a prompt (d,). The last ones are remembered: a prompt is lifted when it is scored and when it is learned. Do
+        not write into the result.
         """
         if not self.dim:
             return np.ones(1)
-        found: Floats = self._remembered(x.numpy().astype(np.float64, copy=False).tobytes())
-        return found
+        return self._remembered(x.numpy().astype(np.float64, copy=False).tobytes())
 
     def lift_all(self, rows: Floats) -> Floats:
-        """(n, p) of prompts (n, d)."""
-        if not self.dim:
-            return np.ones((len(rows), 1))
-        return np.stack([self._lift(row) for row in rows]) if len(rows) else np.empty((0, self.size))
+        """(n, p) of prompts (n, d), in products of matrices: a tenth of the time, and other last digits than one by one."""
+        z = np.ones((len(rows), self.size))
+        if not self.dim or not len(rows):
+            return z
+        x = rows / np.maximum(np.sqrt((rows * rows).sum(1)), 1e-300)[:, None]
+        z[:, self.blocks[0]] = x if self.dim <= LINEAR else self._folded(x)
+        self._periodic(x @ self.frequencies.numpy().T, z)
+        return z
 
     def _lift(self, x: Floats) -> Floats:
         x = x / max(float(np.sqrt(x @ x)), 1e-300)
-        z = np.empty(self.size)
-        z[0] = 1.0
+        z = np.ones(self.size)
         z[self.blocks[0]] = x if self.dim <= LINEAR else self._folded(x)
-        angles = kernels.product(self.frequencies.numpy(), x)
-        for i, block in enumerate(self.blocks[1:]):
-            part, out = angles[i * FREQUENCIES : (i + 1) * FREQUENCIES], z[block]
-            np.cos(part, out=out[:FREQUENCIES])
-            np.sin(part, out=out[FREQUENCIES:])
-            out /= np.sqrt(FREQUENCIES)
+        self._periodic(kernels.product(self.frequencies.numpy(), x), z)
         return z
+
+    def _periodic(self, angles: Floats, z: Floats) -> None:
+        """Fill in the kernel blocks of z (..., p): cosines first, then sines."""
+        for i, block in enumerate(self.blocks[1:]):
+            part, out = angles[..., i * FREQUENCIES : (i + 1) * FREQUENCIES], z[..., block]
+            np.cos(part, out=out[..., :FREQUENCIES])
+            np.sin(part, out=out[..., FREQUENCIES:])
+            out /= np.sqrt(FREQUENCIES)

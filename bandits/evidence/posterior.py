@@ -14,14 +14,18 @@ With H_a = B G_a B' / s2 and h_a = (B g_a - mu B G_a e_1) / (sqrt(V) s2):
     -2 log evidence = N log s2 + sum_a (log|D + H_a| - log|D|) + log|Q| - log|T| + y'y/s2 - sum_a h_a' Pi_a h_a - v' theta_0
 
 The width is the marginal one, theta_0 integrated out: the one conditional on theta_0 is too narrow early, and starts slowly.
-Scales and noise follow MacKay's fixed point (1992, Bayesian interpolation, eq. 5.5 to 5.9): square over well-determined directions.
+Scales and noise follow MacKay's fixed point (1992, Bayesian interpolation, eq. 5.5 to 5.9): squares over directions
+that the outcomes determine.
 Between two preparations an outcome moves its own arm only (recursive least squares at fixed scales).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,30 +69,35 @@ class Basis:
     directions: tuple[Floats, ...]
     centers: tuple[Floats, ...]
 
-    @property
+    @cached_property
     def spans(self) -> tuple[slice, ...]:
         """Where in w each block is."""
         ends = np.cumsum([1, *(len(one) for one in self.directions)]).tolist()
-        return tuple(slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(slice(start, end) for start, end in pairwise(ends))
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """q."""
+        """Q."""
         return 1 + sum(len(one) for one in self.directions)
 
     def project(self, z: Floats) -> Floats:
         """(q,) w of z (p,)."""
         w = np.empty(self.size)
         w[0] = 1.0
-        for block, directions, center, span in zip(self.blocks, self.directions, self.centers, self.spans, strict=True):
-            w[span] = directions @ z[block] - center
+        for block, directions, center, span in self._parts:
+            np.matmul(directions, z[block], out=w[span])
+            w[span] -= center
         return w
+
+    @cached_property
+    def _parts(self) -> list[tuple[slice, Floats, Floats, slice]]:
+        return list(zip(self.blocks, self.directions, self.centers, self.spans, strict=True))
 
     def matrix(self, size: int) -> Floats:
         """(q, p) B. size: p."""
         found = np.zeros((self.size, size))
         found[0, 0] = 1.0
-        for block, directions, center, span in zip(self.blocks, self.directions, self.centers, self.spans, strict=True):
+        for block, directions, center, span in self._parts:
             found[span, block] = directions
             found[span, 0] = -center
         return found
@@ -173,9 +182,9 @@ def _solve(sums: Projected, spans: Sequence[slice], scales: Scales, own: int) ->
     H, y = sums.gram / scales.noise, sums.moments / scales.noise
     P = H[:, :own, :own].copy()
     P[:, i, i] += D
-    Pi = np.linalg.inv(P)
-    S = Pi @ H[:, :own]
-    Py = (Pi @ y[:, :own, None])[:, :, 0]
+    Pi = np.asarray(np.linalg.inv(P), dtype=np.float64)
+    S: Floats = Pi @ H[:, :own]
+    Py: Floats = (Pi @ y[:, :own, None])[:, :, 0]
     # sum_a (H - H S) and sum_a (y - H Py); the rows of delta in a form that does not cancel: H - H S = D S there
     total = H[active].sum(0)
     left, v = total.copy(), y[active].sum(0)
@@ -185,8 +194,8 @@ def _solve(sums: Projected, spans: Sequence[slice], scales: Scales, own: int) ->
     left[:own], v[:own] = (D[:, None] * S[active]).sum(0), (D * Py[active]).sum(0)
     left = (left + left.T) / 2.0
     Q = left + np.diag(T)
-    C0 = np.linalg.inv(Q)
-    theta_0 = C0 @ v
+    C0 = np.asarray(np.linalg.inv(Q), dtype=np.float64)
+    theta_0: Floats = C0 @ v
     return _Solution(own, D, T, H, y, P, Pi, S, Py, total, left, v, Q, C0, theta_0, Py - S @ theta_0)
 
 
@@ -252,9 +261,7 @@ def _log_evidence(sums: Projected, scales: Scales, found: _Solution) -> float:
         - np.log(found.T).sum()
     )
     squares = (
-        sums.squares[active].sum() / scales.noise
-        - (found.y[active, :own] * found.Py[active]).sum()
-        - found.v @ found.theta_0
+        sums.squares[active].sum() / scales.noise - (found.y[active, :own] * found.Py[active]).sum() - found.v @ found.theta_0
     )
     return float(-0.5 * (sums.counts[active].sum() * np.log(scales.noise) + log_determinants + squares))
 
@@ -263,14 +270,14 @@ def _log_evidence(sums: Projected, scales: Scales, found: _Solution) -> float:
 class Fit:
     """The posterior of one signal under one model, standardized.
 
-    theta: (K, q).  covariances: per arm (k, k) of the first k entries, k = q in M1 and 1 in M0.
+    theta: (K, q).  covariances: per arm (k, k) of the first k entries, k = q in M1 and 1 in M0; M0's are one array.
     fresh: (q,) and (k, k), an arm of which nothing is known.
     """
 
     scales: Scales
     evidence: float
     theta: Floats
-    covariances: tuple[Floats, ...]
+    covariances: tuple[Floats, ...] | Floats
     fresh: tuple[Floats, Floats]
 
     @staticmethod
@@ -282,11 +289,12 @@ class Fit:
         A = np.eye(own, sums.gram.shape[1]) - found.S
         covariances = found.Pi + A @ found.C0 @ np.swapaxes(A, 1, 2)
         fresh = found.theta_0, found.C0[:own, :own] + np.diag(1.0 / found.D)
-        return Fit(scales, _log_evidence(sums, scales, found), _thetas(found), tuple(covariances), fresh)
+        kept = covariances if own == 1 else tuple(covariances)
+        return Fit(scales, _log_evidence(sums, scales, found), _thetas(found), kept, fresh)
 
     @property
     def own(self) -> int:
-        """k."""
+        """K."""
         return len(self.fresh[1])
 
     def with_arms(self, count: int) -> Fit:
@@ -295,24 +303,33 @@ class Fit:
         if more <= 0:
             return self
         theta = np.concatenate([self.theta, np.repeat(self.fresh[0][None], more, 0)])
-        return replace(self, theta=theta, covariances=(*self.covariances, *[self.fresh[1]] * more))
+        covariances = (
+            (*self.covariances, *[self.fresh[1]] * more)
+            if isinstance(self.covariances, tuple)
+            else np.concatenate([self.covariances, np.repeat(self.fresh[1][None], more, 0)])
+        )
+        return replace(self, theta=theta, covariances=covariances)
 
     def with_arm(self, arm: int, theta: Floats, covariance: Floats) -> Fit:
         """With what is known of one arm replaced. theta: (q,)."""
         thetas = self.theta.copy()
         thetas[arm] = theta
-        covariances = list(self.covariances)
-        covariances[arm] = covariance
-        return replace(self, theta=thetas, covariances=tuple(covariances))
+        if isinstance(self.covariances, tuple):
+            covariances: tuple[Floats, ...] | Floats = (*self.covariances[:arm], covariance, *self.covariances[arm + 1 :])
+        else:
+            covariances = self.covariances.copy()
+            covariances[arm] = covariance
+        return Fit(self.scales, self.evidence, thetas, covariances, self.fresh)
 
     def step(self, arm: int, w: Floats, y: float) -> Fit:
         """One more standardized value of an arm: recursive least squares with theta_0 and the scales as they are."""
-        w_own, theta = w[: self.own], self.theta[arm].copy()
-        covariance, innovation = self.covariances[arm], y - float(w @ self.theta[arm])
+        own = self.own
+        w_own, theta, covariance = w[:own], self.theta[arm].copy(), self.covariances[arm]
+        innovation = y - float(w @ theta)
         gain = covariance @ w_own
         variance = self.scales.noise + float(w_own @ gain)
-        theta[: self.own] += gain * (innovation / variance)
-        return self.with_arm(arm, theta, covariance - np.outer(gain, gain / variance))
+        theta[:own] += gain * (innovation / variance)
+        return self.with_arm(arm, theta, covariance - gain[:, None] * (gain / variance))
 
     def narrowed(self, arm: int, pending: Sequence[Floats]) -> Floats:
         """(k, k) the covariance of an arm as if the outcomes of its open decisions w (q,) had come: what they will bring is not
@@ -321,7 +338,7 @@ class Fit:
         covariance = self.covariances[arm]
         for w in pending:
             gain = covariance @ w[: self.own]
-            covariance = covariance - np.outer(gain, gain / (self.scales.noise + float(w[: self.own] @ gain)))
+            covariance = covariance - gain[:, None] * (gain / (self.scales.noise + float(w[: self.own] @ gain)))
         return covariance
 
 
@@ -337,8 +354,8 @@ def pooled_moments(counts: Floats, moments: Floats, squares: Floats) -> tuple[fl
 
 @dataclass(frozen=True)
 class SignalPosterior:
-    """One signal: estimates are mean + root y in its own units. fits: M1 and M0, one of them alone without a prompt, none where all
-    values were alike (`mean` is that value; 0 where there is none).
+    """One signal: estimates are mean + root y in its own units. fits: M1 and M0, one of them alone without a prompt, none where
+    all values were alike (`mean` is that value; 0 where there is none).
     """
 
     count: int
@@ -352,7 +369,8 @@ class SignalPosterior:
         if not self.fits:
             return self
         y = (value - self.mean) / self.root
-        return replace(self, fits=tuple(fit.step(arm, w, y) for fit in self.fits))
+        fits = tuple(fit.step(arm, w, y) for fit in self.fits)
+        return SignalPosterior(self.count, self.mean, self.root, fits, self.trust)
 
     def forget(self, arm: int) -> SignalPosterior:
         """Nothing is known of this arm any more."""
@@ -399,10 +417,10 @@ class Posterior:
         """One more outcome. z: (p,).  values: (S,) as the sums have them, NaN = missing."""
         w = self.basis.project(z)
         signals = tuple(
-            one.step(arm, w, float(value)) if np.isfinite(value) else one
-            for one, value in zip(self.signals, values, strict=True)
+            one if math.isnan(value) else one.step(arm, w, value)
+            for one, value in zip(self.signals, values.tolist(), strict=True)
         )
-        return replace(self, signals=signals, widths=self.widths)
+        return Posterior(self.count, self.has_all, self.basis, signals, self.widths)
 
     def forget(self, arm: int) -> Posterior:
         """Nothing is known of this arm any more."""
@@ -413,7 +431,8 @@ class Posterior:
     ) -> tuple[Floats, Floats]:
         """(K,) means and (K,) variances of a signal at w, in its units: both models, weighed by trust.
 
-        pending: per arm the prompts of its open decisions.  lift: of one of them, z.  allowed: (K,), over which levels are compared.
+        pending: per arm the prompts of its open decisions.  lift: of one of them, z.
+        allowed: (K,), over which levels are compared.
         """
         one, arms = self.signals[signal], len(pending)
         if not one.fits:
@@ -433,7 +452,12 @@ class Posterior:
         self, signal: int, model: int, w: Floats, pending: Sequence[tuple[bytes, ...]], lift: Lift
     ) -> tuple[Floats, Floats]:
         fit = self.signals[signal].fits[model]
-        w_own, variance = w[: fit.own], np.empty(len(pending))
+        means = fit.theta @ w
+        if not isinstance(fit.covariances, tuple):  # one entry, w_own = 1: an open decision adds 1 / s2 to its precision
+            opened = np.array([len(prompts) for prompts in pending])
+            level: Floats = fit.covariances[:, 0, 0]
+            return means, level * fit.scales.noise / (fit.scales.noise + opened * level)
+        variances = []
         for arm, prompts in enumerate(pending):
             covariance = fit.covariances[arm]
             if prompts:
@@ -442,11 +466,12 @@ class Posterior:
                     kept = covariance, prompts, fit.narrowed(arm, [self.basis.project(lift(x)) for x in prompts[:MOST_PENDING]])
                     self.widths[signal, model, arm] = kept
                 covariance = kept[2]
-            variance[arm] = (covariance @ w_own) @ w_own
-        return fit.theta @ w, np.maximum(variance, 0.0)
+            variances.append((covariance @ w).dot(w))
+        return means, np.maximum(np.array(variances), 0.0)
 
 
-class Preparation(NamedTuple):
+@dataclass(frozen=True)
+class Preparation:
     """The sums at the outcome count at which a posterior is due. has_all: every active arm has an outcome; scales that were set
     before that do not carry over to the time after it.
     """
@@ -459,53 +484,50 @@ class Preparation(NamedTuple):
 
 def prepare(due: Preparation, before: Posterior | None, features: EvidenceFeatures, *, signals: int) -> Posterior:
     """The posterior of these sums. before: the one prepared before it, whose scales are where the sweeps start."""
-    active, K = np.array(due.active), int(sum(due.active))
-    pulls = np.array([arm.pulls for arm in due.arms], dtype=np.float64)
-    pooled = np.zeros((features.size, features.size))
+    pooled, count, arms = np.zeros((features.size, features.size)), 0, sum(due.active)
     for arm, counts in zip(due.arms, due.active, strict=True):
         if counts and arm.pulls:
-            pooled += arm.grams[0].dense(features)
-    basis = Basis.of(pooled, float(pulls[active].sum()), features.blocks, arms=K)
+            pooled, count = pooled + arm.grams[0].dense(features), count + arm.pulls
+    basis = Basis.of(pooled, count, features.blocks, arms=arms)
     B = basis.matrix(features.size)
     of_all = np.stack([B @ arm.grams[0].dense(features) @ B.T for arm in due.arms])  # one dense matrix at a time
     found = []
     for k in range(signals):
-        counts = np.array([arm.gram(k).count for arm in due.arms], dtype=np.float64)
-        moments = np.stack([arm.moments.numpy()[k] for arm in due.arms])
-        squares = np.array([float(arm.squares[k]) for arm in due.arms])
-        mean, variance = pooled_moments(counts[active], moments[active, 0], squares[active])
-        if variance == 0.0:
-            found.append(SignalPosterior(int(counts.sum()), mean, 1.0, (), None))
-            continue
         gram = of_all
         if any(int(arm.gram_of[k]) for arm in due.arms):
-            gram = np.stack(
-                [
-                    B @ arm.gram(k).dense(features) @ B.T if int(arm.gram_of[k]) else shared
-                    for arm, shared in zip(due.arms, of_all, strict=True)
-                ]
-            )
-        root = float(np.sqrt(variance))
-        sums = Projected(
-            counts,
-            gram,
-            (moments @ B.T - mean * gram[:, :, 0]) / root,
-            (squares - 2.0 * mean * moments[:, 0] + counts * mean**2) / root**2,
-            active,
-        )
-        old = before.signals[k].fits if before is not None else ()
-        same = before is not None and before.basis.spans == basis.spans and bool(old)
-        owns = [basis.size, 1] if basis.spans else [1]
-        start = Scales.start(blocks=len(basis.spans), arms=K)
-        fits = tuple(
-            Fit.of(sums, basis.spans, old[model].scales if same else start, own=own) for model, own in enumerate(owns)
-        )
-        trust = None
-        if len(fits) == 2:
-            odds = float(np.exp(np.clip(fits[1].evidence - fits[0].evidence, -500.0, 500.0)))
-            trust = LEAST_TRUST + (1.0 - LEAST_TRUST) / (1.0 + odds)
-        found.append(SignalPosterior(int(counts.sum()), mean, root, fits, trust))
+            own = (B @ arm.gram(k).dense(features) @ B.T if int(arm.gram_of[k]) else None for arm in due.arms)
+            gram = np.stack([shared if one is None else one for one, shared in zip(own, of_all, strict=True)])
+        old = () if before is None or before.basis.spans != basis.spans else before.signals[k].fits
+        found.append(_prepare_signal(k, due, B, gram, spans=basis.spans, scales=[fit.scales for fit in old]))
     return Posterior(due.count, due.has_all, basis, tuple(found))
+
+
+def _prepare_signal(
+    k: int, due: Preparation, B: Floats, gram: Floats, *, spans: Sequence[slice], scales: Sequence[Scales]
+) -> SignalPosterior:
+    """The posterior of one signal. B: (q, p).  gram: (K, q, q) of its outcomes.  scales: where each model's sweeps start."""
+    active = np.array(due.active)
+    counts = np.array([arm.gram(k).count for arm in due.arms], dtype=np.float64)
+    moments = np.stack([arm.moments.numpy()[k] for arm in due.arms])
+    squares = np.array([float(arm.squares[k]) for arm in due.arms])
+    mean, variance = pooled_moments(counts[active], moments[active, 0], squares[active])
+    if variance == 0.0:
+        return SignalPosterior(int(counts.sum()), mean, 1.0, (), None)
+    root = float(np.sqrt(variance))
+    sums = Projected(
+        counts,
+        gram,
+        (moments @ B.T - mean * gram[:, :, 0]) / root,
+        (squares - 2.0 * mean * moments[:, 0] + counts * mean**2) / root**2,
+        active,
+    )
+    owns = [len(B), 1] if spans else [1]
+    starts = scales or [Scales.start(blocks=len(spans), arms=int(active.sum()))] * len(owns)
+    fits = tuple(Fit.of(sums, spans, start, own=own) for start, own in zip(starts, owns, strict=True))
+    if len(fits) == 1:
+        return SignalPosterior(int(counts.sum()), mean, root, fits, None)
+    odds = math.exp(min(max(fits[1].evidence - fits[0].evidence, -500.0), 500.0))
+    return SignalPosterior(int(counts.sum()), mean, root, fits, LEAST_TRUST + (1.0 - LEAST_TRUST) / (1.0 + odds))
 
 
 # -- bytes (same build only): the posterior depends on the path of the log, so a snapshot keeps it beside the sums ----------
@@ -522,13 +544,18 @@ def to_tensors(posterior: Posterior) -> tuple[dict[str, torch.Tensor], dict[str,
         fits = []
         for m, fit in enumerate(one.fits):
             name = f"{k}.{m}."
-            tensors[name + "theta"], tensors[name + "covariances"] = fit.theta, np.stack(fit.covariances)
+            tensors[name + "theta"], tensors[name + "covariances"] = fit.theta, np.array(fit.covariances)
             tensors[name + "fresh.theta"], tensors[name + "fresh.covariance"] = fit.fresh
             tensors[name + "own"], tensors[name + "shared"] = fit.scales.own, fit.scales.shared
             fits.append([fit.scales.noise.hex(), fit.scales.level.hex(), fit.evidence.hex()])
         trust = None if one.trust is None else one.trust.hex()
         signals.append({"count": one.count, "mean": one.mean.hex(), "root": one.root.hex(), "trust": trust, "fits": fits})
-    about = {"count": posterior.count, "has_all": posterior.has_all, "blocks": [[b.start, b.stop] for b in basis.blocks], "signals": signals}
+    about = {
+        "count": posterior.count,
+        "has_all": posterior.has_all,
+        "blocks": [[b.start, b.stop] for b in basis.blocks],
+        "signals": signals,
+    }
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}, about
 
 
@@ -548,7 +575,8 @@ def from_tensors(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) 
             name = f"{k}.{m}."
             scales = Scales(float.fromhex(noise), float.fromhex(level), numbers[name + "own"], numbers[name + "shared"])
             fresh = numbers[name + "fresh.theta"], numbers[name + "fresh.covariance"]
-            covariances = tuple(numbers[name + "covariances"])
+            stacked = numbers[name + "covariances"]
+            covariances = stacked if stacked.shape[1] == 1 else tuple(stacked)
             fits.append(Fit(scales, float.fromhex(evidence), numbers[name + "theta"], covariances, fresh))
         trust = None if one["trust"] is None else float.fromhex(one["trust"])
         mean, root = float.fromhex(one["mean"]), float.fromhex(one["root"])

@@ -1,7 +1,8 @@
 """The sums that `auto` keeps per arm: additive over outcomes, without any prior or scale.
 
     per arm      n                     outcomes
-    per signal   n_k, sum s z, sum s^2     of the outcomes that carry it; s is measured from the bandit's first value, to keep digits
+    per signal   n_k, sum s z, sum s^2     of the outcomes that carry it; s is measured from the
+                                           bandit's first value, to keep digits
     per Gram     sum z z'              shared by all signals that came with the same outcomes
 
 An outcome that lacks a signal must not be learned as a 0 of it. The first one that lacks it gives the signal a Gram matrix of its
@@ -141,9 +142,7 @@ class EvidenceArm:
         for k in np.flatnonzero(carried):
             moments[k] += values[k] * z
             squares[k] += values[k] * values[k]
-        return EvidenceArm(
-            self.pulls + 1, grams, gram_of, torch.from_numpy(moments), torch.from_numpy(squares), self.pending
-        )
+        return EvidenceArm(self.pulls + 1, grams, gram_of, torch.from_numpy(moments), torch.from_numpy(squares), self.pending)
 
     def _split(self, carried: NDArray[np.bool_]) -> tuple[tuple[Gram, ...], Tensor]:
         """Grams such that all users of one, except of the first, are either in this outcome or not. Those that are not leave the

@@ -2,8 +2,8 @@
 
     sums ──prepare, when outcomes have grown by 30 %──> Posterior ──one outcome, one step──> Posterior ──> IDS ──> weights
 
-There is no constant to set: rewards are standardized by their own mean and variance, several bandwidths are weighed by the evidence,
-and the model in which the prompt decides is weighed against the one in which it does not (`trust`). See bandits/evidence.
+There is no constant to set: rewards are standardized by their own mean and variance, several bandwidths are weighed by the
+evidence, and the model in which the prompt decides is weighed against the one in which it does not (`trust`).
 
 The posterior is a function of the log, not of the sums alone (scales start where they were; outcomes move it in order). Prepare
 number i is made of the sums at exactly its outcome count, however late it is computed, and then moved on by the outcomes since.
@@ -73,7 +73,7 @@ class AutoShared:
 
 
 class _Scores(NamedTuple):
-    """mean, deviation: (K,) of what is maximized.  signals: (S, K) means.  comparable: whether they tell the arms apart at all."""
+    """What is maximized. mean, deviation: (K,).  signals: (S, K) means.  comparable: whether these tell the arms apart."""
 
     comparable: bool
     mean: Floats
@@ -82,7 +82,7 @@ class _Scores(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The newest prepared posterior as it was at its own outcome count, left in `State.cache` for states that were folded since."""
+    """The newest posterior as it was at its own outcome count, left in `State.cache` for states that were folded since."""
 
     posterior: Posterior
 
@@ -93,7 +93,9 @@ class Auto(Policy):
 
     kind: ClassVar[str] = "auto"
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
-    summary: ClassVar[str] = "The default: finds out whether and how the prompt matters, for rewards of any scale; nothing to set."
+    summary: ClassVar[str] = (
+        "The default: finds out whether and how the prompt matters, for rewards of any scale; nothing to set."
+    )
 
     context: bool = hyper(True, "false: ignore the prompt, even where the bandit takes one.")
     exploration_floor: float = exploration_floor_field()
@@ -127,29 +129,30 @@ class Auto(Policy):
     def fold(self, state: State, seen: Observation) -> State:
         """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
         shared, x = self._adopted(state), seen.features
-        values, origin = np.array(seen.signals or (seen.reward,), dtype=np.float64), shared.origin.numpy()
-        unseen = np.isnan(origin) & np.isfinite(values)
-        if unseen.any():
-            origin = np.where(unseen, values, origin)
-        shifted = values - origin
+        values, origin = np.array(seen.signals or (seen.reward,), dtype=np.float64), shared.origin
+        shifted = values - origin.numpy()
+        if np.isnan(shifted).any():  # a signal is missing, or this is its first value
+            origin = torch.from_numpy(np.where(np.isnan(origin.numpy()), values, origin.numpy()))
+            shifted = values - origin.numpy()
         arm = state.arms[seen.arm].without_pending(x) if seen.was_pending else state.arms[seen.arm]
         arms = list(state.arms)
         arms[seen.arm] = arm.update(x, self.features.lift(x), shifted, self.features)
-        shared = self._stepped(replace(shared, origin=torch.from_numpy(origin)), Step(seen.arm, x, shifted), len(arms))
-        shared = self._scheduled(replace(shared, outcomes=shared.outcomes + 1), tuple(arms), state.retired)
-        return replace(state, arms=tuple(arms), reference=shared)
+        posterior, waiting = self._stepped(shared, Step(seen.arm, x, shifted), len(arms))
+        shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
+        return State(tuple(arms), self._scheduled(shared, tuple(arms), state.retired), state.cache, state.retired)
 
     def reset_arm(self, state: State, arm: int) -> State:
-        shared = self._stepped(self._adopted(state), Step(arm, None, np.empty(0)), len(state.arms))
+        shared = self._adopted(state)
+        posterior, waiting = self._stepped(shared, Step(arm, None, np.empty(0)), len(state.arms))
         arms = list(state.arms)
         arms[arm] = replace(self.init(), pending=state.arms[arm].pending)
-        return replace(state, arms=tuple(arms), reference=replace(shared, next_prepare=shared.outcomes))
+        shared = replace(shared, next_prepare=shared.outcomes, posterior=posterior, waiting=waiting)
+        return replace(state, arms=tuple(arms), reference=shared)
 
-    def _stepped(self, shared: AutoShared, step: Step, arms: int) -> AutoShared:
-        """With the step taken by the posterior, and noted for those that are being prepared."""
+    def _stepped(self, shared: AutoShared, step: Step, arms: int) -> tuple[Posterior | None, tuple[Waiting, ...]]:
+        """The posterior with the step taken, and those that are being prepared with the step noted."""
         posterior = None if shared.posterior is None else self._step(shared.posterior.with_arms(arms), step)
-        waiting = tuple(one._replace(steps=(*one.steps, step)) for one in shared.waiting)
-        return replace(shared, posterior=posterior, waiting=waiting)
+        return posterior, tuple(one._replace(steps=(*one.steps, step)) for one in shared.waiting)
 
     def _step(self, posterior: Posterior, step: Step) -> Posterior:
         if step.x is None:
@@ -160,6 +163,8 @@ class Auto(Policy):
         """With the next prepare waiting if it is due. A prepare waits for no arm, but the count begins anew when all have
         outcomes: scales that were set while arms were missing would be where the sweeps start.
         """
+        if shared.has_all and shared.outcomes < shared.next_prepare:
+            return shared
         active = tuple(index not in retired for index in range(len(arms)))
         completed = not shared.has_all and all(arm.pulls for arm, counts in zip(arms, active, strict=True) if counts)
         if completed:
@@ -186,7 +191,9 @@ class Auto(Policy):
 
     def prepare(self, state: State) -> State:
         shared = self._adopted(state)
-        if shared.posterior is None and not shared.waiting and shared.outcomes >= 2:  # sums of another build, without its posterior
+        if (
+            shared.posterior is None and not shared.waiting and shared.outcomes >= 2
+        ):  # sums of another build, without its posterior
             shared = self._scheduled(replace(shared, next_prepare=0), state.arms, state.retired)
         shared, newest = self._prepared(shared, leave=0)
         cache = state.cache if newest is None else Prepared(newest)
@@ -298,14 +305,14 @@ class Auto(Policy):
         fitted = np.array([bool(one.fits) for one in shared.posterior.signals])
         comparable = not used.any() or bool((used & fitted).any()) or np.ptp(mean[allowed]) > 0.0
         posterior = shared.posterior.with_arms(len(arms))
-        w, origin = posterior.basis.project(self.features.lift(context.features)), np.nan_to_num(shared.origin.numpy())
+        w, origin = posterior.basis.project(self.features.lift(context.features)), shared.origin.tolist()
         pending, variance, signals = [arm.pending for arm in arms], np.zeros(len(arms)), np.empty(coefficients.shape)
         for k, factor in enumerate(coefficients):
             of_signal, spread = posterior.scores(k, w, pending, self._lift_bytes, allowed)
-            signals[k] = of_signal + origin[k]
+            signals[k] = of_signal + (origin[k] if not math.isnan(origin[k]) else 0.0)  # never seen: counts 0
             mean = mean + factor * signals[k]
             variance += factor**2 * spread
-        return _Scores(comparable, mean, np.sqrt(variance), signals)
+        return _Scores(bool(comparable), mean, np.sqrt(variance), signals)
 
     def _lift_bytes(self, x: bytes) -> Floats:
         return self.features.lift(torch.from_numpy(np.frombuffer(x, dtype=np.float64).copy()))

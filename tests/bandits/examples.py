@@ -174,6 +174,10 @@ def _but(example: Example, differences: dict[str, tuple[Settings, Settings]] | N
 
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "auto": (
+        Example(kind="auto", dim=DIM, differences=_pairs(context=(True, False), exploration_floor=(0.0, 0.13))),
+        Example(kind="auto"),
+    ),
     "random": (Example(kind="random", forces_new_arms=False),),
     "one-arm": (Example(kind="one-arm", forces_new_arms=False, differences=_pairs(arm=(0, 2))),),
     "greedy": (Example(kind="greedy", differences=BURN_IN | _pairs(prior_mean=(0.2, 0.8, {"initial_pulls": 0}))),),

@@ -131,7 +131,7 @@ def test_a_packed_state_comes_back(example: Example) -> None:
     state = fed(example, policy, g)
     state = states.with_arm(state, 1, policy.add_pending(state.arms[1], example.features(g)))  # which is no part of the bytes
     data = states.pack(policy, state)
-    back = states.unpack(policy, data)
+    back = policy.unpack_derived(states.unpack(policy, data), policy.pack_derived(state))
     assert states.pack(policy, back) == data
     assert states.digest(policy, back) == states.digest(policy, state)
     contexts = [a_context(example, g) for _ in range(3)]
