@@ -21,7 +21,8 @@ from service.api.observe import observe, parse_outcome_report
 from service.api.problems import Problem
 from service.api.requests import DecisionBody, OutcomeItem
 from service.api.responses import FULL_TABLE, decision_json, receipt_json
-from service.engine.learner import Learner, Recorded
+from service.engine.commit import Recorded
+from service.engine.learner import Learner
 from service.scorers.base import CLIENT
 
 Answer = dict[str, Any]
@@ -34,7 +35,7 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
         body = DecisionBody.model_validate(item)
         if _is_plain_decision(body):
             try:
-                return learner.submit_decision(await parse_decision_request(services, learner, body))
+                return learner.decisions.submit(await parse_decision_request(services, learner, body))
             except Exception:
                 if not body.id:  # else it may have been decided before
                     raise
@@ -43,7 +44,7 @@ async def decide_all(services: Services, learner: Learner, items: Sequence[Any])
     def write(recorded: Recorded) -> Answer:
         return decision_json(learner, recorded.event, offset=recorded.offset)
 
-    with services.batch_room.taken(len(items) * min(len(learner.arms), FULL_TABLE)):
+    with services.batch_room.taken(len(items) * min(len(learner.versions.committed.arms), FULL_TABLE)):
         return await _all(services, items, begin, write)
 
 
@@ -53,7 +54,7 @@ async def observe_all(services: Services, learner: Learner, items: Sequence[Any]
     async def begin(item: Any) -> asyncio.Future[Any]:
         body = OutcomeItem.model_validate(item)
         if _is_plain_outcome(learner, body):
-            return learner.submit_outcome(body.decision, await parse_outcome_report(services, learner, body.decision, body))
+            return learner.outcomes.submit(body.decision, await parse_outcome_report(services, learner, body.decision, body))
         return asyncio.ensure_future(observe(services, learner, body.decision, body))
 
     def write(recorded: Recorded) -> Answer:

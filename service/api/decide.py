@@ -14,8 +14,10 @@ from service.api.problems import arm_not_found, invalid
 from service.api.requests import ArmChoice, DecisionBody
 from service.api.responses import decision_json
 from service.engine import events
+from service.engine.decisions import DecisionRequest
 from service.engine.errors import EpisodeFinishedError
-from service.engine.learner import DecisionRequest, Learner, body_digest
+from service.engine.events import body_digest
+from service.engine.learner import Learner
 from service.engine.ledger import Ledger
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT
@@ -27,14 +29,14 @@ async def decide(services: Services, learner: Learner, body: DecisionBody, *, br
     try:
         request = await parse_decision_request(services, learner, body)
         if body.dry_run:
-            preview = await learner.preview(request)
-            return decision_json(learner, preview, offset=learner.offset, dry_run=True, full=not brief), 200
-        recorded = await learner.decide(request)
+            preview = await learner.decisions.preview(request)
+            return decision_json(learner, preview, offset=learner.versions.committed.offset, dry_run=True, full=not brief), 200
+        recorded = await learner.decisions.submit(request)
     except StorageError:
         raise
     except Exception:
         # What would be refused by now may have been decided before: an arm was retired meanwhile, an episode has ended.
-        earlier = await learner.find_decision(body.id, _digest(body)) if body.id and not body.dry_run else None
+        earlier = await learner.decisions.find(body.id, _digest(body)) if body.id and not body.dry_run else None
         if earlier is None:
             raise
         recorded = earlier
@@ -45,7 +47,7 @@ async def parse_decision_request(services: Services, learner: Learner, body: Dec
     """The validated `DecisionRequest` of a body. With a vector as prompt it returns without waiting, as a rule."""
     features = await _features(services, learner, body)
     if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
-        await learner.refresh()
+        await learner.projection.refresh()
     request = DecisionRequest(
         id=body.id or str(uuid7()),
         features=features,
@@ -64,7 +66,7 @@ def _digest(body: DecisionBody) -> str:
 async def _features(services: Services, learner: Learner, body: DecisionBody) -> bytes:
     """The features of the prompt. An episode is about one prompt: later attempts may leave it out, and cannot change it."""
     if body.episode:
-        await learner.refresh()  # the attempt before may have been made by another replica
+        await learner.projection.refresh()  # the attempt before may have been made by another replica
     known = learner.ledger.episodes.get(body.episode) if body.episode else None
     if known is not None and known.finished:
         raise EpisodeFinishedError
@@ -101,10 +103,10 @@ def any_active(ledger: Ledger) -> bool:
 async def _check(learner: Learner, request: DecisionRequest) -> None:
     """Raise what the policy refuses, before anything is logged."""
     try:
-        learner.policy.check_ready(learner.state)
+        learner.policy.check_ready(learner.versions.committed.state)
     except ReferenceMissing:
-        await learner.refresh()
-        learner.policy.check_ready(learner.state)
+        await learner.projection.refresh()
+        learner.policy.check_ready(learner.versions.committed.state)
     if request.features:
         learner.policy.check_context(Context(allowed=(True,), features=events.vector_tensor(request.features)))
 

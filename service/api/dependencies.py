@@ -109,7 +109,7 @@ async def _learner(request: Request, caller: Caller, name: str, min_offset: int 
     services = services_of(request)
     learner = await services.repository.get(caller.tenant, name)
     if min_offset is not None:
-        await learner.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
+        await learner.projection.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
     return learner
 
 

@@ -28,13 +28,13 @@ from service.engine.errors import (
     DecisionNotFoundError,
     DecisionWasStopError,
     EpisodeFinishedError,
+    LogNewerError,
     OffsetBeyondEndError,
     OpenDecisionLimitError,
     OutcomeConflictError,
     ReferenceConflictError,
     ReplicaBehindError,
 )
-from service.engine.projection import LogNewerError
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
 

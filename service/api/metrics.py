@@ -109,7 +109,7 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
     for bandit, learner in learners:
-        for arm in (arm for arm in learner.arms if not arm.is_gone):
+        for arm in (arm for arm in learner.versions.committed.arms if not arm.is_gone):
             for family, value in (
                 (decisions, arm.pulls),
                 (outcomes, arm.outcomes),
@@ -127,10 +127,10 @@ def _per_bandit(learners: Iterable[tuple[str, Learner]], repository: BanditRepos
     unready = GaugeMetricFamily("nextarm_unready", "Events folded but not yet used for scoring.", labels=["bandit"])
     duplicates = CounterMetricFamily("nextarm_duplicates", "Repeated requests, learned once.", labels=["bandit"])
     for bandit, learner in learners:
-        offset.add_metric([bandit], learner.offset)
+        offset.add_metric([bandit], learner.versions.committed.offset)
         lag.add_metric([bandit], repository.lag(learner))
-        unready.add_metric([bandit], learner.preparation_lag)
-        duplicates.add_metric([bandit], learner.duplicates)
+        unready.add_metric([bandit], learner.versions.preparation_lag)
+        duplicates.add_metric([bandit], learner.committer.duplicates)
     yield from (offset, lag, unready, duplicates)
 
 

@@ -21,9 +21,12 @@ from service.api.problems import Problem, arm_not_found, invalid
 from service.api.requests import Content, OutcomeBody, RewardSpec
 from service.api.responses import decision_json, receipt_json
 from service.engine import events
+from service.engine.commit import Recorded
+from service.engine.decisions import DecisionRequest
 from service.engine.errors import OpenDecisionLimitError
-from service.engine.events import Created, Matrix, Observed
-from service.engine.learner import DecisionRequest, Learner, OutcomeReport, Recorded, body_digest
+from service.engine.events import Created, Matrix, Observed, body_digest
+from service.engine.learner import Learner
+from service.engine.outcomes import OutcomeReport
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
 
@@ -32,7 +35,7 @@ async def observe(services: Services, learner: Learner, decision_id: str, body: 
     """The receipt; with `next`, the decision that follows."""
     if body.next and not learner.policy.episodic and (learner.policy.contextual or compares_prompts(learner)):
         raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
-    recorded = await learner.observe(decision_id, await parse_outcome_report(services, learner, decision_id, body))
+    recorded = await learner.outcomes.submit(decision_id, await parse_outcome_report(services, learner, decision_id, body))
     following = await _following(learner, recorded) if body.next else None
     return receipt_json(recorded, following=following)
 
@@ -47,7 +50,7 @@ async def parse_outcome_report(services: Services, learner: Learner, decision_id
 
 async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
     """The features of an open decision; None where it is closed already."""
-    decided, closing = await learner.look_up(decision_id)
+    decided, closing = await learner.outcomes.look_up(decision_id)
     features: bytes = decided.event.features
     return features if closing is None and decided.event.arm >= 0 else None
 
@@ -67,7 +70,7 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
     index = None
     if body.arm is not None:
         if (index := learner.ledger.index(body.arm)) is None:
-            await learner.refresh()
+            await learner.projection.refresh()
             index = learner.ledger.index(body.arm)
         if index is None:
             raise arm_not_found("arm")
@@ -83,12 +86,12 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
     if body.reference is not None and (learner.takes_reference or not scored):
         reference = await output_matrix(services, created, [body.reference], paths=["reference"])
     seen = Observation(arm=0, reward=body.reward or 0.0, output=output.tensor(), reference=reference.tensor())
-    policy.check_observation(seen, state=learner.state)
+    policy.check_observation(seen, state=learner.versions.committed.state)
     reward = body.reward
     if scored:
         reward = await _score(services, created, given, output, reference=body.reference, features=features, paths=paths)
         seen = Observation(arm=0, reward=reward, output=seen.output, reference=seen.reference)
-        policy.check_observation(seen, state=learner.state)
+        policy.check_observation(seen, state=learner.versions.committed.state)
     return OutcomeReport(
         reward=reward,
         source="" if created.reward_source == CLIENT else created.reward_source if scored else CLIENT,
@@ -166,11 +169,11 @@ async def _following(learner: Learner, recorded: Recorded) -> dict[str, Any] | N
     """
     observed: Observed = recorded.event
     following_id = _successor(observed.id, observed.at)
-    if already := await learner.find_decision(following_id, ""):
+    if already := await learner.decisions.find(following_id, ""):
         return decision_json(learner, already.event, offset=already.offset)
     features, episode = b"", ""
     if learner.policy.episodic:
-        decided = (await learner.look_up(observed.id))[0].event
+        decided = (await learner.outcomes.look_up(observed.id))[0].event
         features, episode = decided.features, decided.episode
         known = learner.ledger.episodes.get(episode)
         if known is None or known.finished:
@@ -178,7 +181,7 @@ async def _following(learner: Learner, recorded: Recorded) -> dict[str, Any] | N
     if not any_active(learner.ledger):
         return None
     try:
-        decision = await learner.decide(DecisionRequest(id=following_id, features=features, episode=episode))
+        decision = await learner.decisions.submit(DecisionRequest(id=following_id, features=features, episode=episode))
     except (OpenDecisionLimitError, FieldError):  # too many are open, or the last arm was retired just now
         return None
     return decision_json(learner, decision.event, offset=decision.offset)

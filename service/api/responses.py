@@ -16,8 +16,9 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
+from service.engine.commit import Recorded
 from service.engine.events import Cancelled, Created, Decided, Expired, Observed
-from service.engine.learner import Learner, Recorded
+from service.engine.learner import Learner
 
 
 class Answer(BaseModel):
@@ -349,7 +350,7 @@ def decision_json(
     learner: Learner, decided: Decided, *, offset: int, dry_run: bool = False, full: bool = False
 ) -> dict[str, Any]:
     """A decision as the contract says. full: with the weights and scores of every arm, however many there are."""
-    names = [arm.name for arm in learner.arms]
+    names = [arm.name for arm in learner.versions.committed.arms]
     stop = decided.arm < 0
     allowed = set(decided.allowed)
     shown: Sequence[int] = range(len(decided.weights)) if decided.present is msgspec.UNSET else decided.present
@@ -411,7 +412,7 @@ def receipt_json(recorded: Recorded, *, following: dict[str, Any] | None) -> dic
 
 def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None) -> dict[str, Any]:
     """What is known of an arm. chosen: how often each was, of late (counted here where it is not given)."""
-    arm = learner.arms[index]
+    arm = learner.versions.committed.arms[index]
     chosen = Counter(learner.ledger.recent) if chosen is None else chosen
     return {
         "name": arm.name,
@@ -443,12 +444,13 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
     """A bandit with its configuration, arms and report. of_embedders: notices about its embedders."""
     created = learner.created
     report = await learner.report()
-    per_arm = [*report.pop("arms"), *({} for _ in learner.arms)]  # an arm that came just now has no report yet
+    known = learner.versions.committed.arms
+    per_arm = [*report.pop("arms"), *({} for _ in known)]  # an arm that came just now has no report yet
     chosen = Counter(learner.ledger.recent)
     asked = created.request.get("reward", {})
     scorer: dict[str, Any] = {"override": True} if asked.get("override") else {}
     scorer |= {name: value for name in SCORER_FIELDS if (value := asked.get(name)) is not None}
-    arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(learner.arms))]  # fields of the ledger win
+    arms = [{**per_arm[i], **arm_json(learner, i, chosen=chosen)} for i in range(len(known))]  # fields of the ledger win
     return {
         "name": created.bandit,
         "created_at": time_text(created.at),
@@ -458,7 +460,7 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
         "output": _embedder_json(created, "output"),
         "reward": {**scorer, "source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
         "seed": created.seed,
-        "offset": learner.offset,
+        "offset": learner.versions.committed.offset,
         "decisions": learner.ledger.decided,
         "open": len(learner.ledger.open),
         "references": learner.ledger.referenced,

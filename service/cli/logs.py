@@ -65,7 +65,7 @@ async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> lis
     async with reading(settings) as storage:
         for log in await _chosen(storage, bandit):
             resumed = await Learner.load(storage, log, snapshot_every=0)
-            end = resumed.offset  # a running server appends meanwhile: both are compared as of one offset
+            end = resumed.versions.committed.offset  # a running server appends meanwhile: both are compared as of one offset
             with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
                 task = progress.add_task(f"replaying {log.name}", total=end)
                 each = _shown(progress, task)

@@ -101,7 +101,7 @@ async def _migrate(log: Log, here: Storage, there: Storage, *, each: Callable[[i
     if (offset, sha256) != other or await there.end(copy) != offset:
         raise CannotMigrate(f"bandit {log.name!r}: the destination holds more, or other, events than the source")
     for learner in learners[1:]:
-        await learner.snapshot()
+        await learner.projection.snapshot()
     return Migrated(log.name, offset, sha256)
 
 

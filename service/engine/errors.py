@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from service.engine.events import NewerEvent
+from service.storage.base import Log, StorageDamagedError
+
 
 class EngineError(Exception):
     """Base of every request that the engine refuses."""
@@ -73,3 +76,19 @@ class OffsetBeyondEndError(EngineError):
 
     def __init__(self, offset: int, end: int) -> None:
         super().__init__(f"the log ends at offset {end}; {offset} is in no receipt of this bandit")
+
+
+class LogNewerError(StorageDamagedError):
+    """An entry that only a newer version of nextarm can fold; nothing is damaged."""
+
+
+def damage_at(log: Log, offset: int, error: Exception) -> StorageDamagedError:
+    """The damage that an error means which came up when the entry at `offset` was folded."""
+    place = f"log {log.name!r}, offset {offset}"
+    damage: StorageDamagedError
+    if isinstance(error, NewerEvent):
+        damage = LogNewerError(place, str(error))
+    else:
+        damage = StorageDamagedError(place, f"{type(error).__name__}: {error}")
+    damage.__cause__ = error
+    return damage

@@ -8,8 +8,11 @@ JSON and not safetensors, because then the log, the export and the stream are on
 
 from __future__ import annotations
 
+import hashlib
 import math
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -18,6 +21,9 @@ import torch
 from torch import Tensor
 
 VERSION = 1
+
+utc_now: Callable[[], datetime] = partial(datetime.now, UTC)
+"""The clock of this machine."""
 
 
 class UnreadableEvent(Exception):
@@ -259,6 +265,11 @@ def _check_known(payload: bytes) -> None:
         raise NewerEvent(f"the event {header.event[:64]!r}")
 
 
+def body_digest(*parts: Any) -> str:
+    """A digest of a request's content, as events keep it in `body`: a repeated request has the same."""
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
 def line(offset: int, payload: bytes) -> bytes:
     """An event as a line of NDJSON, its offset first; nothing is parsed."""
     return b'{"offset":%d,%s\n' % (offset, payload[1:])
@@ -272,6 +283,17 @@ def decided_key(decision: str) -> str:
 def closed_key(decision: str) -> str:
     """Under this key a log holds at most one of observed, expired, cancelled: the first closes the decision."""
     return f"{decision}/closed"
+
+
+def key_of(event: AnyEvent) -> str:
+    """The key of an event that makes or closes a decision; the log holds one event under it. Others get theirs from callers."""
+    match event:
+        case Decided():
+            return decided_key(event.id)
+        case Observed() | Expired() | Cancelled():
+            return closed_key(event.id)
+        case _:
+            raise TypeError(f"{type(event).__name__} neither makes nor closes a decision")
 
 
 def reference_key(reference: str) -> str:

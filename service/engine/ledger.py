@@ -240,18 +240,21 @@ class Ledger:
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
-    def apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
-        """Take in the entry at `offset` (the next one); what follows from it for the state."""
+    def apply(self, offset: int, event: AnyEvent, policy: Policy, features: Tensor | None = None) -> list[Effect]:
+        """Take in the entry at `offset` (the next one); what follows from it for the state.
+
+        features: (d,) those of a decision, where the caller has them as a tensor already.
+        """
         if offset != self.offset + 1:
             raise InconsistentEventError(f"offset {offset} after {self.offset}")
-        effects = self._apply(offset, event, policy)
+        effects = self._apply(offset, event, policy, features)
         self.offset = offset
         return effects
 
-    def _apply(self, offset: int, event: AnyEvent, policy: Policy) -> list[Effect]:
+    def _apply(self, offset: int, event: AnyEvent, policy: Policy, features: Tensor | None) -> list[Effect]:
         match event:
             case Decided():
-                return self._decided(offset, event, policy)
+                return self._decided(offset, event, policy, features)
             case Observed():
                 return self._observed(event, policy)
             case Expired():
@@ -274,7 +277,7 @@ class Ledger:
                 raise InconsistentEventError("a log is created once")
         return []
 
-    def _decided(self, offset: int, event: Decided, policy: Policy) -> list[Effect]:
+    def _decided(self, offset: int, event: Decided, policy: Policy, features: Tensor | None) -> list[Effect]:
         if event.id in self.open:
             raise InconsistentEventError(f"decision {event.id} was made before")
         if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
@@ -297,7 +300,7 @@ class Ledger:
         self.open[event.id] = OpenDecision(
             event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
         )
-        return [AddPending(event.arm, events.vector_tensor(event.features))]
+        return [AddPending(event.arm, events.vector_tensor(event.features) if features is None else features)]
 
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
@@ -406,6 +409,10 @@ class Ledger:
             episode.finished = True
         else:
             episode.attempts[arm] = episode.attempts.get(arm, 0) + 1
+
+    def adopt(self, other: Ledger) -> None:
+        """Hold what another ledger of this bandit holds, for all who have this one."""
+        vars(self).update(vars(other))
 
     # -- bytes -------------------------------------------------------------------------------------------------------------
 

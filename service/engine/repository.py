@@ -1,9 +1,8 @@
-"""The repository of bandits: name -> Learner. Creates, loads, follows, deletes and closes them.
+"""The repository of bandits: name -> Learner. Creates, loads, deletes and closes them.
 
 start  ──> every log is loaded in the background, a few at a time; a request for one that is not loaded yet waits for it
 sweep  ──> overdue decisions expire; a log that another program has damaged stops its bandit
-follow ──> what other processes wrote to a shared store is folded; bandits they created or deleted are added or dropped
-clock  ──> the time of a shared store: replicas whose clocks differ agree on what is overdue
+follow ──> bandits that other processes created or deleted are added or dropped (`LogFollower` says which)
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from operator import itemgetter
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,11 +19,11 @@ from weakref import WeakValueDictionary
 from uuid_utils.compat import uuid7
 
 from service.engine import events
-from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError
+from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError, LogNewerError
 from service.engine.events import Created
+from service.engine.follower import LogFollower
 from service.engine.learner import Learner
 from service.engine.memory import release_memory
-from service.engine.projection import LogNewerError
 from service.settings import Settings
 from service.storage.base import (
     Log,
@@ -33,7 +32,6 @@ from service.storage.base import (
     LogTruncatedError,
     Storage,
     StorageDamagedError,
-    StorageError,
     StorageUnavailableError,
 )
 from service.storage.throttling import ThrottledLogger
@@ -42,20 +40,13 @@ logger = logging.getLogger("nextarm.hosting")
 throttled = ThrottledLogger(logger)
 
 LOADING_AT_ONCE = 4
-CHANGES_S = 5.0
-"""How long one wait for changes lasts; nothing depends on it."""
-RETRY_S = 0.2
-"""Pause after a store could not be reached."""
-TIME_S, TIME_NEAR_S = 60.0, 0.5
-"""How often the clock is compared with the store's. An answer that took longer than the second is ignored, except the first."""
-TIME_APART_S = 5.0
-"""A difference that is logged."""
 
 
 class BanditRepository:
     """Every bandit of a store, by name, with its learner.
 
-    clock: of this machine.  on_load: called with the first event of every bandit that is loaded from the store.
+    clock: of this machine; the attribute of this name is the time for events and deadlines, the store's if processes share one.
+    on_load: called with the first event of every bandit that is loaded from the store.
     """
 
     def __init__(
@@ -63,13 +54,11 @@ class BanditRepository:
         storage: Storage,
         settings: Settings,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = events.utc_now,
         on_load: Callable[[Created], None] = lambda created: None,
     ) -> None:
         self.storage = storage
-        self._own_clock = clock
         self._on_load = on_load
-        self._clock_offset: timedelta | None = None  # the store's clock minus ours
         self._settings = settings
         self._device = settings.where()
         self._learners: dict[str, Learner] = {}
@@ -78,37 +67,34 @@ class BanditRepository:
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # see `_name_lock`
         self._damaged: dict[str, BanditDamagedError] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._known_ends: dict[str, int] = {}  # last known ends of the logs of a shared store
-        self._following: dict[str, asyncio.Task[None]] = {}
+        self._follower = LogFollower(storage, self._learners, clock=clock, discover=self._discover)
+        self.clock = self._follower.clock if storage.shared else clock
         self._load_slots = asyncio.Semaphore(LOADING_AT_ONCE)
 
     async def start(self) -> None:
         """Open the storage and begin to load every bandit."""
         await self.storage.start()
-        await self._read_store_clock()
+        await self._follower.read_store_clock()
         self._unloaded = {log.name: log for log in await self.storage.logs()}
         for log in self._unloaded.values():
             self._start_loading(log)
         self._tasks.append(asyncio.create_task(self._sweep()))
         if self.storage.shared:
-            self._tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._sync_clock())]
+            self._follower.start()
 
     async def close(self) -> None:
         """Stop the background tasks, write snapshots, close the storage."""
-        for task in [*self._tasks, *self._following.values(), *self._loading.values()]:
+        await self._follower.close()
+        for task in [*self._tasks, *self._loading.values()]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
         for learner in self._learners.values():
             try:
-                await learner.close()
+                await learner.projection.close()
             except Exception as error:  # the next start folds more of the log; the store must be closed all the same
                 logger.warning("no snapshot was left", extra={"bandit": learner.log.name, "reason": str(error)})
         await self.storage.close()
-
-    def clock(self) -> datetime:
-        """The time for events and deadlines: the store's, if processes share one."""
-        return self._own_clock() + (self._clock_offset or timedelta())
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +119,7 @@ class BanditRepository:
         """The learner of a bandit; waits while it is being loaded."""
         name = _log_name(tenant, bandit)
         learner = self._learners.get(name)
-        if learner is not None and learner.log_truncated:
+        if learner is not None and _must_reload(learner):
             self._reload(name, learner)
             learner = None
         if learner is None and self.storage.shared and not {name} & (self._unloaded.keys() | self._damaged.keys()):
@@ -145,8 +131,9 @@ class BanditRepository:
             raise type(self._damaged[name])(*self._damaged[name].args)
         if learner is None:
             raise BanditNotFoundError(bandit)
-        if learner.damage:
-            raise BanditNewerError(learner.damage) if learner.is_newer else BanditDamagedError(learner.damage)
+        fault = learner.versions.fault
+        if isinstance(fault, StorageDamagedError):
+            raise BanditNewerError(str(fault)) if isinstance(fault, LogNewerError) else BanditDamagedError(str(fault))
         return learner
 
     async def delete(self, tenant: str, bandit: str) -> None:
@@ -174,18 +161,25 @@ class BanditRepository:
 
     def lag(self, learner: Learner) -> int:
         """Events of its log that it has not folded yet, as far as known."""
-        return max(0, self._known_ends.get(learner.log.name, 0) - learner.offset)
+        return max(0, self._follower.known_ends.get(learner.log.name, 0) - learner.versions.committed.offset)
 
     def damaged(self) -> dict[str, str]:
         """Why bandits are not served until an operator looks, by the names of their logs."""
         damaged = {name: str(why) for name, why in self._damaged.items() if not isinstance(why, BanditNewerError)}
-        damaged |= {name: learner.damage for name, learner in self._learners.items() if learner.damage and not learner.is_newer}
+        faults = {name: learner.versions.fault for name, learner in self._learners.items()}
+        damaged |= {
+            name: str(fault)
+            for name, fault in faults.items()
+            if isinstance(fault, StorageDamagedError) and not isinstance(fault, LogNewerError)
+        }
         return dict(sorted(damaged.items()))
 
     def newer(self) -> list[str]:
         """The names of the logs that a newer version wrote into: not served, and nothing about them is damaged."""
         newer = {name for name, why in self._damaged.items() if isinstance(why, BanditNewerError)}
-        return sorted(newer | {name for name, learner in self._learners.items() if learner.is_newer})
+        return sorted(
+            newer | {name for name, learner in self._learners.items() if isinstance(learner.versions.fault, LogNewerError)}
+        )
 
     def state(self) -> dict[str, list[str]]:
         """What is loading, what is damaged, and what only a newer version can read."""
@@ -273,57 +267,6 @@ class BanditRepository:
 
     # -- other processes -----------------------------------------------------------------------------------------------------
 
-    async def _sync_clock(self) -> None:
-        while True:
-            await asyncio.sleep(TIME_S)
-            with contextlib.suppress(StorageUnavailableError):
-                await self._read_store_clock()
-
-    async def _read_store_clock(self) -> None:
-        """Estimate the offset of the store's clock. Only differences of times are used, so it may be set back."""
-        before = self._own_clock()
-        there = await self.storage.time()
-        took = self._own_clock() - before
-        if there is None or (self._clock_offset is not None and took.total_seconds() > TIME_NEAR_S):
-            return
-        offset = there - before - took / 2
-        if abs(offset - (self._clock_offset or timedelta())).total_seconds() > TIME_APART_S:
-            logger.warning("this clock and the store's differ; the store's counts", extra={"ahead_s": offset.total_seconds()})
-        self._clock_offset = offset
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                changes = await self.storage.wait_for_changes(timeout_s=CHANGES_S)
-            except StorageUnavailableError:  # what is missed meanwhile is reported afterwards
-                await asyncio.sleep(RETRY_S)
-                continue
-            for name, end in changes.items():
-                self._known_ends[name] = max(end, self._known_ends.get(name, 0)) if end else 0
-                if name not in self._following:
-                    self._following[name] = asyncio.create_task(self._follow_log(name))
-
-    async def _follow_log(self, name: str) -> None:
-        """Fold what is new in a log, until no more was reported meanwhile."""
-        try:
-            while True:
-                end = self._known_ends.get(name, 0)
-                learner = self._learners.get(name)
-                if learner is None:
-                    await self._discover(name)
-                elif end == 0 or learner.offset < end:  # a log that was deleted or created again raises
-                    await learner.catch_up(end)
-                if self._known_ends.get(name, 0) == end:
-                    return
-        except (LogNotFoundError, LogTruncatedError, LogCompactedError):
-            await self._discover_with_retries(name)
-        except StorageUnavailableError:
-            pass  # the next request reports it, and the change is announced again
-        except StorageDamagedError as error:
-            logger.error("what others wrote cannot be learned", extra={"bandit": name, "reason": str(error)})
-        finally:
-            del self._following[name]
-
     async def _discover(self, name: str) -> None:
         """Make the state of one name here match what the store holds under it."""
         async with self._name_lock(name):
@@ -333,35 +276,26 @@ class BanditRepository:
                 self._learners.pop(name, None)
                 self._unloaded.pop(name, None)
                 self._damaged.pop(name, None)
-                self._known_ends.pop(name, None)
+                self._follower.known_ends.pop(name, None)
                 return
             if learner is None or learner.log != log:
                 self._adopt(log)
                 return
-        if learner.log_truncated:
+        if _must_reload(learner):
             self._reload(name, learner)
         else:
-            await learner.catch_up()
-
-    async def _discover_with_retries(self, name: str) -> None:
-        """`_discover` until the store answers: there may be no further notification about this name."""
-        while True:
-            try:
-                return await self._discover(name)
-            except StorageUnavailableError:
-                await asyncio.sleep(RETRY_S)
-            except StorageError:  # the next request reports it
-                return None
+            await learner.projection.catch_up()
 
     def _reload(self, name: str, learner: Learner) -> None:
         """Discard the learner of a log that was truncated, or trimmed past it, and load the log again."""
         if self._learners.get(name) is not learner:
             return  # another request was quicker
         logger.warning(
-            "a bandit is reloaded: its log was truncated or trimmed", extra={"bandit": name, "reason": learner.log_truncated}
+            "a bandit is reloaded: its log was truncated or trimmed",
+            extra={"bandit": name, "reason": str(learner.versions.fault)},
         )
         del self._learners[name]
-        self._known_ends.pop(name, None)
+        self._follower.known_ends.pop(name, None)
         self._unloaded[name] = learner.log
         self._start_loading(learner.log)
 
@@ -372,12 +306,12 @@ class BanditRepository:
                 self._start_loading(log)
             await self._inspect()
             for learner in list(self._learners.values()):
-                if learner.damage or learner.log_truncated:
+                if learner.versions.fault is not None:
                     continue
                 try:
-                    await learner.expire()
+                    await learner.outcomes.expire()
                     if self.storage.lacks_snapshot(learner.log):
-                        await learner.snapshot()
+                        await learner.projection.snapshot()
                 except LogNotFoundError:
                     continue  # deleted meanwhile
                 except Exception as error:  # a bandit that cannot be swept must not stop the sweep of the others
@@ -385,9 +319,7 @@ class BanditRepository:
 
     async def _inspect(self) -> None:
         """Stop every bandit whose log another program has damaged."""
-        learners = {
-            learner.log.name: learner for learner in self._learners.values() if not learner.damage and not learner.log_truncated
-        }
+        learners = {learner.log.name: learner for learner in self._learners.values() if learner.versions.fault is None}
         try:
             damaged = await self.storage.inspect([learner.log for learner in learners.values()])
         except StorageUnavailableError:
@@ -397,7 +329,12 @@ class BanditRepository:
             return
         for name, damage in damaged.items():
             if name in learners:
-                learners[name].stop(damage)
+                learners[name].versions.stop(damage)
+
+
+def _must_reload(learner: Learner) -> bool:
+    """Whether the log is not the one that this learner was folded from any more, or was trimmed past it."""
+    return isinstance(learner.versions.fault, LogTruncatedError | LogCompactedError)
 
 
 def visible_name(name: str, tenant: str | None) -> str | None:

@@ -12,9 +12,11 @@ from numpy.random import Generator
 from bandits.registry import build
 from bandits.types import Policy
 from service.engine import events
+from service.engine.decisions import DecisionRequest
 from service.engine.errors import OutcomeConflictError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired, Created, Matrix, NewArm, ReferenceAdded
-from service.engine.learner import DecisionRequest, Learner, OutcomeReport
+from service.engine.learner import Learner
+from service.engine.outcomes import OutcomeReport
 from service.storage.base import Log, Storage
 from tests.bandits.examples import ARMS, EXAMPLES, Example
 
@@ -74,7 +76,7 @@ async def learner_of(
     learner = await Learner.load(storage, log, **(options or {}))
     rows = example.reference(np.random.default_rng(1))
     if learner.takes_reference and len(rows):
-        await learner.record(ReferenceAdded(at=event.at, outputs=Matrix.of(rows)), key="reference/1")
+        await learner.committer.record(ReferenceAdded(at=event.at, outputs=Matrix.of(rows)), key="reference/1")
     return learner
 
 
@@ -121,7 +123,7 @@ class Clients:
         allowed = {i: (0.15 if i % 2 else None) for i in active[: len(active) // 2 + 1]} if some else {}
         episode = f"episode {self.made // 3}" if self.learner.policy.episodic or some else ""
         asked = ask(self.example, self.g, f"d{self.made}", allowed=allowed, episode=episode)
-        decided = (await self.learner.decide(asked)).event
+        decided = (await self.learner.decisions.submit(asked)).event
         self.kept[decided.id] = (decided.arm, decided.propensity)
         if decided.arm >= 0:
             self.open.append((decided.id, decided.arm))
@@ -131,37 +133,41 @@ class Clients:
         if self.g.random() < 0.2:  # the client called another arm
             arm = int(self.g.integers(ARMS))
             changes = {"arm": arm, "cost": 0.05}
-        await self.learner.observe(decision, outcome(self.example, self.g, arm, **changes))
+        await self.learner.outcomes.submit(decision, outcome(self.example, self.g, arm, **changes))
 
     async def _observe_twice(self) -> None:
         if self.open:
             decision, arm = self._take()
             same = outcome(self.example, self.g, arm)
-            answers = await asyncio.gather(*(self.learner.observe(decision, same) for _ in range(3)))
+            answers = await asyncio.gather(*(self.learner.outcomes.submit(decision, same) for _ in range(3)))
             assert sorted(kept.is_duplicate for kept in answers) == [False, True, True]
             try:
-                await self.learner.observe(decision, outcome(self.example, self.g, arm, body="another"))
+                await self.learner.outcomes.submit(decision, outcome(self.example, self.g, arm, body="another"))
             except OutcomeConflictError:
                 return
             raise AssertionError("another outcome was accepted")
 
     async def _cancel(self) -> None:
         if self.open:
-            await self.learner.cancel(self._take()[0])
+            await self.learner.outcomes.cancel(self._take()[0])
 
     async def _pass_time(self) -> None:
         self.clock.advance(101.0)
-        await self.learner.expire()
+        await self.learner.outcomes.expire()
         self.open.clear()
 
     async def _add_arm(self) -> None:
-        name = f"added {len(self.learner.arms)}"
-        await self.learner.record(ArmAdded(at=self.clock(), name=name, price=0.4, metadata={}), key=events.added_key(name))
+        name = f"added {len(self.learner.versions.committed.arms)}"
+        await self.learner.committer.record(
+            ArmAdded(at=self.clock(), name=name, price=0.4, metadata={}), key=events.added_key(name)
+        )
 
     async def _change_arm(self) -> None:
-        await self.learner.record(ArmChanged(at=self.clock(), arm=0, price=0.33, metadata={"n": 1}), key=f"change {self.made}")
+        await self.learner.committer.record(
+            ArmChanged(at=self.clock(), arm=0, price=0.33, metadata={"n": 1}), key=f"change {self.made}"
+        )
 
     async def _retire_arm(self) -> None:
-        last = len(self.learner.arms) - 1
+        last = len(self.learner.versions.committed.arms) - 1
         if last >= ARMS:
-            await self.learner.record(ArmRetired(at=self.clock(), arm=last), key=f"retire {self.made}")
+            await self.learner.committer.record(ArmRetired(at=self.clock(), arm=last), key=f"retire {self.made}")

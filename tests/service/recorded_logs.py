@@ -220,7 +220,7 @@ async def _record_all() -> None:
         learner = await learner_of(payloads_of(lines))
         offset, sha256 = learner.digest()
         (DATA / f"{name}.ndjson").write_bytes(lines)
-        (DATA / f"{name}.safetensors").write_bytes(states.pack(learner.policy, learner.state))
+        (DATA / f"{name}.safetensors").write_bytes(states.pack(learner.policy, learner.versions.committed.state))
         known[name] = {"offset": offset, "sha256": sha256, "arithmetic": arithmetic()}
     index.write_text(json.dumps(known, indent=2) + "\n")
 

@@ -58,15 +58,15 @@ async def driven(*, breaks: pytest.MonkeyPatch | None = None, rounds: int = 300)
         if breaks is not None and n == rounds // 2:
             breaks.setattr(DeviceBuffers, "append", fails)
             breaks.setattr(DeviceBuffers, "place", fails)
-        decided = (await bandit.decide(ask(PAK, g, f"d{n}"))).event
+        decided = (await bandit.decisions.submit(ask(PAK, g, f"d{n}"))).event
         made.append(decided)
         waiting.append(decided)
         while waiting and g.random() < 0.5:
             due = waiting.pop(int(g.integers(len(waiting))))
             if g.random() < 0.1:
-                await bandit.cancel(due.id)
+                await bandit.outcomes.cancel(due.id)
             else:
-                await bandit.observe(due.id, outcome(PAK, g, due.arm))
+                await bandit.outcomes.submit(due.id, outcome(PAK, g, due.arm))
     return bandit, made
 
 

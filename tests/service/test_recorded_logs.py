@@ -41,7 +41,7 @@ async def test_a_recorded_log_folds_to_the_recorded_state(name: str) -> None:
     if arithmetic() == wanted["arithmetic"]:
         assert sha256 == wanted["sha256"]
     packed = (DATA / f"{name}.safetensors").read_bytes()
-    now, then = (safetensors.torch.load(data) for data in (states.pack(learner.policy, learner.state), packed))
+    now, then = (safetensors.torch.load(data) for data in (states.pack(learner.policy, learner.versions.committed.state), packed))
     assert now.keys() == then.keys()
     for key, tensor in then.items():
         scale = float(tensor.abs().max()) if tensor.numel() else 0.0
@@ -51,9 +51,9 @@ async def test_a_recorded_log_folds_to_the_recorded_state(name: str) -> None:
 @every_log
 async def test_a_bandit_goes_on_from_a_recorded_log(name: str) -> None:
     learner = await learner_of(payloads(name))
-    assert not learner.damage
-    assert await learner.expire() == 1, "the last decision was left open"
-    assert learner.offset == DIGESTS[name]["offset"] + 1
+    assert learner.versions.fault is None
+    assert await learner.outcomes.expire() == 1, "the last decision was left open"
+    assert learner.versions.committed.offset == DIGESTS[name]["offset"] + 1
     assert len((await learner.report())["arms"]) == 3
 
 

@@ -16,7 +16,8 @@ from service.api.problems import Problem
 from service.engine import projection as folding
 from service.engine.errors import BanditNotFoundError, OffsetBeyondEndError, OutcomeConflictError
 from service.engine.events import ArmAdded, ReferenceAdded, added_key
-from service.engine.learner import Learner, OutcomeReport
+from service.engine.learner import Learner
+from service.engine.outcomes import OutcomeReport
 from service.engine.repository import BanditRepository
 from service.settings import Settings
 from service.storage.base import LogTruncatedError, StorageError
@@ -91,7 +92,7 @@ class Balanced:
 
 
 def facts(bandit: Learner) -> tuple[Any, ...]:
-    return bandit.digest(), bandit.ledger.pack(), bandit.arms
+    return bandit.digest(), bandit.ledger.pack(), bandit.versions.committed.arms
 
 
 @pytest.mark.parametrize("kind", POLICIES)
@@ -106,7 +107,7 @@ async def test_replicas_end_at_the_same_bytes_whoever_was_asked(
         clients = Clients(example, cast(Learner, Balanced([one, two], seed=8)), clock, seed=9)
         await clients.work(10)
         for bandit in (one, two):
-            await bandit.catch_up()
+            await bandit.projection.catch_up()
         assert facts(one) == facts(two)
         for batch in (1, 256):
             monkeypatch.setattr(folding, "READ_BATCH", batch)
@@ -166,8 +167,10 @@ async def test_replicas_that_create_and_delete_one_name_at_once_agree_in_the_end
         (log,) = await hosts[0].storage.logs()
         await until(lambda: all([learner.log for _, learner in host.loaded("")] == [log] for host in hosts))
         learner = await hosts[1].get("", "ours")
-        await learner.decide(ask(GREEDY, g, "d1"))
-        await until(lambda: all(host.loaded("")[0][1].offset == learner.offset for host in hosts))
+        await learner.decisions.submit(ask(GREEDY, g, "d1"))
+        await until(
+            lambda: all(host.loaded("")[0][1].versions.committed.offset == learner.versions.committed.offset for host in hosts)
+        )
 
 
 async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(prefix: str) -> None:
@@ -175,10 +178,10 @@ async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(pre
     async with replicas(prefix) as hosts:
         one, _ = await hosts[0].create(wanted())
         two = await hosts[1].get("", "greeter")
-        made = await asyncio.gather(*(one.decide(ask(GREEDY, g, f"d{i}")) for i in range(40)))
+        made = await asyncio.gather(*(one.decisions.submit(ask(GREEDY, g, f"d{i}")) for i in range(40)))
         receipts = await asyncio.gather(
             *(
-                bandit.observe(kept.event.id, OutcomeReport(reward=0.5, body="same"))
+                bandit.outcomes.submit(kept.event.id, OutcomeReport(reward=0.5, body="same"))
                 for kept in made
                 for bandit in (two, one, two)
             )
@@ -187,10 +190,10 @@ async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(pre
         assert all(len(found) == 1 for found in offsets.values())
         assert sum(not receipt.is_duplicate for receipt in receipts) == 40
         with pytest.raises(OutcomeConflictError):
-            await one.observe("d7", OutcomeReport(reward=0.75, body="other"))
+            await one.outcomes.submit("d7", OutcomeReport(reward=0.75, body="other"))
         for bandit in (one, two):
-            await bandit.wait_for_offset(81, timeout_s=PATIENCE_S)
-            assert sum(arm.outcomes for arm in bandit.arms) == 40
+            await bandit.projection.wait_for_offset(81, timeout_s=PATIENCE_S)
+            assert sum(arm.outcomes for arm in bandit.versions.committed.arms) == 40
         assert one.digest() == two.digest()
 
 
@@ -200,12 +203,12 @@ async def test_what_one_replica_acknowledged_the_other_has_learnt_when_it_is_ask
         one, _ = await hosts[0].create(wanted())
         two = await hosts[1].get("", "greeter")
         for number in range(10):
-            await one.decide(ask(GREEDY, g, f"d{number}"))
-            receipt = await one.observe(f"d{number}", OutcomeReport(reward=number / 10))
-            await two.wait_for_offset(receipt.offset, timeout_s=PATIENCE_S)
+            await one.decisions.submit(ask(GREEDY, g, f"d{number}"))
+            receipt = await one.outcomes.submit(f"d{number}", OutcomeReport(reward=number / 10))
+            await two.projection.wait_for_offset(receipt.offset, timeout_s=PATIENCE_S)
             assert two.digest() == one.digest()
         with pytest.raises(OffsetBeyondEndError):
-            await two.wait_for_offset(receipt.offset + 1, timeout_s=PATIENCE_S)
+            await two.projection.wait_for_offset(receipt.offset + 1, timeout_s=PATIENCE_S)
 
 
 async def test_a_replica_follows_without_being_asked(prefix: str) -> None:
@@ -213,10 +216,10 @@ async def test_a_replica_follows_without_being_asked(prefix: str) -> None:
     async with replicas(prefix) as hosts:
         one, _ = await hosts[0].create(wanted())
         two = await hosts[1].get("", "greeter")
-        await asyncio.gather(*(one.decide(ask(GREEDY, g, f"d{i}")) for i in range(100)))
-        await until(lambda: two.offset == 101)
+        await asyncio.gather(*(one.decisions.submit(ask(GREEDY, g, f"d{i}")) for i in range(100)))
+        await until(lambda: two.versions.committed.offset == 101)
         assert hosts[1].lag(two) == 0
-        assert sum(arm.pending for arm in two.arms) == 100, "decisions of others are pending here, too"
+        assert sum(arm.pending for arm in two.versions.committed.arms) == 100, "decisions of others are pending here, too"
 
 
 async def test_arms_that_two_replicas_add_at_once_are_all_there_in_one_order(prefix: str) -> None:
@@ -229,12 +232,14 @@ async def test_arms_that_two_replicas_add_at_once_are_all_there_in_one_order(pre
 
         names = [f"arm {i}" for i in range(5, 13)]
         both = [(bandit, name) for name in names for bandit in (one, two)]
-        receipts = await asyncio.gather(*(bandit.record(added(name), key=added_key(name)) for bandit, name in both))
+        receipts = await asyncio.gather(*(bandit.committer.record(added(name), key=added_key(name)) for bandit, name in both))
         assert sum(receipt.first is None for receipt in receipts) == 8
-        await one.catch_up()
-        await two.catch_up()
-        assert one.arms == two.arms
-        assert len({arm.name for arm in one.arms}) == len(one.arms) == len(wanted().arms) + 8
+        await one.projection.catch_up()
+        await two.projection.catch_up()
+        assert one.versions.committed.arms == two.versions.committed.arms
+        assert (
+            len({arm.name for arm in one.versions.committed.arms}) == len(one.versions.committed.arms) == len(wanted().arms) + 8
+        )
 
 
 async def test_what_is_checked_against_the_log_holds_although_another_replica_wrote_meanwhile(prefix: str) -> None:
@@ -250,15 +255,15 @@ async def test_what_is_checked_against_the_log_holds_although_another_replica_wr
 
             event = ArmAdded(at=hosts[0].clock(), name=name, price=0.1, metadata={})
             try:
-                return (await bandit.record(event, key=added_key(name), check=check)).first is None
+                return (await bandit.committer.record(event, key=added_key(name), check=check)).first is None
             except Problem:
                 return False
 
         done = await asyncio.gather(*(add(bandit, f"{i} of {n}") for n, bandit in enumerate(bandits) for i in range(4)))
         assert sum(done) == 2
         for bandit in bandits:
-            await bandit.catch_up()
-            assert len(bandit.arms) == limit
+            await bandit.projection.catch_up()
+            assert len(bandit.versions.committed.arms) == limit
 
 
 async def test_a_reference_is_frozen_by_a_decision_of_another_replica(prefix: str, clock: Clock) -> None:
@@ -266,7 +271,7 @@ async def test_a_reference_is_frozen_by_a_decision_of_another_replica(prefix: st
     async with stores(prefix, 2) as (first, second):
         one = await learner_of(first, example)
         two = await Learner.load(second, one.log)
-        await one.decide(ask(example, default_rng(4), "d1"))
+        await one.decisions.submit(ask(example, default_rng(4), "d1"))
 
         def check() -> None:
             if two.ledger.decided:
@@ -274,7 +279,7 @@ async def test_a_reference_is_frozen_by_a_decision_of_another_replica(prefix: st
 
         rows = ReferenceAdded(at=clock())
         with pytest.raises(Problem, match="too late"):
-            await two.record(rows, key="reference/late", check=check)
+            await two.committer.record(rows, key="reference/late", check=check)
 
 
 async def test_overdue_decisions_expire_once_whoever_looks(prefix: str, clock: Clock) -> None:
@@ -283,12 +288,12 @@ async def test_overdue_decisions_expire_once_whoever_looks(prefix: str, clock: C
         one, _ = await hosts[0].create(wanted(timeout_s=60.0))
         two = await hosts[1].get("", "greeter")
         for number in range(6):
-            await one.decide(ask(GREEDY, g, f"d{number}"))
-        await two.catch_up()
+            await one.decisions.submit(ask(GREEDY, g, f"d{number}"))
+        await two.projection.catch_up()
         clock.advance(61.0)
-        await asyncio.gather(one.expire(), two.expire())
-        await one.catch_up()
-        assert one.offset == 1 + 12
+        await asyncio.gather(one.outcomes.expire(), two.outcomes.expire())
+        await one.projection.catch_up()
+        assert one.versions.committed.offset == 1 + 12
         assert not one.ledger.open
 
 
@@ -354,13 +359,13 @@ async def test_replicas_whose_clocks_are_an_hour_apart_agree_on_what_is_overdue(
         first, _ = await two.create(wanted(timeout_s=60.0))
         second = await one.get("", "greeter")
         assert abs((one.clock() - two.clock()).total_seconds()) < 5.0
-        await first.decide(ask(GREEDY, default_rng(8), "d1"))
-        await second.catch_up()
-        assert await second.expire() == 0
+        await first.decisions.submit(ask(GREEDY, default_rng(8), "d1"))
+        await second.projection.catch_up()
+        assert await second.outcomes.expire() == 0
         early.advance(61.0)
         late.advance(61.0)
-        assert await second.expire() == 1
-        await first.catch_up()
+        assert await second.outcomes.expire() == 1
+        await first.projection.catch_up()
         assert not first.ledger.open
 
 
@@ -375,25 +380,25 @@ async def test_a_log_that_lost_its_end_is_learnt_anew_by_everybody(prefix: str) 
             one, _ = await hosts[0].create(wanted())
             two = await hosts[1].get("", "greeter")
             for number in range(5):
-                await one.decide(ask(GREEDY, g, f"d{number}"))
-                await one.observe(f"d{number}", OutcomeReport(reward=1.0))
-            await two.wait_for_offset(11, timeout_s=PATIENCE_S)
+                await one.decisions.submit(ask(GREEDY, g, f"d{number}"))
+                await one.outcomes.submit(f"d{number}", OutcomeReport(reward=1.0))
+            await two.projection.wait_for_offset(11, timeout_s=PATIENCE_S)
             server.command("SAVE")
             for number in range(5, 9):
-                await one.decide(ask(GREEDY, g, f"d{number}"))
-                await one.observe(f"d{number}", OutcomeReport(reward=0.0))
-            await two.wait_for_offset(19, timeout_s=PATIENCE_S)
+                await one.decisions.submit(ask(GREEDY, g, f"d{number}"))
+                await one.outcomes.submit(f"d{number}", OutcomeReport(reward=0.0))
+            await two.projection.wait_for_offset(19, timeout_s=PATIENCE_S)
             server.kill()
             server.start()
             renewed = [await again(host) for host in hosts]
-            assert [bandit.offset for bandit in renewed] == [11, 11]
+            assert [bandit.versions.committed.offset for bandit in renewed] == [11, 11]
             assert one not in renewed
             assert two not in renewed
             with pytest.raises((LogTruncatedError, StorageError)):
-                await one.decide(ask(GREEDY, g, "late"))
-            await renewed[0].decide(ask(GREEDY, g, "new"))
-            receipt = await renewed[1].observe("new", OutcomeReport(reward=0.25))
-            await renewed[0].wait_for_offset(receipt.offset, timeout_s=PATIENCE_S)
+                await one.decisions.submit(ask(GREEDY, g, "late"))
+            await renewed[0].decisions.submit(ask(GREEDY, g, "new"))
+            receipt = await renewed[1].outcomes.submit("new", OutcomeReport(reward=0.25))
+            await renewed[0].projection.wait_for_offset(receipt.offset, timeout_s=PATIENCE_S)
             assert renewed[0].digest() == renewed[1].digest()
 
 
@@ -403,11 +408,11 @@ async def again(host: BanditRepository) -> Learner:
         while True:
             try:
                 bandit = await host.get("", "greeter")
-                await bandit.catch_up()
+                await bandit.projection.catch_up()
             except StorageError:
                 await asyncio.sleep(0.01)
             else:
-                if bandit.offset <= 11:
+                if bandit.versions.committed.offset <= 11:
                     return bandit
                 await asyncio.sleep(0.01)
 
@@ -417,17 +422,17 @@ async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_anew
     with RedisServer() as server:
         async with replicas(prefix, 1, url=server.url) as (host,):
             bandit, _ = await host.create(wanted())
-            await bandit.decide(ask(GREEDY, g, "d1"))
+            await bandit.decisions.submit(ask(GREEDY, g, "d1"))
             server.kill()
             server.start()
             with pytest.raises(StorageError):
-                await bandit.decide(ask(GREEDY, g, "d2"))
+                await bandit.decisions.submit(ask(GREEDY, g, "d2"))
             await until(lambda: not host.loaded(None))
             with pytest.raises(BanditNotFoundError):
                 await host.get("", "greeter")
             anew, is_new = await host.create(wanted())
             assert is_new
-            assert (await anew.decide(ask(GREEDY, g, "d1"))).offset == 2
+            assert (await anew.decisions.submit(ask(GREEDY, g, "d1"))).offset == 2
 
 
 async def test_replicas_notice_by_themselves_that_redis_lost_everything(prefix: str) -> None:

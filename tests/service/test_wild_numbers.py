@@ -83,7 +83,7 @@ async def digest_of(payloads: list[bytes], *, snapshot_at: int) -> tuple[int, st
     log, _ = await storage.create(Log("1", "wild"), payloads[0])
     for number, payload in enumerate(payloads[1:], start=2):
         if number == snapshot_at + 1:
-            await (await Learner.load(storage, log)).close()
+            await (await Learner.load(storage, log)).projection.close()
             assert await storage.load_snapshots(log)
         await storage.append(log, str(number), payload, Durability.POWER)
     return (await Learner.load(storage, log)).digest()

@@ -12,7 +12,9 @@ import time
 from bench.faults.replicas import Replicas, replayed
 from bench.faults.rows import Options, Row
 from bench.faults.server import Server
-from service.engine.learner import DecisionRequest, Learner, OutcomeReport
+from service.engine.decisions import DecisionRequest
+from service.engine.learner import Learner
+from service.engine.outcomes import OutcomeReport
 from service.settings import Settings
 from tools.processes import EVERYSEC, RedisServer
 
@@ -81,16 +83,21 @@ async def _fill(store: str, events: int, options: Options) -> None:
     await storage.start()
     try:
         learner = await Learner.load(storage, (await storage.logs())[0], snapshot_every=0)
-        while learner.offset < events:
-            ids = [f"e{learner.offset}-{i}" for i in range(64)]
+        while learner.versions.committed.offset < events:
+            ids = [f"e{learner.versions.committed.offset}-{i}" for i in range(64)]
             prompts = g.normal(size=(len(ids), DIM)).astype("<f4")
             await asyncio.gather(
-                *(learner.decide(DecisionRequest(id=i, features=p.tobytes(), body="")) for i, p in zip(ids, prompts, strict=True))
+                *(
+                    learner.decisions.submit(DecisionRequest(id=i, features=p.tobytes(), body=""))
+                    for i, p in zip(ids, prompts, strict=True)
+                )
             )
             rewards = g.random(len(ids))
-            await asyncio.gather(*(learner.observe(i, OutcomeReport(reward=float(r))) for i, r in zip(ids, rewards, strict=True)))
-            if learner.offset <= events - BEHIND:
-                await learner.snapshot()
-            options.tell(learner.offset, events)
+            await asyncio.gather(
+                *(learner.outcomes.submit(i, OutcomeReport(reward=float(r))) for i, r in zip(ids, rewards, strict=True))
+            )
+            if learner.versions.committed.offset <= events - BEHIND:
+                await learner.projection.snapshot()
+            options.tell(learner.versions.committed.offset, events)
     finally:
         await storage.close()

@@ -161,12 +161,14 @@ async def put_arm(
     if learner.ledger.index(arm) is None:
         added = ArmAdded(at=now, name=arm, price=wanted.price, metadata=wanted.metadata)
         with contextlib.suppress(_Known):
-            receipt = await learner.record(added, key=events.added_key(arm), check=lambda: _check_new(learner, arm, services))
+            receipt = await learner.committer.record(
+                added, key=events.added_key(arm), check=lambda: _check_new(learner, arm, services)
+            )
             if receipt.first is None:
                 return answer(_arm_receipt(learner, arm), status=201)
-    await learner.catch_up()
+    await learner.projection.catch_up()
     index = _index(learner, arm)
-    kept = learner.arms[index]
+    kept = learner.versions.committed.arms[index]
     price = wanted.price if "price" in wanted.model_fields_set else kept.price
     metadata = wanted.metadata if "metadata" in wanted.model_fields_set else kept.metadata
 
@@ -179,7 +181,7 @@ async def put_arm(
 
     with contextlib.suppress(_Known):
         event = ArmChanged(at=now, arm=index, price=price, metadata=metadata)
-        await learner.record(event, key=f"arm/{arm}/{uuid7()}", check=check)
+        await learner.committer.record(event, key=f"arm/{arm}/{uuid7()}", check=check)
     return answer(_arm_receipt(learner, arm))
 
 
@@ -218,7 +220,7 @@ def _index(learner: Learner, arm: str) -> int:
 
 
 def _arm_receipt(learner: Learner, arm: str) -> dict[str, Any]:
-    return {**arm_json(learner, _index(learner, arm)), "offset": learner.offset}
+    return {**arm_json(learner, _index(learner, arm)), "offset": learner.versions.committed.offset}
 
 
 @router.delete(
@@ -232,7 +234,7 @@ async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) ->
     """It is no longer chosen; its history stays, and outcomes of its open decisions are still learned. When nothing of it is
     open it leaves answers, metrics and the limit of arms.
     """
-    await learner.refresh()
+    await learner.projection.refresh()
     index = _index(learner, arm)
 
     def check() -> None:
@@ -240,5 +242,7 @@ async def retire_arm(learner: ManagedLearner, arm: ArmPath, services: Shared) ->
             raise _Known
 
     with contextlib.suppress(_Known):
-        await learner.record(ArmRetired(at=services.repository.clock(), arm=index), key=f"arm/{arm}/{uuid7()}", check=check)
+        await learner.committer.record(
+            ArmRetired(at=services.repository.clock(), arm=index), key=f"arm/{arm}/{uuid7()}", check=check
+        )
     return Response(status_code=204)

@@ -60,7 +60,7 @@ async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: 
 )
 async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
     """`state` is open, observed, expired or cancelled. Every arm's weight and scores are shown, however many arms there are."""
-    decided, closing = await learner.look_up(decision)
+    decided, closing = await learner.outcomes.look_up(decision)
     return answer(
         {
             **decision_json(learner, decided.event, offset=decided.offset, full=True),
@@ -79,5 +79,5 @@ async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
 )
 async def cancel_decision(learner: RoutedLearner, decision: DecisionId) -> Response:
     """Nothing is learned from it. Cancelling twice is cancelling once; a decision with an outcome cannot be cancelled."""
-    await learner.cancel(decision)
+    await learner.outcomes.cancel(decision)
     return Response(status_code=204)

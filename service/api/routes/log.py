@@ -36,7 +36,8 @@ async def stream_log(
     limit: Annotated[int | None, Query(ge=1, description="At most so many; null = to the end as it is now.")] = None,
 ) -> Response:
     """Vectors are base64 of little-endian float32. Prompts are not in the log."""
-    last = learner.offset if limit is None else min(learner.offset, after + limit)
+    end = learner.versions.committed.offset
+    last = end if limit is None else min(end, after + limit)
     first = await learner.entries(after=after, limit=min(PAGE, max(last - after, 0)))  # fail before the answer has begun
     return StreamingResponse(_lines(learner, first, after=after, last=last), media_type="application/x-ndjson")
 
@@ -60,6 +61,6 @@ async def show_digest(
     min_offset: Annotated[int, Query(ge=0, description="Answer from at least this offset, or 503 `replica_behind`.")] = 0,
 ) -> Response:
     """Equal on every replica at the same offset, after a restart, and after a replay from the first event."""
-    await learner.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
+    await learner.projection.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
     offset, sha256 = await asyncio.to_thread(learner.digest)
     return answer({"offset": offset, "sha256": sha256})

@@ -19,8 +19,8 @@ from service.api.responses import ReferenceAnswer, answer
 from service.api.routes import problems
 from service.engine import events
 from service.engine.errors import ReferenceConflictError
-from service.engine.events import Matrix, MomentsGiven, ReferenceAdded
-from service.engine.learner import Learner, body_digest
+from service.engine.events import Matrix, MomentsGiven, ReferenceAdded, body_digest
+from service.engine.learner import Learner
 from service.engine.ledger import KnownReference, moments_of
 
 router = APIRouter(tags=["references"], route_class=StrictJSONRoute)
@@ -45,7 +45,7 @@ async def post_references(learner: RoutedLearner, body: ReferenceBody, services:
         raise invalid("body", f"{policy.kind} takes no reference with this configuration")
     digest = body_digest(*body.canonical()) if body.id else ""
     if body.id:
-        await learner.refresh()  # it may have been learned by another replica
+        await learner.projection.refresh()  # it may have been learned by another replica
         if known := learner.known_reference(body.id, digest):
             return _receipt(known, learner, is_repeated=True)
     event = await _event(services, learner, body)
@@ -63,13 +63,13 @@ async def post_references(learner: RoutedLearner, body: ReferenceBody, services:
             raise _LearnedMeanwhile
         if policy.reference_frozen and learner.ledger.decided:
             raise Problem("reference_frozen", "the reference cannot change after the first decision; create another bandit")
-        policy.check_reference(learner.state, seen)
+        policy.check_reference(learner.versions.committed.state, seen)
 
     if not body.id:
-        receipt = await learner.record(event, key=f"reference/{uuid7()}", check=check)
+        receipt = await learner.committer.record(event, key=f"reference/{uuid7()}", check=check)
         return answer({"count": learner.ledger.referenced, "offset": receipt.offset}, status=201)
     try:
-        receipt = await learner.record(event, key=events.reference_key(body.id), check=check)
+        receipt = await learner.committer.record(event, key=events.reference_key(body.id), check=check)
         if receipt.first is not None:  # learned, and the snapshot of an older version forgot the id
             if getattr(events.decode(receipt.first), "body", None) != digest:
                 raise ReferenceConflictError(body.id)
@@ -84,7 +84,7 @@ class _LearnedMeanwhile(Exception):
 
 
 def _receipt(known: KnownReference, learner: Learner, *, is_repeated: bool) -> Response:
-    learner.duplicates += is_repeated
+    learner.committer.duplicates += is_repeated
     return answer({"count": known.count, "offset": known.offset}, status=200 if is_repeated else 201)
 
 

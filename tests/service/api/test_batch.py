@@ -11,7 +11,7 @@ import pytest
 from service.api.batch import Answer, _all
 from service.api.dependencies import BatchRoom
 from service.api.responses import BEST_SHOWN, FULL_TABLE
-from service.engine.learner import Recorded
+from service.engine.commit import Recorded
 from tests.service.http_client import GREEDY, VECTOR, Json, Service, answered, failed, opened
 
 MANY = [{"name": f"arm {i}", "price": 0.1} for i in range(1000)]

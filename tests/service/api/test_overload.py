@@ -6,22 +6,22 @@ import asyncio
 
 import pytest
 
-from service.engine.learner import DecisionRequest, Learner
+from service.engine.decisions import DecisionMaker, DecisionRequest
 from tests.service.http_client import PROMPT, VECTOR, answered, failed, opened
 
 
 async def test_what_there_is_no_room_for_is_refused_at_once_and_the_rest_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, arrived = asyncio.Event(), asyncio.Semaphore(0)
-    decide = Learner.decide
+    submit = DecisionMaker.submit
 
-    async def waits(learner: Learner, ask: DecisionRequest) -> object:
+    async def waits(decisions: DecisionMaker, ask: DecisionRequest) -> object:
         arrived.release()
         await gate.wait()
-        return await decide(learner, ask)
+        return await submit(decisions, ask)
 
     async with opened(max_concurrent=3) as service:
         await service.create(body=VECTOR)
-        monkeypatch.setattr(Learner, "decide", waits)
+        monkeypatch.setattr(DecisionMaker, "submit", waits)
         path = "/v1/bandits/b/decisions"
         accepted = [asyncio.create_task(service.post(path, {**PROMPT, "id": f"d{i}"})) for i in range(3)]
         for _ in accepted:

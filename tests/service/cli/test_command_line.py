@@ -177,7 +177,9 @@ def test_a_snapshot_that_lies_exits_with_three(store: str) -> None:
         async with reading(Settings(store=store)) as storage:
             (log,) = [log for log in await storage.logs() if log.name == "b"]
             learner = await Learner.load(storage, log)
-            return pack_snapshot(learner.policy, states.start(learner.policy, arms=2), learner.ledger.pack(), learner.offset)
+            return pack_snapshot(
+                learner.policy, states.start(learner.policy, arms=2), learner.ledger.pack(), learner.versions.committed.offset
+            )
 
     blob = asyncio.run(lie())
     import zlib

@@ -13,7 +13,7 @@ import pytest
 
 from bandits import state as states
 from service.cli import logs as offline
-from service.engine import events, learner, snapshots
+from service.engine import events, projection, snapshots
 from service.engine.learner import Learner
 from service.settings import Settings
 from service.storage.base import StorageUnavailableError
@@ -36,7 +36,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[SqliteStorage, Lear
     clients = Clients(PAK, bandit, clock, seed=1)
     await clients.work(12)
     yield storage, bandit, clients
-    await bandit.close()
+    await bandit.projection.close()
     await storage.close()
 
 
@@ -44,9 +44,9 @@ async def test_the_digest_is_that_of_the_running_service(
     settings: Settings, serving: tuple[SqliteStorage, Learner, Clients], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, bandit, _ = serving
-    await bandit.catch_up()
+    await bandit.projection.catch_up()
     for batch in (1, 256):
-        monkeypatch.setattr(learner, "READ_BATCH", batch)
+        monkeypatch.setattr(projection, "READ_BATCH", batch)
         (found,) = await offline.digests(settings, "greeter", quiet=True)
         assert found == offline.Digest("greeter", *bandit.digest(), True)
     with pytest.raises(StorageUnavailableError, match="no bandit 'other'; the store has greeter"):
@@ -62,7 +62,7 @@ async def test_both_digests_are_of_one_offset_while_the_service_goes_on(
 
     async def while_clients_work(*values: object, **options: object) -> Learner:
         loaded = await load(*values, **options)  # type: ignore[arg-type]
-        seen.append(loaded.offset)
+        seen.append(loaded.versions.committed.offset)
         await clients.work(2)
         return loaded
 
@@ -70,17 +70,17 @@ async def test_both_digests_are_of_one_offset_while_the_service_goes_on(
     (found,) = await offline.digests(settings, None, quiet=True)
     assert found.snapshot_agrees
     assert seen == [found.offset, found.offset]
-    assert bandit.offset > found.offset
+    assert bandit.versions.committed.offset > found.offset
 
 
 async def test_a_snapshot_that_disagrees_with_the_log_is_told(
     settings: Settings, serving: tuple[SqliteStorage, Learner, Clients]
 ) -> None:
     storage, bandit, clients = serving
-    await bandit.snapshot()
-    wrong = states.fold(bandit.policy, bandit.state, PAK.seen(clients.g, 1, PAK.features(clients.g)))
-    blob = snapshots.pack(bandit.policy, wrong, bandit.ledger.pack(), bandit.offset)
-    await storage.save_snapshot(bandit.log, bandit.offset, blob)
+    await bandit.projection.snapshot()
+    wrong = states.fold(bandit.policy, bandit.versions.committed.state, PAK.seen(clients.g, 1, PAK.features(clients.g)))
+    blob = snapshots.pack(bandit.policy, wrong, bandit.ledger.pack(), bandit.versions.committed.offset)
+    await storage.save_snapshot(bandit.log, bandit.versions.committed.offset, blob)
     (found,) = await offline.digests(settings, None, quiet=True)
     assert not found.snapshot_agrees
     assert found.sha256 == bandit.digest()[1], "the log is the truth"
@@ -113,7 +113,7 @@ async def test_a_backup_is_a_store_of_its_own(
     settings: Settings, serving: tuple[SqliteStorage, Learner, Clients], tmp_path: Path
 ) -> None:
     _, bandit, _ = serving
-    await bandit.catch_up()
+    await bandit.projection.catch_up()
     (tmp_path / "copy.db.partial").write_text("what a backup that was cut off has left")
     offline.backup(settings, tmp_path / "copy.db")
     assert sorted(path.name for path in tmp_path.glob("copy*")) == ["copy.db"]

@@ -31,9 +31,9 @@ async def served(settings: Settings, kind: str, *, name: str) -> tuple[int, str]
     await storage.start()
     bandit = await learner_of(storage, EXAMPLES[kind][0], options={"clock": clock}, name=name)
     await Clients(EXAMPLES[kind][0], bandit, clock, seed=3).work(9)
-    await bandit.catch_up()
+    await bandit.projection.catch_up()
     found = bandit.digest()
-    await bandit.close()
+    await bandit.projection.close()
     await storage.close()
     return found
 
@@ -64,14 +64,14 @@ async def test_what_came_over_can_be_gone_on_with(tmp_path: Path) -> None:
     bandit = await learner_of(storage, PAK, options={"clock": clock})
     clients = Clients(PAK, bandit, clock, seed=4)
     await clients.work(9)
-    await bandit.close()
+    await bandit.projection.close()
     await storage.close()
     await migrate(source, destination, quiet=True)
     storage = destination.open_storage()
     await storage.start()
     clients.learner = await Learner.load(storage, (await storage.logs())[0], clock=clock)
     for decision, (arm, propensity) in clients.kept.items():
-        kept = await clients.learner.find_decision(decision, f"body of {decision}")
+        kept = await clients.learner.decisions.find(decision, f"body of {decision}")
         assert kept is not None
         assert (kept.event.arm, kept.event.propensity) == (arm, propensity)
     await clients.work(6)

@@ -291,7 +291,7 @@ async def test_the_released_log_folds_to_the_same_state_for_ever() -> None:
     """Its numbers are dyadic, so that sums are exact on every machine."""
     learner = await folded("log-v1.ndjson")
     assert learner.digest() == (21, "361bcb20c5a9dea87d525fbb25354786cdc72d21dbccfc7a3c6e2006c22ae288")
-    assert learner.arms == (
+    assert learner.versions.committed.arms == (
         ArmRecord("small", 0.25, {"tier": ["a", 1, None]}, True, 6, 3, 2, 0.25, 0.75, 2),
         ArmRecord("größer", 0.75, {"note": "dearer"}, True, 3, 2, 0, 1.0, 0.5, 2),
         ArmRecord("new/€", 2.5, {}, False, 0, 0, 0, 0.0, 0.0, 0),
@@ -305,7 +305,7 @@ async def test_the_released_log_folds_to_the_same_state_for_ever() -> None:
 async def test_a_released_log_with_a_stop_and_an_expiry_that_is_learnt() -> None:
     learner = await folded("log-v1-stop.ndjson")
     assert learner.digest() == (4, "ffd2d896e65d1bba420716e43cf3792afda79ed7a0d9ffdec2d86cdd581286f5")
-    assert [(arm.pulls, arm.outcomes, arm.reward_sum, arm.cost_sum) for arm in learner.arms] == [
+    assert [(arm.pulls, arm.outcomes, arm.reward_sum, arm.cost_sum) for arm in learner.versions.committed.arms] == [
         (0, 0, 0.0, 0.0),
         (1, 1, 0.125, 0.25),
     ]

@@ -7,8 +7,9 @@ import contextlib
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from bandits.errors import BanditError, InvalidContext, InvalidObservation
 from bandits.policies.baselines import Greedy
 from bandits.registry import POLICIES
 from bandits.types import State, Weights
-from service.engine import events, snapshots
+from service.engine import events, readiness, snapshots
 from service.engine import executor as pace
 from service.engine import projection as folding
+from service.engine.commit import Recorded
 from service.engine.errors import (
     DecisionCancelledError,
     DecisionConflictError,
@@ -35,7 +37,8 @@ from service.engine.errors import (
     OutcomeConflictError,
 )
 from service.engine.events import ArmAdded, ArmRetired, Cancelled, Decided, Observed
-from service.engine.learner import Learner, OutcomeReport, Recorded
+from service.engine.learner import Learner
+from service.engine.outcomes import OutcomeReport
 from service.storage.base import (
     Durability,
     Entry,
@@ -84,7 +87,7 @@ async def replayed(bandit: Learner, storage: Storage, **options: Any) -> Learner
 
 def facts(bandit: Learner) -> tuple[Any, ...]:
     """Everything that must not depend on how it came about."""
-    return bandit.digest(), bandit.ledger.pack(), bandit.arms
+    return bandit.digest(), bandit.ledger.pack(), bandit.versions.committed.arms
 
 
 def close(one: Decided, other: Decided, *, within: float = 1e-9) -> bool:
@@ -109,15 +112,15 @@ async def test_live_replay_and_snapshot_with_tail_end_at_the_same_bytes(
         for threads in (0.0, math.inf):  # all mathematics in a worker thread, then all in the event loop
             monkeypatch.setattr(pace, "THREAD_ABOVE_S", threads)
             await clients.work(4)
-        await bandit.catch_up()
+        await bandit.projection.catch_up()
         live = facts(bandit)
         for batch in (1, 7, 256):
             monkeypatch.setattr(folding, "READ_BATCH", batch)
             assert facts(await replayed(bandit, storage, use_snapshots=False)) == live, f"replayed in batches of {batch}"
             assert facts(await replayed(bandit, storage)) == live, f"from a snapshot, in batches of {batch}"
         assert await storage.load_snapshots(bandit.log)
-        await bandit.close()
-        assert (await storage.load_snapshots(bandit.log))[0][0] == bandit.offset
+        await bandit.projection.close()
+        assert (await storage.load_snapshots(bandit.log))[0][0] == bandit.versions.committed.offset
     async with started(opener) as storage:
         again = await Learner.load(storage, bandit.log)
         assert facts(again) == live, "after a restart"
@@ -133,7 +136,7 @@ async def test_restarts_at_any_moment_change_nothing(kind: str, opener: Opener, 
     for _ in range(5):
         await clients.work(2)
         if g.random() < 0.5:
-            await bandit.close()  # leaves a snapshot; else the log is all there is
+            await bandit.projection.close()  # leaves a snapshot; else the log is all there is
         live = facts(bandit)
         await storage.close()
         storage = opener()
@@ -142,10 +145,10 @@ async def test_restarts_at_any_moment_change_nothing(kind: str, opener: Opener, 
         assert facts(bandit) == live
     assert facts(await replayed(bandit, storage, use_snapshots=False)) == facts(bandit)
     for decision, (arm, propensity) in clients.kept.items():
-        kept = await bandit.find_decision(decision, f"body of {decision}")
+        kept = await bandit.decisions.find(decision, f"body of {decision}")
         assert kept is not None
         assert (kept.event.arm, kept.event.propensity, kept.is_duplicate) == (arm, propensity, True)
-    await bandit.close()
+    await bandit.projection.close()
     await storage.close()
 
 
@@ -155,24 +158,24 @@ async def test_a_restarted_bandit_scores_like_the_one_that_went_on(kind: str, st
     example, g = EXAMPLES[kind][0], default_rng(31)
     bandit = await learner_of(storage, example, options={"clock": clock})
     await Clients(example, bandit, clock, seed=32).work(5)
-    await asyncio.gather(*(bandit.decide(ask(example, g, f"p{i}", allowed={i % 3: None})) for i in range(5)))
-    await bandit.snapshot()
-    await bandit.decide(ask(example, g, "p5", allowed={1: None}))
+    await asyncio.gather(*(bandit.decisions.submit(ask(example, g, f"p{i}", allowed={i % 3: None})) for i in range(5)))
+    await bandit.projection.snapshot()
+    await bandit.decisions.submit(ask(example, g, "p5", allowed={1: None}))
     for again in (await replayed(bandit, storage), await replayed(bandit, storage, use_snapshots=False)):
         for i in range(4):
             asked = ask(example, g, f"q{i}")
-            assert close(await bandit.preview(asked), await again.preview(asked), within=1e-6)
+            assert close(await bandit.decisions.preview(asked), await again.decisions.preview(asked), within=1e-6)
 
 
 async def test_a_replay_can_end_at_any_offset(storage: MemoryStorage, clock: Clock) -> None:
     bandit = await learner_of(storage, PAK, options={"clock": clock})
     await Clients(PAK, bandit, clock, seed=8).work(6)
     digests = {}
-    for until in range(1, bandit.offset + 1):
+    for until in range(1, bandit.versions.committed.offset + 1):
         part = await replayed(bandit, storage, use_snapshots=False, until=until)
-        assert part.offset == until
+        assert part.versions.committed.offset == until
         digests[until] = part.digest()
-    assert digests[bandit.offset] == bandit.digest()
+    assert digests[bandit.versions.committed.offset] == bandit.digest()
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------------
@@ -180,10 +183,10 @@ async def test_a_replay_can_end_at_any_offset(storage: MemoryStorage, clock: Clo
 
 async def test_a_decision_is_in_the_log_before_it_is_answered(storage: MemoryStorage, clock: Clock) -> None:
     bandit = await learner_of(storage, PAK, options={"clock": clock})
-    kept = await bandit.decide(ask(PAK, default_rng(1), "d1", allowed={1: 0.05, 2: None}))
+    kept = await bandit.decisions.submit(ask(PAK, default_rng(1), "d1", allowed={1: 0.05, 2: None}))
     entry = await storage.find(bandit.log, events.decided_key("d1"))
     assert entry is not None
-    assert entry.offset == kept.offset == bandit.offset
+    assert entry.offset == kept.offset == bandit.versions.committed.offset
     assert events.decode(entry.payload) == kept.event
     assert (kept.event.allowed, kept.event.at, kept.event.attempt, kept.event.episode) == ([1, 2], clock.now, 1, "d1")
     assert kept.event.price == {1: 0.05, 2: pytest.approx(0.8)}[kept.event.arm]
@@ -196,20 +199,20 @@ async def test_the_same_id_again_is_the_same_decision(opener: Opener, clock: Clo
     g = default_rng(2)
     async with started(opener) as storage:
         bandit = await learner_of(storage, example, options={"clock": clock})
-        first = [await bandit.decide(ask(example, g, f"d{i}")) for i in range(20)]
+        first = [await bandit.decisions.submit(ask(example, g, f"d{i}")) for i in range(20)]
         assert len({kept.event.arm for kept in first}) == 3, "this test needs a policy that draws"
         for i, kept in enumerate(first[:10]):
-            await bandit.observe(f"d{i}", outcome(example, g, kept.event.arm))
-        again = [await bandit.decide(ask(example, g, f"d{i}")) for i in range(20)]
+            await bandit.outcomes.submit(f"d{i}", outcome(example, g, kept.event.arm))
+        again = [await bandit.decisions.submit(ask(example, g, f"d{i}")) for i in range(20)]
         assert [(kept.event, kept.offset) for kept in again] == [(kept.event, kept.offset) for kept in first]
         assert [kept.is_duplicate for kept in first + again] == [False] * 20 + [True] * 20
         with pytest.raises(DecisionConflictError):
-            await bandit.decide(ask(example, g, "d3", body="another"))
+            await bandit.decisions.submit(ask(example, g, "d3", body="another"))
         with pytest.raises(DecisionConflictError):
-            await bandit.find_decision("d3", "another")
+            await bandit.decisions.find("d3", "another")
     async with started(opener) as storage:
         bandit = await Learner.load(storage, bandit.log)
-        again = [await bandit.decide(ask(example, g, f"d{i}")) for i in range(20)]
+        again = [await bandit.decisions.submit(ask(example, g, f"d{i}")) for i in range(20)]
         assert [(kept.event, kept.offset, kept.is_duplicate) for kept in again] == [(k.event, k.offset, True) for k in first]
         assert bandit.ledger.decided == 20
 
@@ -219,10 +222,10 @@ async def test_clients_that_send_one_id_at_once_get_one_decision(opener: Opener)
         bandit = await learner_of(storage, PAK)
         g = default_rng(3)
         same = ask(PAK, g, "d1")
-        answers = await asyncio.gather(*(bandit.decide(same) for _ in range(12)))
+        answers = await asyncio.gather(*(bandit.decisions.submit(same) for _ in range(12)))
         assert {(kept.event.arm, kept.offset) for kept in answers} == {(answers[0].event.arm, 2)}
         assert [kept.is_duplicate for kept in answers].count(False) == 1
-        assert (bandit.ledger.decided, bandit.arms[answers[0].event.arm].pending) == (1, 1)
+        assert (bandit.ledger.decided, bandit.versions.committed.arms[answers[0].event.arm].pending) == (1, 1)
 
 
 def cold(example: Example) -> int:
@@ -238,12 +241,12 @@ async def test_sixteen_concurrent_decisions_on_a_cold_bandit_are_spread_evenly(k
     g = default_rng(4)
     async with started(opener) as storage:
         bandit = await learner_of(storage, form)
-        answers = await asyncio.gather(*(bandit.decide(ask(form, g, f"d{i}", episode=f"e{i}")) for i in range(16)))
+        answers = await asyncio.gather(*(bandit.decisions.submit(ask(form, g, f"d{i}", episode=f"e{i}")) for i in range(16)))
         if kind != "epsilon-greedy":  # which leaves a tenth to chance
             assert sorted(Counter(kept.event.arm for kept in answers).values()) == [5, 5, 6]
     async with started(opener) as storage:  # what is pending is still counted
         bandit = await Learner.load(storage, bandit.log)
-        answers += await asyncio.gather(*(bandit.decide(ask(form, g, f"f{i}", episode=f"f{i}")) for i in range(5)))
+        answers += await asyncio.gather(*(bandit.decisions.submit(ask(form, g, f"f{i}", episode=f"f{i}")) for i in range(5)))
         if kind != "epsilon-greedy":
             assert sorted(Counter(kept.event.arm for kept in answers).values()) == [7, 7, 7]
 
@@ -257,7 +260,7 @@ async def test_decisions_that_come_a_few_ticks_apart_are_counted_once_each(apart
 
     async def late(number: int) -> int:
         await _turns(number * apart)
-        return int((await bandit.decide(ask(form, g, f"d{number}"))).event.arm)
+        return int((await bandit.decisions.submit(ask(form, g, f"d{number}"))).event.arm)
 
     arms = await asyncio.gather(*(late(number) for number in range(24)))
     assert list(arms) == [0, 1, 2] * 8
@@ -277,18 +280,18 @@ async def test_decisions_go_on_with_what_is_ready_while_more_is_prepared(
     g, form = default_rng(40), replace(GREEDY, settings={"initial_pulls": 2})
     bandit = await learner_of(storage, form)
     monkeypatch.setattr(Greedy, "prepare", prepare)
-    monkeypatch.setattr(folding, "PATIENCE_S", 0.0)
-    first = [(await bandit.decide(ask(form, g, f"d{i}"))).event.arm for i in range(3)]
-    kept = await bandit.observe("d1", OutcomeReport(reward=3.0))
+    monkeypatch.setattr(readiness, "PATIENCE_S", 0.0)
+    first = [(await bandit.decisions.submit(ask(form, g, f"d{i}"))).event.arm for i in range(3)]
+    kept = await bandit.outcomes.submit("d1", OutcomeReport(reward=3.0))
     await asyncio.to_thread(preparing.wait, PATIENCE_S)
-    assert (kept.offset, bandit.offset) == (5, 5)
-    more = [(await bandit.decide(ask(form, g, f"e{i}"))).event.arm for i in range(3)]
+    assert (kept.offset, bandit.versions.committed.offset) == (5, 5)
+    more = [(await bandit.decisions.submit(ask(form, g, f"e{i}"))).event.arm for i in range(3)]
     assert (first, more) == ([0, 1, 2], [0, 1, 2]), "the burn-in counts what it cannot see yet"
     assert (await bandit.report())["arms"]
     gate.set()
-    await bandit._projection.wait_until_prepared()
-    assert bandit._projection.in_flight() == {}
-    assert (await bandit.decide(ask(form, g, "f0"))).event.arm == 1, "what was learnt is known now"
+    await bandit.versions.wait_until_prepared()
+    assert bandit.versions.in_flight == {}
+    assert (await bandit.decisions.submit(ask(form, g, "f0"))).event.arm == 1, "what was learnt is known now"
 
 
 async def test_mathematics_that_fails_in_the_background_stops_its_bandit_loudly(
@@ -301,20 +304,20 @@ async def test_mathematics_that_fails_in_the_background_stops_its_bandit_loudly(
         raise ArithmeticError("no spectrum")
 
     monkeypatch.setattr(Greedy, "prepare", fails)
-    await bandit.decide(ask(GREEDY, g, "d0"))
+    await bandit.decisions.submit(ask(GREEDY, g, "d0"))
     with contextlib.suppress(StorageDamagedError):
-        await bandit.observe("d0", OutcomeReport(reward=1.0))
+        await bandit.outcomes.submit("d0", OutcomeReport(reward=1.0))
     with pytest.raises(StorageDamagedError, match="no spectrum"):
-        await bandit.decide(ask(GREEDY, g, "d1"))
-    assert "offset 3" in bandit.damage
+        await bandit.decisions.submit(ask(GREEDY, g, "d1"))
+    assert "offset 3" in str(bandit.versions.fault)
 
 
 async def test_a_dry_run_logs_nothing(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage, PAK)
     asked = ask(PAK, default_rng(6), "d1")
-    preview = await bandit.preview(asked)
-    assert bandit.offset == 1
-    kept = await bandit.decide(asked)
+    preview = await bandit.decisions.preview(asked)
+    assert bandit.versions.committed.offset == 1
+    kept = await bandit.decisions.submit(asked)
     assert (preview.arm, preview.weights) == (kept.event.arm, kept.event.weights)
 
 
@@ -322,22 +325,22 @@ async def test_more_open_decisions_than_set_are_refused(storage: MemoryStorage) 
     bandit = await learner_of(storage, options={"max_open": 3})
     g = default_rng(7)
     for i in range(3):
-        await bandit.decide(ask(GREEDY, g, f"d{i}"))
+        await bandit.decisions.submit(ask(GREEDY, g, f"d{i}"))
     with pytest.raises(OpenDecisionLimitError, match="3 decisions"):
-        await bandit.decide(ask(GREEDY, g, "d3"))
-    await bandit.cancel("d1")
-    await bandit.decide(ask(GREEDY, g, "d3"))
+        await bandit.decisions.submit(ask(GREEDY, g, "d3"))
+    await bandit.outcomes.cancel("d1")
+    await bandit.decisions.submit(ask(GREEDY, g, "d3"))
 
 
 async def test_one_request_that_cannot_be_decided_harms_no_other(storage: MemoryStorage, clock: Clock) -> None:
     bandit = await learner_of(storage, PAK)
-    await bandit.record(ArmRetired(at=clock(), arm=2), key="retire")
+    await bandit.committer.record(ArmRetired(at=clock(), arm=2), key="retire")
     g = default_rng(8)
     asked = [ask(PAK, g, f"d{i}", allowed={2: None} if i == 3 else {}) for i in range(9)]
-    answers = await asyncio.gather(*(bandit.decide(each) for each in asked), return_exceptions=True)
+    answers = await asyncio.gather(*(bandit.decisions.submit(each) for each in asked), return_exceptions=True)
     assert isinstance(answers[3], InvalidContext)
     assert [type(answer).__name__ for answer in answers].count("Recorded") == 8
-    assert bandit.offset == 10
+    assert bandit.versions.committed.offset == 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,23 +361,23 @@ async def test_weights_that_are_no_distribution_over_the_allowed_arms_are_never_
     storage: MemoryStorage, weights: list[float]
 ) -> None:
     bandit = await learner_of(storage)
-    bandit.policy = Unsound()
+    bandit.decisions._policy = Unsound()
     WRONG["weights"] = weights
     with pytest.raises(BanditError, match="no distribution"):
-        await bandit.decide(ask(GREEDY, default_rng(9), "d1", allowed={0: None, 1: None}))
+        await bandit.decisions.submit(ask(GREEDY, default_rng(9), "d1", allowed={0: None, 1: None}))
     assert len(await storage.read(bandit.log, after=0, limit=9)) == 1
 
 
 async def test_a_stop_is_logged_and_has_nothing_to_observe(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage)
-    bandit.policy = Unsound()
+    bandit.decisions._policy = Unsound()
     WRONG["weights"] = [0.0, 0.0, 0.0]
-    kept = await bandit.decide(ask(GREEDY, default_rng(10), "d1"))
+    kept = await bandit.decisions.submit(ask(GREEDY, default_rng(10), "d1"))
     assert (kept.event.arm, kept.event.propensity, kept.event.price) == (-1, 1.0, 0.0)
-    decided, closing = await bandit.look_up("d1")
+    decided, closing = await bandit.outcomes.look_up("d1")
     assert (decided.event, closing) == (kept.event, None)
     with pytest.raises(DecisionWasStopError):
-        await bandit.observe("d1", OutcomeReport(reward=0.5))
+        await bandit.outcomes.submit("d1", OutcomeReport(reward=0.5))
     assert bandit.ledger.open == {}
 
 
@@ -385,42 +388,42 @@ async def test_an_outcome_is_learnt_once_whatever_is_repeated(opener: Opener) ->
     g = default_rng(11)
     async with started(opener) as storage:
         bandit = await learner_of(storage)
-        kept = await bandit.decide(ask(GREEDY, g, "d1"))
-        answers = await asyncio.gather(*(bandit.observe("d1", OutcomeReport(reward=0.7, body="same")) for _ in range(10)))
+        kept = await bandit.decisions.submit(ask(GREEDY, g, "d1"))
+        answers = await asyncio.gather(*(bandit.outcomes.submit("d1", OutcomeReport(reward=0.7, body="same")) for _ in range(10)))
         assert {answer.offset for answer in answers} == {3}
         assert [answer.is_duplicate for answer in answers].count(False) == 1
     async with started(opener) as storage:
         bandit = await Learner.load(storage, bandit.log)
-        again = await bandit.observe("d1", OutcomeReport(reward=0.7, body="same"))
+        again = await bandit.outcomes.submit("d1", OutcomeReport(reward=0.7, body="same"))
         assert (again.offset, again.is_duplicate, again.event.reward) == (3, True, 0.7)
         with pytest.raises(OutcomeConflictError):
-            await bandit.observe("d1", OutcomeReport(reward=0.8, body="other"))
-        arm = bandit.arms[kept.event.arm]
-        assert (arm.outcomes, arm.reward_sum, bandit.offset) == (1, 0.7, 3)
-        assert bandit.state.arms[kept.event.arm].pulls == 1
+            await bandit.outcomes.submit("d1", OutcomeReport(reward=0.8, body="other"))
+        arm = bandit.versions.committed.arms[kept.event.arm]
+        assert (arm.outcomes, arm.reward_sum, bandit.versions.committed.offset) == (1, 0.7, 3)
+        assert bandit.versions.committed.state.arms[kept.event.arm].pulls == 1
 
 
 async def test_of_two_different_outcomes_at_once_one_is_learnt_and_one_refused(opener: Opener) -> None:
     async with started(opener) as storage:
         bandit = await learner_of(storage)
-        await bandit.decide(ask(GREEDY, default_rng(12), "d1"))
+        await bandit.decisions.submit(ask(GREEDY, default_rng(12), "d1"))
         answers = await asyncio.gather(
-            *(bandit.observe("d1", OutcomeReport(reward=0.1 * i, body=str(i))) for i in range(5)), return_exceptions=True
+            *(bandit.outcomes.submit("d1", OutcomeReport(reward=0.1 * i, body=str(i))) for i in range(5)), return_exceptions=True
         )
         assert sorted(type(answer).__name__ for answer in answers) == ["OutcomeConflictError"] * 4 + ["Recorded"]
-        assert sum(arm.outcomes for arm in bandit.arms) == 1
+        assert sum(arm.outcomes for arm in bandit.versions.committed.arms) == 1
 
 
 async def test_an_outcome_costs_what_it_says_or_the_price_of_its_decision(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage)
     g = default_rng(13)
-    await bandit.decide(ask(GREEDY, g, "d1", allowed={1: 0.07}))
-    await bandit.decide(ask(GREEDY, g, "d2", allowed={1: 0.07}))
-    await bandit.decide(ask(GREEDY, g, "d3", allowed={1: 0.07}))
+    await bandit.decisions.submit(ask(GREEDY, g, "d1", allowed={1: 0.07}))
+    await bandit.decisions.submit(ask(GREEDY, g, "d2", allowed={1: 0.07}))
+    await bandit.decisions.submit(ask(GREEDY, g, "d3", allowed={1: 0.07}))
     costs = [
-        (await bandit.observe("d1", OutcomeReport(reward=0.5))).event.cost,
-        (await bandit.observe("d2", OutcomeReport(reward=0.5, cost=0.9))).event.cost,
-        (await bandit.observe("d3", OutcomeReport(reward=0.5, arm=2))).event.cost,
+        (await bandit.outcomes.submit("d1", OutcomeReport(reward=0.5))).event.cost,
+        (await bandit.outcomes.submit("d2", OutcomeReport(reward=0.5, cost=0.9))).event.cost,
+        (await bandit.outcomes.submit("d3", OutcomeReport(reward=0.5, arm=2))).event.cost,
     ]
     assert costs == [0.07, 0.9, pytest.approx(0.8)], "another arm costs its own price"
 
@@ -428,25 +431,29 @@ async def test_an_outcome_costs_what_it_says_or_the_price_of_its_decision(storag
 async def test_an_overriding_arm_is_learnt_without_a_propensity(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage, PAK)
     g = default_rng(14)
-    kept = await bandit.decide(ask(PAK, g, "d1", allowed={0: None}))
-    other = await bandit.observe("d1", OutcomeReport(reward=0.5, arm=2))
+    kept = await bandit.decisions.submit(ask(PAK, g, "d1", allowed={0: None}))
+    other = await bandit.outcomes.submit("d1", OutcomeReport(reward=0.5, arm=2))
     assert (kept.event.arm, other.event.arm, other.event.propensity) == (0, 2, None)
-    await bandit.decide(ask(PAK, g, "d2", allowed={0: None}))
-    same = await bandit.observe("d2", OutcomeReport(reward=0.5, arm=0))
+    await bandit.decisions.submit(ask(PAK, g, "d2", allowed={0: None}))
+    same = await bandit.outcomes.submit("d2", OutcomeReport(reward=0.5, arm=0))
     assert same.event.propensity == 1.0, "naming the suggested arm overrides nothing"
-    assert [arm.pulls for arm in bandit.state.arms] == [1, 0, 1]
+    assert [arm.pulls for arm in bandit.versions.committed.state.arms] == [1, 0, 1]
     fresh = await replayed(bandit, storage)
     x = ask(PAK, g, "d3")
-    assert close(await bandit.preview(x), await fresh.preview(x))
+    assert close(await bandit.decisions.preview(x), await fresh.decisions.preview(x))
 
 
 async def test_unknown_decisions_are_named(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage)
-    for asked in (bandit.observe("no", OutcomeReport(reward=0.5)), bandit.cancel("no"), bandit.look_up("no")):
+    for asked in (
+        bandit.outcomes.submit("no", OutcomeReport(reward=0.5)),
+        bandit.outcomes.cancel("no"),
+        bandit.outcomes.look_up("no"),
+    ):
         with pytest.raises(DecisionNotFoundError):
             await asked
-    assert await bandit.find_decision("no", "") is None
-    assert bandit.offset == 1
+    assert await bandit.decisions.find("no", "") is None
+    assert bandit.versions.committed.offset == 1
 
 
 async def test_a_cancelled_decision_takes_no_outcome(opener: Opener) -> None:
@@ -454,19 +461,19 @@ async def test_a_cancelled_decision_takes_no_outcome(opener: Opener) -> None:
     async with started(opener) as storage:
         bandit = await learner_of(storage, PAK)
         before = bandit.digest()[1]
-        first = await bandit.preview(ask(PAK, default_rng(16), "x"))
-        await bandit.decide(ask(PAK, g, "d1"))
-        await asyncio.gather(*(bandit.cancel("d1") for _ in range(3)))
-        await bandit.cancel("d1")
+        first = await bandit.decisions.preview(ask(PAK, default_rng(16), "x"))
+        await bandit.decisions.submit(ask(PAK, g, "d1"))
+        await asyncio.gather(*(bandit.outcomes.cancel("d1") for _ in range(3)))
+        await bandit.outcomes.cancel("d1")
         with pytest.raises(DecisionCancelledError):
-            await bandit.observe("d1", outcome(PAK, g, 0))
-        assert (bandit.offset, bandit.digest()[1]) == (3, before), "nothing was learnt"
-        assert close(await bandit.preview(ask(PAK, default_rng(16), "x")), first), "nothing is pending"
-        await bandit.decide(ask(PAK, g, "d2"))
-        await bandit.observe("d2", outcome(PAK, g, 0))
+            await bandit.outcomes.submit("d1", outcome(PAK, g, 0))
+        assert (bandit.versions.committed.offset, bandit.digest()[1]) == (3, before), "nothing was learnt"
+        assert close(await bandit.decisions.preview(ask(PAK, default_rng(16), "x")), first), "nothing is pending"
+        await bandit.decisions.submit(ask(PAK, g, "d2"))
+        await bandit.outcomes.submit("d2", outcome(PAK, g, 0))
         with pytest.raises(OutcomeConflictError):
-            await bandit.cancel("d2")
-        states_ = [type((await bandit.look_up(d))[1].event) for d in ("d1", "d2")]  # type: ignore[union-attr]
+            await bandit.outcomes.cancel("d2")
+        states_ = [type((await bandit.outcomes.look_up(d))[1].event) for d in ("d1", "d2")]  # type: ignore[union-attr]
         assert states_ == [Cancelled, Observed]
 
 
@@ -480,26 +487,26 @@ async def test_a_decision_expires_when_its_time_is_over(opener: Opener, clock: C
         bandit = await learner_of(storage, PAK, options={"clock": clock}, default_reward=default, timeout_s=60.0)
         arms = []
         for i in range(3):
-            arms.append((await bandit.decide(ask(PAK, g, f"d{i}"))).event.arm)
+            arms.append((await bandit.decisions.submit(ask(PAK, g, f"d{i}"))).event.arm)
             clock.advance(20.0)
-        assert await bandit.expire() == 1
+        assert await bandit.outcomes.expire() == 1
         assert sorted(bandit.ledger.open) == ["d1", "d2"]
         with pytest.raises(DecisionExpiredError):
-            await bandit.observe("d0", outcome(PAK, g, arms[0]))
+            await bandit.outcomes.submit("d0", outcome(PAK, g, arms[0]))
         with pytest.raises(DecisionExpiredError):
-            await bandit.cancel("d0")
+            await bandit.outcomes.cancel("d0")
         clock.advance(19.0)
-        await bandit.observe("d1", outcome(PAK, g, arms[1]))  # in the last second
+        await bandit.outcomes.submit("d1", outcome(PAK, g, arms[1]))  # in the last second
         clock.advance(21.0)
         with pytest.raises(DecisionExpiredError):  # the sweeper has not come by, and need not
-            await bandit.observe("d2", outcome(PAK, g, arms[2]))
-        assert await bandit.expire() == 0
-        assert sum(arm.pulls for arm in bandit.state.arms) == (1 if default is None else 3)
-        closing = (await bandit.look_up("d2"))[1]
+            await bandit.outcomes.submit("d2", outcome(PAK, g, arms[2]))
+        assert await bandit.outcomes.expire() == 0
+        assert sum(arm.pulls for arm in bandit.versions.committed.state.arms) == (1 if default is None else 3)
+        closing = (await bandit.outcomes.look_up("d2"))[1]
         assert closing is not None
         assert (closing.event.reward, closing.event.at) == (default, clock.now)
-        assert [arm.pending for arm in bandit.arms] == [0, 0, 0]
-        assert bandit.state.arms[0].cache is None or bandit.state.arms[0].cache.pending == 0
+        assert [arm.pending for arm in bandit.versions.committed.arms] == [0, 0, 0]
+        assert bandit.versions.committed.state.arms[0].cache is None or bandit.versions.committed.state.arms[0].cache.pending == 0
         live = facts(bandit)
     async with started(opener) as storage:
         assert facts(await Learner.load(storage, bandit.log, clock=clock)) == live
@@ -509,10 +516,10 @@ async def test_hundreds_of_overdue_decisions_share_their_commits(opener: Opener,
     g = default_rng(18)
     async with started(opener) as storage:
         bandit = await learner_of(storage, options={"clock": clock})
-        await asyncio.gather(*(bandit.decide(ask(GREEDY, g, f"d{i}")) for i in range(300)))
+        await asyncio.gather(*(bandit.decisions.submit(ask(GREEDY, g, f"d{i}")) for i in range(300)))
         clock.advance(1000.0)
-        assert await bandit.expire() == 300
-        assert (bandit.ledger.open, bandit.offset) == ({}, 601)
+        assert await bandit.outcomes.expire() == 300
+        assert (bandit.ledger.open, bandit.versions.committed.offset) == ({}, 601)
 
 
 async def test_an_outcome_and_an_expiry_at_once_are_one_of_the_two(opener: Opener, clock: Clock) -> None:
@@ -520,17 +527,16 @@ async def test_an_outcome_and_an_expiry_at_once_are_one_of_the_two(opener: Opene
     async with started(opener) as storage:
         bandit = await learner_of(storage, options={"clock": clock}, default_reward=0.125, timeout_s=60.0)
         for i in range(20):
-            await bandit.decide(ask(GREEDY, g, f"d{i}"))
+            await bandit.decisions.submit(ask(GREEDY, g, f"d{i}"))
         clock.advance(59.9)
-        outcomes = [bandit.observe(f"d{i}", OutcomeReport(reward=0.5)) for i in range(20)]
-        tasks = [asyncio.create_task(each) for each in outcomes]
+        outcomes = [bandit.outcomes.submit(f"d{i}", OutcomeReport(reward=0.5)) for i in range(20)]
         await asyncio.sleep(0)
         clock.advance(1.0)
-        await bandit.expire()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        await bandit.outcomes.expire()
+        answers = await asyncio.gather(*outcomes, return_exceptions=True)
         assert all(isinstance(answer, Recorded | DecisionExpiredError) for answer in answers)
-        assert sum(arm.outcomes for arm in bandit.arms) == 20
-        assert bandit.offset == 41
+        assert sum(arm.outcomes for arm in bandit.versions.committed.arms) == 20
+        assert bandit.versions.committed.offset == 41
 
 
 # -- arms and references ----------------------------------------------------------------------------------------------------
@@ -549,18 +555,20 @@ async def test_an_arm_that_comes_while_outcomes_are_folded_elsewhere_breaks_no_d
         nonlocal asked
         for _ in range(12):
             asked += 1
-            kept = await bandit.decide(ask(PAK, g, f"d{asked}"))
+            kept = await bandit.decisions.submit(ask(PAK, g, f"d{asked}"))
             assert len(kept.event.weights) == len(kept.event.scores["estimate"])
             assert max(kept.event.allowed) < len(kept.event.weights)
-            await bandit.observe(kept.event.id, outcome(PAK, g, kept.event.arm))
-            assert len(bandit.arms) == len(bandit.state.arms)
+            await bandit.outcomes.submit(kept.event.id, outcome(PAK, g, kept.event.arm))
+            assert len(bandit.versions.committed.arms) == len(bandit.versions.committed.state.arms)
 
     async def growing() -> None:
         for i in range(8):
-            await bandit.record(ArmAdded(at=clock(), name=f"new {i}", price=0.1, metadata={}), key=events.added_key(f"new {i}"))
+            await bandit.committer.record(
+                ArmAdded(at=clock(), name=f"new {i}", price=0.1, metadata={}), key=events.added_key(f"new {i}")
+            )
 
     await asyncio.gather(deciding(), deciding(), growing())
-    assert len(bandit.arms) == 11
+    assert len(bandit.versions.committed.arms) == 11
     monkeypatch.setattr(pace, "THREAD_ABOVE_S", math.inf)
     assert facts(await replayed(bandit, storage)) == facts(bandit)
 
@@ -571,12 +579,12 @@ async def test_what_is_checked_before_it_is_recorded_holds_when_it_is_recorded(o
         bandit = await learner_of(storage, options={"clock": clock})
 
         def no_more_than_four() -> None:
-            if len(bandit.arms) >= 4:
+            if len(bandit.versions.committed.arms) >= 4:
                 raise InvalidObservation("arm", "too many")
 
         answers = await asyncio.gather(
             *(
-                bandit.record(
+                bandit.committer.record(
                     ArmAdded(at=clock(), name=f"new {i}", price=0.1, metadata={}), key=f"new {i}", check=no_more_than_four
                 )
                 for i in range(6)
@@ -584,7 +592,7 @@ async def test_what_is_checked_before_it_is_recorded_holds_when_it_is_recorded(o
             return_exceptions=True,
         )
         assert [type(answer).__name__ for answer in answers].count("Receipt") == 1
-        assert len(bandit.arms) == 4
+        assert len(bandit.versions.committed.arms) == 4
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------------
@@ -628,33 +636,38 @@ async def test_a_poisoned_entry_stops_its_bandit_at_its_offset_and_no_other(open
         bandit = await learner_of(storage, PAK, options={"clock": clock})
         other = await learner_of(storage, PAK, name="other")
         for i in range(1, 4):
-            await bandit.decide(ask(PAK, g, f"d{i}"))
-        await bandit.observe("d1", outcome(PAK, g, 0))
+            await bandit.decisions.submit(ask(PAK, g, f"d{i}"))
+        await bandit.outcomes.submit("d1", outcome(PAK, g, 0))
         sound = bandit.digest()
         receipt = await storage.append(bandit.log, "poison", poison(kind, clock), Durability.POWER)
         await storage.append(bandit.log, "behind it", events.encode(Cancelled(at=clock(), id="d3")), Durability.POWER)
         answers = await asyncio.gather(
-            *(bandit.decide(ask(PAK, g, f"e{i}")) for i in range(3)),
-            bandit.observe("d3", outcome(PAK, g, 0)),
-            bandit.catch_up(),
+            *(bandit.decisions.submit(ask(PAK, g, f"e{i}")) for i in range(3)),
+            bandit.outcomes.submit("d3", outcome(PAK, g, 0)),
+            bandit.projection.catch_up(),
             return_exceptions=True,
         )
         assert all(isinstance(answer, StorageDamagedError) for answer in answers)
         place = f"log 'greeter', offset {receipt.offset}"
         assert {str(answer).split(": ")[0] for answer in answers} == {place}
-        assert {str(answer) for answer in answers} == {bandit.damage}, "the first thing that was wrong, and not what followed"
+        wrong = {str(answer) for answer in answers}
+        assert wrong == {str(bandit.versions.fault)}, "the first thing that was wrong, and not what followed"
         assert bandit.digest() == sound, "nothing half-applied is ever shown"
         log_end = len(await storage.read(bandit.log, after=0, limit=99))
-        for asked in (bandit.decide(ask(PAK, g, "f")), bandit.observe("d2", OutcomeReport(reward=0.1)), bandit.cancel("d2")):
+        for request in (
+            partial(bandit.decisions.submit, ask(PAK, g, "f")),
+            partial(bandit.outcomes.submit, "d2", OutcomeReport(reward=0.1)),
+            partial(bandit.outcomes.cancel, "d2"),
+        ):
             with pytest.raises(StorageDamagedError, match=place):
-                await asked
+                await request()
         assert len(await storage.read(bandit.log, after=0, limit=99)) == log_end, "nothing is written behind the damage"
         with pytest.raises(StorageDamagedError, match=place):
             await replayed(bandit, storage)
-        await bandit.close()
+        await bandit.projection.close()
         assert await storage.load_snapshots(bandit.log) == []
-        await other.decide(ask(PAK, g, "d1"))
-        assert other.damage == ""
+        await other.decisions.submit(ask(PAK, g, "d1"))
+        assert other.versions.fault is None
 
 
 @pytest.mark.parametrize("first", [b"no event", events.encode(Cancelled(at=Clock()(), id="d1"))])
@@ -688,7 +701,7 @@ async def with_snapshot(storage: Blobs, clock: Clock) -> tuple[Learner, bytes]:
     bandit = await learner_of(storage, PAK, options={"clock": clock})
     clients = Clients(PAK, bandit, clock, seed=22)
     await clients.work(4)
-    await bandit.snapshot()
+    await bandit.projection.snapshot()
     (_, blob), *_ = await MemoryStorage.load_snapshots(storage, bandit.log)
     await clients.work(3)
     return bandit, blob
@@ -736,7 +749,7 @@ async def test_a_snapshot_of_another_build_bandit_or_moment_is_passed_over(clock
     unfit = [
         snapshots.pack(bandit.policy, state, ledger.pack(), ledger.offset + 1),
         snapshots.pack(bandit.policy, states.add_arm(bandit.policy, state), ledger.pack(), ledger.offset),
-        snapshots.pack(other.policy, other.state, other.ledger.pack(), 1),
+        snapshots.pack(other.policy, other.versions.committed.state, other.ledger.pack(), 1),
     ]
     monkeypatch.setattr(snapshots, "BUILD", "torch 0.0")
     unfit.append(snapshots.pack(bandit.policy, state, ledger.pack(), ledger.offset))
@@ -764,11 +777,11 @@ async def test_where_the_log_was_trimmed_a_snapshot_of_another_build_has_to_do(
     storage, g = Trimmed(), default_rng(24)
     bandit = await learner_of(storage, PAK, options={"clock": clock})
     for i in range(6):
-        await bandit.decide(ask(PAK, g, f"d{i}"))
-        await bandit.observe(f"d{i}", outcome(PAK, g, 0))
-    await bandit.snapshot()
-    storage.first = bandit.offset
-    await bandit.decide(ask(PAK, g, "later"))
+        await bandit.decisions.submit(ask(PAK, g, f"d{i}"))
+        await bandit.outcomes.submit(f"d{i}", outcome(PAK, g, 0))
+    await bandit.projection.snapshot()
+    storage.first = bandit.versions.committed.offset
+    await bandit.decisions.submit(ask(PAK, g, "later"))
     monkeypatch.setattr(snapshots, "BUILD", "torch 0.0")
     assert facts(await replayed(bandit, storage)) == facts(bandit)
     assert "another build has to do" in caplog.text
@@ -788,9 +801,9 @@ async def test_a_snapshot_of_a_future_that_the_log_lost_is_passed_over(clock: Cl
         await shorter.append(log, str(entry.offset), entry.payload, Durability.POWER)
     shorter.blobs = [(99, blob)]
     resumed = await Learner.load(shorter, log)
-    assert resumed.offset == 5
-    await resumed.decide(ask(PAK, default_rng(23), "new"))
-    assert resumed.offset == 6
+    assert resumed.versions.committed.offset == 5
+    await resumed.decisions.submit(ask(PAK, default_rng(23), "new"))
+    assert resumed.versions.committed.offset == 6
 
 
 async def test_snapshots_are_written_as_often_as_set_and_at_the_end(opener: Opener, clock: Clock) -> None:
@@ -798,15 +811,15 @@ async def test_snapshots_are_written_as_often_as_set_and_at_the_end(opener: Open
         bandit = await learner_of(storage, options={"snapshot_every": 10})
         g = default_rng(24)
         for i in range(25):
-            await bandit.decide(ask(GREEDY, g, f"d{i}"))
+            await bandit.decisions.submit(ask(GREEDY, g, f"d{i}"))
         while not (kept := await storage.load_snapshots(bandit.log)) or len(kept) < 2:
             await asyncio.sleep(0)
         assert [offset for offset, _ in kept] == [21, 11]
-        await bandit.close()
+        await bandit.projection.close()
         assert [offset for offset, _ in await storage.load_snapshots(bandit.log)] == [26, 21]
-        await bandit.close()
+        await bandit.projection.close()
         never = await learner_of(storage, name="never", options={"snapshot_every": 0})
-        await never.decide(ask(GREEDY, g, "d"))
+        await never.decisions.submit(ask(GREEDY, g, "d"))
         assert await storage.load_snapshots(never.log) == []
 
 
@@ -818,13 +831,13 @@ async def test_a_snapshot_taken_amid_the_traffic_is_of_one_moment(
     storage, g = Slow(), default_rng(25)
     bandit = await learner_of(storage, PAK, options={"clock": clock})
 
-    async def after(turns: int, work: Coroutine[Any, Any, Any]) -> None:
+    async def after(turns: int, work: Callable[[], Awaitable[Any]]) -> None:
         await _turns(turns)
-        await work
+        await work()
 
     for i in range(24):
-        deciding = [after(n, bandit.decide(ask(PAK, g, f"d{i}/{n}"))) for n in range(6)]
-        await asyncio.gather(after(i, bandit.snapshot()), *deciding)
+        deciding = [after(n, partial(bandit.decisions.submit, ask(PAK, g, f"d{i}/{n}"))) for n in range(6)]
+        await asyncio.gather(after(i, bandit.projection.snapshot), *deciding)
         (offset, blob), *_ = await storage.load_snapshots(bandit.log)
         ledger, state = snapshots.unpack(bandit.policy, bandit.created, blob)
         then = await replayed(bandit, storage, use_snapshots=False, until=offset)
@@ -868,26 +881,29 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     storage, g = Failing(), default_rng(26)
     bandit = await learner_of(storage, PAK, options={"clock": clock})
     for i in range(4):
-        await bandit.decide(ask(PAK, g, f"d{i}"))
+        await bandit.decisions.submit(ask(PAK, g, f"d{i}"))
     before = facts(bandit)
     storage.fails = fails
     asked = [ask(PAK, g, f"e{i}") for i in range(5)]
     result = outcome(PAK, g, 0)
     answers = await asyncio.gather(
-        *(bandit.decide(each) for each in asked), bandit.observe("d0", result), bandit.cancel("d1"), return_exceptions=True
+        *(bandit.decisions.submit(each) for each in asked),
+        bandit.outcomes.submit("d0", result),
+        bandit.outcomes.cancel("d1"),
+        return_exceptions=True,
     )
     assert all(isinstance(answer, StorageUnavailableError) for answer in answers)
     assert facts(bandit) == before
-    assert (bandit._projection.in_flight() == {}) == (fails != "reading"), "who is in the log is pending"
+    assert (bandit.versions.in_flight == {}) == (fails != "reading"), "who is in the log is pending"
     storage.fails = ""
-    await bandit.catch_up()
-    assert bandit._projection.in_flight() == {}, "nobody is on its way any more"
-    retried = await asyncio.gather(*(bandit.decide(each) for each in asked))
-    observed = await bandit.observe("d0", result)
-    await bandit.cancel("d1")
+    await bandit.projection.catch_up()
+    assert bandit.versions.in_flight == {}, "nobody is on its way any more"
+    retried = await asyncio.gather(*(bandit.decisions.submit(each) for each in asked))
+    observed = await bandit.outcomes.submit("d0", result)
+    await bandit.outcomes.cancel("d1")
     assert {kept.is_duplicate for kept in [*retried, observed]} == {fails != "before"}
-    assert bandit.offset == 12
-    assert sum(arm.pending for arm in bandit.arms) == 7
+    assert bandit.versions.committed.offset == 12
+    assert sum(arm.pending for arm in bandit.versions.committed.arms) == 7
     assert facts(await replayed(bandit, storage)) == facts(bandit)
 
 
@@ -897,10 +913,12 @@ async def test_what_was_logged_by_a_failed_request_is_learnt_before_the_next_is_
     added = ArmAdded(at=clock(), name="new", price=0.1, metadata={})
     storage.fails = "after"
     with pytest.raises(StorageUnavailableError):
-        await bandit.record(added, key="one")
+        await bandit.committer.record(added, key="one")
     storage.fails = ""
     seen: list[int] = []
-    await bandit.record(ArmRetired(at=clock(), arm=0), key="two", check=lambda: seen.append(len(bandit.arms)))
+    await bandit.committer.record(
+        ArmRetired(at=clock(), arm=0), key="two", check=lambda: seen.append(len(bandit.versions.committed.arms))
+    )
     assert seen == [4]
 
 
@@ -927,16 +945,18 @@ async def _turns(number: int) -> None:
         await asyncio.sleep(0)
 
 
-Request = Callable[[Learner], Coroutine[Any, Any, Any]]
+Request = Callable[[Learner], Awaitable[Any]]
 REQUESTS: dict[str, Request] = {
-    "decide": lambda bandit: bandit.decide(ask(PAK, default_rng(27), "new")),
-    "preview": lambda bandit: bandit.preview(ask(PAK, default_rng(27), "new")),
-    "observe": lambda bandit: bandit.observe("d1", outcome(PAK, default_rng(27), 0)),
-    "cancel": lambda bandit: bandit.cancel("d1"),
-    "expire": lambda bandit: bandit.expire(),
-    "catch up": lambda bandit: bandit.catch_up(),
-    "record": lambda bandit: bandit.record(ArmAdded(at=bandit.created.at, name="new", price=0.0, metadata={}), key="new"),
-    "snapshot": lambda bandit: bandit.snapshot(),
+    "decide": lambda bandit: bandit.decisions.submit(ask(PAK, default_rng(27), "new")),
+    "preview": lambda bandit: bandit.decisions.preview(ask(PAK, default_rng(27), "new")),
+    "observe": lambda bandit: bandit.outcomes.submit("d1", outcome(PAK, default_rng(27), 0)),
+    "cancel": lambda bandit: bandit.outcomes.cancel("d1"),
+    "expire": lambda bandit: bandit.outcomes.expire(),
+    "catch up": lambda bandit: bandit.projection.catch_up(),
+    "record": lambda bandit: bandit.committer.record(
+        ArmAdded(at=bandit.created.at, name="new", price=0.0, metadata={}), key="new"
+    ),
+    "snapshot": lambda bandit: bandit.projection.snapshot(),
 }
 
 
@@ -950,26 +970,26 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_don
     for turns in range(40):
         storage, g = Slow(), default_rng(28)
         bandit = await learner_of(storage, PAK, options={"clock": clock})
-        await asyncio.gather(*(bandit.decide(ask(PAK, g, f"d{i}")) for i in range(3)))
+        await asyncio.gather(*(bandit.decisions.submit(ask(PAK, g, f"d{i}")) for i in range(3)))
         if what == "expire":
             clock.advance(1000.0)
         elif what == "catch up":  # somebody else wrote
             await storage.append(bandit.log, "else", events.encode(Cancelled(at=clock(), id="d2")), Durability.POWER)
-        task = asyncio.create_task(REQUESTS[what](bandit))
+        task = asyncio.ensure_future(REQUESTS[what](bandit))
         await _turns(turns)
         done = not task.cancel()
         await asyncio.wait([task])
         cancelled += not done
         async with asyncio.timeout(PATIENCE_S):
-            await bandit.close()  # waits for what goes on
+            await bandit.projection.close()  # waits for what goes on
             end = len(await storage.read(bandit.log, after=0, limit=99))
-            await bandit.catch_up()
-            assert (bandit.offset, bandit._projection.in_flight(), bandit.damage) == (end, {}, "")
+            await bandit.projection.catch_up()
+            assert (bandit.versions.committed.offset, bandit.versions.in_flight, bandit.versions.fault) == (end, {}, None)
             assert facts(await replayed(bandit, storage)) == facts(bandit)
             assert facts(await replayed(bandit, storage, use_snapshots=False)) == facts(bandit)
             clock.now = bandit.created.at
-            again = await bandit.decide(ask(PAK, default_rng(27), "new"))
-            assert sum(arm.pending for arm in bandit.arms) == len(bandit.ledger.open)
+            again = await bandit.decisions.submit(ask(PAK, default_rng(27), "new"))
+            assert sum(arm.pending for arm in bandit.versions.committed.arms) == len(bandit.ledger.open)
             assert again.event.id == "new"
         if done:
             break
@@ -980,7 +1000,7 @@ async def test_what_a_cancelled_request_has_logged_is_learnt_without_anybody_ask
     """Else a decision of a quiet bandit would neither be counted nor expire."""
     storage = Slow()
     bandit = await learner_of(storage, PAK, options={"clock": clock})
-    task = asyncio.create_task(bandit.decide(ask(PAK, default_rng(29), "d1")))
+    task = bandit.decisions.submit(ask(PAK, default_rng(29), "d1"))
     while await MemoryStorage.find(storage, bandit.log, events.decided_key("d1")) is None:
         await asyncio.sleep(0)
     task.cancel()
@@ -995,14 +1015,14 @@ async def test_requests_to_a_deleted_bandit_say_so(opener: Opener, clock: Clock)
     async with started(opener) as storage:
         bandit = await learner_of(storage, PAK, options={"clock": clock})
         for i in range(3):
-            await bandit.decide(ask(PAK, g, f"d{i}"))
+            await bandit.decisions.submit(ask(PAK, g, f"d{i}"))
         await storage.delete(bandit.log)
         for asked in (
-            bandit.decide(ask(PAK, g, "new")),
-            bandit.observe("d1", outcome(PAK, g, 0)),
-            bandit.cancel("d2"),
-            bandit.look_up("d2"),
+            bandit.decisions.submit(ask(PAK, g, "new")),
+            bandit.outcomes.submit("d1", outcome(PAK, g, 0)),
+            bandit.outcomes.cancel("d2"),
+            bandit.outcomes.look_up("d2"),
         ):
             with pytest.raises(LogNotFoundError):
                 await asked
-        assert bandit._projection.in_flight() == {}
+        assert bandit.versions.in_flight == {}

@@ -10,6 +10,7 @@ import pytest
 from bandits.registry import build
 from bandits.types import State
 from service.engine.learner import Learner
+from service.engine.notices import notices_of_rewards
 from service.storage.memory import MemoryStorage
 from tests.service.drivers import PAK, learner_of
 from tests.service.http_client import ARMS, GREEDY, VECTOR, Service, failed
@@ -61,7 +62,7 @@ async def test_rewards_that_are_small_beside_the_optimism_are_noticed_with_the_f
     learner.ledger.reward_range = rewards
     first, *others = learner.ledger.arms
     learner.ledger.arms = type(learner.ledger.arms)([msgspec.structs.replace(first, rewards=count), *others])
-    notices = learner._notices_of_rewards()
+    notices = notices_of_rewards(learner.policy, learner.ledger)
     assert bool(notices) == is_told
     if is_told:
         assert notices[0].startswith(f"The {count} rewards that were learned lie between {rewards[0]:g} and {rewards[1]:g}")

@@ -15,10 +15,10 @@ from numpy.random import default_rng
 from service.api.error_mapping import to_problem
 from service.api.requests import BanditBody
 from service.engine import events
-from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError
+from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError, LogNewerError
 from service.engine.events import Cancelled, Created
-from service.engine.learner import Learner, OutcomeReport
-from service.engine.projection import LogNewerError
+from service.engine.learner import Learner
+from service.engine.outcomes import OutcomeReport
 from service.engine.repository import BanditRepository
 from service.settings import Settings
 from service.storage.base import (
@@ -112,23 +112,23 @@ async def test_a_deleted_bandit_takes_its_open_decisions_along(opener: Opener) -
     async with hosted(opener()) as hosting:
         old, _ = await hosting.create(wanted())
         for i in range(3):
-            await old.decide(ask(GREEDY, g, f"d{i}"))
-        tasks = [asyncio.create_task(old.decide(ask(GREEDY, g, f"e{i}"))) for i in range(3)]
+            await old.decisions.submit(ask(GREEDY, g, f"d{i}"))
+        tasks = [old.decisions.submit(ask(GREEDY, g, f"e{i}")) for i in range(3)]
         await hosting.delete("", "greeter")
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(answer, tuple | LogNotFoundError) for answer in answers)
         for asked in (hosting.get("", "greeter"), hosting.delete("", "greeter")):
             with pytest.raises(BanditNotFoundError):
                 await asked
-        for request in (old.decide(ask(GREEDY, g, "late")), old.observe("d1", OutcomeReport(reward=0.5))):
+        for request in (old.decisions.submit(ask(GREEDY, g, "late")), old.outcomes.submit("d1", OutcomeReport(reward=0.5))):
             with pytest.raises(LogNotFoundError):
                 await request
         new, is_new = await hosting.create(wanted(price=0.9))
         assert is_new
-        assert (new.offset, new.ledger.open, await new.find_decision("d1", "body of d1")) == (1, {}, None)
-        await new.decide(ask(GREEDY, g, "d1"))
+        assert (new.versions.committed.offset, new.ledger.open, await new.decisions.find("d1", "body of d1")) == (1, {}, None)
+        await new.decisions.submit(ask(GREEDY, g, "d1"))
         with pytest.raises(LogNotFoundError):
-            await old.decide(ask(GREEDY, g, "later"))
+            await old.decisions.submit(ask(GREEDY, g, "later"))
     async with hosted(opener()) as hosting:
         again = await hosting.get("", "greeter")
         assert sorted(again.ledger.open) == ["d1"]
@@ -156,7 +156,7 @@ async def filled(storage: Storage, *names: str) -> None:
     async with hosted(storage) as hosting:
         for name in names:
             learner, _ = await hosting.create(wanted(name))
-            await learner.decide(ask(GREEDY, default_rng(2), "d1"))
+            await learner.decisions.submit(ask(GREEDY, default_rng(2), "d1"))
 
 
 async def test_requests_wait_for_a_bandit_that_is_being_loaded() -> None:
@@ -239,7 +239,7 @@ async def test_a_damaged_bandit_answers_nothing_and_harms_no_other(opener: Opene
     await storage.append(bad, "poison", b"no event", Durability.POWER)
     await storage.close()
     async with hosted(opener()) as hosting:
-        await (await hosting.get("", "good")).decide(ask(GREEDY, default_rng(3), "d2"))
+        await (await hosting.get("", "good")).decisions.submit(ask(GREEDY, default_rng(3), "d2"))
         with pytest.raises((BanditDamagedError, StorageDamagedError), match="offset 3"):
             await hosting.get("", "bad")
         for asked in (hosting.get("", "bad"), hosting.create(wanted("bad"))):
@@ -266,7 +266,7 @@ async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
         written = events.encode(Cancelled(at=clock(), id="d1")).replace(*changed)
         await hosting.storage.append(bandit.log, "newer", written, Durability.POWER)
         with pytest.raises(LogNewerError, match="offset 3: written by a newer version"):
-            await bandit.catch_up()
+            await bandit.projection.catch_up()
         with pytest.raises(BanditNewerError, match="offset 3"):
             await hosting.get("", "ahead")
         await hosting.get("", "good")
@@ -304,7 +304,7 @@ async def test_damage_that_shows_while_serving_is_told_too(opener: Opener, clock
         await hosting.create(wanted("good"))
         await hosting.storage.append(bandit.log, "poison", events.encode(Cancelled(at=clock(), id="none")), Durability.POWER)
         with pytest.raises(StorageDamagedError, match="offset 2"):
-            await bandit.decide(ask(GREEDY, default_rng(4), "d1"))
+            await bandit.decisions.submit(ask(GREEDY, default_rng(4), "d1"))
         with pytest.raises(BanditDamagedError, match="offset 2"):
             await hosting.get("", "greeter")
         assert len(hosting.state()["damaged"]) == 1
@@ -353,7 +353,7 @@ async def test_a_creation_that_was_cut_off_after_its_commit_can_be_repeated() ->
         storage.gate.set()
         learner, is_new = await hosting.create(wanted())
         assert not is_new
-        await learner.decide(ask(GREEDY, default_rng(5), "d1"))
+        await learner.decisions.submit(ask(GREEDY, default_rng(5), "d1"))
         assert await hosting.create(wanted(price=0.7)) == (learner, False)
 
 
@@ -482,7 +482,7 @@ async def test_a_name_that_another_replica_gave_to_another_log_is_deleted_and_cr
     storage = Held()
     async with hosted(storage) as hosting:
         old, _ = await hosting.create(wanted())
-        hosting._tasks[1].cancel()  # which follows the news
+        hosting._follower._tasks[0].cancel()  # which follows the news
         log = await storage.elsewhere(delete="greeter", create=wanted(price=0.9))
         new, is_new = await hosting.create(wanted())
         assert (is_new, new.log) == (False, log)
@@ -504,17 +504,17 @@ async def test_the_sweeper_closes_what_is_overdue_of_every_bandit(opener: Opener
     async with hosted(opener(), clock, sweep_s=0.001) as hosting:
         bandits = [(await hosting.create(wanted(name, timeout_s=30.0)))[0] for name in ("a", "b", "c", "d")]
         for bandit in bandits:
-            await bandit.decide(ask(GREEDY, g, "d1"))
+            await bandit.decisions.submit(ask(GREEDY, g, "d1"))
 
         async def fails() -> int:
             raise RuntimeError("a fault")
 
-        bandits[0].expire = fails  # type: ignore[method-assign]
+        bandits[0].outcomes.expire = fails  # type: ignore[method-assign]
         await hosting.storage.append(bandits[1].log, "poison", b"no event", Durability.POWER)
         await hosting.storage.delete(bandits[2].log)
         clock.advance(31.0)
         await until(lambda: not bandits[3].ledger.open)
-        await bandits[3].decide(ask(GREEDY, g, "d2"))
+        await bandits[3].decisions.submit(ask(GREEDY, g, "d2"))
         clock.advance(31.0)
         await until(lambda: not bandits[3].ledger.open)
 
@@ -526,12 +526,12 @@ async def test_closing_leaves_snapshots_and_closes_the_store_whatever_fails(
     async with hosted(storage) as hosting:
         bandits = [(await hosting.create(wanted(name)))[0] for name in ("a", "b")]
         for bandit in bandits:
-            await bandit.decide(ask(GREEDY, default_rng(7), "d1"))
+            await bandit.decisions.submit(ask(GREEDY, default_rng(7), "d1"))
 
         async def fails() -> None:
             raise OverflowError("a snapshot too large")
 
-        bandits[0]._projection.snapshot = fails  # type: ignore[method-assign]
+        bandits[0].projection.snapshot = fails  # type: ignore[method-assign]
     storage = opener()
     await storage.start()
     assert [len(await storage.load_snapshots(bandit.log)) for bandit in bandits] == [0, 1]
@@ -576,7 +576,7 @@ async def test_a_sweep_stops_a_bandit_whose_log_was_spoilt_and_no_other() -> Non
         assert hosting.state()["damaged"] == ["greeter: log 'greeter': another program has removed it"]
         with pytest.raises(BanditDamagedError, match="another program"):
             await hosting.get("", "greeter")
-        await (await hosting.get("", "other")).decide(ask(GREEDY, default_rng(1), "d1"))
+        await (await hosting.get("", "other")).decisions.submit(ask(GREEDY, default_rng(1), "d1"))
 
 
 @pytest.mark.parametrize("failure", [StorageUnavailableError("away"), RuntimeError("a fault of ours")])
@@ -595,10 +595,10 @@ async def test_an_append_into_a_spoilt_log_stops_its_bandit_before_any_sweep() -
     storage, g = Spoilt(), default_rng(2)
     async with hosted(storage) as hosting:
         learner, _ = await hosting.create(wanted())
-        await learner.decide(ask(GREEDY, g, "d1"))
+        await learner.decisions.submit(ask(GREEDY, g, "d1"))
         storage.spoilt = {"greeter"}
-        asked = [learner.decide(ask(GREEDY, g, f"e{i}")) for i in range(4)]
-        answers = await asyncio.gather(*asked, learner.observe("d1", OutcomeReport(reward=1.0)), return_exceptions=True)
+        asked = [learner.decisions.submit(ask(GREEDY, g, f"e{i}")) for i in range(4)]
+        answers = await asyncio.gather(*asked, learner.outcomes.submit("d1", OutcomeReport(reward=1.0)), return_exceptions=True)
         assert all(isinstance(answer, StorageDamagedError) for answer in answers)
         assert hosting.state()["damaged"] == ["greeter: log 'greeter': another program has removed it"]
         with pytest.raises(BanditDamagedError):

@@ -16,8 +16,10 @@ from numpy.random import default_rng
 from bandits.registry import POLICIES
 from service.engine import events
 from service.engine import projection as folding
+from service.engine.commit import Recorded
+from service.engine.decisions import DecisionRequest
 from service.engine.events import ArmRetired, Created, Decided
-from service.engine.learner import DecisionRequest, Learner, Recorded
+from service.engine.learner import Learner
 from service.storage.base import Durability, Log
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import EXAMPLES, Example
@@ -42,11 +44,11 @@ def equal(form: Example, count: int, *, first: int = 0) -> list[DecisionRequest]
 
 
 async def together(bandit: Learner, asks: Sequence[DecisionRequest]) -> list[Recorded]:
-    return list(await asyncio.gather(*(bandit.decide(one) for one in asks)))
+    return list(await asyncio.gather(*(bandit.decisions.submit(one) for one in asks)))
 
 
 async def one_by_one(bandit: Learner, asks: Sequence[DecisionRequest]) -> list[Recorded]:
-    return [await bandit.decide(one) for one in asks]
+    return [await bandit.decisions.submit(one) for one in asks]
 
 
 def same(ours: Sequence[Recorded], theirs: Sequence[Recorded]) -> None:
@@ -64,9 +66,9 @@ async def twins(form: Example, **options: Any) -> tuple[Learner, Learner]:
     for _ in range(2):
         bandit, g = await learner_of(MemoryStorage(), form, **options), default_rng(2)
         for i in range(17):
-            kept = await bandit.decide(ask(form, g, f"w{i}"))
+            kept = await bandit.decisions.submit(ask(form, g, f"w{i}"))
             if kept.event.arm >= 0 and i % 5:
-                await bandit.observe(f"w{i}", outcome(form, g, kept.event.arm))
+                await bandit.outcomes.submit(f"w{i}", outcome(form, g, kept.event.arm))
         made.append(bandit)
     return made[0], made[1]
 
@@ -89,7 +91,7 @@ async def test_they_are_spread_evenly_too_where_decisions_do_not_wait_for_folds(
     bandit = await learner_of(storage, form, arms=4)
     found = await together(bandit, equal(form, ROWS))
     assert Counter(kept.event.arm for kept in found) == dict.fromkeys(range(4), ROWS // 4)
-    await bandit.catch_up()
+    await bandit.projection.catch_up()
     assert (await Learner.load(storage, bandit.log)).digest() == bandit.digest()
 
 
@@ -117,10 +119,10 @@ async def test_propensities_are_those_of_one_by_one_where_a_floor_lets_any_arm_b
 async def test_a_request_that_cannot_be_decided_does_not_hide_the_others_from_each_other(clock: Clock) -> None:
     form = form_of("pak-ucb")
     bandit = await learner_of(MemoryStorage(), form, arms=5)
-    await bandit.record(ArmRetired(at=clock(), arm=4), key="retire")
+    await bandit.committer.record(ArmRetired(at=clock(), arm=4), key="retire")
     asks = equal(form, 25)
     asks[3] = replace(asks[3], allowed={4: None})
-    found = await asyncio.gather(*(bandit.decide(one) for one in asks), return_exceptions=True)
+    found = await asyncio.gather(*(bandit.decisions.submit(one) for one in asks), return_exceptions=True)
     arms = [kept.event.arm for kept in found if isinstance(kept, Recorded)]
     assert Counter(arms) == dict.fromkeys(range(4), 6)
 
@@ -144,7 +146,7 @@ async def test_a_policy_that_fails_on_one_of_them_does_not_hide_the_others_from_
     monkeypatch.setattr(type(bandit.policy), "weights_in_order", together_fails)
     asks = equal(form, 25)
     asks[7] = replace(asks[7], features=events.vector_bytes(np.full(form.dim, 100.0)))
-    found = await asyncio.gather(*(bandit.decide(one) for one in asks), return_exceptions=True)
+    found = await asyncio.gather(*(bandit.decisions.submit(one) for one in asks), return_exceptions=True)
     assert isinstance(found[7], ZeroDivisionError)
     assert Counter(kept.event.arm for kept in found if isinstance(kept, Recorded)) == dict.fromkeys(range(4), 6)
 
@@ -168,11 +170,11 @@ async def test_a_repeated_request_is_pending_for_no_other_whether_it_is_open_or_
 async def test_previews_are_pending_for_nothing_and_know_what_is() -> None:
     ours, theirs = await twins(PAK)
     asks = equal(PAK, 12)
-    previews = await asyncio.gather(*(ours.preview(one) for one in asks))
+    previews = await asyncio.gather(*(ours.decisions.preview(one) for one in asks))
     assert len({tuple(preview.weights) for preview in previews}) == 1
     same(await together(ours, asks), await one_by_one(theirs, asks))
     later = equal(PAK, 1, first=50)[0]
-    assert (await ours.preview(later)).weights == pytest.approx((await theirs.decide(later)).event.weights)
+    assert (await ours.decisions.preview(later)).weights == pytest.approx((await theirs.decisions.submit(later)).event.weights)
 
 
 async def test_attempts_of_one_episode_in_one_batch_count_for_each_other() -> None:
@@ -203,9 +205,9 @@ async def test_a_log_that_names_no_rule_is_folded_to_the_digest_of_one_that_does
     bandit = await learner_of(storage, form, options={"clock": clock})
     g = default_rng(5)
     for i in range(30):
-        kept = await bandit.decide(ask(form, g, f"d{i}"))
+        kept = await bandit.decisions.submit(ask(form, g, f"d{i}"))
         if kept.event.arm >= 0:
-            await bandit.observe(f"d{i}", outcome(form, g, kept.event.arm))
+            await bandit.outcomes.submit(f"d{i}", outcome(form, g, kept.event.arm))
     silent = {name: value for name, value in bandit.created.hyperparameters.items() if name != "rule"}
     first = events.encode(replace_hyperparameters(bandit.created, silent))
     copy, _ = await storage.create(Log("another", "another"), first)

@@ -1,0 +1,277 @@
+"""Decisions of one bandit: requests that wait together are scored, drawn and committed as one micro-batch.
+
+    submit ──> micro-batch ──> Ledger.context ──> Policy.weights ──> draw ──> LogCommitter.commit ──> Recorded
+
+A decision uses the scoring version and waits for no computation but its own; where folding is slow, its answer does not wait for
+that either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+
+import msgspec
+from torch import Tensor
+
+from bandits import draw
+from bandits.errors import BanditError, InvalidContext
+from bandits.types import Context, Policy, State, Weights
+from service.engine import events
+from service.engine.batcher import MicroBatcher
+from service.engine.commit import LogCommitter, Recorded
+from service.engine.errors import DecisionConflictError, OpenDecisionLimitError
+from service.engine.events import Decided
+from service.engine.executor import AdaptiveExecutor
+from service.engine.ledger import View
+from service.engine.projection import Projection
+from service.storage.base import Durability, Receipt, StorageError
+
+MICRO_BATCH = 32
+"""Decisions scored together, at most: between two batches they are added as pending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRequest:
+    """A validated request for a decision.
+
+    vector: (d,) the features as the policy takes them, where the caller has made a tensor of them already.
+    allowed: arm index -> price for it alone (None = the arm's own); empty = all.
+    """
+
+    id: str
+    features: bytes = b""
+    vector: Tensor | None = field(default=None, compare=False, repr=False)
+    allowed: Mapping[int, float | None] = field(default_factory=dict)
+    episode: str = ""
+    body: str = ""
+
+
+class DecisionMaker:
+    """Chooses an arm per request and logs it. clock: the time of events.  max_open: decisions open at a time."""
+
+    def __init__(self, projection: Projection, committer: LogCommitter, *, clock: Callable[[], datetime], max_open: int) -> None:
+        self._storage = projection.storage
+        self._log = projection.log
+        self._policy = projection.policy
+        self._projection = projection
+        self._ledger = projection.ledger
+        self._versions = projection.versions
+        self._committer = committer
+        self._clock = clock
+        self._max_open = max_open
+        self._draw_prefix = f"{projection.log.name}/{projection.created.seed}/"
+        self._batcher = MicroBatcher(self._decide_batch, limit=MICRO_BATCH, background=projection.background)
+        self._executor = AdaptiveExecutor()
+
+    def submit(self, request: DecisionRequest) -> asyncio.Future[Recorded]:
+        """Choose an arm and log it; it is enqueued when this returns. The same id again is the same decision."""
+        if self._versions.fault is not None:
+            self._versions.check_sound()
+        if len(self._ledger.open) >= self._max_open:
+            raise OpenDecisionLimitError(f"{self._max_open} decisions are open")
+        return self._batcher.submit(request)
+
+    async def find(self, decision_id: str, body: str) -> Recorded | None:
+        """The decision that has this id already, if any; `DecisionConflictError` where its body was another."""
+        entry = await self._storage.find(self._log, events.decided_key(decision_id))
+        return None if entry is None else self._duplicate(Receipt(entry.offset, entry.payload), body)
+
+    async def preview(self, request: DecisionRequest) -> Decided:
+        """The decision that would be made now; it is neither logged nor pending."""
+        (found,) = await self._choose([request])
+        if isinstance(found, Exception):
+            raise found
+        return found[0]
+
+    def _duplicate(self, receipt: Receipt, body: str) -> Recorded:
+        assert receipt.first is not None
+        first = events.decode(receipt.first)
+        assert isinstance(first, Decided)
+        if first.body != body:
+            raise DecisionConflictError(first.id)
+        self._committer.duplicates += 1
+        return Recorded(first, receipt.offset, True)
+
+    # -- a micro-batch -------------------------------------------------------------------------------------------------------
+
+    async def _decide_batch(self, requests: Sequence[DecisionRequest]) -> list[Recorded | Exception]:
+        """Decide a micro-batch in order of arrival: find repeated ids, score and draw the rest, commit what was drawn."""
+        results: dict[int, Recorded | Exception] = {}  # by place in the batch, since an id can be there twice
+        for place, request in enumerate(requests):
+            if request.id in self._ledger.open or request.id in self._projection.recent_ids:
+                results[place] = await self._find_duplicate(request)
+        new = [place for place in range(len(requests)) if place not in results]
+        chosen = await self._choose_isolating_failures([requests[place] for place in new]) if new else []
+        made: dict[int, Decided] = {}
+        for place, one in zip(new, chosen, strict=True):
+            if isinstance(one, Exception):
+                results[place] = one
+            else:
+                made[place], vector = one
+                self._versions.track_in_flight(made[place], vector)
+        receipts = await self._committer.commit(list(made.values()), Durability.PROCESS) if made else []
+        for (place, decided), receipt in zip(made.items(), receipts, strict=True):
+            results[place] = self._to_result(decided, receipt, requests[place])
+        return [results[place] for place in range(len(requests))]
+
+    async def _find_duplicate(self, request: DecisionRequest) -> Recorded | Exception:
+        try:
+            # without an entry: it is open, but so old that its entry was trimmed
+            return await self.find(request.id, request.body) or DecisionConflictError(request.id)
+        except (StorageError, DecisionConflictError) as error:
+            return error
+
+    def _to_result(self, decided: Decided, receipt: Receipt | StorageError, request: DecisionRequest) -> Recorded | Exception:
+        if isinstance(receipt, StorageError):
+            return receipt
+        if receipt.first is None:
+            return Recorded(decided, receipt.offset, False)
+        try:
+            return self._duplicate(receipt, request.body)
+        except DecisionConflictError as error:
+            return error
+
+    async def _choose_isolating_failures(
+        self, requests: Sequence[DecisionRequest]
+    ) -> Sequence[tuple[Decided, Tensor] | Exception]:
+        """Choose for all together; if that fails, one by one, so that the failure is the result of its cause alone."""
+        try:
+            return await self._choose(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+        found: list[tuple[Decided, Tensor] | Exception] = []
+        for request in requests:
+            (one,) = await self._choose_isolating_failures([request])
+            if not isinstance(one, Exception):
+                self._versions.track_in_flight(*one)  # pending for those after it
+            found.append(one)
+        return found
+
+    async def _choose(self, requests: Sequence[DecisionRequest]) -> list[tuple[Decided, Tensor] | Exception]:
+        """Choose in order: each choice is pending for the requests after it. A request without a usable arm fails alone.
+
+        Returns: per request the event with the vector of its features, or why there is none.
+        """
+        known_arms = len(self._versions.scoring.arms)
+        if any(arm >= known_arms for request in requests for arm in request.allowed):  # an arm is being added
+            await self._projection.refresh()
+            await self._versions.wait_until_prepared()
+        vectors = [events.vector_tensor(each.features) if each.vector is None else each.vector for each in requests]
+        (state, _, arms), in_flight = self._versions.with_in_flight()  # one version for all, whatever is folded meanwhile
+        view = View.of(arms, in_flight)
+        present = view.present()
+        found: dict[int, tuple[Decided, Tensor] | Exception] = {}
+        places, contexts = [], []
+        for place, request in enumerate(requests):
+            try:
+                context = self._ledger.context(view, features=vectors[place], allowed=request.allowed, episode=request.episode)
+            except InvalidContext as error:
+                found[place] = error
+            else:
+                places.append(place)
+                contexts.append(context)
+        if contexts:
+            batch = _DecisionBatch([requests[place] for place in places], contexts, self._policy, self._draw_prefix)
+            weights = await self._score(state, batch)
+            rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
+            if len(contexts) == 1:
+                batch.choose(0, rows[0])
+            now = self._clock()
+            shown = msgspec.UNSET if len(present) == len(arms) else present
+            for i, place in enumerate(places):
+                scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
+                found[place] = self._to_event(batch, i, rows[i], scores, present=shown, now=now), vectors[place]
+        return [found[place] for place in range(len(requests))]
+
+    async def _score(self, state: State, batch: _DecisionBatch) -> Weights:
+        """The weights of a batch. Several requests are drawn on the way, row by row; a single one has no order to respect."""
+        policy, contexts = self._policy, batch.contexts
+        is_prepared = policy.is_prepared(state, contexts)
+        if len(contexts) > 1:
+            work = partial(policy.weights_in_order, state, contexts, batch.choose)
+        else:
+            work = partial(policy.weights, state, contexts)
+        if not is_prepared:
+            return await asyncio.to_thread(work)
+        return await self._executor.run(work, units=len(contexts))
+
+    def _to_event(
+        self,
+        batch: _DecisionBatch,
+        place: int,
+        row: list[float],
+        scores: dict[str, list[float | None]],
+        *,
+        present: list[int] | msgspec.UnsetType,
+        now: datetime,
+    ) -> Decided:
+        """row: (K,) the weights."""
+        request, context, (arm, propensity) = batch.requests[place], batch.contexts[place], batch.draws[place]
+        episode = self._ledger.episodes.get(request.episode)
+        return Decided(
+            at=now,
+            id=request.id,
+            arm=arm,
+            propensity=propensity,
+            weights=row,
+            scores=scores,
+            allowed=[k for k, is_allowed in enumerate(context.allowed) if is_allowed],
+            price=0.0 if arm < 0 else context.prices[arm],
+            features=request.features,
+            episode=request.episode or request.id,
+            attempt=1 + batch.earlier(place) + (0 if episode is None else episode.made),
+            body=request.body,
+            present=present,
+        )
+
+
+class _DecisionBatch:
+    """A micro-batch of requests with their contexts and the draws made so far.
+
+    A drawn row is pending for the rows after it, and an attempt in its episode. A repeated id gets the draw of its first, and
+    counts once.  draw_prefix: of the keys of all draws; the id of the decision follows.
+    """
+
+    def __init__(self, requests: Sequence[DecisionRequest], contexts: list[Context], policy: Policy, draw_prefix: str) -> None:
+        self.requests = requests
+        self.contexts = contexts
+        self.draws: list[draw.Draw] = []
+        self._policy = policy
+        self._draw_prefix = draw_prefix
+
+    def choose(self, place: int, row: Sequence[float]) -> int:
+        """See `bandits.types.Choose`."""
+        request = self.requests[place]
+        _check_distribution(row, self.contexts[place], self._policy)
+        self.draws.append(draw.draw(row, self._draw_prefix + request.id))
+        arm = self.draws[place].arm
+        if arm < 0 or any(earlier.id == request.id for earlier in self.requests[:place]):
+            return draw.STOP
+        for later in range(place + 1, len(self.requests) if request.episode else 0):
+            if self.requests[later].episode == request.episode:
+                context = self.contexts[later]
+                made = tuple(count + (k == arm) for k, count in enumerate(context.attempts))
+                self.contexts[later] = replace(context, attempts=made)
+        return arm
+
+    def earlier(self, place: int) -> int:
+        """How many other decisions of its episode come before it in the batch."""
+        request = self.requests[place]
+        return len({one.id for one in self.requests[:place] if request.episode and one.episode == request.episode} - {request.id})
+
+
+def _check_distribution(row: Sequence[float], context: Context, policy: Policy) -> None:
+    """Raise unless the row is a distribution over the allowed arms: a NaN in the log could never be read back."""
+    total = sum(row)
+    sound = abs(total - 1.0) < 1e-9 or total == 0.0
+    if not sound or min(row) < 0.0 or any(weight and not ok for weight, ok in zip(row, context.allowed, strict=True)):
+        raise BanditError(f"{policy.kind} gave weights that are no distribution over the allowed arms")
+
+
+def _finite(value: float) -> float | None:
+    return value if -1e308 < value < 1e308 else None
