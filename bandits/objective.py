@@ -1,0 +1,83 @@
+"""What decisions maximize: learned signals and known prices, weighed at the moment of the decision.
+
+    value of arm a = sum_k (weight_k - multiplier_k) * expected signal k of arm a
+
+Signals are learned apart, so a changed weight, price or budget acts on the next decision. A budget holds the running mean of one
+signal by dual averaging: its multiplier is a function of sums alone, without a clock or a random number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+REWARD, COST = "reward", "cost"
+PricesPer = Literal["call", "outcome"]
+
+STEP = 0.3
+CAP = 3.0
+"""Of u, the multiplier in units of (deviation of the reward) / budget: a budget that no arm can hold plays nearly the cheapest."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one signal may be per decision in the mean. per_decision: > 0."""
+
+    signal: str
+    per_decision: float
+
+    def multiplier(self, *, count: int, total: float, reward_variance: float) -> float:
+        """The weight that is subtracted. count, total: outcomes that carried the signal, and their sum, since the budget was set.
+        reward_variance: pooled over the arms.
+        """
+        return self.pressure(count=count, total=total) * math.sqrt(max(reward_variance, 0.0)) / self.per_decision
+
+    def pressure(self, *, count: int, total: float) -> float:
+        """u in [0, CAP]: it grows with what was overspent, in budgets, over the root of the outcomes; credit is kept."""
+        return min(CAP, STEP * max(0.0, total / self.per_decision - count) / math.sqrt(max(count, 1)))
+
+
+class Terms(NamedTuple):
+    """See `Context.coefficients` and `Context.constants`."""
+
+    coefficients: tuple[tuple[float, ...], ...]
+    constants: tuple[float, ...]
+
+
+def learned_cost(cost: float, price: float, prices_per: PricesPer) -> float:
+    """What the signal `cost` learns from an outcome: the cost, or with prices per outcome its ratio to the price at the decision, so
+    that a new price acts at once.
+    """
+    return cost / price if prices_per == "outcome" and price > 0.0 else cost
+
+
+def terms(
+    signals: Sequence[str],
+    weights: Mapping[str, float],
+    multipliers: Mapping[str, float],
+    *,
+    prices: Sequence[float],
+    prices_per: PricesPer,
+) -> Terms:
+    """The factor of every learned signal (S, K) and the known part (K,) of what is maximized.
+
+    The expected cost of an arm is its present price with prices per call, and the present price times the learned ratio with prices
+    per outcome; an arm without a price has its learned cost.
+
+    >>> terms(["reward", "cost"], {"reward": 1.0, "cost": -5.0}, {}, prices=[0.1, 0.0], prices_per="call")
+    Terms(coefficients=((1.0, 1.0), (0.0, -5.0)), constants=(-0.5, 0.0))
+    """
+    constants, coefficients = [0.0] * len(prices), []
+    for name in signals:
+        weight = weights.get(name, 0.0) - multipliers.get(name, 0.0)
+        row = [weight] * len(prices)
+        for arm, price in enumerate(prices if name == COST and weight else ()):
+            if price > 0.0 and prices_per == "call":
+                constants[arm] += weight * price
+                row[arm] = 0.0
+            elif price > 0.0:
+                row[arm] = weight * price
+        coefficients.append(tuple(row))
+    return Terms(tuple(coefficients), tuple(constants))
