@@ -18,7 +18,7 @@ PricesPer = Literal["call", "outcome"]
 
 STEP = 0.3
 CAP = 3.0
-"""Of u, the multiplier in units of (deviation of the reward) / budget: a budget that no arm can hold plays nearly the cheapest."""
+"""Of the pressure: a budget that no arm can hold plays nearly the cheapest."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Budget:
         return self.pressure(count=count, total=total) * math.sqrt(max(reward_variance, 0.0)) / self.per_decision
 
     def pressure(self, *, count: int, total: float) -> float:
-        """u in [0, CAP]: it grows with what was overspent, in budgets, over the root of the outcomes; credit is kept."""
+        """The multiplier in units of deviation of the reward / budget, in [0, CAP]: what was overspent, in budgets, over the root
+        of the outcomes. Credit is kept.
+        """
         return min(CAP, STEP * max(0.0, total / self.per_decision - count) / math.sqrt(max(count, 1)))
 
 
@@ -47,8 +49,8 @@ class Terms(NamedTuple):
 
 
 def learned_cost(cost: float, price: float, prices_per: PricesPer) -> float:
-    """What the signal `cost` learns from an outcome: the cost, or with prices per outcome its ratio to the price at the decision, so
-    that a new price acts at once.
+    """What the signal `cost` learns from an outcome: the cost, or with prices per outcome its ratio to the price at the
+    decision, so that a new price acts at once.
     """
     return cost / price if prices_per == "outcome" and price > 0.0 else cost
 
@@ -63,8 +65,8 @@ def terms(
 ) -> Terms:
     """The factor of every learned signal (S, K) and the known part (K,) of what is maximized.
 
-    The expected cost of an arm is its present price with prices per call, and the present price times the learned ratio with prices
-    per outcome; an arm without a price has its learned cost.
+    The expected cost of an arm is its present price with prices per call, and the present price times the learned ratio with
+    prices per outcome; an arm without a price has its learned cost.
 
     >>> terms(["reward", "cost"], {"reward": 1.0, "cost": -5.0}, {}, prices=[0.1, 0.0], prices_per="call")
     Terms(coefficients=((1.0, 1.0), (0.0, -5.0)), constants=(-0.5, 0.0))
