@@ -22,8 +22,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bandits.gpu.lane import SLOTS, DeviceQueue, Finish, Step
-from bandits.gpu.resident import DeviceBuffers, Staging, padded
+from bandits.gpu.device_buffers import DeviceBuffers, Staging, padded
+from bandits.gpu.device_queue import SLOTS, DeviceQueue, Finish, Step
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -63,14 +63,14 @@ class Stack:
         self.device = device
         self._arms = arms
         self._lock = threading.Lock()  # what is counted here must be counted in the order of the queue
-        self._lane = DeviceQueue(device, threaded=threaded)
+        self._queue = DeviceQueue(device, threaded=threaded)
         self._staging: list[Staging] = []
 
         def build(slot: int) -> Finish:
-            self._resident = DeviceBuffers(
+            self._buffers = DeviceBuffers(
                 arms=arms, size=size, ridge=ridge, device=device, dtype=self.dtype, block=block, batch=self.batch
             )
-            self._staging = [Staging.of(self._resident) for _ in range(SLOTS)]
+            self._staging = [Staging.of(self._buffers) for _ in range(SLOTS)]
             return _nothing
 
         self._write([build]).result()
@@ -90,8 +90,8 @@ class Stack:
         _check("theta", theta, self.size)
 
         def step(slot: int) -> Finish:
-            self._resident.place(arm, inverse)
-            self._resident.theta[arm].copy_(theta)
+            self._buffers.place(arm, inverse)
+            self._buffers.theta[arm].copy_(theta)
             return _nothing
 
         with self._lock:
@@ -104,7 +104,7 @@ class Stack:
 
         def step(slot: int) -> Finish:
             staged = self._staging[slot].z[0].copy_(theta)
-            self._resident.theta[arm].copy_(staged, non_blocking=True)
+            self._buffers.theta[arm].copy_(staged, non_blocking=True)
             return _nothing
 
         with self._lock:
@@ -121,7 +121,7 @@ class Stack:
 
     def _appending(self, arm: int, columns: Tensor) -> Step:
         def step(slot: int) -> Finish:
-            self._resident.append(arm, self._staging[slot].z[: len(columns)].copy_(columns))
+            self._buffers.append(arm, self._staging[slot].z[: len(columns)].copy_(columns))
             return _nothing
 
         return step
@@ -132,10 +132,10 @@ class Stack:
         """
 
         def step(slot: int) -> Finish:
-            before = self._resident.capacity
-            self._resident.add_arm()
-            if self._resident.capacity > before:
-                self._staging = [Staging.of(self._resident) for _ in range(SLOTS)]  # steps under way hold the old ones
+            before = self._buffers.capacity
+            self._buffers.add_arm()
+            if self._buffers.capacity > before:
+                self._staging = [Staging.of(self._buffers) for _ in range(SLOTS)]  # steps under way hold the old ones
             return _nothing
 
         with self._lock:
@@ -157,19 +157,19 @@ class Stack:
         steps = [self._scoring(chunk) for chunk in torch.split(z, self.batch)] if len(z) else []
         with self._lock:
             arms = self.arms
-            return self._lane.submit(steps, combine=lambda found: _joined(found, arms=arms), writes=False)
+            return self._queue.submit(steps, combine=lambda found: _joined(found, arms=arms), writes=False)
 
     def _staged(self, slot: int, z: Tensor) -> tuple[Staging, int]:
         """The features are on their way to the device. The rows to compute: a GPU has a graph for each power of two only."""
-        host, resident, count = self._staging[slot], self._resident, len(z)
+        host, buffers, count = self._staging[slot], self._buffers, len(z)
         host.z[:count].copy_(z)
-        resident.z[:count].copy_(host.z[:count], non_blocking=True)
-        return host, padded(count) if self._lane.threaded else count
+        buffers.z[:count].copy_(host.z[:count], non_blocking=True)
+        return host, padded(count) if self._queue.threaded else count
 
     def _scoring(self, z: Tensor) -> Step:
         def step(slot: int) -> Finish:
             host, rows = self._staged(slot, z)
-            found = self._resident.program(rows)()
+            found = self._buffers.program(rows)()
             back = host.scores[: found.numel()].view(found.shape).copy_(found, non_blocking=True)
             return lambda: back[:, : len(z)].to(torch.float64, copy=True)  # the slot is used again
 
@@ -180,29 +180,29 @@ class Stack:
     def submit_warm(self) -> Future[None]:
         """Capture what `scores` launches now, so that no request waits for it; seconds on a GPU, once per arm added."""
 
-        def capture(resident: DeviceBuffers) -> None:
+        def capture(buffers: DeviceBuffers) -> None:
             for exponent in range(self.batch.bit_length()):
-                resident.program(1 << exponent)
+                buffers.program(1 << exponent)
 
-        return self.on_lane(capture)
+        return self.on_queue(capture)
 
-    def on_lane(self, work: Callable[[DeviceBuffers], T]) -> Future[T]:
+    def on_queue(self, work: Callable[[DeviceBuffers], T]) -> Future[T]:
         """Anything else with the tensors, in its turn: measurements, inspection. It may wait for the device, but not write."""
 
         def step(slot: int) -> Finish:
-            done = work(self._resident)
+            done = work(self._buffers)
             return lambda: done
 
         with self._lock:
-            return self._lane.submit([step], combine=lambda found: found[0], writes=False)
+            return self._queue.submit([step], combine=lambda found: found[0], writes=False)
 
     def wait(self) -> None:
         """Until everything submitted so far is done, or the first failure of a write is known."""
-        self.on_lane(lambda resident: None).result()
+        self.on_queue(lambda buffers: None).result()
 
     def close(self) -> None:
         """Finish what was submitted, and take nothing more."""
-        self._lane.close()
+        self._queue.close()
 
     def __enter__(self) -> Stack:
         return self
@@ -211,7 +211,7 @@ class Stack:
         self.close()
 
     def _write(self, steps: Sequence[Step]) -> Future[None]:
-        return self._lane.submit(steps, combine=lambda found: None, writes=True)
+        return self._queue.submit(steps, combine=lambda found: None, writes=True)
 
     def _check_arm(self, arm: int) -> None:
         if not 0 <= arm < self.arms:

@@ -10,8 +10,8 @@ import torch
 from numpy.random import default_rng
 
 from bandits.gpu import mirror as placements
+from bandits.gpu.device_buffers import DeviceBuffers
 from bandits.gpu.mirror import DeviceMirror
-from bandits.gpu.resident import DeviceBuffers
 from bandits.gpu.stack import CPU
 from bandits.policies.pak_ucb import PakUcb
 from bandits.types import Policy
@@ -82,7 +82,7 @@ async def test_a_few_hundred_decisions_are_the_same(forced: list[bool], monkeypa
     assert on_device.digest() == on_cpu.digest()
 
 
-async def test_a_device_that_fails_is_told_once_and_decisions_go_on(
+async def test_a_device_that_fails_is_logged_once_and_decisions_go_on(
     forced: list[bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="nextarm.folding"), monkeypatch.context() as patched:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bandits.gpu.cost_model import Workload, scoring
-from bandits.gpu.resident import DeviceBuffers
+from bandits.gpu.device_buffers import DeviceBuffers
 from bandits.gpu.stack import Stack
 from bench.performance.gpu_parts.ceilings import Ceilings, seconds_of
 
@@ -77,11 +77,11 @@ def scored(stack: Stack, batch: int, *, ceilings: Ceilings, budget: float) -> Sc
     """One row of the table of scores. What is over a launch is several launches."""
     rows = min(batch, stack.batch)
 
-    def on_device(resident: DeviceBuffers) -> float:
-        return seconds_of(resident.device, resident.program(rows), budget=budget, groups=3)
+    def on_device(buffers: DeviceBuffers) -> float:
+        return seconds_of(buffers.device, buffers.program(rows), budget=budget, groups=3)
 
     seconds = asked(stack, batch, budget=budget)  # first: the features now on the device are random numbers
-    device_s = stack.on_lane(on_device).result() * (batch // rows)
+    device_s = stack.on_queue(on_device).result() * (batch // rows)
     work = scoring(arms=stack.arms, size=stack.size, batch=batch, itemsize=stack.dtype.itemsize, block=BLOCK)
     floor_s, binds = ceilings.floor(work, stack.dtype)
     return Scoring(

@@ -18,9 +18,9 @@ from bandits import state as states
 from bandits.functional.inverse import BLOCK
 from bandits.gpu import mirror as placements
 from bandits.gpu.cost_model import Costs
-from bandits.gpu.lane import LaneBroken
+from bandits.gpu.device_buffers import DeviceBuffers
+from bandits.gpu.device_queue import DeviceQueueError
 from bandits.gpu.mirror import DeviceMirror
-from bandits.gpu.resident import DeviceBuffers
 from bandits.gpu.stack import CPU, Stack
 from bandits.policies.lin_ucb import LinUcb
 from bandits.policies.pak_ucb import PakUcb
@@ -47,7 +47,7 @@ def followed(one: DeviceMirror, arms: list[RidgeArm]) -> DeviceMirror:
 def drain(one: DeviceMirror) -> None:
     """Until the device has done all of it, or failed."""
     if one.stack is not None:
-        with contextlib.suppress(LaneBroken):
+        with contextlib.suppress(DeviceQueueError):
             one.stack.wait()
 
 
@@ -60,12 +60,12 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 
 
 class Arms:
-    """Arms under random changes, beside rows that know nothing of them: of all that was learnt, and of what is pending."""
+    """Arms under random changes, beside rows that know nothing of them: of all that was learned, and of what is pending."""
 
     def __init__(self, seed: int) -> None:
         self.g = np.random.default_rng(seed)
         self.arms = [RidgeArm.init(SIZE), RidgeArm.init(SIZE)]
-        self.learnt = [np.zeros((0, SIZE + 1))] * 2  # rows z and their target
+        self.learned = [np.zeros((0, SIZE + 1))] * 2  # rows z and their target
         self.pending: list[list[np.ndarray]] = [[], []]
 
     def change(self) -> str:
@@ -80,11 +80,11 @@ class Arms:
         match kind:
             case "add_arm":
                 self.arms.append(RidgeArm.init(SIZE))
-                self.learnt.append(np.zeros((0, SIZE + 1)))
+                self.learned.append(np.zeros((0, SIZE + 1)))
                 self.pending.append([])
             case "learn":
                 self.arms[k] = self.arms[k].update(z[0], targets[0], ridge=RIDGE, was_pending=False)
-                self._learnt(k, rows[0], targets[0])
+                self._learned(k, rows[0], targets[0])
             case "anticipate" | "anticipate_all":
                 one = kind == "anticipate"
                 self.arms[k] = (
@@ -102,16 +102,16 @@ class Arms:
                 else:
                     self.arms[k] = self.arms[k].update_many(torch.from_numpy(np.array(came)), both, was_pending=known)
                 for row, target in zip(came, both, strict=True):
-                    self._learnt(k, row, target)
+                    self._learned(k, row, target)
         return kind
 
-    def _learnt(self, k: int, row: np.ndarray, target: float) -> None:
-        self.learnt[k] = np.vstack([self.learnt[k], [*row, target]])
+    def _learned(self, k: int, row: np.ndarray, target: float) -> None:
+        self.learned[k] = np.vstack([self.learned[k], [*row, target]])
 
     def scores(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         means, widths = [], []
-        for learnt, pending in zip(self.learnt, self.pending, strict=True):
-            rows, targets = learnt[:, :-1], learnt[:, -1]
+        for learned, pending in zip(self.learned, self.pending, strict=True):
+            rows, targets = learned[:, :-1], learned[:, -1]
             gram = RIDGE * np.eye(SIZE) + rows.T @ rows
             means.append(z @ np.linalg.solve(gram, rows.T @ targets))
             gram = gram + sum((np.outer(row, row) for row in pending), np.zeros((SIZE, SIZE)))
@@ -210,8 +210,8 @@ def test_who_asks_never_waits_for_what_is_being_followed() -> None:
     arms, z, go = [RidgeArm.init(SIZE)] * 2, normal(6, 2, SIZE), threading.Event()
     one = followed(placed(threaded=True), arms)
     assert one.stack is not None
-    one.stack.on_lane(lambda resident: go.wait(20))
-    growing = threading.Thread(target=one.sync, args=([*arms, arms[0]],))  # waits in the lane for its new arm
+    one.stack.on_queue(lambda buffers: go.wait(20))
+    growing = threading.Thread(target=one.sync, args=([*arms, arms[0]],))  # waits in the queue for its new arm
     growing.start()
     assert one.score(derived(arms), z) is None
     go.set()
@@ -252,12 +252,12 @@ def test_what_fails_before_there_is_a_stack_ends_it_too(monkeypatch: pytest.Monk
         assert one.broken == "RuntimeError: out of memory, say"
 
 
-def test_nobody_waits_long_for_a_device_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_waits_long_for_a_device_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placements, "PATIENCE_S", 0.05)
     arms, z, go = [RidgeArm.init(SIZE)] * 2, normal(8, 2, SIZE), threading.Event()
     one = followed(placed(threaded=True), arms)
     assert one.stack is not None
-    one.stack.on_lane(lambda resident: go.wait(20))
+    one.stack.on_queue(lambda buffers: go.wait(20))
     assert one.score(derived(arms), z) is None
     assert one.broken.startswith("TimeoutError")
     go.set()

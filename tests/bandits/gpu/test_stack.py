@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandits.gpu.resident import DeviceBuffers, padded
+from bandits.gpu.device_buffers import DeviceBuffers, padded
 from bandits.gpu.stack import CPU, Stack, check_precision, scoring_dtype
 
 RIDGE = 0.3
@@ -143,7 +143,7 @@ def test_growth_keeps_what_was_known_and_drops_what_was_captured(threaded: bool,
             sums.grams.append(RIDGE * np.eye(4))
             sums.thetas.append(np.zeros(4))
             sums.agree(stack, z)
-        assert stack.on_lane(lambda resident: resident.capacity).result() == 16
+        assert stack.on_queue(lambda buffers: buffers.capacity).result() == 16
         stack.submit_warm().result()
 
 
@@ -203,25 +203,25 @@ class Graphs:
         self.captures = 0
 
     def captured(self, program: Callable[[], torch.Tensor], *, device: torch.device) -> Callable[[], torch.Tensor]:
-        resident = inspect.getclosurevars(program).nonlocals["self"]
+        buffers = inspect.getclosurevars(program).nonlocals["self"]
         self.captures += 1
-        at, result = self.addresses(resident), program().clone()
+        at, result = self.addresses(buffers), program().clone()
 
         def replay() -> torch.Tensor:
-            assert self.addresses(resident) == at, "what the graph reads was moved"
+            assert self.addresses(buffers) == at, "what the graph reads was moved"
             return result.copy_(program())
 
         return replay
 
     @staticmethod
-    def addresses(resident: DeviceBuffers) -> list[Any]:
-        read = (resident.inverse, resident.columns, resident.theta, resident.z)
-        return [resident.arms, *(each.data_ptr() for each in read)]
+    def addresses(buffers: DeviceBuffers) -> list[Any]:
+        read = (buffers.inverse, buffers.columns, buffers.theta, buffers.z)
+        return [buffers.arms, *(each.data_ptr() for each in read)]
 
 
 def test_a_graph_reads_where_it_was_captured_and_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs, sums = Graphs(), Sums(2, 4)
-    monkeypatch.setattr("bandits.gpu.resident.captured", graphs.captured)
+    monkeypatch.setattr("bandits.gpu.device_buffers.captured", graphs.captured)
     with Stack(arms=2, size=4, ridge=RIDGE, block=3, batch=8, threaded=True) as stack:
         for turn in range(12):
             arms, rows, z = [turn % stack.arms, 0], normal(turn, 2, 4), normal(50 + turn, 1 + 3 * (turn % 4), 4)

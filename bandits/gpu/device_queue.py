@@ -36,7 +36,7 @@ Step = Callable[[int], Finish]
 """Stages its input in the host memory of this slot, launches, and never waits for the device."""
 
 
-class LaneBroken(RuntimeError):
+class DeviceQueueError(RuntimeError):
     """A write failed or the queue was closed: the contents of the device are undefined. Build a new one."""
 
 
@@ -69,7 +69,7 @@ class DeviceQueue:
         self._closed = False
         if self.threaded:
             # The thread holds the worker and never the queue, so that an unreferenced queue ends its thread.
-            threading.Thread(target=self._worker.run, name=f"lane of {device}", daemon=True).start()
+            threading.Thread(target=self._worker.run, name=f"queue of {device}", daemon=True).start()
             weakref.finalize(self, self._worker.jobs.put, None)
 
     def submit(self, steps: Sequence[Step], *, combine: Callable[[list[Any]], T], writes: bool) -> Future[T]:
@@ -83,7 +83,7 @@ class DeviceQueue:
         job = _Job(steps, combine, writes, answer)
         with self._lock:
             if self._closed:
-                raise LaneBroken(f"the queue of {self.device} is closed")
+                raise DeviceQueueError(f"the queue of {self.device} is closed")
             if self.threaded:
                 self._worker.jobs.put(job)
             else:
@@ -191,7 +191,7 @@ class _Worker:
 
     def _refused(self, job: _Job) -> bool:
         if self._broken is not None:
-            error = LaneBroken(f"an earlier write to {self.device} failed: {self._broken!r}")
+            error = DeviceQueueError(f"an earlier write to {self.device} failed: {self._broken!r}")
             error.__cause__ = self._broken
             job.answer.set_exception(error)
         return self._broken is not None

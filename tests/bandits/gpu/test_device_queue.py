@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bandits.gpu.lane import DeviceQueue, LaneBroken, captured, fence, host_zeros
+from bandits.gpu.device_queue import DeviceQueue, DeviceQueueError, captured, fence, host_zeros
 from bandits.gpu.stack import CPU, Stack
 
 RIDGE = 0.3
@@ -19,7 +19,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_answers_come_in_the_order_of_submission_and_two_jobs_fly_at_once() -> None:
-    lane, events = DeviceQueue(CPU, threaded=True), []
+    queue, events = DeviceQueue(CPU, threaded=True), []
     gate = threading.Event()
 
     def job(name: str, *, wait: bool = False) -> Any:
@@ -29,18 +29,18 @@ def test_answers_come_in_the_order_of_submission_and_two_jobs_fly_at_once() -> N
             events.append(f"launch {name} in {slot}")
             return lambda: events.append(f"land {name}")
 
-        return lane.submit([step], combine=len, writes=False)
+        return queue.submit([step], combine=len, writes=False)
 
     answers = [job("a", wait=True), job("b"), job("c")]
     gate.set()
     assert [answer.result() for answer in answers] == [1, 1, 1]
-    lane.close()
+    queue.close()
     assert events == ["launch a in 0", "launch b in 1", "land a", "launch c in 0", "land b", "land c"]
 
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_a_failed_read_is_its_own_affair_and_a_failed_write_everybodys(threaded: bool) -> None:
-    lane = DeviceQueue(CPU, threaded=threaded)
+    queue = DeviceQueue(CPU, threaded=threaded)
 
     def fail(slot: int) -> Any:
         raise MemoryError("no room")
@@ -49,16 +49,16 @@ def test_a_failed_read_is_its_own_affair_and_a_failed_write_everybodys(threaded:
         return lambda: slot
 
     with pytest.raises(MemoryError):
-        lane.submit([fine, fail, fine], combine=len, writes=False).result()
-    assert lane.submit([fine, fine], combine=len, writes=False).result() == 2
+        queue.submit([fine, fail, fine], combine=len, writes=False).result()
+    assert queue.submit([fine, fine], combine=len, writes=False).result() == 2
     with pytest.raises(MemoryError):
-        lane.submit([fail], combine=len, writes=True).result()
-    with pytest.raises(LaneBroken, match="no room"):
-        lane.submit([fine], combine=len, writes=False).result()
-    lane.close()
-    lane.close()
-    with pytest.raises(LaneBroken, match="closed"):
-        lane.submit([fine], combine=len, writes=False)
+        queue.submit([fail], combine=len, writes=True).result()
+    with pytest.raises(DeviceQueueError, match="no room"):
+        queue.submit([fine], combine=len, writes=False).result()
+    queue.close()
+    queue.close()
+    with pytest.raises(DeviceQueueError, match="closed"):
+        queue.submit([fine], combine=len, writes=False)
 
 
 def test_what_was_submitted_is_done_before_a_lane_closes_and_cannot_be_cancelled() -> None:
@@ -68,9 +68,9 @@ def test_what_was_submitted_is_done_before_a_lane_closes_and_cannot_be_cancelled
     assert all(answer.done() for answer in answers)
 
 
-def test_a_stack_that_nobody_holds_ends_its_thread() -> None:
+def test_an_unreferenced_stack_ends_its_thread() -> None:
     def threads() -> Iterator[threading.Thread]:
-        return (thread for thread in threading.enumerate() if thread.name == "lane of cpu")
+        return (thread for thread in threading.enumerate() if thread.name == "queue of cpu")
 
     before = len(list(threads()))
     stack = Stack(arms=1, size=3, ridge=RIDGE, threaded=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bandits.gpu.lane import captured, host_zeros, settle
+from bandits.gpu.device_queue import captured, host_zeros, settle
 
 
 def scored(z: Tensor, inverse: Tensor, columns: Tensor, theta: Tensor) -> Tensor:
@@ -129,10 +129,10 @@ class Staging:
     scores: Tensor  # (2 * batch * capacity,)
 
     @staticmethod
-    def of(resident: DeviceBuffers) -> Staging:
+    def of(buffers: DeviceBuffers) -> Staging:
         """Room for whatever goes to and comes from these tensors."""
-        batch, capacity, device = resident.batch, resident.capacity, resident.device
+        batch, capacity, device = buffers.batch, buffers.capacity, buffers.device
         return Staging(
-            z=host_zeros(batch, resident.size, dtype=resident.dtype, device=device),
-            scores=host_zeros(2 * batch * capacity, dtype=resident.dtype, device=device),
+            z=host_zeros(batch, buffers.size, dtype=buffers.dtype, device=device),
+            scores=host_zeros(2 * batch * capacity, dtype=buffers.dtype, device=device),
         )
