@@ -123,7 +123,7 @@ class Drawn:
             return self.random.choice(known[parameter["name"]])
         return str(self.value(parameter["schema"]))
 
-    def value(self, schema: dict[str, Any], depth: int = 0) -> Any:
+    def value(self, schema: dict[str, Any], depth: int = 0) -> Any:  # noqa: C901 - one case per keyword of JSON Schema
         """A value of a schema, or a wrong one."""
         draw = self.random
         if draw.random() < 0.04 or depth > 12:

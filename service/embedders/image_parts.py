@@ -130,7 +130,7 @@ _APPLICATIONS = {
 }
 
 
-def _jpeg(file: bytes) -> Parts:
+def _jpeg(file: bytes) -> Parts:  # noqa: C901 - the annex is one automaton; every branch returns to its loop
     """ITU-T T.81, annex B: segments of marker, length, content; behind the header of a scan its data up to the next marker. What
     follows the end of the image is not part of it.
     """
