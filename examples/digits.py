@@ -111,7 +111,7 @@ def play(*, seeds: int, out: Path, quiet: bool = False) -> Report:
 
 
 def main() -> int:
-    """Exit code 1 where the learnt router did not beat the best fixed model."""
+    """Exit code 1 where the learned router did not beat the best fixed model."""
     parser = argparse.ArgumentParser(prog="python -m examples.digits", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="orders of the prompts (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of plot.png and results.json")

@@ -61,9 +61,9 @@ def _rows(api: Api, scene: Scene, *, seed: int, progress: Progress) -> list[repo
 
         name = f"{scene.key}-{entrant.label}-{seed}"
         served = play(api, name, scene.gallery, entrant, seed=seed, references=scene.references, each=each)
-        rows.append(report.row(scene, entrant.label, served, learnt=True))
+        rows.append(report.row(scene, entrant.label, served, learned=True))
     for label, baseline in scene.baselines.items():
-        rows.append(report.row(scene, label, baseline(scene.gallery), learnt=False))
+        rows.append(report.row(scene, label, baseline(scene.gallery), learned=False))
     return rows
 
 
@@ -77,7 +77,7 @@ def tables(panels: Sequence[Panel]) -> list[Table]:
             table.add_column(column.name, justify="right")
         for row in panel.rows:
             cells = [column.form.format(row.values[column.name]) for column in panel.scene.columns]
-            table.add_row(row.label, *cells, style="bold" if row.learnt else "")
+            table.add_row(row.label, *cells, style="bold" if row.learned else "")
         made.append(table)
     return made
 

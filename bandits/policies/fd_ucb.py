@@ -249,12 +249,12 @@ class FdUcb(Policy):
         """
         if state.reference.count < 2:
             return {
-                "arms": [_told(arm.count, math.nan, math.nan) for arm in state.arms],
+                "arms": [_report_arm(arm.count, math.nan, math.nan) for arm in state.arms],
                 "reference": _reference(state.reference),
             }
         scored = [self._score(arm, state.reference) for arm in state.arms]
         arms = [
-            _told(arm.count, score.estimate, self.bonus_scale * score.radius)
+            _report_arm(arm.count, score.estimate, self.bonus_scale * score.radius)
             for arm, score in zip(state.arms, scored, strict=True)
         ]
         return {"arms": arms, "reference": _reference(state.reference)}
@@ -263,7 +263,7 @@ class FdUcb(Policy):
 _MISSING = "fd-ucb needs a reference of at least 2 samples, or their moments, before its first decision"
 
 
-def _told(n: int, estimate: float, bonus: float) -> dict[str, Any]:
+def _report_arm(n: int, estimate: float, bonus: float) -> dict[str, Any]:
     numbers = {"estimate": estimate, "bonus": bonus, "index": estimate - bonus}
     return {"n": n} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 

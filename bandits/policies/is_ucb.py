@@ -191,7 +191,7 @@ class IsUcb(Policy):
         """Per arm the outputs n, estimate = log_is (nats), is = exp(log_is), bonus and index = estimate + bonus; None for what is
         not known, as the index of a forced arm.
         """
-        return {"arms": [_told(arm.count, self._score(arm)) for arm in state.arms]}
+        return {"arms": [_report_arm(arm.count, self._score(arm)) for arm in state.arms]}
 
 
 def _radius(total: float, squares: float, n: int, log_term: float, span: float) -> float:
@@ -200,7 +200,7 @@ def _radius(total: float, squares: float, n: int, log_term: float, span: float) 
     return float(concentration.empirical_bernstein(variance, n=n, log_term=log_term, span=span))
 
 
-def _told(n: int, score: IsScore) -> dict[str, Any]:
+def _report_arm(n: int, score: IsScore) -> dict[str, Any]:
     numbers = {
         "estimate": score.estimate,
         "log_is": score.estimate,

@@ -30,12 +30,12 @@ INK, PALE, GOOD, BAD = "#1a1a1a", "#6b6b6b", "#00734f", "#b03000"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A contender in the report. learnt: a bandit, not a baseline."""
+    """A contender in the report. learned: a bandit, not a baseline."""
 
     label: str
     served: Served
     values: Mapping[str, float]
-    learnt: bool
+    learned: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +57,21 @@ class Panel:
 
     @property
     def shown(self) -> list[Row]:
-        """Who learnt, random, and two of the others."""
-        learnt = [row for row in self.rows if row.learnt]
+        """Who learned, random, and two of the others."""
+        learned = [row for row in self.rows if row.learned]
         if self.scene.beside:
-            return [*learnt, *(row for row in self.rows if row.label in ("random", *self.scene.beside))]
-        others = [row for row in self.rows if not row.learnt and row.label != "random"]
+            return [*learned, *(row for row in self.rows if row.label in ("random", *self.scene.beside))]
+        others = [row for row in self.rows if not row.learned and row.label != "random"]
         others.sort(key=lambda row: -self.scene.better * row.values[self.decisive])
-        return [*learnt, *(row for row in self.rows if row.label == "random"), *others[:2]]
+        return [*learned, *(row for row in self.rows if row.label == "random"), *others[:2]]
 
 
-def row(scene: Scene, label: str, served: Served, *, learnt: bool) -> Row:
+def row(scene: Scene, label: str, served: Served, *, learned: bool) -> Row:
     """The numbers of what was served."""
     return Row(
         label=label,
         served=served,
-        learnt=learnt,
+        learned=learned,
         values={column.name: column.score(scene.gallery, served) for column in scene.columns},
     )
 
@@ -168,7 +168,7 @@ def _panel(axes: Any, panel: Panel, y: float) -> None:
 
 def _row(axes: Any, panel: Panel, row: Row, y: float) -> None:
     gallery = panel.scene.gallery
-    weight = "bold" if row.learnt else "normal"
+    weight = "bold" if row.learned else "normal"
     axes.text(MARGIN, y + SIDE / 2, row.label.replace(", ", ",\n"), va="center", fontsize=10.5, fontweight=weight, color=INK)
     latest = chosen(gallery, row.served)
     _strip(axes, y, gallery.shown(latest), [gallery.painters[k] for k in latest[:, 1]])

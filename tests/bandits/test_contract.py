@@ -141,7 +141,7 @@ def test_a_packed_state_comes_back(example: Example) -> None:
     one, other = back, unpending
     for seen in more:
         one, other = states.fold(policy, one, seen), states.fold(policy, other, seen)
-    assert states.digest(policy, one) == states.digest(policy, other), "what is learnt on top of it is the same to the last bit"
+    assert states.digest(policy, one) == states.digest(policy, other), "what is learned on top of it is the same to the last bit"
 
 
 @every_form
@@ -157,9 +157,11 @@ def test_what_is_derived_is_no_part_of_the_digest(example: Example) -> None:
         policy.report(pending)
         assert {states.digest(policy, each) for each in (state, prepared, pending)} == {digest}
         seen = example.seen(g, t % ARMS, contexts[0].features)
-        told = states.fold(policy, pending, dataclasses.replace(seen, was_pending=True))
+        folded_pending = states.fold(policy, pending, dataclasses.replace(seen, was_pending=True))
         state = states.fold(policy, state, seen)
-        assert states.digest(policy, told) == states.digest(policy, state), "what is folded does not depend on what was pending"
+        assert states.digest(policy, folded_pending) == states.digest(policy, state), (
+            "what is folded does not depend on what was pending"
+        )
 
 
 @every_form
@@ -267,7 +269,7 @@ def test_a_pending_decision_that_is_released_leaves_no_trace(example: Example) -
 
 
 @every_form
-def test_a_pending_decision_that_is_learnt_counts_once(example: Example) -> None:
+def test_a_pending_decision_that_is_learned_counts_once(example: Example) -> None:
     g, policy = default_rng(10), example.policy()
     state = plain = fed(example, policy, g)
     seen = [example.seen(g, t % ARMS, example.features(g)) for t in range(6)]
@@ -298,7 +300,7 @@ def test_pending_decisions_come_together_as_one_by_one(example: Example) -> None
 
 @every_separate_form
 @pytest.mark.parametrize("unexpected", [0, 2])
-def test_outcomes_of_separate_arms_are_learnt_together_as_one_by_one(example: Example, unexpected: int) -> None:
+def test_outcomes_of_separate_arms_are_learned_together_as_one_by_one(example: Example, unexpected: int) -> None:
     """Of seven outcomes all, or all but two, were pending before; one more decision stays pending."""
     g, policy = default_rng(42), example.policy()
     state = fed(example, policy, g)

@@ -31,26 +31,26 @@ def table(rounds: int = 30, *, features: int = 0) -> World:
 
 @dataclass(frozen=True, kw_only=True)
 class Watching(Policy):
-    """Plays the arms in turn by what is pending and learnt, and remembers what it was told."""
+    """A policy that plays the arms in turn by what is pending and learned, and remembers every call."""
 
     kind: ClassVar[str] = "watching"
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
     summary: ClassVar[str] = ""
-    told: ClassVar[list[tuple[str, object]]] = []
+    calls: ClassVar[list[tuple[str, object]]] = []
 
     def init(self) -> MeanArm:
         return MeanArm()
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        self.told.append(("learn", (seen.arm, seen.reward, seen.was_pending, tuple(seen.features.tolist()))))
+        self.calls.append(("learn", (seen.arm, seen.reward, seen.was_pending, tuple(seen.features.tolist()))))
         return state.arms[seen.arm].update(seen.reward)
 
     def add_pending(self, arm: ArmState, features: torch.Tensor) -> ArmState:
-        self.told.append(("anticipate", tuple(features.tolist())))
+        self.calls.append(("anticipate", tuple(features.tolist())))
         return arm
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        self.told.append(("weigh", (contexts[0].pending, contexts[0].prices)))
+        self.calls.append(("weigh", (contexts[0].pending, contexts[0].prices)))
         turn = (sum(arm.pulls for arm in state.arms) + sum(contexts[0].pending)) % 3
         return Weights(torch.nn.functional.one_hot(torch.tensor([turn]), 3).to(torch.float64))
 
@@ -71,15 +71,15 @@ def test_ties_count_as_optimal() -> None:
     assert simulate(OneArm(arm=1), world).optimal_pick_ratio(world.expected) == 0.5
 
 
-def test_delayed_outcomes_are_learnt_when_they_are_due_and_pending_until_then() -> None:
-    Watching.told.clear()
+def test_delayed_outcomes_are_learned_when_they_are_due_and_pending_until_then() -> None:
+    Watching.calls.clear()
     trace = simulate(Watching(), table(4, features=2), delays=[2, 0, 5, 0])
     world = table(4, features=2)
     x = [tuple(row) for row in world.features.tolist()]
     r = [float(world.rewards[t, t % 3]) for t in range(4)]
     prices = (0.2, 0.4, 0.6)
     assert trace.picks.tolist() == [0, 1, 2, 0]
-    assert Watching.told == [
+    assert Watching.calls == [
         ("weigh", ((0, 0, 0), prices)),
         ("anticipate", x[0]),
         ("weigh", ((1, 0, 0), prices)),
@@ -90,14 +90,14 @@ def test_delayed_outcomes_are_learnt_when_they_are_due_and_pending_until_then() 
         ("weigh", ((0, 0, 1), prices)),
         ("learn", (0, r[3], False, x[3])),
     ]
-    assert [arm.pulls for arm in trace.state.arms] == [2, 1, 0], "what is due after the end is never learnt"
+    assert [arm.pulls for arm in trace.state.arms] == [2, 1, 0], "what is due after the end is never learned"
 
 
-def test_a_policy_need_not_be_told_of_pending_decisions() -> None:
-    Watching.told.clear()
+def test_pending_decisions_can_be_kept_from_a_policy() -> None:
+    Watching.calls.clear()
     simulate(Watching(), table(6, features=2), delays=[2] * 6, mark_pending=False)
-    assert not any(what == "anticipate" for what, _ in Watching.told)
-    assert not any(about[2] for what, about in Watching.told if what == "learn" and isinstance(about, tuple))
+    assert not any(what == "anticipate" for what, _ in Watching.calls)
+    assert not any(about[2] for what, about in Watching.calls if what == "learn" and isinstance(about, tuple))
 
 
 def test_given_uniforms_decide_the_draws() -> None:
@@ -122,13 +122,13 @@ def test_greedy_is_the_loop_that_anybody_would_write() -> None:
     assert simulate(Greedy(initial_pulls=2), world).picks.tolist() == picks
 
 
-def test_a_progress_bar_is_told_of_every_round() -> None:
+def test_a_progress_bar_advances_in_every_round() -> None:
     seen: list[int] = []
     simulate(OneArm(), table(7), each=seen.append)
     assert seen == list(range(7))
 
 
-def test_delays_delay_only_what_is_learnt() -> None:
+def test_delays_delay_only_what_is_learned() -> None:
     """Sums do not depend on the order: with every outcome back before the end, the state is that of the prompt outcomes."""
     world, policy = table(40, features=3), PakUcb(dim=3, random_features=5, ridge=0.6, initial_pulls=0, exploration=0.0)
     delays = [int(d) for d in np.random.default_rng(8).integers(0, 6, 40)]

@@ -20,7 +20,7 @@ from bandits.types import REFERENCE, NoReference, Observation, State
 POLICY = LinUcb(dim=3, ridge=0.6)
 
 
-def learnt(policy: LinUcb = POLICY, *, rounds: int = 9) -> State:
+def learned(policy: LinUcb = POLICY, *, rounds: int = 9) -> State:
     g = default_rng(1)
     state = states.start(policy, arms=2)
     for t in range(rounds):
@@ -37,7 +37,7 @@ def test_a_state_starts_with_arms_that_have_seen_nothing() -> None:
 
 
 def test_an_observation_makes_one_new_statistic_and_shares_the_others() -> None:
-    before = learnt()
+    before = learned()
     after = states.fold(POLICY, before, Observation(arm=1, features=torch.ones(3, dtype=torch.float64), reward=0.4))
     assert after.arms[0] is before.arms[0]
     assert after.reference is before.reference
@@ -52,27 +52,27 @@ def test_reference_material_changes_the_reference_alone() -> None:
     assert after.arms == before.arms
     assert (before.reference.count, after.reference.count) == (0, 2)
     with pytest.raises(NotImplementedError, match="takes no reference"):
-        states.fold(POLICY, learnt(), seen)
+        states.fold(POLICY, learned(), seen)
 
 
 def test_a_new_arm_comes_last_and_the_others_keep_their_places() -> None:
-    before = learnt()
+    before = learned()
     after = states.add_arm(POLICY, before)
     assert after.arms[:2] == before.arms
     assert after.arms[2].pulls == 0
 
 
 def test_one_arm_can_be_replaced() -> None:
-    state = learnt()
+    state = learned()
     replaced = states.with_arm(state, 0, state.arms[1])
     assert replaced.arms == (state.arms[1], state.arms[1])
     assert state.arms[0] is not state.arms[1]
 
 
 def test_the_digest_is_the_sha256_of_the_packed_bytes() -> None:
-    state = learnt()
+    state = learned()
     assert states.digest(POLICY, state) == hashlib.sha256(states.pack(POLICY, state)).hexdigest()
-    assert states.digest(POLICY, state) != states.digest(POLICY, learnt(rounds=8))
+    assert states.digest(POLICY, state) != states.digest(POLICY, learned(rounds=8))
 
 
 def test_the_digest_of_a_small_state_never_changes() -> None:
@@ -85,7 +85,7 @@ def test_the_digest_of_a_small_state_never_changes() -> None:
 
 
 def test_what_was_packed_is_unpacked() -> None:
-    state = learnt()
+    state = learned()
     back = states.unpack(POLICY, states.pack(POLICY, state))
     for one, other in zip(back.arms, state.arms, strict=True):
         assert one.pulls == other.pulls
@@ -100,7 +100,7 @@ def test_a_state_without_arms_can_be_packed() -> None:
 
 
 def test_the_layout_of_a_tensor_in_memory_does_not_matter() -> None:
-    state = learnt()
+    state = learned()
     arm = state.arms[0]
     strided = states.with_arm(state, 0, type(arm)(arm.pulls, arm.gram.T.contiguous().T, arm.moment))
     assert not strided.arms[0].gram.is_contiguous()
@@ -108,7 +108,7 @@ def test_the_layout_of_a_tensor_in_memory_does_not_matter() -> None:
 
 
 def test_bytes_that_were_cut_off_are_refused() -> None:
-    data = states.pack(POLICY, learnt())
+    data = states.pack(POLICY, learned())
     for size in range(len(data)):
         with pytest.raises(CorruptState):
             states.unpack(POLICY, data[:size])
@@ -117,7 +117,7 @@ def test_bytes_that_were_cut_off_are_refused() -> None:
 
 
 def test_a_header_that_changed_is_refused_or_says_the_same() -> None:
-    state = learnt()
+    state = learned()
     data = states.pack(POLICY, state)
     header = 8 + int.from_bytes(data[:8], "little")
     for position in range(header):
@@ -133,19 +133,19 @@ def test_a_header_that_changed_is_refused_or_says_the_same() -> None:
 
 
 def test_the_state_of_another_policy_is_refused() -> None:
-    data = states.pack(POLICY, learnt())
+    data = states.pack(POLICY, learned())
     with pytest.raises(CorruptState, match="lin-ucb"):
         states.unpack(PakUcb(dim=3), data)
 
 
 def test_a_state_of_another_format_is_refused() -> None:
-    data = states.pack(POLICY, learnt())
+    data = states.pack(POLICY, learned())
     with pytest.raises(CorruptState, match="expected format 1"):
         states.unpack(POLICY, data.replace(b'\\"format\\": 1', b'\\"format\\": 2'))
 
 
 def test_a_state_that_lacks_a_part_is_refused() -> None:
-    data = states.pack(POLICY, learnt())
+    data = states.pack(POLICY, learned())
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     renamed = {("arm.9.gram" if name == "arm.1.gram" else name): entry for name, entry in header.items()}

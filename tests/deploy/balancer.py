@@ -49,7 +49,7 @@ class Balancer:
         self.folder, self.url = folder, f"http://127.0.0.1:{port}"
         config = folder / "nginx.conf"
         config.write_text(rendered(folder, port=port, replicas=replicas))
-        # Started by root, its workers would be somebody who may not enter this folder; in the container nobody is root.
+        # Started by root, its workers would run as a user that may not enter this folder; in the container nothing runs as root.
         user = "user root; " if os.geteuid() == 0 else ""
         self.command = [str(NGINX), "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
         self.options = ["-g", f"{user}daemon off;"]

@@ -1,4 +1,4 @@
-"""Environment variables of whoever runs the tests do not leak in."""
+"""Fixtures that keep the environment variables of the developer out of the tests."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_there_are_as_many_replicas_as_are_asked_for() -> None:
     assert not services(MANY)["nextarm"].get("volumes"), "nothing is stored in a replica"
 
 
-def test_redis_keeps_the_log_and_nobody_else_reaches_it() -> None:
+def test_redis_keeps_the_log_and_no_other_network_reaches_it() -> None:
     redis = services(MANY)["redis"]
     assert "ports" not in redis
     whole = document(MANY)

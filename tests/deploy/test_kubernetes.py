@@ -135,7 +135,7 @@ def test_every_setting_exists_and_the_service_starts_with_them(monkeypatch: pyte
 
 
 def test_the_service_s_own_variables_do_not_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kubernetes gives each pod NEXTARM_PORT=tcp://... for a service `nextarm`, unless told not to."""
+    """Kubernetes gives each pod NEXTARM_PORT=tcp://... for a service `nextarm`, unless `enableServiceLinks` is off."""
     assert BASE["Service"]["metadata"]["name"].upper() + "_PORT" in SETTINGS
     assert POD["spec"]["enableServiceLinks"] is False
 

@@ -123,7 +123,7 @@ def respond(request: Pretender, status: int, body: bytes) -> None:
 def balanced(
     folder: Path, *replies: Callable[[Pretender], None], silent: int = 0
 ) -> Iterator[tuple[httpx.Client, list[Replica]]]:
-    """silent: replicas that nobody listens for."""
+    """silent: replicas whose port is closed."""
     replicas = [Replica(reply) for reply in replies]
     for replica in replicas:
         threading.Thread(target=replica.serve_forever, args=(0.01,), daemon=True).start()
@@ -175,7 +175,7 @@ def test_a_post_that_may_have_been_accepted_is_not_sent_twice(tmp_path: Path) ->
 
 
 @needs_nginx
-def test_a_post_that_nobody_has_received_is_sent_to_another_replica(tmp_path: Path) -> None:
+def test_a_post_that_no_replica_has_received_is_sent_to_another_one(tmp_path: Path) -> None:
     with balanced(tmp_path, works, silent=2) as (client, replicas):
         for _ in range(6):
             assert client.post("/v1/bandits/b/decisions", json={}).status_code == 200

@@ -2,7 +2,7 @@
 
     clients ──> nginx ──> replica, replica, replica ──> redis-server            each a process of its own on a loopback port
 
-Everything that was acknowledged through nginx stands in the log, once, and every replica has learnt the same of it.
+Everything that was acknowledged through nginx stands in the log, once, and every replica has learned the same of it.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def test_what_was_acknowledged_through_nginx_survives_the_death_of_a_replica(tmp
                 future.result(PATIENCE_S)
         assert answered_by(tmp_path) == {f"127.0.0.1:{replica.port}" for replica in replicas}, "every one of them has served"
 
-        # a client that reported through one replica decides by another one, from a state that has learnt it
+        # a client that reported through one replica decides by another one, from a state that has learned it
         last = max(offset for *_, offset, _ in acknowledged)
         fresh = {"x-nextarm-min-offset": str(last)}
         assert clients[0].send(

@@ -254,10 +254,10 @@ def test_a_gallery_is_the_same_for_the_same_seed(clip: Clip) -> None:
     assert first.met[:, 1].all()
 
 
-def test_the_report_is_one_picture_with_a_row_for_everyone_who_learnt(clip: Clip, tmp_path: Path) -> None:
+def test_the_report_is_one_picture_with_a_row_for_everyone_who_learned(clip: Clip, tmp_path: Path) -> None:
     scene = scenes.variety(clip=clip, rounds=20, seed=0, each=lambda: None)
-    rows = [report.row(scene, label, scores.random(scene.gallery, seed=1), learnt=True) for label in ("dak-ucb", "pak-ucb")]
-    rows += [report.row(scene, label, baseline(scene.gallery), learnt=False) for label, baseline in scene.baselines.items()]
+    rows = [report.row(scene, label, scores.random(scene.gallery, seed=1), learned=True) for label in ("dak-ucb", "pak-ucb")]
+    rows += [report.row(scene, label, baseline(scene.gallery), learned=False) for label, baseline in scene.baselines.items()]
     panel = report.Panel(scene=scene, rows=rows)
     assert [row.label for row in panel.shown] == ["dak-ucb", "pak-ucb", "random", "postcard alone", "atelier alone"]
     assert not panel.holds  # both served the same
@@ -271,7 +271,7 @@ def test_the_report_is_one_picture_with_a_row_for_everyone_who_learnt(clip: Clip
 
 
 class InProcess:
-    """The service without a socket, as the demo calls it; remembers the rewards that were learnt."""
+    """The service without a socket, as the demo calls it; remembers the rewards that were learned."""
 
     def __init__(self, runner: asyncio.Runner, service: Service) -> None:
         self.runner, self.service = runner, service
@@ -299,7 +299,7 @@ def played(api: InProcess, scene: Scene) -> dict[str, report.Row]:
     for entrant in scene.entrants:
         name = f"{scene.key}-{entrant.label}"
         served = play(api, name, scene.gallery, entrant, seed=0, references=scene.references, each=lambda k: None)
-        rows[entrant.label] = report.row(scene, entrant.label, served, learnt=True)
+        rows[entrant.label] = report.row(scene, entrant.label, served, learned=True)
     return rows
 
 
@@ -317,7 +317,7 @@ def test_dak_ucb_serves_more_variety_than_pak_ucb_and_is_nearly_as_faithful(api:
     assert scene.holds({label: row.values for label, row in rows.items()})
 
 
-def test_the_learnt_mixture_is_more_varied_than_the_best_painter(api: InProcess, clip: Clip) -> None:
+def test_the_learned_mixture_is_more_varied_than_the_best_painter(api: InProcess, clip: Clip) -> None:
     scene = scenes.wall(clip=clip, rounds=150, seed=0, each=lambda: None)
     rows = {label: row.values for label, row in played(api, scene).items()}
     alone = {label: {"RKE": scores.rke_score(scene.gallery, make(scene.gallery))} for label, make in scene.baselines.items()}

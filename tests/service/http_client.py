@@ -141,7 +141,7 @@ def float32(numbers: Sequence[float]) -> str:
 
 @asynccontextmanager
 async def opened(*, clock: Callable[[], datetime] | None = None, **settings: Any) -> AsyncIterator[Service]:
-    """A service in this process; in memory unless told otherwise. The sweeper sleeps, so that only requests expire decisions."""
+    """A service in this process, in memory by default. The sweeper sleeps, so that only requests expire decisions."""
     given: Json = {"store": "memory://", "sweep_s": 3600.0} | settings
     clocked: Json = {} if clock is None else {"clock": clock}
     async with running(Settings.load(**given), **clocked) as app, connected(app) as service:

@@ -90,14 +90,14 @@ def test_writes_that_fail_are_refused_and_nothing_acknowledged_is_lost(tmp_path:
     server = Server.launch(store=store, folder=tmp_path, settings={})
     try:
         with server.client() as client:
-            kept, learnt = in_the_log(client)  # waits for the bandit to be loaded
+            kept, learned = in_the_log(client)  # waits for the bandit to be loaded
             assert client.get("/readyz").status_code == 200
             assert decided <= kept
-            assert observed <= set(learnt)
-            assert len(learnt) == len(set(learnt))
+            assert observed <= set(learned)
+            assert len(learned) == len(set(learned))
             after = client.get("/v1/bandits/b").json()
             assert after["decisions"] == len(kept)
-            assert sum(arm["outcomes"] for arm in after["arms"]) == len(learnt)
+            assert sum(arm["outcomes"] for arm in after["arms"]) == len(learned)
             assert client.post("/v1/bandits/b/decisions", json=PROMPT).status_code == 201
     finally:
         server.end()
@@ -136,10 +136,10 @@ def test_a_full_disk_is_a_pause_and_no_loss(small_disk: Path, start_server: Call
             response = client.post("/v1/bandits/b/decisions", json={"id": "again", **PROMPT})
             assert response.status_code == 201
             assert client.put("/v1/bandits/b/decisions/again/outcome", json={"reward": 0.5}).status_code == 200
-            kept, learnt = in_the_log(client)
+            kept, learned = in_the_log(client)
             assert decided | {"again"} <= kept
-            assert observed | {"again"} <= set(learnt)
-            assert len(learnt) == len(set(learnt))
+            assert observed | {"again"} <= set(learned)
+            assert len(learned) == len(set(learned))
             live = client.get("/v1/bandits/b/digest").json()
         assert server.stop() == 0
         server = start_server(store=f"sqlite:///{small_disk}/bandits.db")

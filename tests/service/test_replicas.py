@@ -96,7 +96,7 @@ def facts(bandit: Learner) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-async def test_replicas_end_at_the_same_bytes_whoever_was_asked(
+async def test_replicas_end_at_the_same_bytes_whichever_was_asked(
     kind: str, prefix: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = EXAMPLES[kind][0]
@@ -173,7 +173,7 @@ async def test_replicas_that_create_and_delete_one_name_at_once_agree_in_the_end
         )
 
 
-async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(prefix: str) -> None:
+async def test_an_outcome_is_learned_once_whichever_replicas_it_was_posted_to(prefix: str) -> None:
     g = default_rng(1)
     async with replicas(prefix) as hosts:
         one, _ = await hosts[0].create(wanted())
@@ -197,7 +197,7 @@ async def test_an_outcome_is_learnt_once_whichever_replicas_it_was_posted_to(pre
         assert one.digest() == two.digest()
 
 
-async def test_what_one_replica_acknowledged_the_other_has_learnt_when_it_is_asked_for_it(prefix: str) -> None:
+async def test_what_one_replica_acknowledged_the_other_has_learned_when_it_is_asked_for_it(prefix: str) -> None:
     g = default_rng(2)
     async with replicas(prefix) as hosts:
         one, _ = await hosts[0].create(wanted())
@@ -282,7 +282,7 @@ async def test_a_reference_is_frozen_by_a_decision_of_another_replica(prefix: st
             await two.committer.record(rows, key="reference/late", check=check)
 
 
-async def test_overdue_decisions_expire_once_whoever_looks(prefix: str, clock: Clock) -> None:
+async def test_overdue_decisions_expire_once_whichever_replica_looks(prefix: str, clock: Clock) -> None:
     g = default_rng(5)
     async with replicas(prefix, 2, clock=clock) as hosts:
         one, _ = await hosts[0].create(wanted(timeout_s=60.0))
@@ -329,7 +329,7 @@ async def test_an_episode_goes_on_at_another_replica(prefix: str) -> None:
         assert failed(over) == (409, "episode_finished")
 
 
-async def test_what_one_replica_was_told_of_arms_and_references_the_other_knows_when_it_is_asked(prefix: str) -> None:
+async def test_arms_and_references_posted_to_one_replica_are_known_to_the_other_when_it_is_asked(prefix: str) -> None:
     fd = {"policy": {"kind": "fd-ucb"}, "arms": [{"name": "a"}], "output": {"dim": 2}, "seed": 7}
     async with two_services(prefix) as (one, two):
         await one.create(body=fd)
@@ -343,8 +343,8 @@ async def test_what_one_replica_was_told_of_arms_and_references_the_other_knows_
         receipt = await two.observe(decision["id"], {"output": {"vector": [0.5, 0.5]}, "arm": "newer"})
         assert (await two.delete("/v1/bandits/b/arms/newer")).status_code == 204
         headers = {"x-nextarm-min-offset": str(receipt["offset"] + 1)}
-        told = (await one.ask("GET", "/v1/bandits/b", headers=headers)).json()
-        assert [(arm["name"], arm["active"], arm["outcomes"]) for arm in told["arms"]] == [
+        shown = (await one.ask("GET", "/v1/bandits/b", headers=headers)).json()
+        assert [(arm["name"], arm["active"], arm["outcomes"]) for arm in shown["arms"]] == [
             ("a", True, 0),
             ("new", True, 0),
             ("newer", False, 1),
@@ -372,8 +372,8 @@ async def test_replicas_whose_clocks_are_an_hour_apart_agree_on_what_is_overdue(
 # -- a store that lost what it had acknowledged -----------------------------------------------------------------------------
 
 
-async def test_a_log_that_lost_its_end_is_learnt_anew_by_everybody(prefix: str) -> None:
-    """Redis without an append-only file comes back with its last dump: what came after it is gone, and nobody goes on with it."""
+async def test_a_log_that_lost_its_end_is_learned_again_by_every_replica(prefix: str) -> None:
+    """Redis without an append-only file comes back with its last dump: the rest is gone, and no replica goes on with it."""
     g = default_rng(6)
     with RedisServer() as server:
         async with replicas(prefix, 2, url=server.url) as hosts:
@@ -417,7 +417,7 @@ async def again(host: BanditRepository) -> Learner:
                 await asyncio.sleep(0.01)
 
 
-async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_anew(prefix: str) -> None:
+async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_again(prefix: str) -> None:
     g = default_rng(7)
     with RedisServer() as server:
         async with replicas(prefix, 1, url=server.url) as (host,):
@@ -430,13 +430,13 @@ async def test_a_bandit_that_redis_lost_entirely_is_gone_and_can_be_created_anew
             await until(lambda: not host.loaded(None))
             with pytest.raises(BanditNotFoundError):
                 await host.get("", "greeter")
-            anew, is_new = await host.create(wanted())
+            again, is_new = await host.create(wanted())
             assert is_new
-            assert (await anew.decisions.submit(ask(GREEDY, g, "d1"))).offset == 2
+            assert (await again.decisions.submit(ask(GREEDY, g, "d1"))).offset == 2
 
 
 async def test_replicas_notice_by_themselves_that_redis_lost_everything(prefix: str) -> None:
-    """Nobody asks them for anything that would reach the store: what they answer from memory is of a log that is no more."""
+    """No request reaches the store: what they answer from memory is of a log that is no more."""
     with RedisServer() as server:
         async with replicas(prefix, 2, url=server.url) as hosts:
             await hosts[0].create(wanted())

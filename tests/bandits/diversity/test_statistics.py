@@ -218,7 +218,7 @@ def test_an_arm_whose_outputs_are_the_references_is_charged_nothing(form: str) -
     assert policy.report(state)["pooled"]["joint_kernel_distance"] == pytest.approx(0.0, abs=1e-15)
 
 
-def test_what_cannot_be_compared_is_refused_before_it_is_learnt() -> None:
+def test_what_cannot_be_compared_is_refused_before_it_is_learned() -> None:
     policy = dak(diversity="jkd")
     state = states.start(policy, arms=3)
     alone = outcome(WORLD, 0, 1, reference=False)
@@ -323,9 +323,11 @@ def test_pending_decisions_shrink_the_shared_width_and_released_ones_widen_it_ag
     assert (during["estimate"], during["diversity_estimate"]) == (before["estimate"], before["diversity_estimate"])
     released = scores(states.with_arm(waiting, 1, policy.remove_pending(waiting.arms[1], x)))
     assert released == pytest.approx(before, abs=1e-12)
-    told = states.fold(policy, waiting, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1], was_pending=True))
-    untold = states.fold(policy, state, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1]))
-    assert scores(told) == pytest.approx(scores(untold), abs=1e-12)
+    with_pending = states.fold(
+        policy, waiting, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1], was_pending=True)
+    )
+    without_pending = states.fold(policy, state, Observation(arm=1, features=x, reward=0.2, output=WORLD.outputs[0, :1]))
+    assert scores(with_pending) == pytest.approx(scores(without_pending), abs=1e-12)
 
 
 def test_the_memory_of_an_arm_does_not_depend_on_the_rounds() -> None:

@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def learnt(rows: Tensor) -> MomentSums:
+def learned(rows: Tensor) -> MomentSums:
     return MomentSums.init(rows.shape[1]).learn_rows(rows)
 
 
@@ -51,7 +51,7 @@ def same_bits(a: MomentSums, b: MomentSums) -> bool:
 @pytest.mark.parametrize("d", [1, 3, 40])
 def test_mean_and_covariance_are_those_of_two_passes(n: int, d: int) -> None:
     rows = normal(n, d, seed=n + d) @ random_covariance(d, seed=d) + 3.0
-    sums = learnt(rows)
+    sums = learned(rows)
     assert sums.count == n
     np.testing.assert_allclose(sums.mean(), rows.numpy().mean(0), rtol=1e-13, atol=1e-13)
     np.testing.assert_allclose(sums.covariance(), np.atleast_2d(np.cov(rows.numpy().T)), rtol=1e-12, atol=1e-12)
@@ -65,7 +65,7 @@ def test_splitting_a_batch_changes_no_bit(cuts: list[int], seed: int) -> None:
     sums = MomentSums.init(3)
     for part in torch.split(rows, cuts):
         sums = sums.learn_rows(part)
-    assert same_bits(sums, learnt(rows))
+    assert same_bits(sums, learned(rows))
 
 
 def test_single_rows_and_one_batch_give_the_same_bits_at_a_larger_dimension() -> None:
@@ -73,7 +73,7 @@ def test_single_rows_and_one_batch_give_the_same_bits_at_a_larger_dimension() ->
     one_by_one = MomentSums.init(65)
     for row in rows:
         one_by_one = one_by_one.learn_rows(row[None])
-    assert same_bits(one_by_one, learnt(rows))
+    assert same_bits(one_by_one, learned(rows))
 
 
 def exact_variance(values: list[float]) -> float:
@@ -87,7 +87,7 @@ def exact_variance(values: list[float]) -> float:
 def test_a_large_offset_costs_no_digits(n: int, offset: float) -> None:
     rows = normal(n, 1, seed=8) + offset
     exact = exact_variance(rows[:, 0].tolist())
-    assert float(learnt(rows).covariance()) == pytest.approx(exact, rel=1e-13)
+    assert float(learned(rows).covariance()) == pytest.approx(exact, rel=1e-13)
 
 
 def test_even_a_first_sample_far_away_costs_at_most_a_factor_n() -> None:
@@ -95,11 +95,11 @@ def test_even_a_first_sample_far_away_costs_at_most_a_factor_n() -> None:
     rows = normal(n, 1, seed=9)
     rows[0] = 1e7
     exact = exact_variance(rows[:, 0].tolist())
-    assert float(learnt(rows).covariance()) == pytest.approx(exact, rel=(n + 1) * 20 * 2.0**-53)  # 20: rounding of sums of 256
+    assert float(learned(rows).covariance()) == pytest.approx(exact, rel=(n + 1) * 20 * 2.0**-53)  # 20: rounding of sums of 256
 
 
 def test_identical_samples_have_a_covariance_of_exactly_zero() -> None:
-    sums = learnt(t([0.1, -7.7, 1e9]).expand(BLOCK + 77, 3))
+    sums = learned(t([0.1, -7.7, 1e9]).expand(BLOCK + 77, 3))
     assert not bool(sums.covariance().any())
     assert torch.equal(sums.mean(), t([0.1, -7.7, 1e9]))
 
@@ -116,7 +116,7 @@ def test_given_moments_come_back_and_take_more_samples() -> None:
 
 def test_learning_writes_into_nothing_and_keeps_nothing_of_the_callers() -> None:
     rows = normal(BLOCK + 5, 2, seed=1)
-    before = learnt(rows[:5])
+    before = learned(rows[:5])
     copies = [before.shift.clone(), before.rows.clone()]
     after = before.learn_rows(rows[5:])
     assert torch.equal(before.shift, copies[0])
@@ -127,14 +127,14 @@ def test_learning_writes_into_nothing_and_keeps_nothing_of_the_callers() -> None
 
 
 def test_one_sample_has_a_mean_and_no_covariance() -> None:
-    sums = learnt(t([[4.0, 2.5]]))
+    sums = learned(t([[4.0, 2.5]]))
     assert torch.equal(sums.mean(), t([4.0, 2.5]))
     with pytest.raises(ValueError, match="at least 2 samples, there are 1"):
         sums.covariance()
 
 
 def test_samples_that_were_summed_cannot_be_centred() -> None:
-    sums = learnt(normal(BLOCK, 2, seed=0))
+    sums = learned(normal(BLOCK, 2, seed=0))
     assert not sums.thin
     with pytest.raises(ValueError, match="summed"):
         sums.centered()
@@ -181,7 +181,7 @@ def test_golden_a6_identical_is_zero_and_never_below() -> None:
 
 @pytest.mark.parametrize(("divisor", "expected"), [(3, 2.5230059303407213), (4, 2.4526574115618214)])
 def test_golden_a7_from_samples(divisor: int, expected: float) -> None:
-    sums = learnt(t(ROWS_A7))
+    sums = learned(t(ROWS_A7))
     covariance = sums.scatter() / divisor  # 3: unbiased, which is ours; 4: maximum likelihood
     assert moments.frechet(sums.mean(), covariance, t([0.0, 0, 0]), torch.eye(3).double()) == pytest.approx(expected, abs=1e-9)
     if divisor == 3:
@@ -228,7 +228,7 @@ def test_a_reference_without_any_spread_leaves_mean_and_trace() -> None:
 
 @pytest.mark.parametrize(("n", "d", "reference_rank"), [(2, 5, 5), (7, 20, 9), (30, 31, 31), (60, 300, 8)])
 def test_the_thin_forms_equal_the_full_ones(n: int, d: int, reference_rank: int) -> None:
-    sums = learnt(normal(n, d, seed=n) @ random_covariance(d, seed=d) + 1.0)
+    sums = learned(normal(n, d, seed=n) @ random_covariance(d, seed=d) + 1.0)
     root = moments.psd_root(random_covariance(d, seed=77, rank=reference_rank))
     assert sums.thin
     assert root.shape == (d, reference_rank)
@@ -261,7 +261,7 @@ def test_spread_of_a_known_spectrum() -> None:
 
 
 def test_golden_f2_thresholds() -> None:
-    covariance = learnt(t(ROWS_F)).covariance()
+    covariance = learned(t(ROWS_F)).covariance()
     diagonal = torch.diag(covariance.diagonal())
     assert torch.equal(moments.adaptive_threshold(covariance, n=8, multiplier=0.0), covariance)
     assert torch.equal(moments.adaptive_threshold(covariance, n=8, multiplier=1.5, diagonal=True), diagonal)

@@ -65,7 +65,7 @@ def pick(policy: FdUcb, state: State, **more: Any) -> int:
     return int(policy.weights(state, [free(len(state.arms), **more)]).values[0].argmax())
 
 
-def told(policy: FdUcb, state: State) -> list[dict[str, Any]]:
+def reported_arms(policy: FdUcb, state: State) -> list[dict[str, Any]]:
     report = policy.report(state)
     json.dumps(report, allow_nan=False)
     arms: list[dict[str, Any]] = report["arms"]
@@ -78,7 +78,7 @@ def told(policy: FdUcb, state: State) -> list[dict[str, Any]]:
 def test_golden_f1_estimate_bonus_and_index() -> None:
     policy = FdUcb(output_dim=2, bonus_scale=1.0)
     state = started(policy, [ROWS_F], REFERENCE_F)
-    (arm,) = told(policy, state)
+    (arm,) = reported_arms(policy, state)
     assert arm["n"] == 8
     assert arm["estimate"] == pytest.approx(1.130907510720374, abs=1e-9)
     assert arm["bonus"] == pytest.approx(9.5342057116581, abs=1e-9)
@@ -92,7 +92,7 @@ def test_golden_f1_estimate_bonus_and_index() -> None:
 def test_golden_f2_thresholded_covariances_but_never_variances(threshold: float) -> None:
     """Golden F2 at M = 1.5; the release loses the variances too at M = 3, and with them the radius. Ours stay."""
     policy = FdUcb(output_dim=2, threshold=threshold, bonus_scale=1.0)
-    (arm,) = told(policy, started(policy, [ROWS_F], REFERENCE_F))
+    (arm,) = reported_arms(policy, started(policy, [ROWS_F], REFERENCE_F))
     assert arm["bonus"] == pytest.approx(8.197346585717659, abs=1e-9)
     assert arm["estimate"] == pytest.approx(1.130907510720374, abs=1e-9)  # the estimate is never thresholded
 
@@ -100,14 +100,16 @@ def test_golden_f2_thresholded_covariances_but_never_variances(threshold: float)
 def test_golden_a7_estimate_of_four_samples() -> None:
     policy = FdUcb(output_dim=3)
     rows = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 1, 1], [0, 0, 3]], dtype=torch.float64)
-    assert told(policy, started(policy, [rows], standard(3)))[0]["estimate"] == pytest.approx(2.5230059303407213, abs=1e-9)
+    assert reported_arms(policy, started(policy, [rows], standard(3)))[0]["estimate"] == pytest.approx(
+        2.5230059303407213, abs=1e-9
+    )
 
 
 def test_identical_moments_give_a_distance_of_zero() -> None:
     """Golden A6, through the policy: an arm that returns the very reference samples."""
     policy = FdUcb(output_dim=4)
     rows = normal(300, 4, seed=1) + 3.0
-    (arm,) = told(policy, started(policy, [rows], rows))
+    (arm,) = reported_arms(policy, started(policy, [rows], rows))
     assert 0.0 <= arm["estimate"] < 1e-10
 
 
@@ -115,9 +117,9 @@ def test_bonus_scale_multiplies_the_radius_and_rigorous_is_wider() -> None:
     one, half = FdUcb(output_dim=2, bonus_scale=1.2), FdUcb(output_dim=2, bonus_scale=0.3)
     rigorous = FdUcb(output_dim=2, bonus="rigorous", bonus_scale=1.2)
     state = started(one, [ROWS_F], REFERENCE_F)
-    bonus = told(one, state)[0]["bonus"]
-    assert told(half, state)[0]["bonus"] == pytest.approx(bonus / 4.0, rel=1e-14)
-    assert told(rigorous, state)[0]["bonus"] > 2.0 * bonus
+    bonus = reported_arms(one, state)[0]["bonus"]
+    assert reported_arms(half, state)[0]["bonus"] == pytest.approx(bonus / 4.0, rel=1e-14)
+    assert reported_arms(rigorous, state)[0]["bonus"] > 2.0 * bonus
 
 
 # -- against an independent derivation -------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def test_estimates_cross_from_thin_to_full_without_a_step() -> None:
     rows, reference = normal(BLOCK + 60, e, seed=3) + 1.0, normal(40, e, seed=4)
     target = reference.mean(0), torch.cov(reference.T)
     for n in (2, 7, BLOCK - 1, BLOCK, BLOCK + 60):
-        (arm,) = told(policy, started(policy, [rows[:n]], reference))
+        (arm,) = reported_arms(policy, started(policy, [rows[:n]], reference))
         expected = moments.frechet(rows[:n].mean(0), torch.cov(rows[:n].T), *target)
         assert arm["estimate"] == pytest.approx(expected, rel=1e-9)
 
@@ -187,7 +189,7 @@ def test_an_arm_with_one_sample_is_forced_and_says_so_without_a_nan() -> None:
     policy = FdUcb(output_dim=2)
     state = started(policy, [ROWS_F, ROWS_F[:1]], standard(2))
     assert pick(policy, state) == 1
-    assert told(policy, state)[1] == {"n": 1, "estimate": None, "bonus": None, "index": None}
+    assert reported_arms(policy, state)[1] == {"n": 1, "estimate": None, "bonus": None, "index": None}
 
 
 def test_a_new_arm_is_tried_first_even_without_initial_pulls() -> None:
@@ -205,19 +207,20 @@ def test_identical_samples_force_an_arm_until_they_are_enough_to_believe(thresho
     same = torch.tensor([[0.1, -0.3, 7.7]], dtype=torch.float64)
     few = started(policy, [good, same.expand(23, 3)], standard(3))
     assert pick(policy, few) == 1
-    arm = told(policy, few)[1]
+    arm = reported_arms(policy, few)[1]
     assert arm["index"] is None
     gap = 0.1**2 + 0.3**2 + 7.7**2
     assert arm["estimate"] == pytest.approx(gap + 3.0, abs=1e-9)  # Tr of the reference, and no overlap
     enough = started(policy, [good, same.expand(24, 3)], standard(3))  # ln(10) / 0.1 = 23.03
-    assert told(policy, enough)[1]["index"] == pytest.approx(gap + 3.0, abs=1e-9)
+    assert reported_arms(policy, enough)[1]["index"] == pytest.approx(gap + 3.0, abs=1e-9)
     assert pick(policy, enough) == 0
 
 
 def test_the_radius_has_that_limit_as_the_spread_vanishes() -> None:
     policy = FdUcb(output_dim=3)
     bonuses = [
-        told(policy, started(policy, [10.0**-k * normal(30, 3, seed=6) + 2.0], standard(3)))[0]["bonus"] for k in (4, 8, 12)
+        reported_arms(policy, started(policy, [10.0**-k * normal(30, 3, seed=6) + 2.0], standard(3)))[0]["bonus"]
+        for k in (4, 8, 12)
     ]
     assert bonuses == sorted(bonuses, reverse=True)
     assert bonuses[-1] < 1e-4
@@ -267,7 +270,7 @@ def test_splitting_outcomes_changes_nothing_but_the_number_of_pulls(sizes: list[
     assert split.arms[0].pulls == len(sizes)
     same = states.with_arm(split, 0, replace(split.arms[0], pulls=1))
     assert states.pack(policy, same) == states.pack(policy, state)
-    assert told(policy, split) == told(policy, state)
+    assert reported_arms(policy, split) == reported_arms(policy, state)
 
 
 @pytest.mark.parametrize("n", [0, 1, 9, BLOCK + 9])
@@ -279,7 +282,7 @@ def test_a_packed_state_goes_on_where_it_stopped(n: int) -> None:
         back = states.unpack(policy, states.pack(policy, state))
         assert states.digest(policy, back) == states.digest(policy, state)
         more = Observation(arm=0, output=rows[n:])
-        assert told(policy, states.fold(policy, back, more)) == told(policy, states.fold(policy, state, more))
+        assert reported_arms(policy, states.fold(policy, back, more)) == reported_arms(policy, states.fold(policy, state, more))
 
 
 def test_preparing_changes_no_byte_and_scores_only_the_arm_that_changed() -> None:
@@ -308,13 +311,13 @@ def test_scores_made_for_another_reference_are_not_used() -> None:
     policy = FdUcb(output_dim=2)
     state = started(policy, [ROWS_F], ROWS_F[:3])
     state = policy.prepare(states.fold(policy, state, Observation(output=ROWS_F[3:])))
-    assert told(policy, state) == told(policy, started(policy, [ROWS_F], ROWS_F))
+    assert reported_arms(policy, state) == reported_arms(policy, started(policy, [ROWS_F], ROWS_F))
 
 
-def test_float32_samples_are_learnt_in_float64() -> None:
+def test_float32_samples_are_learned_in_float64() -> None:
     policy = FdUcb(output_dim=2, bonus_scale=1.0)
     state = started(policy, [ROWS_F.to(torch.float32)], REFERENCE_F)
-    assert told(policy, state)[0]["index"] == pytest.approx(-8.403298200937726, abs=1e-9)
+    assert reported_arms(policy, state)[0]["index"] == pytest.approx(-8.403298200937726, abs=1e-9)
 
 
 # -- invariances -----------------------------------------------------------------------------------------------------------
@@ -326,8 +329,8 @@ def test_scores_move_turn_and_scale_with_everything(e: int, n: int, seed: int, f
     policy = FdUcb(output_dim=e)
     rows, reference = normal(n, e, seed=seed) + 0.5, normal(3 * e, e, seed=seed + 1)
     turn = torch.from_numpy(np.linalg.qr(normal(e, e, seed=seed + 2).numpy())[0])
-    (before,) = told(policy, started(policy, [rows], reference))
-    (after,) = told(policy, started(policy, [scale * (rows @ turn + far)], scale * (reference @ turn + far)))
+    (before,) = reported_arms(policy, started(policy, [rows], reference))
+    (after,) = reported_arms(policy, started(policy, [scale * (rows @ turn + far)], scale * (reference @ turn + far)))
     for name in ("estimate", "bonus", "index"):
         assert after[name] / scale**2 == pytest.approx(before[name], rel=1e-7, abs=1e-7)
 
@@ -355,7 +358,7 @@ def test_no_answer_is_ever_nan(data: st.DataObject) -> None:
     values = policy.weights(state, [free(2)]).values
     assert bool(values.isfinite().all())
     assert float(values.sum()) == 1.0
-    told(policy, state)
+    reported_arms(policy, state)
 
 
 # -- what it refuses -------------------------------------------------------------------------------------------------------
@@ -370,17 +373,17 @@ def test_a_reference_of_less_than_two_samples_is_missing() -> None:
     with pytest.raises(ReferenceMissing, match="it has 1"):
         policy.check_ready(state)
     policy.check_ready(states.fold(policy, state, Observation(output=ROWS_F[1:2])))
-    told(policy, state)
+    reported_arms(policy, state)
 
 
 def test_outcomes_before_the_reference_wait_for_it() -> None:
     policy = FdUcb(output_dim=2, bonus_scale=1.0)
     state = policy.prepare(states.fold(policy, states.start(policy, arms=1), Observation(arm=0, output=ROWS_F)))
-    assert told(policy, state) == [{"n": 8, "estimate": None, "bonus": None, "index": None}]
+    assert reported_arms(policy, state) == [{"n": 8, "estimate": None, "bonus": None, "index": None}]
     with pytest.raises(ReferenceMissing):
         policy.weights(state, [free(1)])
     state = policy.prepare(states.fold(policy, state, Observation(moments=REFERENCE_F)))
-    assert told(policy, state)[0]["index"] == pytest.approx(-8.403298200937726, abs=1e-9)
+    assert reported_arms(policy, state)[0]["index"] == pytest.approx(-8.403298200937726, abs=1e-9)
 
 
 def changed(**fields: Any) -> Moments:

@@ -44,7 +44,7 @@ def pick(policy: IsUcb, state: State, **more: Any) -> int:
     return int(policy.weights(state, [free(len(state.arms), **more)]).values[0].argmax())
 
 
-def told(policy: IsUcb, state: State) -> list[dict[str, Any]]:
+def reported_arms(policy: IsUcb, state: State) -> list[dict[str, Any]]:
     report = policy.report(state)
     json.dumps(report, allow_nan=False)
     arms: list[dict[str, Any]] = report["arms"]
@@ -59,7 +59,7 @@ def test_golden_g2_four_outputs() -> None:
     state = started(policy, [ROWS_G2])
     assert (state.arms[0].p / 4).tolist() == pytest.approx([0.4, 0.375, 0.225], abs=1e-9)
     assert state.arms[0].h / 4 == pytest.approx(0.8222666690708822, abs=1e-9)
-    (arm,) = told(policy, state)
+    (arm,) = reported_arms(policy, state)
     assert arm["log_is"] == arm["estimate"] == pytest.approx(0.24768294083316356, abs=1e-9)
     assert arm["index"] == pytest.approx(4.201014496122614, abs=1e-9)
     assert arm["is"] == pytest.approx(math.exp(0.24768294083316356), abs=1e-9)
@@ -69,7 +69,7 @@ def test_golden_g2_four_outputs() -> None:
 
 def test_golden_g3_two_thousand_outputs() -> None:
     policy = IsUcb(output_dim=3, bonus="released")
-    (arm,) = told(policy, started(policy, [ROWS_G2.repeat(500, 1)]))
+    (arm,) = reported_arms(policy, started(policy, [ROWS_G2.repeat(500, 1)]))
     assert arm["n"] == 2000
     assert arm["index"] == pytest.approx(0.27117959762733723, abs=1e-9)
     assert arm["log_is"] == pytest.approx(0.2476829408331661, abs=1e-9)
@@ -83,7 +83,7 @@ def test_golden_g1_one_output_of_every_class_has_exactly_the_true_score(used: in
     rows = torch.full((used, 10), doubt / 9, dtype=torch.float64)
     rows[range(used), range(used)] = 1.0 - doubt
     policy = IsUcb(output_dim=10)
-    assert told(policy, started(policy, [rows]))[0]["is"] == pytest.approx(score, abs=1e-9)
+    assert reported_arms(policy, started(policy, [rows]))[0]["is"] == pytest.approx(score, abs=1e-9)
 
 
 # -- against independent derivations ---------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def kl_index(p: np.ndarray, *, delta: float) -> float:
 def test_the_released_index_matches_a_plain_rewrite(n: int, union: bool) -> None:
     policy = IsUcb(output_dim=6, delta=0.2, union=union, bonus="released")
     rows = probabilities(n, 6, seed=n)
-    index = told(policy, started(policy, [rows]))[0]["index"]
+    index = reported_arms(policy, started(policy, [rows]))[0]["index"]
     assert index == pytest.approx(released_index(rows.numpy(), delta=0.2, union=union), abs=1e-9)
 
 
@@ -130,7 +130,7 @@ def test_the_kl_index_matches_a_plain_rewrite(n: int) -> None:
     rows = probabilities(n, 6, seed=n)
     rows[:, 4] = 0.0
     rows /= rows.sum(1, keepdim=True)
-    index = told(policy, started(policy, [rows]))[0]["index"]
+    index = reported_arms(policy, started(policy, [rows]))[0]["index"]
     assert index == pytest.approx(kl_index(rows.numpy(), delta=0.2), abs=1e-9)
 
 
@@ -171,7 +171,7 @@ def test_an_arm_with_one_output_is_forced_and_says_so_without_a_nan() -> None:
     policy = IsUcb(output_dim=3)
     state = started(policy, [ROWS_G2, ROWS_G2[:1]])
     assert pick(policy, state) == 1
-    assert told(policy, state)[1] == {"n": 1, "estimate": None, "log_is": None, "is": None, "bonus": None, "index": None}
+    assert reported_arms(policy, state)[1] == {"n": 1, "estimate": None, "log_is": None, "is": None, "bonus": None, "index": None}
 
 
 def test_every_arm_is_pulled_first_and_a_new_arm_is_tried_first() -> None:
@@ -206,7 +206,7 @@ def test_constant_and_one_class_outputs_have_a_score_of_one(bonus: Literal["rele
     policy = IsUcb(output_dim=3, bonus=bonus)
     constant = ROWS_G2[:1].expand(40, 3)
     one_class = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64).expand(40, 3)
-    for arm in told(policy, started(policy, [constant, one_class])):
+    for arm in reported_arms(policy, started(policy, [constant, one_class])):
         assert arm["is"] == pytest.approx(1.0, abs=1e-12)
         assert arm["bonus"] > 0.0
 
@@ -215,7 +215,7 @@ def test_one_class_in_all_is_a_bandit_without_a_choice() -> None:
     ones = torch.ones((4, 1), dtype=torch.float64)
     for policy in (IsUcb(output_dim=1), IsUcb(output_dim=1, bonus="kl")):
         state = started(policy, [ones, ones])
-        assert [arm["is"] for arm in told(policy, state)] == [1.0, 1.0]
+        assert [arm["is"] for arm in reported_arms(policy, state)] == [1.0, 1.0]
         assert pick(policy, state) == 0
 
 
@@ -232,13 +232,13 @@ def test_splitting_outcomes_changes_nothing_but_the_number_of_pulls(sizes: list[
         split = states.fold(policy, split, Observation(arm=0, output=part))
     same = states.with_arm(split, 0, replace(split.arms[0], pulls=1))
     assert states.pack(policy, same) == states.pack(policy, state)
-    assert told(policy, split) == told(policy, state)
+    assert reported_arms(policy, split) == reported_arms(policy, state)
 
 
 def test_the_order_of_outputs_matters_to_kl_and_to_nothing_else() -> None:
     rows = probabilities(50, 4, seed=3)
     for policy, differs in ((IsUcb(output_dim=4, bonus="released"), False), (IsUcb(output_dim=4, bonus="kl"), True)):
-        there, back = (told(policy, started(policy, [r]))[0] for r in (rows, rows.flip(0)))
+        there, back = (reported_arms(policy, started(policy, [r]))[0] for r in (rows, rows.flip(0)))
         assert there["estimate"] == pytest.approx(back["estimate"], abs=1e-13)
         assert (abs(there["index"] - back["index"]) > 1e-6) is differs
 
@@ -251,7 +251,7 @@ def test_a_packed_state_goes_on_where_it_stopped(n: int) -> None:
     back = states.unpack(policy, states.pack(policy, state))
     assert states.digest(policy, back) == states.digest(policy, state)
     more = Observation(arm=0, output=rows[n:])
-    assert told(policy, states.fold(policy, back, more)) == told(policy, states.fold(policy, state, more))
+    assert reported_arms(policy, states.fold(policy, back, more)) == reported_arms(policy, states.fold(policy, state, more))
 
 
 def test_preparing_changes_no_byte_and_scores_only_the_arm_that_changed() -> None:
@@ -264,14 +264,16 @@ def test_preparing_changes_no_byte_and_scores_only_the_arm_that_changed() -> Non
     assert state.arms[1].cache is not first[1]
     assert states.digest(policy, state) == before
     other = IsUcb(output_dim=3, delta=0.5)
-    assert told(other, state)[0]["bonus"] < told(policy, state)[0]["bonus"]  # a score is never taken from another policy
+    assert (
+        reported_arms(other, state)[0]["bonus"] < reported_arms(policy, state)[0]["bonus"]
+    )  # a score is never taken from another policy
 
 
 def test_outputs_are_scaled_to_sum_one() -> None:
     policy = IsUcb(output_dim=3, bonus="released")
     scaled = ROWS_G2 * torch.tensor([[1.0009], [0.9991], [1.0], [1.0004]], dtype=torch.float64)
     policy.check_observation(Observation(arm=0, output=scaled))
-    assert told(policy, started(policy, [scaled]))[0]["index"] == pytest.approx(4.201014496122614, abs=1e-9)
+    assert reported_arms(policy, started(policy, [scaled]))[0]["index"] == pytest.approx(4.201014496122614, abs=1e-9)
 
 
 # -- invariances -----------------------------------------------------------------------------------------------------------
@@ -308,7 +310,7 @@ def test_no_answer_is_ever_nan(data: st.DataObject) -> None:
     values = policy.weights(state, [free(2)]).values
     assert bool(values.isfinite().all())
     assert float(values.sum()) == 1.0
-    told(policy, state)
+    reported_arms(policy, state)
 
 
 def _normalised(rows: Tensor) -> Tensor:

@@ -128,22 +128,22 @@ def test_golden_e_kernel_means_of_two_arms(objective: Any, v: list[list[float]],
     outcomes = [(arm, [row]) for arm in (0, 1) for row in ROWS_E[arm]]
     state = taught(policy, *outcomes, reference=[[0.3, 0.4]] if objective == "kid" else None)
     np.testing.assert_allclose(quadratic_of(policy, state).matrix, v, atol=1e-9)
-    told = policy.report(state)["arms"]
-    assert [arm["similarity"] for arm in told] == pytest.approx([v[0][0], v[1][1]], abs=1e-9)
+    report = policy.report(state)["arms"]
+    assert [arm["similarity"] for arm in report] == pytest.approx([v[0][0], v[1][1]], abs=1e-9)
     if u:
-        assert [arm["similarity_unbiased"] for arm in told] == pytest.approx(u, abs=1e-9)
+        assert [arm["similarity_unbiased"] for arm in report] == pytest.approx(u, abs=1e-9)
 
 
 def test_golden_e2_rke_of_what_was_served() -> None:
     policy = MixtureUcb(output_dim=2, **EXACT)
     state = taught(policy, (0, ROWS_E[0]), (1, ROWS_E[1]))
-    told = policy.report(state)
-    assert told["pooled"]["rke"] == pytest.approx(3.087812201533505, abs=1e-9)
-    assert told["objective"]["value"] == pytest.approx(1 / 0.32385389224881245, abs=1e-9)
+    report = policy.report(state)
+    assert report["pooled"]["rke"] == pytest.approx(3.087812201533505, abs=1e-9)
+    assert report["objective"]["value"] == pytest.approx(1 / 0.32385389224881245, abs=1e-9)
     gram = kernels.gaussian(*[tensor(ROWS_E[0] + ROWS_E[1])] * 2, bandwidth=1.0)
-    assert told["pooled"]["vendi"] == pytest.approx(diversity.vendi(diversity.gram_spectrum(gram)))
+    assert report["pooled"]["vendi"] == pytest.approx(diversity.vendi(diversity.gram_spectrum(gram)))
     unbiased = (float(gram.square().sum()) - 5) / 20
-    assert told["objective"]["unbiased"] == pytest.approx(1 / unbiased)
+    assert report["objective"]["unbiased"] == pytest.approx(1 / unbiased)
 
 
 def test_golden_e4_random_features_estimate_the_same_means() -> None:
@@ -162,10 +162,10 @@ def test_kid_is_the_squared_distance_of_the_pooled_samples() -> None:
     state = taught(policy, (0, ROWS_E[0]), (1, ROWS_E[1]), reference=reference)
     x = tensor(ROWS_E[0] + ROWS_E[1])
     grams = [kernels.gaussian(a, b, bandwidth=1.3) for a, b in ((x, x), (reference, reference), (x, reference))]
-    told = policy.report(state)["objective"]
-    assert told["direction"] == "minimise"
-    assert told["value"] == pytest.approx(diversity.kernel_distance(*grams, unbiased=False), abs=1e-12)
-    assert told["unbiased"] == pytest.approx(diversity.kernel_distance(*grams, unbiased=True), abs=1e-12)
+    report = policy.report(state)["objective"]
+    assert report["direction"] == "minimise"
+    assert report["value"] == pytest.approx(diversity.kernel_distance(*grams, unbiased=False), abs=1e-12)
+    assert report["unbiased"] == pytest.approx(diversity.kernel_distance(*grams, unbiased=True), abs=1e-12)
 
 
 # -- golden H: one decision ------------------------------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def test_golden_d2_the_most_diverse_mixture_of_directions() -> None:
     )
     weights = policy.weights(state, [free(3)]).values[0].numpy()
     np.testing.assert_allclose(weights, [0.3577561389458409, 0.3287429695036168, 0.31350089155054217], atol=1e-6)
-    told = policy.report(state)
-    assert told["objective"]["optimum"] == pytest.approx(2.7463124943438846, abs=1e-9)
-    assert told["objective"]["value"] == pytest.approx(2.744128770221236, abs=1e-9)  # ten samples of each: uniform
-    assert [arm["alone"] for arm in told["arms"]] == pytest.approx([1.5166372229999607, 1.4410192851781154, 1.4977357780868654])
-    assert told["pooled"]["vendi"] == pytest.approx(2.744128770221236, abs=1e-9)
-    assert told["solver"]["gap"] < 1e-9
+    report = policy.report(state)
+    assert report["objective"]["optimum"] == pytest.approx(2.7463124943438846, abs=1e-9)
+    assert report["objective"]["value"] == pytest.approx(2.744128770221236, abs=1e-9)  # ten samples of each: uniform
+    assert [arm["alone"] for arm in report["arms"]] == pytest.approx([1.5166372229999607, 1.4410192851781154, 1.4977357780868654])
+    assert report["pooled"]["vendi"] == pytest.approx(2.744128770221236, abs=1e-9)
+    assert report["solver"]["gap"] < 1e-9
 
 
 def test_golden_d2_rke_with_the_cosine_kernel() -> None:
@@ -304,11 +304,11 @@ def test_golden_b5_greedy_mixes_arms_that_only_miss_the_mean() -> None:
         state = replace(state, arms=states.with_arm(state, arm, replace(state.arms[arm], pulls=5)).arms)
     weights = policy.weights(state, [free(2)]).values[0].tolist()
     assert weights == pytest.approx([0.6132871561350295, 0.3867128438649705], abs=1e-5)
-    told = policy.report(state)
-    assert told["objective"]["optimum"] == pytest.approx(0.657238937728474, abs=1e-8)
-    assert [arm["alone"] for arm in told["arms"]] == pytest.approx([1.0, 1.44], abs=1e-9)
+    report = policy.report(state)
+    assert report["objective"]["optimum"] == pytest.approx(0.657238937728474, abs=1e-8)
+    assert [arm["alone"] for arm in report["arms"]] == pytest.approx([1.0, 1.44], abs=1e-9)
     half = moments.frechet(rows.flatten(0, 1).mean(0), rows_pooled(rows), reference.mean, reference.covariance)
-    assert told["objective"]["value"] == pytest.approx(half, abs=1e-9)
+    assert report["objective"]["value"] == pytest.approx(half, abs=1e-9)
 
 
 def rows_pooled(rows: Tensor) -> Tensor:
@@ -568,9 +568,9 @@ def test_an_arm_without_samples_has_no_place_in_the_mixture_yet(name: str) -> No
     assert bool(answer.scores["gradient"][0, :3].isfinite().all())
     alone = policy.weights(wider, [Context(allowed=(False, False, False, True), pending=(0, 0, 0, 6))])
     assert alone.values[0].tolist() == [0.0, 0.0, 0.0, 1.0]
-    told = policy.report(wider)
-    assert told["arms"][3]["n"] == 0
-    assert told["arms"][3]["alone"] is None
+    report = policy.report(wider)
+    assert report["arms"][3]["n"] == 0
+    assert report["arms"][3]["alone"] is None
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -623,8 +623,8 @@ def test_a_prepared_state_follows_the_arms_that_are_asked_for() -> None:
     policy.weights(state, [without])
     later = policy.prepare(states.fold(policy, state, Observation(arm=0, output=normal(2, 3, seed=8))))
     assert set(later.cache.solved) == {(True, True, False, True)}
-    told = policy.report(later)["arms"]
-    assert told[2]["weight"] == 0.0
+    report = policy.report(later)["arms"]
+    assert report[2]["weight"] == 0.0
 
 
 def test_a_plan_is_used_for_its_own_arms_and_policy_only() -> None:
@@ -767,7 +767,7 @@ def test_nothing_is_decided_before_the_reference(name: str) -> None:
         ("kid cosine", torch.tensor([[1e-200, 0, 0]], dtype=torch.float64), "no direction"),
     ],
 )
-def test_outputs_that_cannot_be_learnt_are_refused(name: str, output: Tensor, why: str) -> None:
+def test_outputs_that_cannot_be_learned_are_refused(name: str, output: Tensor, why: str) -> None:
     with pytest.raises(InvalidObservation, match=why) as caught:
         form(name).check_observation(Observation(arm=0, output=output))
     assert caught.value.field == "output"
@@ -859,9 +859,9 @@ def test_whatever_came_back_the_answer_is_a_distribution_and_the_report_finite(
         assert bool(answer.values.isfinite().all())
         assert float((answer.values.sum(1) - 1.0).abs().max()) <= 1e-12
         assert float(answer.values.min()) >= 0.0
-    told = policy.report(state)
-    json.dumps(told, allow_nan=False)
-    assert told["samples"] == sum(len(rows) for _, rows in outcomes)
+    report = policy.report(state)
+    json.dumps(report, allow_nan=False)
+    assert report["samples"] == sum(len(rows) for _, rows in outcomes)
 
 
 def test_the_report_of_an_empty_state_has_the_same_shape() -> None:

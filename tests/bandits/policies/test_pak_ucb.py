@@ -30,7 +30,7 @@ def pak(**settings: Any) -> PakUcb:
     return PakUcb(**{**PAPER, **settings})
 
 
-def told(policy: Policy, x: np.ndarray, r: np.ndarray, *, arm: int = 0, arms: int = 1) -> State:
+def state_of(policy: Policy, x: np.ndarray, r: np.ndarray, *, arm: int = 0, arms: int = 1) -> State:
     """A state that has seen these prompts (n, d) and rewards (n,)."""
     state = states.start(policy, arms=arms)
     for row, reward in zip(x, r, strict=True):
@@ -70,14 +70,14 @@ POLY = {"kernel": "polynomial", "degree": 3, "offset": 1.0}
 )
 def test_the_exact_posterior_is_golden_g1(settings: dict[str, Any], ridge: float, mean: float, width: float) -> None:
     policy = pak(dim=3, random_features=None, ridge=ridge, **settings)
-    got = score(policy, told(policy, X, R), Q)
+    got = score(policy, state_of(policy, X, R), Q)
     assert got[0] == pytest.approx(mean, rel=1e-10, abs=1e-10)
     assert got[1] == pytest.approx(width, rel=1e-10)
 
 
 def test_the_posterior_by_random_features_is_golden_g1() -> None:
     policy = pak(dim=3, random_features=4, ridge=1.0, bandwidth=1.0, seed=0)
-    state = told(policy, X, R)
+    state = state_of(policy, X, R)
     assert score(policy, state, Q) == pytest.approx((-0.209334761114629, 0.8435338663126213), abs=1e-10)
     theta = [
         *(-0.13136708459576207, -0.12466704133077312, -0.03216567782847431, -0.03531448668090624),
@@ -184,7 +184,7 @@ def test_five_hundred_rank_one_updates_equal_one_fresh_fit() -> None:
     g = default_rng(5)
     x, r = g.standard_normal((500, 6)), g.uniform(-0.7, 1.3, 500)
     policy = PakUcb(dim=6, random_features=9, ridge=0.35, exploration=0.8, prior_mean=0.4, add_linear=True)
-    state = told(policy, x, r)
+    state = state_of(policy, x, r)
     z = policy.feature_map(torch.from_numpy(x)).numpy()
     a = z.T @ z + 0.35 * np.eye(z.shape[1])
     for q in g.standard_normal((20, 6)):
@@ -199,7 +199,7 @@ def test_a_restarted_arm_scores_like_the_one_that_was_updated_step_by_step() -> 
     x, r = g.standard_normal((300, 4)), g.uniform(0.1, 0.9, 300)
     for settings in ({"random_features": 7}, {"random_features": None}):
         policy = PakUcb(dim=4, ridge=0.6, **settings)
-        state = told(policy, x, r)
+        state = state_of(policy, x, r)
         back = states.unpack(policy, states.pack(policy, state))
         for q in g.standard_normal((10, 4)):
             assert score(policy, back, q) == pytest.approx(score(policy, state, q), rel=1e-9)
@@ -213,7 +213,7 @@ def test_the_primal_form_equals_the_dual_form(ridge: float) -> None:
     primal = pak(dim=5, random_features=3, ridge=ridge, seed=2)
     dual = pak(dim=6, random_features=None, kernel="linear", ridge=ridge)
     lifted = primal.feature_map(torch.from_numpy(x)).numpy()
-    one, other = told(primal, x, r), told(dual, lifted, r)
+    one, other = state_of(primal, x, r), state_of(dual, lifted, r)
     assert isinstance(one.arms[0], RidgeArm)
     assert isinstance(other.arms[0], KernelArm)
     for q in g.standard_normal((10, 5)):
@@ -227,7 +227,7 @@ def test_a_prompt_seen_a_thousand_times_has_the_width_of_its_count(random_featur
     ridge = 0.7
     policy = pak(dim=4, random_features=random_features, ridge=ridge)
     x = np.tile(default_rng(8).standard_normal(4), (n, 1))
-    mean, width = score(policy, told(policy, x, np.full(n, 0.8)), x[0])
+    mean, width = score(policy, state_of(policy, x, np.full(n, 0.8)), x[0])
     assert width == pytest.approx(math.sqrt(1.0 / (n + ridge)), rel=1e-9)
     assert mean == pytest.approx(0.8 * n / (n + ridge), rel=1e-9)
 
@@ -237,7 +237,7 @@ def test_outcomes_in_another_order_give_the_same_sums() -> None:
     x, r = g.standard_normal((120, 5)), g.uniform(0.1, 0.9, 120)
     policy = PakUcb(dim=5, random_features=6, ridge=0.4)
     order = g.permutation(120)
-    one, other = told(policy, x, r).arms[0], told(policy, x[order], r[order]).arms[0]
+    one, other = state_of(policy, x, r).arms[0], state_of(policy, x[order], r[order]).arms[0]
     assert one.pulls == other.pulls == 120
     torch.testing.assert_close(one.gram, other.gram, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(one.moment, other.moment, rtol=1e-12, atol=1e-12)
@@ -271,12 +271,12 @@ def test_the_window_forgets_the_oldest_quarter() -> None:
     kept = 0
     for n in range(1, 30):
         kept = 7 if kept == 8 else kept + 1
-        arm = told(policy, x[:n], r[:n]).arms[0]
+        arm = state_of(policy, x[:n], r[:n]).arms[0]
         assert arm.pulls == n
         assert arm.features.numpy() == pytest.approx(x[n - kept : n])
         if n % 7 == 0:
-            fresh = told(everything, x[n - kept : n], r[n - kept : n])
-            assert score(policy, told(policy, x[:n], r[:n]), x[0]) == pytest.approx(score(everything, fresh, x[0]), rel=1e-9)
+            fresh = state_of(everything, x[n - kept : n], r[n - kept : n])
+            assert score(policy, state_of(policy, x[:n], r[:n]), x[0]) == pytest.approx(score(everything, fresh, x[0]), rel=1e-9)
 
 
 @pytest.mark.parametrize("random_features", [6, None])
@@ -285,11 +285,11 @@ def test_pending_prompts_shrink_the_width_as_if_their_outcomes_had_come(random_f
     g = default_rng(12)
     policy = pak(dim=5, random_features=random_features, ridge=0.45, exploration=1.3)
     x, r, pending = g.standard_normal((20, 5)), g.uniform(0.1, 0.9, 20), g.standard_normal((6, 5))
-    state = told(policy, x, r)
+    state = state_of(policy, x, r)
     arm = state.arms[0]
     for i, row in enumerate(pending):
         arm = policy.add_pending(arm, torch.from_numpy(row))
-        brute = told(policy, np.vstack([x, pending[: i + 1]]), np.append(r, g.uniform(-9.0, 9.0, i + 1)))
+        brute = state_of(policy, np.vstack([x, pending[: i + 1]]), np.append(r, g.uniform(-9.0, 9.0, i + 1)))
         for q in g.standard_normal((5, 5)):
             mean, bonus = score(policy, states.with_arm(state, 0, arm), q)
             assert mean == pytest.approx(score(policy, state, q)[0], rel=1e-9), "the estimate waits for the outcome"
@@ -322,11 +322,11 @@ def test_outcomes_that_come_late_and_in_disorder_end_where_prompt_ones_do(random
             assert score(policy, late, q, arm=arm) == pytest.approx(score(policy, prompt, q, arm=arm), rel=1e-8)
 
 
-def test_prompts_are_scaled_to_length_one_unless_told_otherwise() -> None:
+def test_prompts_are_scaled_to_length_one_by_default() -> None:
     x = default_rng(15).standard_normal((4, 5))
     for settings in ({"random_features": 6}, {"random_features": None}):
         policy = PakUcb(dim=5, **settings)
-        state = told(policy, x, np.full(4, 0.6))
+        state = state_of(policy, x, np.full(4, 0.6))
         assert score(policy, state, 7.5 * x[0]) == pytest.approx(score(policy, state, x[0]), rel=1e-12)
     with pytest.raises(InvalidContext, match="zeros"):
         policy.check_context(Context(allowed=(True,), features=torch.zeros(5, dtype=torch.float64)))

@@ -347,7 +347,7 @@ def test_optimism_grows_while_prompts_get_no_call_and_decides_about_the_first_ca
         assert picked(replace(ruled, stop_optimism=0.0), state, context(1, skipped=10**9)) == [-1], "the paper's rule"
         assert picked(replace(ruled, exploration=0.0), state, context(1, skipped=10**9)) == [-1], "no optimism, nothing grows"
     scores = policy.weights(state, [context(1, skipped=9), context(1, skipped=99)]).scores
-    assert float(scores["bonus"][0]) < float(scores["bonus"][1]), "what was decided by is what is told"
+    assert float(scores["bonus"][0]) < float(scores["bonus"][1]), "the scores are those that decided"
 
 
 def test_where_a_call_pays_anyway_prompts_without_a_call_change_nothing() -> None:
@@ -570,24 +570,24 @@ def test_a_pending_call_shrinks_the_width_as_its_outcome_will_and_gives_it_back(
     def width(s: State) -> float:
         return float(s.arms[0].settle(1.0).width.score(policy.feature_map(asked.features)[None], ridge=1.0)[1])
 
-    told = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
-    learnt = states.fold(policy, told, Observation(arm=0, features=x, reward=0.0, cost=1.0, was_pending=True))
-    untold = states.fold(policy, state, Observation(arm=0, features=x, reward=0.0, cost=1.0))
-    released = states.with_arm(told, 0, policy.remove_pending(told.arms[0], x))
-    assert width(told) < width(state)
-    assert width(told) == pytest.approx(width(untold), abs=1e-14)
-    assert width(learnt) == pytest.approx(width(untold), abs=1e-14)
+    waiting = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
+    closed = states.fold(policy, waiting, Observation(arm=0, features=x, reward=0.0, cost=1.0, was_pending=True))
+    direct = states.fold(policy, state, Observation(arm=0, features=x, reward=0.0, cost=1.0))
+    released = states.with_arm(waiting, 0, policy.remove_pending(waiting.arms[0], x))
+    assert width(waiting) < width(state)
+    assert width(waiting) == pytest.approx(width(direct), abs=1e-14)
+    assert width(closed) == pytest.approx(width(direct), abs=1e-14)
     assert width(released) == width(state)
-    assert states.digest(policy, told) == states.digest(policy, state)
-    torch.testing.assert_close(told.arms[0].settle(1.0).fit.theta, state.arms[0].settle(1.0).fit.theta)
+    assert states.digest(policy, waiting) == states.digest(policy, state)
+    torch.testing.assert_close(waiting.arms[0].settle(1.0).fit.theta, state.arms[0].settle(1.0).fit.theta)
 
 
 def test_forgetting_keeps_pending_calls() -> None:
     policy = PromptWise(dim=2, max_samples=4)
     x = torch.tensor([0.9, 0.1], dtype=torch.float64)
     state = folded(policy, *(seen(0, float(i % 2)) for i in range(4)), arms=1)
-    told = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
-    later = states.fold(policy, told, seen(0, 1.0))
+    waiting = states.with_arm(state, 0, policy.add_pending(state.arms[0], x))
+    later = states.fold(policy, waiting, seen(0, 1.0))
     assert later.arms[0].settle(1.0).width.ridge(1.0).pending == 1
 
 
@@ -643,7 +643,7 @@ def test_random_features_learn_what_no_line_separates() -> None:
     assert max(flat) - min(flat) < 0.1
 
 
-def test_what_cannot_be_decided_or_learnt_is_refused() -> None:
+def test_what_cannot_be_decided_or_learned_is_refused() -> None:
     with pytest.raises(InvalidContext, match="zeros"):
         PromptWise(dim=2).check_context(context(1, (0.0, 0.0)))
     with pytest.raises(InvalidContext, match="too long for the ridge"):
@@ -665,7 +665,7 @@ def test_a_floor_spreads_decisions_but_not_stops() -> None:
     torch.testing.assert_close(values, torch.tensor([[0.9, 0.1], [0.0, 0.0]], dtype=torch.float64))
 
 
-def test_the_report_tells_what_was_learnt() -> None:
+def test_the_report_tells_what_was_learned() -> None:
     policy = PromptWise(dim=2)
     state = folded(policy, seen(0, 1.0, cost=2.0), seen(0, 0.0, cost=4.0), seen(0, 1.0, cost=0.3), arms=2)
     first, second = policy.report(state)["arms"]

@@ -42,7 +42,7 @@ def score(arm: KernelArm, x: Tensor) -> tuple[Tensor, Tensor]:
     return arm.score(x, kernel=gaussian, prior=torch.ones(len(x), dtype=torch.float64), ridge=RIDGE)
 
 
-def told(n: int, seed: int = 1) -> KernelArm:
+def arm_of(n: int, seed: int = 1) -> KernelArm:
     arm = KernelArm.init(3)
     for i, x in enumerate(points(seed, n)):
         arm = learn(arm, x, 0.1 * i - 0.4)
@@ -85,7 +85,9 @@ def assert_scores(arm: KernelArm, plain: Plain, x: Tensor) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    steps=st.lists(st.tuples(st.sampled_from(["ask", "decide", "outcome", "told", "expire"]), st.integers(0, 40)), max_size=40),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["ask", "decide", "outcome", "unexpected", "expire"]), st.integers(0, 40)), max_size=40
+    ),
     limit=st.sampled_from([8, 1000]),
 )
 def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver(
@@ -101,7 +103,7 @@ def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver
             arm, plain.pending = mark_pending(arm, x.clone()), [*plain.pending, x]
         elif step == "expire" and plain.pending:
             arm = release(arm, plain.pending.pop(number % len(plain.pending)).clone())
-        elif step in ("outcome", "told"):
+        elif step in ("outcome", "unexpected"):
             if len(plain.seen) >= limit:
                 plain.seen, plain.targets = plain.seen[-6:], plain.targets[-6:]
             was_pending = step == "outcome" and bool(plain.pending)
@@ -116,18 +118,18 @@ def test_whatever_comes_in_whatever_order_the_scores_are_those_of_a_dense_solver
 def test_an_outcome_that_nothing_waited_for_shrinks_the_width_all_the_same() -> None:
     """`was_pending` for an arm that knows of no such decision: it is counted once, as any outcome is."""
     x = points(3, 1)[0]
-    one, other = learn(told(9), x, 0.5, was_pending=True), learn(told(9), x, 0.5)
+    one, other = learn(arm_of(9), x, 0.5, was_pending=True), learn(arm_of(9), x, 0.5)
     for found, expected in zip(score(one, points(4, 5)), score(other, points(4, 5)), strict=True):
         assert torch.equal(found, expected)
 
 
 def test_a_release_of_what_is_not_pending_changes_nothing() -> None:
-    arm = mark_pending(told(6), points(5, 1)[0])
+    arm = mark_pending(arm_of(6), points(5, 1)[0])
     assert release(arm, points(5, 2)[1]) is arm
 
 
 def test_pending_decisions_and_their_releases_leave_older_versions_alone() -> None:
-    arm, q = told(70), points(6, 6)
+    arm, q = arm_of(70), points(6, 6)
     versions, before = [arm], []
     for x in points(7, 4):
         versions.append(mark_pending(versions[-1], x))
@@ -173,8 +175,8 @@ def counted(arm: KernelArm, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_round_solves_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scored, decided, its outcome learnt, in batches or alone; after other outcomes, only the rows that came since."""
-    arm, x = told(90), points(9, 4)
+    """Scored, decided, its outcome learned, in batches or alone; after other outcomes, only the rows that came since."""
+    arm, x = arm_of(90), points(9, 4)
     rows = counted(arm, monkeypatch)
     score(arm, x[:1])
     arm = learn(arm, x[0].clone(), 0.2)
@@ -190,7 +192,7 @@ def test_a_round_solves_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scores_from_memory_are_those_of_a_fresh_factor() -> None:
-    arm, x = told(75), points(11, 5)
+    arm, x = arm_of(75), points(11, 5)
     score(arm, x)
     for target in (0.3, 0.9, -0.2):
         arm = learn(arm, x[0], target)
@@ -202,19 +204,19 @@ def test_scores_from_memory_are_those_of_a_fresh_factor() -> None:
 
 def test_memory_goes_by_value_and_not_by_address() -> None:
     """The caller's tensor is written over after it was asked, in place: another prompt at the same address."""
-    arm, x = told(40), points(12, 1)
+    arm, x = arm_of(40), points(12, 1)
     first = score(arm, x)[0].clone()
     x += 0.25
     second = score(arm, x)[0]
     assert abs(float(second - first)) > 1e-3
-    torch.testing.assert_close(second, score(told(40), x)[0], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(second, score(arm_of(40), x)[0], rtol=1e-12, atol=1e-13)
     x -= 0.25
     torch.testing.assert_close(score(arm, x)[0], first, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("apart", [1e-13, 1e-9, 0.5])
 def test_a_prompt_that_differs_is_another(apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    arm, x = told(30), points(13, 1)
+    arm, x = arm_of(30), points(13, 1)
     rows = counted(arm, monkeypatch)
     score(arm, x)
     other = x.clone()
@@ -227,8 +229,8 @@ def test_a_prompt_that_differs_is_another(apart: float, monkeypatch: pytest.Monk
 
 
 def test_what_one_branch_asked_means_nothing_to_another() -> None:
-    """Two outcomes learnt from one state: the same prompt has other shadows in either, from the row where they part."""
-    trunk, q = told(50), points(14, 2)
+    """Two outcomes learned from one state: the same prompt has other shadows in either, from the row where they part."""
+    trunk, q = arm_of(50), points(14, 2)
     score(trunk, q)
     one, other = learn(trunk, points(15, 2)[0], 0.9), learn(trunk, points(15, 2)[1], -0.9)
     for arm in (one, other, trunk, one):
@@ -238,7 +240,7 @@ def test_what_one_branch_asked_means_nothing_to_another() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    arm = told(20)
+    arm = arm_of(20)
 
     def kept(dual: KernelPosterior) -> int:
         return dual.asked[0][1].numel() if dual.asked[0] else 0
@@ -251,7 +253,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_forgetting_keeps_what_is_pending_and_nothing_that_was_remembered() -> None:
-    arm, x = told(8), points(19, 6)
+    arm, x = arm_of(8), points(19, 6)
     arm = mark_pending(mark_pending(arm, x[0]), x[1])
     score(arm, x)
     arm = learn(arm, x[1], 0.4, was_pending=True, max_samples=8)

@@ -26,10 +26,10 @@ KEY = ("chance", "d1")
 CREATED: dict[str, Any] = {"event": "created", "arms": [{"name": "a"}, {"name": "b"}]}
 DECIDED: dict[str, Any] = {"event": "decided", "id": "d1", "arm": 1}
 OBSERVED: dict[str, Any] = {"event": "observed", "id": "d1", "arm": 1, "reward": outcome_body(KEY)["reward"]}
-TOLD = Record(decided={KEY: (2, "b")}, observed={KEY: 3})
+ACKNOWLEDGED = Record(decided={KEY: (2, "b")}, observed={KEY: 3})
 
 
-def judged(*log: dict[str, Any], record: Record = TOLD, arms: tuple[str, ...] = ()) -> Verdict:
+def judged(*log: dict[str, Any], record: Record = ACKNOWLEDGED, arms: tuple[str, ...] = ()) -> Verdict:
     verdict = Verdict()
     events = [{"offset": offset, **event} for offset, event in enumerate(log, start=1)]
     verdict.check_log("chance", events, record, list(arms))
@@ -38,7 +38,9 @@ def judged(*log: dict[str, Any], record: Record = TOLD, arms: tuple[str, ...] = 
 
 def test_a_log_that_holds_what_was_acknowledged_is_fine() -> None:
     assert judged(CREATED, DECIDED, OBSERVED).broken == []
-    assert judged(CREATED, DECIDED, OBSERVED, {**DECIDED, "id": "d2"}).broken == [], "what nobody was told may be there too"
+    assert judged(CREATED, DECIDED, OBSERVED, {**DECIDED, "id": "d2"}).broken == [], (
+        "what was never acknowledged may be there too"
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,13 +49,13 @@ def test_a_log_that_holds_what_was_acknowledged_is_fine() -> None:
         ([CREATED], Record(decided={KEY: (2, "b")}), "lost: decision"),
         ([CREATED, {**DECIDED, "arm": 0}], Record(decided={KEY: (2, "b")}), "lost: decision"),
         ([CREATED, {**DECIDED, "id": "d0"}, DECIDED], Record(decided={KEY: (2, "b")}), "lost: decision"),
-        ([CREATED, DECIDED], TOLD, "lost: outcome"),
-        ([CREATED, DECIDED, {**OBSERVED, "reward": 7.0}], TOLD, "lost: outcome"),
-        ([CREATED, DECIDED, {"event": "expired", "id": "d1", "reward": None}], TOLD, "lost: outcome"),
+        ([CREATED, DECIDED], ACKNOWLEDGED, "lost: outcome"),
+        ([CREATED, DECIDED, {**OBSERVED, "reward": 7.0}], ACKNOWLEDGED, "lost: outcome"),
+        ([CREATED, DECIDED, {"event": "expired", "id": "d1", "reward": None}], ACKNOWLEDGED, "lost: outcome"),
         ([CREATED, DECIDED, OBSERVED], Record(cancelled={KEY}), "lost: cancellation"),
-        ([CREATED, DECIDED, OBSERVED, OBSERVED], TOLD, "twice: chance: observed d1 at 3 and 4"),
-        ([CREATED, DECIDED, OBSERVED, {"event": "cancelled", "id": "d1"}], TOLD, "twice: chance: cancelled d1"),
-        ([CREATED, DECIDED, OBSERVED, DECIDED], TOLD, "twice: chance: decided d1"),
+        ([CREATED, DECIDED, OBSERVED, OBSERVED], ACKNOWLEDGED, "twice: chance: observed d1 at 3 and 4"),
+        ([CREATED, DECIDED, OBSERVED, {"event": "cancelled", "id": "d1"}], ACKNOWLEDGED, "twice: chance: cancelled d1"),
+        ([CREATED, DECIDED, OBSERVED, DECIDED], ACKNOWLEDGED, "twice: chance: decided d1"),
     ],
 )
 def test_a_log_that_lacks_or_repeats_something_is_not(log: list[dict[str, Any]], record: Record, word: str) -> None:
@@ -68,7 +70,7 @@ def test_a_missing_arm_and_a_gap_are_seen() -> None:
     assert verdict.lost == ["chance: the offsets have a gap"]
 
 
-def test_what_is_learnt_twice_is_seen() -> None:
+def test_what_is_learned_twice_is_seen() -> None:
     events = [{"offset": i, **event} for i, event in enumerate((CREATED, DECIDED, OBSERVED), start=1)]
     arms = [{"name": "a", "outcomes": 0, "mean_reward": None}, {"name": "b", "outcomes": 1, "mean_reward": OBSERVED["reward"]}]
     for outcomes, mean, is_fine in (
@@ -82,7 +84,7 @@ def test_what_is_learnt_twice_is_seen() -> None:
         assert (verdict.twice == []) == is_fine
 
 
-def test_an_outcome_without_a_reward_is_learnt_and_has_no_part_in_the_mean() -> None:
+def test_an_outcome_without_a_reward_is_learned_and_has_no_part_in_the_mean() -> None:
     closed: list[dict[str, Any]] = [
         {"event": "observed", "id": "d2", "arm": 1},
         {"event": "expired", "id": "d3", "reward": None},
@@ -97,7 +99,7 @@ def test_an_outcome_without_a_reward_is_learnt_and_has_no_part_in_the_mean() -> 
     assert verdict.twice == []
 
 
-def test_two_clients_that_were_told_different_things_are_seen() -> None:
+def test_two_clients_with_different_answers_are_seen() -> None:
     record = Record(decided={KEY: (2, "b")}, observed={KEY: 3})
     record.add(Record(decided={KEY: (2, "b")}, observed={KEY: 4}))
     assert len(record.broken) == 1

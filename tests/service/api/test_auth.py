@@ -75,7 +75,7 @@ async def test_a_role_may_do_what_it_is_for_and_no_more(caller: Caller) -> None:
                 assert response.status_code not in (401, 403), (method, path, role)
 
 
-async def test_nobody_comes_in_without_a_key(caller: Caller) -> None:
+async def test_no_request_comes_in_without_a_key(caller: Caller) -> None:
     await caller("admin").create()
     for method, path, body, _ in [*ROUTES, ("GET", "/v1/nothing", None, ""), ("PATCH", "/v1/bandits", None, "")]:
         for key in ("", "wrong"):
@@ -211,7 +211,7 @@ def test_a_key_that_is_misspelt_stops_the_start_and_is_not_shown(keys: str) -> N
 # -- the rate limit ------------------------------------------------------------------------------------------------------------
 
 
-async def test_over_the_rate_is_told_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_over_the_rate_is_asked_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("service.api.auth.time.monotonic", lambda: now)
     async with opened(rate_limit=4.0) as service:

@@ -411,7 +411,7 @@ async def test_a_bandit_with_open_decisions_can_be_deleted(prepared: Service) ->
     assert (await prepared.put(PLAIN, {"reward": 0.5})).status_code == 200  # the other one lives on
 
 
-# -- what is told to nobody ----------------------------------------------------------------------------------------------------
+# -- what is never shown --------------------------------------------------------------------------------------------------------
 
 
 async def test_no_error_and_no_log_line_repeats_a_prompt_or_a_key(

@@ -84,9 +84,9 @@ async def test_every_arm_is_shown_up_to_sixty_four_and_where_one_decision_is_loo
         await service.create(name, {**GREEDY, "arms": MANY[:arms]})
         decision = await service.decide(name)
         assert len(decision["weights"]) == len(decision["scores"]) == shown
-        told = answered(await service.get(f"/v1/bandits/{name}/decisions/{decision['id']}"))
-        assert len(told["weights"]) == len(told["scores"]) == arms
-        assert told["weights"].items() >= decision["weights"].items()
+        answer = answered(await service.get(f"/v1/bandits/{name}/decisions/{decision['id']}"))
+        assert len(answer["weights"]) == len(answer["scores"]) == arms
+        assert answer["weights"].items() >= decision["weights"].items()
         preview = await service.decide(name, {"dry_run": True})
         assert len(preview["weights"]) == arms
         batch = answered(await service.post(f"/v1/bandits/{name}/decisions/batch", {"decisions": [{"dry_run": True}]}))

@@ -88,13 +88,13 @@ def test_whatever_came_back_the_answer_is_the_same(send: Send, body: Any, decisi
 @pytest.mark.parametrize(
     "content", [b"{", b"nonsense", b"[1", b'{"a": 1} x', b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 500, b"null"]
 )
-def test_what_is_no_json_is_told_alike(send: Send, content: bytes) -> None:
+def test_what_is_no_json_is_refused_alike(send: Send, content: bytes) -> None:
     both(send, "POST", DECISIONS, content)
     both(send, "PUT", f"{DECISIONS}/open-2/outcome", content)
 
 
 @pytest.mark.parametrize("name", ["nobody", "B", "x" * 64, "%2e%2e", "a b"])
-def test_bandits_that_are_not_there_are_told_alike(send: Send, name: str) -> None:
+def test_unknown_bandits_are_refused_alike(send: Send, name: str) -> None:
     both(send, "POST", f"/v1/bandits/{name}/decisions", b'{"dry_run": true}')
     both(send, "PUT", f"/v1/bandits/{name}/decisions/d/outcome", b'{"reward": 1}')
 

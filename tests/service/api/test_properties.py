@@ -232,14 +232,14 @@ prompts = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), m
         max_size=8,
     ),
 )
-def test_any_vector_and_any_reward_can_be_learnt(send: Send, policy: Json, rounds: list[Any]) -> None:
+def test_any_vector_and_any_reward_can_be_learned(send: Send, policy: Json, rounds: list[Any]) -> None:
     """A bandit that took them in still decides, and its numbers are numbers."""
     assert send("PUT", "/v1/bandits/fed", json={**VECTOR, "policy": policy}).status_code == 201
     try:
-        for vector, reward, is_learnt, cost in rounds:
+        for vector, reward, is_learned, cost in rounds:
             decided = send("POST", "/v1/bandits/fed/decisions", json={"prompt": {"vector": vector}})
             assert decided.status_code in (201, 422), decided.text
-            if decided.status_code == 422 or not decided.json()["arm"] or not is_learnt:
+            if decided.status_code == 422 or not decided.json()["arm"] or not is_learned:
                 continue
             path = f"/v1/bandits/fed/decisions/{decided.json()['id']}/outcome"
             observed = send("PUT", path, json={"reward": reward, "cost": cost})

@@ -27,14 +27,14 @@ COMMANDS = ("serve", "replay", "digest", "export", "backup", "migrate")
 
 
 def nextarm(*words: str | Path, **settings: str) -> Result:
-    """In this process; an exception that is not told to the operator fails the test."""
+    """A run in this process; an exception that the operator would not see fails the test."""
     result = CliRunner().invoke(main, [str(word) for word in words], env={f"NEXTARM_{k.upper()}": v for k, v in settings.items()})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert "Traceback" not in result.output
     return result
 
 
-def told(result: Result) -> str:
+def error_of(result: Result) -> str:
     """The one line on standard error."""
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("nextarm: ")
@@ -123,7 +123,7 @@ def test_wrong_usage_exits_with_two(words: list[str]) -> None:
 def test_a_wrong_setting_is_named_and_exits_with_two(settings: dict[str, str], named: str) -> None:
     result = nextarm("serve", **{"store": "memory://", "port": "0", **settings})
     assert result.exit_code == 2
-    assert named in told(result)
+    assert named in error_of(result)
     assert "s3cr3t" not in result.output
 
 
@@ -131,7 +131,7 @@ def test_a_wrong_setting_is_named_and_exits_with_two(settings: dict[str, str], n
 def test_a_misspelt_setting_stops_every_command_that_reads_settings(words: str) -> None:
     result = nextarm(*words.split(), durabilty="process")
     assert result.exit_code == 2
-    assert "NEXTARM_DURABILTY: is no setting; did you mean NEXTARM_DURABILITY?" in told(result)
+    assert "NEXTARM_DURABILTY: is no setting; did you mean NEXTARM_DURABILITY?" in error_of(result)
 
 
 def test_variables_of_the_compose_files_and_of_the_replay_are_no_misspelt_settings() -> None:
@@ -145,7 +145,7 @@ def test_what_only_a_server_holds_cannot_be_read() -> None:
     for words in (["digest"], ["export", "b"], ["backup", "copy.db"]):
         result = nextarm(*words, "--store", "memory://")
         assert result.exit_code == 2
-        assert "memory://" in told(result)
+        assert "memory://" in error_of(result)
 
 
 # -- reading a store -----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_a_snapshot_that_lies_exits_with_three(store: str) -> None:
     connection.close()
     result = nextarm("digest", "b", "--store", store, "--quiet")
     assert result.exit_code == 3
-    assert "disagree" in told(result)
+    assert "disagree" in error_of(result)
     assert result.stdout.startswith("b\t")
 
 
@@ -212,15 +212,15 @@ def test_an_export_that_fails_leaves_what_was_there(store: str, tmp_path: Path) 
     out.write_text("precious")
     taken = nextarm("export", "b", "--store", store, "--out", out)
     assert taken.exit_code == 1
-    assert "--force" in told(taken)
+    assert "--force" in error_of(taken)
     assert out.read_text() == "precious"
     unknown = nextarm("export", "nobody", "--store", store, "--out", out, "--force")
     assert unknown.exit_code == 1
-    assert "nobody" in told(unknown)
-    assert "b, plain" in told(unknown)
+    assert "nobody" in error_of(unknown)
+    assert "b, plain" in error_of(unknown)
     nowhere = nextarm("export", "b", "--store", store, "--out", tmp_path / "nowhere" / "log.ndjson")
     assert nowhere.exit_code == 1
-    assert "No such file or directory" in told(nowhere)
+    assert "No such file or directory" in error_of(nowhere)
     assert out.read_text() == "precious"
     assert not list(tmp_path.glob("*.partial"))
 
@@ -231,11 +231,11 @@ def test_a_backup_is_a_store(store: str, tmp_path: Path) -> None:
     assert nextarm("digest", "--store", f"sqlite:///{copy}").stdout == nextarm("digest", "--store", store).stdout
     taken = nextarm("backup", copy, "--store", store)
     assert taken.exit_code == 1
-    assert "--force" in told(taken)
+    assert "--force" in error_of(taken)
     assert nextarm("backup", copy, "--store", store, "--force").exit_code == 0
     failing = nextarm("backup", tmp_path / "nowhere" / "copy.db", "--store", store)
     assert failing.exit_code == 1
-    told(failing)
+    error_of(failing)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -246,12 +246,12 @@ def test_a_store_that_is_not_there_or_no_store_exits_with_one(
     monkeypatch.chdir(tmp_path)
     missing = nextarm(*command, "--store", "sqlite:///missing.db")
     assert missing.exit_code == 1
-    assert "missing.db" in told(missing)
+    assert "missing.db" in error_of(missing)
     assert not (tmp_path / "missing.db").exists()
     (tmp_path / "noise.db").write_bytes(bytes(range(256)) * 64)
     noise = nextarm(*command, "--store", "sqlite:///noise.db")
     assert noise.exit_code == 1
-    assert "not a database" in told(noise)
+    assert "not a database" in error_of(noise)
 
 
 # -- serving -------------------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_a_corrupt_store_is_not_served(store: str, spoil: slice) -> None:
     path.write_bytes(content)
     result = nextarm("serve", "--store", store, "--port", "0")
     assert result.exit_code == 1
-    assert path.name in told(result)
+    assert path.name in error_of(result)
     assert bytes(content) == path.read_bytes()
 
 
@@ -275,13 +275,13 @@ def test_a_store_of_the_future_is_not_served(store: str) -> None:
     connection.close()
     result = nextarm("serve", "--store", store, "--port", "0")
     assert result.exit_code == 1
-    assert "999" in told(result)
+    assert "999" in error_of(result)
 
 
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
     result = nextarm("serve", "--store", f"sqlite:///{tmp_path}", "--port", "0")
     assert result.exit_code == 1
-    told(result)
+    error_of(result)
 
 
 def test_an_address_that_is_taken_is_named() -> None:
@@ -289,13 +289,13 @@ def test_an_address_that_is_taken_is_named() -> None:
         port = taken.getsockname()[1]
         result = nextarm("serve", "--store", "memory://", "--port", str(port))
     assert result.exit_code == 1
-    assert str(port) in told(result)
+    assert str(port) in error_of(result)
     elsewhere = nextarm("serve", "--store", "memory://", "--port", "0", host="192.0.2.1", api_keys="secret")
     assert elsewhere.exit_code == 1
-    assert "192.0.2.1" in told(elsewhere)
+    assert "192.0.2.1" in error_of(elsewhere)
 
 
-def test_a_server_works_beside_the_other_commands_and_stops_when_it_is_told(
+def test_a_server_works_beside_the_other_commands_and_stops_on_a_signal(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     store = f"sqlite:///{tmp_path}/bandits.db"
@@ -309,7 +309,7 @@ def test_a_server_works_beside_the_other_commands_and_stops_when_it_is_told(
 
         second = nextarm("serve", "--store", store, "--port", "0")
         assert second.exit_code == 1
-        assert "served by another process" in told(second)
+        assert "served by another process" in error_of(second)
 
         live = client.get("/v1/bandits/b/digest").json()
         assert nextarm("digest", "b", "--store", store).stdout == f"b\t{live['offset']}\t{live['sha256']}\n"
@@ -319,7 +319,7 @@ def test_a_server_works_beside_the_other_commands_and_stops_when_it_is_told(
             str(live["offset"]),
             live["sha256"],
         ]
-        assert client.get("/v1/bandits/b/digest").json() == live  # nobody disturbed it
+        assert client.get("/v1/bandits/b/digest").json() == live  # nothing disturbed it
 
         chunked = client.post(
             "/v1/bandits/b/decisions", content=iter([b'{"prompt": {"vector": ', b"[1, 2, 3]}}"]), headers=JSON_TYPE

@@ -73,7 +73,7 @@ async def test_both_digests_are_of_one_offset_while_the_service_goes_on(
     assert bandit.versions.committed.offset > found.offset
 
 
-async def test_a_snapshot_that_disagrees_with_the_log_is_told(
+async def test_a_snapshot_that_disagrees_with_the_log_is_reported(
     settings: Settings, serving: tuple[SqliteStorage, Learner, Clients]
 ) -> None:
     storage, bandit, clients = serving

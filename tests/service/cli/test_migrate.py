@@ -111,7 +111,7 @@ async def test_another_log_of_the_same_name_is_not_touched(tmp_path: Path) -> No
     await storage.close()
 
 
-async def test_a_destination_that_went_on_by_itself_is_told(tmp_path: Path) -> None:
+async def test_a_destination_that_went_on_by_itself_is_reported(tmp_path: Path) -> None:
     source, destination = sqlite(tmp_path / "a.db"), sqlite(tmp_path / "b.db")
     await served(source, "greedy", name="greeter")
     await migrate(source, destination, quiet=True)

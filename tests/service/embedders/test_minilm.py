@@ -123,7 +123,7 @@ def test_attention_is_the_softmax_of_query_times_key_within_each_text() -> None:
     assert minilm._attention(torch.from_numpy(qkv), lengths).numpy() == pytest.approx(expected, abs=1e-12)
 
 
-def test_prompts_that_begin_alike_are_told_apart_by_their_ends(loaded: Loaded) -> None:
+def test_prompts_that_begin_alike_differ_by_their_ends(loaded: Loaded) -> None:
     system = "You are a helpful assistant of a bank. Answer in one sentence, and never give advice about the law. " * 15
     texts = [system + question for question in ("What is the capital of France?", "Sort a list of numbers in Python.")]
     embedder = loaded("minilm")

@@ -448,8 +448,8 @@ async def test_no_failure_and_no_log_line_repeats_a_prompt(queue_of: Make, caplo
     assert [type(failure) for failure in failures] == [EmbeddingFailed, InvalidContent, QueueFull]
     for failure in failures:
         assert isinstance(failure, EmbedderError)
-        told = "".join(traceback.format_exception(failure)) + repr(failure) + repr(vars(failure))
-        assert "password" not in told
+        text = "".join(traceback.format_exception(failure)) + repr(failure) + repr(vars(failure))
+        assert "password" not in text
         assert failure.__cause__ is None
         assert failure.__context__ is None
     assert any("a batch of 1 contents failed" in record.getMessage() for record in caplog.records)
@@ -489,7 +489,7 @@ async def test_a_full_line_refuses_new_texts_and_takes_known_ones(queue_of: Make
     assert queue.counts()["fake"] == Counts(cached=0, shared=2, passes=2, embedded=4, refused=2, waiting=0, texts=4)
 
 
-async def test_a_request_larger_than_the_line_is_taken_when_nobody_waits(queue_of: Make) -> None:
+async def test_a_request_larger_than_the_queue_is_taken_when_the_queue_is_empty(queue_of: Make) -> None:
     fake = Fake()
     fake.gate.clear()
     queue = queue_of(fake, waiting_limit=2)
@@ -538,11 +538,11 @@ async def test_a_request_that_went_away_leaves_the_line_unless_another_wants_the
     fake.gate.set()
     assert (await stays).tolist() == vector_of("both")
     assert fake.batches == [["runs"], ["both"]]
-    await queue.embed("fake", "runs")  # its pass had begun: nobody waited any more, the vector was kept
+    await queue.embed("fake", "runs")  # its pass had begun: no request waited any more, the vector was kept
     assert len(fake.batches) == 2
 
 
-async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(queue_of: Make, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_without_a_waiter_is_not_reported_as_lost(queue_of: Make, caplog: pytest.LogCaptureFixture) -> None:
     fake = Fake()
     fake.gate.clear()
     queue = queue_of(fake)
@@ -574,14 +574,14 @@ async def test_close_waits_for_nothing_and_leaves_no_thread_behind(queue_of: Mak
     gone.cancel()
     (thread,) = threads()
     queue.close()
-    assert thread.is_alive()  # held in its pass by the gate, and yet everybody is told:
+    assert thread.is_alive()  # held in its pass by the gate, and yet every waiter gets its answer:
     assert [type(one) for one in await asyncio.gather(*tasks)] == [QueueClosed] * 3
     fake.gate.set()
     await asyncio.to_thread(thread.join, 10)
     assert not thread.is_alive()
     await turn()
     assert fake.batches == [["runs"]]
-    assert caplog.records == []  # what the pass brought back found nobody, and broke nothing
+    assert caplog.records == []  # no request took what the pass brought back, and nothing broke
 
 
 async def test_a_closed_queue_refuses_everything_and_can_be_closed_again(queue_of: Make) -> None:

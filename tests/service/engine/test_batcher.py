@@ -1,4 +1,4 @@
-"""A line: who waits together is served together, in order, and nobody waits for more to come."""
+"""`MicroBatcher`: what waits together is served together, in order, and no request waits for more to come."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_a_lonely_request_is_served_at_once_and_later_ones_together() -> N
     rest = [line.submit(item) for item in (2, 3, 4, 5)]
     assert await asyncio.gather(first, *rest) == [2, 4, 6, 8, 10]
     assert batches == [[1], [2, 3, 4], [5]]
-    assert await line.submit(6) == 12, "a line that was empty begins anew"
+    assert await line.submit(6) == 12, "a batcher that was empty starts again"
 
 
 async def test_the_failure_of_one_is_its_own() -> None:

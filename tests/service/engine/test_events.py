@@ -302,7 +302,7 @@ async def test_the_released_log_folds_to_the_same_state_for_ever() -> None:
     assert (ledger.episodes["e1"].attempts, ledger.episodes["e1"].made) == ({0: 1}, 2)
 
 
-async def test_a_released_log_with_a_stop_and_an_expiry_that_is_learnt() -> None:
+async def test_a_released_log_with_a_stop_and_an_expiry_that_is_learned() -> None:
     learner = await folded("log-v1-stop.ndjson")
     assert learner.digest() == (4, "ffd2d896e65d1bba420716e43cf3792afda79ed7a0d9ffdec2d86cdd581286f5")
     assert [(arm.pulls, arm.outcomes, arm.reward_sum, arm.cost_sum) for arm in learner.versions.committed.arms] == [

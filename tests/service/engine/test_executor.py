@@ -46,7 +46,7 @@ async def test_what_is_measured_is_the_time_of_the_thread_and_not_of_the_clock()
     assert work.peak_s <= 2 * pace.THREAD_ABOVE_S, "a wait is no mathematics"
 
 
-async def test_failures_reach_whoever_asked() -> None:
+async def test_failures_reach_the_caller() -> None:
     def fails() -> None:
         raise OverflowError("too much")
 

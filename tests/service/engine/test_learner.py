@@ -81,7 +81,7 @@ def storage() -> MemoryStorage:
 
 
 async def replayed(bandit: Learner, storage: Storage, **options: Any) -> Learner:
-    """The same log, folded by somebody else."""
+    """The same log, folded by another learner."""
     return await Learner.load(storage, bandit.log, **options)
 
 
@@ -154,7 +154,7 @@ async def test_restarts_at_any_moment_change_nothing(kind: str, opener: Opener, 
 
 @pytest.mark.parametrize("kind", POLICIES)
 async def test_a_restarted_bandit_scores_like_the_one_that_went_on(kind: str, storage: MemoryStorage, clock: Clock) -> None:
-    """What is derived is derived anew, pending decisions included."""
+    """What is derived is derived again, pending decisions included."""
     example, g = EXAMPLES[kind][0], default_rng(31)
     bandit = await learner_of(storage, example, options={"clock": clock})
     await Clients(example, bandit, clock, seed=32).work(5)
@@ -291,7 +291,7 @@ async def test_decisions_go_on_with_what_is_ready_while_more_is_prepared(
     gate.set()
     await bandit.versions.wait_until_prepared()
     assert bandit.versions.in_flight == {}
-    assert (await bandit.decisions.submit(ask(form, g, "f0"))).event.arm == 1, "what was learnt is known now"
+    assert (await bandit.decisions.submit(ask(form, g, "f0"))).event.arm == 1, "what was learned is known now"
 
 
 async def test_mathematics_that_fails_in_the_background_stops_its_bandit_loudly(
@@ -384,7 +384,7 @@ async def test_a_stop_is_logged_and_has_nothing_to_observe(storage: MemoryStorag
 # -- outcomes ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_outcome_is_learnt_once_whatever_is_repeated(opener: Opener) -> None:
+async def test_an_outcome_is_learned_once_whatever_is_repeated(opener: Opener) -> None:
     g = default_rng(11)
     async with started(opener) as storage:
         bandit = await learner_of(storage)
@@ -403,7 +403,7 @@ async def test_an_outcome_is_learnt_once_whatever_is_repeated(opener: Opener) ->
         assert bandit.versions.committed.state.arms[kept.event.arm].pulls == 1
 
 
-async def test_of_two_different_outcomes_at_once_one_is_learnt_and_one_refused(opener: Opener) -> None:
+async def test_of_two_different_outcomes_at_once_one_is_learned_and_one_refused(opener: Opener) -> None:
     async with started(opener) as storage:
         bandit = await learner_of(storage)
         await bandit.decisions.submit(ask(GREEDY, default_rng(12), "d1"))
@@ -428,7 +428,7 @@ async def test_an_outcome_costs_what_it_says_or_the_price_of_its_decision(storag
     assert costs == [0.07, 0.9, pytest.approx(0.8)], "another arm costs its own price"
 
 
-async def test_an_overriding_arm_is_learnt_without_a_propensity(storage: MemoryStorage) -> None:
+async def test_an_overriding_arm_is_learned_without_a_propensity(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage, PAK)
     g = default_rng(14)
     kept = await bandit.decisions.submit(ask(PAK, g, "d1", allowed={0: None}))
@@ -467,7 +467,7 @@ async def test_a_cancelled_decision_takes_no_outcome(opener: Opener) -> None:
         await bandit.outcomes.cancel("d1")
         with pytest.raises(DecisionCancelledError):
             await bandit.outcomes.submit("d1", outcome(PAK, g, 0))
-        assert (bandit.versions.committed.offset, bandit.digest()[1]) == (3, before), "nothing was learnt"
+        assert (bandit.versions.committed.offset, bandit.digest()[1]) == (3, before), "nothing was learned"
         assert close(await bandit.decisions.preview(ask(PAK, default_rng(16), "x")), first), "nothing is pending"
         await bandit.decisions.submit(ask(PAK, g, "d2"))
         await bandit.outcomes.submit("d2", outcome(PAK, g, 0))
@@ -764,7 +764,7 @@ async def test_a_snapshot_of_another_build_bandit_or_moment_is_passed_over(clock
 async def test_where_the_log_was_trimmed_a_snapshot_of_another_build_has_to_do(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The alternative would be a bandit that nobody can learn any more."""
+    """The alternative would be a bandit that cannot be learned any more."""
 
     class Trimmed(MemoryStorage):
         first = 0
@@ -792,7 +792,7 @@ async def test_where_the_log_was_trimmed_a_snapshot_of_another_build_has_to_do(
 
 
 async def test_a_snapshot_of_a_future_that_the_log_lost_is_passed_over(clock: Clock) -> None:
-    """Else new entries would come at offsets that the snapshot has learnt already, and would never be folded."""
+    """Else new entries would come at offsets that the snapshot has learned already, and would never be folded."""
     storage, shorter = Blobs(), Blobs()
     bandit, blob = await with_snapshot(storage, clock)
     entries = await storage.read(bandit.log, after=0, limit=999)
@@ -824,7 +824,7 @@ async def test_snapshots_are_written_as_often_as_set_and_at_the_end(opener: Open
 
 
 @pytest.mark.parametrize("threads", [0.0, math.inf])
-async def test_a_snapshot_taken_amid_the_traffic_is_of_one_moment(
+async def test_a_snapshot_taken_under_traffic_is_of_one_moment(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, threads: float
 ) -> None:
     monkeypatch.setattr(pace, "THREAD_ABOVE_S", threads)
@@ -848,7 +848,7 @@ async def test_a_snapshot_taken_amid_the_traffic_is_of_one_moment(
 
 
 class Failing(MemoryStorage):
-    """A storage that fails when told to, before or after the entry is in the log."""
+    """A storage that fails on demand, before or after the entry is in the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -897,7 +897,7 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     assert (bandit.versions.in_flight == {}) == (fails != "reading"), "who is in the log is pending"
     storage.fails = ""
     await bandit.projection.catch_up()
-    assert bandit.versions.in_flight == {}, "nobody is on its way any more"
+    assert bandit.versions.in_flight == {}, "nothing is in flight any more"
     retried = await asyncio.gather(*(bandit.decisions.submit(each) for each in asked))
     observed = await bandit.outcomes.submit("d0", result)
     await bandit.outcomes.cancel("d1")
@@ -907,7 +907,7 @@ async def test_a_store_that_fails_leaves_nothing_half_applied_and_a_retry_is_ans
     assert facts(await replayed(bandit, storage)) == facts(bandit)
 
 
-async def test_what_was_logged_by_a_failed_request_is_learnt_before_the_next_is_checked(clock: Clock) -> None:
+async def test_what_was_logged_by_a_failed_request_is_learned_before_the_next_is_checked(clock: Clock) -> None:
     storage = Failing()
     bandit = await learner_of(storage, options={"clock": clock})
     added = ArmAdded(at=clock(), name="new", price=0.1, metadata={})
@@ -973,7 +973,7 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_don
         await asyncio.gather(*(bandit.decisions.submit(ask(PAK, g, f"d{i}")) for i in range(3)))
         if what == "expire":
             clock.advance(1000.0)
-        elif what == "catch up":  # somebody else wrote
+        elif what == "catch up":  # another process wrote
             await storage.append(bandit.log, "else", events.encode(Cancelled(at=clock(), id="d2")), Durability.POWER)
         task = asyncio.ensure_future(REQUESTS[what](bandit))
         await _turns(turns)
@@ -996,7 +996,7 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing_half_don
     assert cancelled > 0
 
 
-async def test_what_a_cancelled_request_has_logged_is_learnt_without_anybody_asking(clock: Clock) -> None:
+async def test_what_a_cancelled_request_has_logged_is_learned_without_anybody_asking(clock: Clock) -> None:
     """Else a decision of a quiet bandit would neither be counted nor expire."""
     storage = Slow()
     bandit = await learner_of(storage, PAK, options={"clock": clock})

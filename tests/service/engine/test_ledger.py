@@ -75,7 +75,7 @@ def observed(decision: str, arm: int, *, reward: float | None = 0.4, **changes: 
     )
 
 
-def told(*log: AnyEvent, policy: Any = POLICY, **changes: Any) -> tuple[Ledger, list[Effect]]:
+def ledger_of(*log: AnyEvent, policy: Any = POLICY, **changes: Any) -> tuple[Ledger, list[Effect]]:
     """A ledger that has read these events, and what followed from the last one."""
     book, effects = Ledger(created(**changes)), []
     for event in log:
@@ -92,7 +92,7 @@ X = torch.tensor([0.5, -0.25], dtype=torch.float64)
 
 
 def test_a_decision_is_open_and_its_arm_has_one_more_pending() -> None:
-    book, effects = told(decided("d1", 1))
+    book, effects = ledger_of(decided("d1", 1))
     assert (book.arms[1].pulls, book.arms[1].pending, book.arms[1].outcomes) == (1, 1, 0)
     assert list(book.open) == ["d1"]
     assert (book.open["d1"].offset, book.open["d1"].price, book.open["d1"].propensity) == (2, 0.15, 0.625)
@@ -101,8 +101,8 @@ def test_a_decision_is_open_and_its_arm_has_one_more_pending() -> None:
     assert same(effects[0], AddPending(1, X))
 
 
-def test_an_outcome_closes_its_decision_and_is_learnt() -> None:
-    book, effects = told(decided("d1", 1), observed("d1", 1, output=Matrix.of(np.array([[1.5, 2.5]]))))
+def test_an_outcome_closes_its_decision_and_is_learned() -> None:
+    book, effects = ledger_of(decided("d1", 1), observed("d1", 1, output=Matrix.of(np.array([[1.5, 2.5]]))))
     assert not book.open
     assert book.arms[1] == ArmRecord("arm 1", 0.5, {}, True, 1, 1, 0, 0.4, 0.3, 1)
     seen = Observation(
@@ -118,52 +118,52 @@ def test_an_outcome_closes_its_decision_and_is_learnt() -> None:
     assert same(effects[0], Learn(seen))
 
 
-def test_an_outcome_of_another_arm_is_learnt_for_that_arm_and_releases_the_suggested_one() -> None:
-    book, effects = told(decided("d1", 1), observed("d1", 2, propensity=None))
+def test_an_outcome_of_another_arm_is_learned_for_that_arm_and_releases_the_suggested_one() -> None:
+    book, effects = ledger_of(decided("d1", 1), observed("d1", 2, propensity=None))
     assert [(arm.pulls, arm.pending, arm.outcomes) for arm in book.arms] == [(0, 0, 0), (0, 0, 0), (1, 0, 1)]
     assert same(effects[0], RemovePending(1, X))
     assert isinstance(effects[1], Learn)
     assert (effects[1].observation.arm, effects[1].observation.was_pending) == (2, False)
 
 
-def test_a_missing_reward_is_learnt_as_zero() -> None:
-    effects = told(decided("d1", 1), observed("d1", 1, reward=None))[1]
+def test_a_missing_reward_is_learned_as_zero() -> None:
+    effects = ledger_of(decided("d1", 1), observed("d1", 1, reward=None))[1]
     assert isinstance(effects[0], Learn)
     assert effects[0].observation.reward == 0.0
 
 
 def test_an_expiry_without_a_reward_leaves_nothing_but_the_pull() -> None:
-    book, effects = told(decided("d1", 1), Expired(at=NOW, id="d1", reward=None))
+    book, effects = ledger_of(decided("d1", 1), Expired(at=NOW, id="d1", reward=None))
     assert (book.arms[1].pulls, book.arms[1].pending, book.arms[1].outcomes) == (1, 0, 0)
     assert [same(effect, RemovePending(1, X)) for effect in effects] == [True]
 
 
-def test_an_expiry_with_a_reward_is_learnt_at_the_price_of_the_decision() -> None:
-    book, effects = told(decided("d1", 1), Expired(at=NOW, id="d1", reward=-0.75))
+def test_an_expiry_with_a_reward_is_learned_at_the_price_of_the_decision() -> None:
+    book, effects = ledger_of(decided("d1", 1), Expired(at=NOW, id="d1", reward=-0.75))
     assert (book.arms[1].outcomes, book.arms[1].reward_sum, book.arms[1].cost_sum) == (1, -0.75, 0.15)
     assert isinstance(effects[0], Learn)
     assert (effects[0].observation.reward, effects[0].observation.cost, effects[0].observation.was_pending) == (-0.75, 0.15, True)
 
 
 def test_a_cancelled_decision_is_released() -> None:
-    book, effects = told(decided("d1", 1), Cancelled(at=NOW, id="d1"))
+    book, effects = ledger_of(decided("d1", 1), Cancelled(at=NOW, id="d1"))
     assert (book.arms[1].pulls, book.arms[1].pending) == (1, 0)
     assert [same(effect, RemovePending(1, X)) for effect in effects] == [True]
 
 
 def test_a_stop_is_counted_and_never_open() -> None:
-    book, effects = told(decided("d1", -1))
+    book, effects = ledger_of(decided("d1", -1))
     assert (book.decided, book.open, list(book.recent), effects) == (1, {}, [], [])
 
 
 def test_arms_come_change_go_and_come_back() -> None:
-    book, effects = told(ArmAdded(at=NOW, name="new", price=0.7, metadata={"a": 1}))
+    book, effects = ledger_of(ArmAdded(at=NOW, name="new", price=0.7, metadata={"a": 1}))
     assert effects == [GrowArms()]
     assert (book.index("new"), book.index("none")) == (3, None)
     assert book.arms[3] == ArmRecord("new", 0.7, {"a": 1})
     before = tuple(book.arms)
     assert book.apply(3, ArmRetired(at=NOW, arm=3), POLICY) == []
-    assert (book.arms[3].active, before[3].active) == (False, True), "a view that somebody holds stays as it was"
+    assert (book.arms[3].active, before[3].active) == (False, True), "a view that is still held stays as it was"
     book.apply(4, ArmChanged(at=NOW, arm=3, price=0.9, metadata={}), POLICY)
     assert book.arms[3] == ArmRecord("new", 0.9, {}, True)
 
@@ -171,12 +171,12 @@ def test_arms_come_change_go_and_come_back() -> None:
 def test_references_are_counted() -> None:
     samples = ReferenceAdded(at=NOW, outputs=Matrix.of(np.ones((5, 2))), prompts=Matrix.of(np.zeros((5, 3))))
     given = MomentsGiven(mean=np.array([0.5]).tobytes(), covariance=np.array([2.25]).tobytes(), count=40)
-    book, effects = told(samples)
+    book, effects = ledger_of(samples)
     assert book.referenced == 5
     assert isinstance(effects[0], Learn)
     assert effects[0].observation.arm == REFERENCE
     assert effects[0].observation.features.shape == (5, 3)
-    book, effects = told(ReferenceAdded(at=NOW, moments=given))
+    book, effects = ledger_of(ReferenceAdded(at=NOW, moments=given))
     assert book.referenced == 40
     assert isinstance(effects[0], Learn)
     assert effects[0].observation.moments is not None
@@ -198,21 +198,21 @@ def test_references_are_counted() -> None:
 )
 def test_an_event_that_cannot_follow_is_refused(log: list[AnyEvent], reason: str) -> None:
     with pytest.raises(InconsistentEventError, match=reason):
-        told(*log)
+        ledger_of(*log)
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 9])
 def test_no_offset_is_left_out_or_read_twice(offset: int) -> None:
-    book = told(decided("d1", 0))[0]
+    book = ledger_of(decided("d1", 0))[0]
     with pytest.raises(InconsistentEventError, match=f"offset {offset} after 2"):
         book.apply(offset, decided("d2", 0), POLICY)
 
 
-# -- what a policy is told --------------------------------------------------------------------------------------------------
+# -- what a policy learns ----------------------------------------------------------------------------------------------------
 
 
 def test_a_context_says_what_is_allowed_pending_and_priced() -> None:
-    book, _ = told(decided("d1", 1), decided("d2", 1), decided("d3", 2), ArmRetired(at=NOW, arm=0))
+    book, _ = ledger_of(decided("d1", 1), decided("d2", 1), decided("d3", 2), ArmRetired(at=NOW, arm=0))
     context = book.context(View.of(book.arms, {1: 1}), features=X, allowed={}, episode="")
     assert context.allowed == (False, True, True)
     assert context.pending == (0, 3, 1)
@@ -224,7 +224,7 @@ def test_a_context_says_what_is_allowed_pending_and_priced() -> None:
 
 
 def test_a_context_can_be_of_an_earlier_moment() -> None:
-    book = told(decided("d1", 1))[0]
+    book = ledger_of(decided("d1", 1))[0]
     before = tuple(book.arms)
     book.apply(3, ArmAdded(at=NOW, name="new", price=0.7, metadata={}), POLICY)
     book.apply(4, observed("d1", 1), POLICY)
@@ -233,31 +233,33 @@ def test_a_context_can_be_of_an_earlier_moment() -> None:
 
 
 def test_a_request_for_arms_that_are_gone_is_refused_as_the_callers_fault() -> None:
-    book = told(ArmRetired(at=NOW, arm=2))[0]
+    book = ledger_of(ArmRetired(at=NOW, arm=2))[0]
     for allowed in ({2: None}, {7: None}):
         with pytest.raises(InvalidContext, match="retired meanwhile"):
             book.context(View.of(book.arms, {}), features=empty(), allowed=allowed, episode="")
 
 
-def test_failed_attempts_are_told_within_their_episode() -> None:
+def test_failed_attempts_are_counted_within_their_episode() -> None:
     log: list[AnyEvent] = [
         decided("d1", 0, episode="e"),
         observed("d1", 0, reward=0.7),
         decided("d2", 2, episode="e"),
         Expired(at=NOW, id="d2", reward=0.0),
     ]
-    book = told(*log, decided("d3", 2, episode="e"), observed("d3", 0, reward=0.1), policy=EPISODIC)[0]
+    book = ledger_of(*log, decided("d3", 2, episode="e"), observed("d3", 0, reward=0.1), policy=EPISODIC)[0]
     assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="e").attempts == (2, 0, 1)
     assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="other").attempts == (0, 0, 0)
     assert (book.episodes["e"].made, book.episodes["e"].finished) == (3, False)
 
 
 def test_a_success_or_a_stop_ends_an_episode_for_good() -> None:
-    succeeded = told(decided("d1", 0, episode="e"), observed("d1", 0, reward=0.75), policy=EPISODIC)[0]
-    stopped = told(decided("d1", -1, episode="e"), policy=EPISODIC)[0]
+    succeeded = ledger_of(decided("d1", 0, episode="e"), observed("d1", 0, reward=0.75), policy=EPISODIC)[0]
+    stopped = ledger_of(decided("d1", -1, episode="e"), policy=EPISODIC)[0]
     for book in (succeeded, stopped):
         assert book.episodes["e"].finished
-    late = told(decided("d1", 0, episode="e"), observed("d1", 0, reward=0.75), decided("d2", 1, episode="e"), policy=EPISODIC)[0]
+    late = ledger_of(
+        decided("d1", 0, episode="e"), observed("d1", 0, reward=0.75), decided("d2", 1, episode="e"), policy=EPISODIC
+    )[0]
     assert late.episodes["e"].finished, "a decision that was on its way does not open it again"
 
 
@@ -270,7 +272,7 @@ def test_an_expired_attempt_was_made_and_counts_and_a_cancelled_one_does_not() -
         decided("d3", 1, episode="e"),
         Expired(at=NOW, id="d3", reward=0.0),
     ]
-    book = told(*log, policy=EPISODIC)[0]
+    book = ledger_of(*log, policy=EPISODIC)[0]
     assert (book.episodes["e"].attempts, book.episodes["e"].finished) == ({1: 2}, False)
     assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="e").attempts == (0, 2, 0)
 
@@ -281,19 +283,19 @@ def test_an_expired_attempt_of_a_retired_arm_counts_like_any_other() -> None:
         ArmRetired(at=NOW, arm=2),
         Expired(at=NOW, id="d1", reward=None),
     ]
-    book = told(*log, policy=EPISODIC)[0]
+    book = ledger_of(*log, policy=EPISODIC)[0]
     assert book.context(View.of(book.arms, {}), features=empty(), allowed={}, episode="e").attempts == (0, 0, 1)
 
 
 def test_an_expired_success_ends_its_episode() -> None:
     log: list[AnyEvent] = [decided("d1", 0, episode="e"), Expired(at=NOW, id="d1", reward=0.75)]
-    book = told(*log, policy=EPISODIC)[0]
+    book = ledger_of(*log, policy=EPISODIC)[0]
     assert (book.episodes["e"].attempts, book.episodes["e"].finished) == ({}, True)
 
 
 def test_an_outcome_without_a_reward_is_no_success_whatever_the_threshold() -> None:
     log: list[AnyEvent] = [decided("d1", 0, episode="e"), observed("d1", 0, reward=None)]
-    book = told(*log, policy=PromptWise(dim=2, success_threshold=-1.0))[0]
+    book = ledger_of(*log, policy=PromptWise(dim=2, success_threshold=-1.0))[0]
     assert (book.episodes["e"].attempts, book.episodes["e"].finished) == ({0: 1}, False)
 
 
@@ -302,7 +304,7 @@ def test_an_older_log_with_more_attempts_than_are_given_now_is_still_folded() ->
     for number in range(7):
         log += [decided(f"d{number}", 0, episode="e", at=float(number)), Expired(at=NOW, id=f"d{number}", reward=None)]
     policy = PromptWise(dim=2, max_attempts=2)
-    book = told(*log, decided("late", 1, episode="e"), observed("late", 1, reward=1.0), policy=policy)[0]
+    book = ledger_of(*log, decided("late", 1, episode="e"), observed("late", 1, reward=1.0), policy=policy)[0]
     context = book.context(View.of(book.arms, {}), features=X, allowed={}, episode="e")
     assert (sum(context.attempts), book.episodes["e"].finished) == (7, True)
     assert not policy.weights(states.start(policy, arms=3), [context]).values.any(), (
@@ -318,7 +320,7 @@ def test_episodes_that_were_stopped_before_any_call_are_counted() -> None:
         decided("d4", -1),
         decided("d5", -1, episode="a"),
     ]
-    book = told(*log, policy=EPISODIC)[0]
+    book = ledger_of(*log, policy=EPISODIC)[0]
     assert book.skipped == 2, "b had a call, and a is counted once"
     assert book.context(View.of(book.arms, {}), features=X, allowed={}, episode="").skipped == 2
     again = Ledger.unpack(created(), book.pack())
@@ -331,16 +333,16 @@ def test_episodes_that_were_stopped_before_any_call_are_counted() -> None:
 def test_the_least_recently_used_episode_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "KEPT_EPISODES", 3)
     log = [decided(f"d{i}", 0, episode=episode) for i, episode in enumerate("abcadb")]
-    assert list(told(*log, policy=EPISODIC)[0].episodes) == ["a", "d", "b"]
+    assert list(ledger_of(*log, policy=EPISODIC)[0].episodes) == ["a", "d", "b"]
 
 
 def test_policies_without_episodes_keep_only_those_that_a_client_named() -> None:
-    assert list(told(decided("d1", 0), decided("d2", 0, episode="e"))[0].episodes) == ["e"]
+    assert list(ledger_of(decided("d1", 0), decided("d2", 0, episode="e"))[0].episodes) == ["e"]
 
 
 def test_shares_are_of_the_last_thousand_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ledger.RECENT == 1000
-    book = told(*(decided(f"d{i}", int(i < 5)) for i in range(1003)))[0]
+    book = ledger_of(*(decided(f"d{i}", int(i < 5)) for i in range(1003)))[0]
     assert (len(book.recent), sum(book.recent)) == (1000, 2)
 
 
@@ -348,14 +350,14 @@ def test_shares_are_of_the_last_thousand_decisions(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_decision_is_overdue_when_its_time_is_over_and_not_before() -> None:
-    book = told(decided("d1", 0, at=0.0), decided("d2", 0, at=5.0), decided("d3", 0, at=9.0), timeout_s=30.0)[0]
+    book = ledger_of(decided("d1", 0, at=0.0), decided("d2", 0, at=5.0), decided("d3", 0, at=9.0), timeout_s=30.0)[0]
     for after, expected in ((29.999, []), (30.0, ["d1"]), (35.0, ["d1", "d2"]), (99.0, ["d1", "d2", "d3"])):
         assert [decision.id for decision in book.overdue(NOW + timedelta(seconds=after))] == expected
 
 
 @pytest.mark.parametrize("timeout", [1e9, 1e12, 1e300])
 def test_a_timeout_beyond_the_calendar_never_expires_anything(timeout: float) -> None:
-    book = told(decided("d1", 0), timeout_s=timeout)[0]
+    book = ledger_of(decided("d1", 0), timeout_s=timeout)[0]
     assert book.overdue(NOW + timedelta(days=3650)) == []
 
 
@@ -400,28 +402,28 @@ def logs(draw: st.DrawFn) -> list[AnyEvent]:
 @given(log=logs())
 def test_the_numbers_of_an_arm_are_those_of_the_log(log: list[AnyEvent]) -> None:
     """Counted once more from the whole log, event by event."""
-    book = told(*log, policy=EPISODIC)[0]
+    book = ledger_of(*log, policy=EPISODIC)[0]
     chosen = {event.id: event.arm for event in log if isinstance(event, Decided) and event.arm >= 0}
     closed = {event.id: event for event in log if isinstance(event, Observed | Expired | Cancelled)}
     played = {**chosen, **{event.id: event.arm for event in closed.values() if isinstance(event, Observed)}}
     for index, arm in enumerate(book.arms):
-        learnt = [
+        learned = [
             event
             for decision, event in closed.items()
             if played[decision] == index and isinstance(event, Observed | Expired) and event.reward is not None
         ]
         assert arm.pulls == sum(each == index for each in played.values())
         assert arm.pending == sum(each == index for decision, each in chosen.items() if decision not in closed)
-        assert arm.outcomes == len(learnt)
-        assert math.isclose(arm.reward_sum, sum(event.reward or 0.0 for event in learnt), abs_tol=1e-12)
+        assert arm.outcomes == len(learned)
+        assert math.isclose(arm.reward_sum, sum(event.reward or 0.0 for event in learned), abs_tol=1e-12)
     assert list(book.open) == [decision for decision in chosen if decision not in closed]
 
 
 @settings(deadline=None)
 @given(log=logs(), cut=st.integers(0, 25))
 def test_a_ledger_that_was_packed_goes_on_as_if_nothing_had_happened(log: list[AnyEvent], cut: int) -> None:
-    whole = told(*log, policy=EPISODIC)[0]
-    book = told(*log[:cut], policy=EPISODIC)[0]
+    whole = ledger_of(*log, policy=EPISODIC)[0]
+    book = ledger_of(*log[:cut], policy=EPISODIC)[0]
     book = Ledger.unpack(book.created, book.pack())
     for event in log[cut:]:
         book.apply(book.offset + 1, event, EPISODIC)
@@ -430,7 +432,7 @@ def test_a_ledger_that_was_packed_goes_on_as_if_nothing_had_happened(log: list[A
 
 
 def test_other_bytes_are_no_ledger() -> None:
-    data = told(decided("d1", 0))[0].pack()
+    data = ledger_of(decided("d1", 0))[0].pack()
     for garbled in (b"", data[:-1], data.replace(b'"offset":2', b'"offset":"2"'), b"[]"):
         with pytest.raises((msgspec.DecodeError, msgspec.ValidationError)):
             Ledger.unpack(created(), garbled)

@@ -16,15 +16,15 @@ from tests.service.drivers import PAK, learner_of
 from tests.service.http_client import ARMS, GREEDY, VECTOR, Service, failed
 
 
-@pytest.mark.parametrize(("rewards", "told"), [([0.0, 0.5, 1.0], False), ([0.5, 40.0], True), ([-0.25, 0.5], True)])
-async def test_rewards_that_are_out_of_scale_are_noticed(service: Service, rewards: list[float], told: bool) -> None:
+@pytest.mark.parametrize(("rewards", "is_noticed"), [([0.0, 0.5, 1.0], False), ([0.5, 40.0], True), ([-0.25, 0.5], True)])
+async def test_rewards_that_are_out_of_scale_are_noticed(service: Service, rewards: list[float], is_noticed: bool) -> None:
     await service.create(body=VECTOR)
     for reward in rewards:
         decision = await service.decide(body={"prompt": {"vector": [0.5, 0.25, 1.0]}})
         await service.observe(decision["id"], {"reward": reward})
     notices = (await service.bandit())["notices"]
-    assert bool(notices) == told
-    if told:
+    assert bool(notices) == is_noticed
+    if is_noticed:
         assert notices[0].startswith(f"Rewards from {min(rewards):g} to {max(rewards):g} were learned")
 
 
@@ -38,7 +38,7 @@ async def test_a_policy_that_is_set_for_other_rewards_has_nothing_to_tell(servic
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "rewards", "is_told"),
+    ("settings", "count", "rewards", "is_noticed"),
     [
         ({"kind": "pak-ucb"}, 100, (0.0003, 0.0008), True),
         ({"kind": "pak-ucb"}, 99, (0.0003, 0.0008), False),
@@ -55,7 +55,7 @@ async def test_a_policy_that_is_set_for_other_rewards_has_nothing_to_tell(servic
     ],
 )
 async def test_rewards_that_are_small_beside_the_optimism_are_noticed_with_the_fix(
-    settings: dict[str, Any], count: int, rewards: tuple[float, float], is_told: bool
+    settings: dict[str, Any], count: int, rewards: tuple[float, float], is_noticed: bool
 ) -> None:
     learner = await learner_of(MemoryStorage(), PAK)
     learner.policy = build(settings.pop("kind"), settings, dim=2, output_dim=2)
@@ -63,8 +63,8 @@ async def test_rewards_that_are_small_beside_the_optimism_are_noticed_with_the_f
     first, *others = learner.ledger.arms
     learner.ledger.arms = type(learner.ledger.arms)([msgspec.structs.replace(first, rewards=count), *others])
     notices = notices_of_rewards(learner.policy, learner.ledger)
-    assert bool(notices) == is_told
-    if is_told:
+    assert bool(notices) == is_noticed_
+    if is_noticed_:
         assert notices[0].startswith(f"The {count} rewards that were learned lie between {rewards[0]:g} and {rewards[1]:g}")
         assert "Post rewards scaled to [0, 1], or create a bandit with prior_mean and a smaller" in notices[0]
 

@@ -135,7 +135,7 @@ async def test_a_deleted_bandit_takes_its_open_decisions_along(opener: Opener) -
 
 
 class Gated(MemoryStorage):
-    """A storage whose reads wait for a gate, and fail when told to."""
+    """A storage whose reads wait for a gate, and fail on demand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,8 +202,8 @@ async def test_a_host_can_be_closed_while_bandits_are_being_loaded() -> None:
         await until(lambda: storage.reading >= 2)
 
 
-async def test_a_store_that_cannot_be_read_at_the_start_makes_nobody_disappear() -> None:
-    """A 404 for a bandit that exists would be a guess: clients would create it anew."""
+async def test_a_store_that_cannot_be_read_at_the_start_makes_no_bandit_disappear() -> None:
+    """A 404 for a bandit that exists would be a guess: clients would create it again."""
     storage = Gated()
     await filled(storage, "a", "b")
     storage.fails = StorageUnavailableError("the disk is away")
@@ -251,7 +251,7 @@ async def test_a_damaged_bandit_answers_nothing_and_harms_no_other(opener: Opene
         assert await hosting.names("") == ["bad", "good"]
         await hosting.delete("", "bad")
         assert hosting.state() == {"loading": [], "damaged": [], "newer": []}
-        assert (await hosting.create(wanted("bad")))[1], "an operator can begin anew"
+        assert (await hosting.create(wanted("bad")))[1], "an operator can create it again"
 
 
 @pytest.mark.parametrize("changed", [(b'"event":"cancelled"', b'"event":"partial"'), (b'"v":1', b'"v":2')])
@@ -298,7 +298,7 @@ async def test_a_bandit_whose_policy_this_build_does_not_know_is_of_a_newer_vers
                 await hosting.get("", "greeter")
 
 
-async def test_damage_that_shows_while_serving_is_told_too(opener: Opener, clock: Clock) -> None:
+async def test_damage_that_shows_while_serving_is_reported_too(opener: Opener, clock: Clock) -> None:
     async with hosted(opener(), clock) as hosting:
         bandit, _ = await hosting.create(wanted())
         await hosting.create(wanted("good"))

@@ -132,9 +132,9 @@ def test_no_parameter_takes_the_name_of_a_field_of_every_reward() -> None:
 def test_the_table_of_scorers_in_the_docs_is_what_they_declare() -> None:
     table = (ROOT / "docs" / "embedders.md").read_text().partition("| `reward.source` |")[2].partition("\n\n")[0]
     rows = [re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:]]
-    told = {row[0].strip("`"): row[3].partition(";")[0] for row in rows}
+    shown = {row[0].strip("`"): row[3].partition(";")[0] for row in rows}
     declared = {
         name: ", ".join(f"`{field}`" + ", needed" * parameter.is_needed for field, parameter in spec.parameters.items()) or "none"
         for name, spec in registry.SCORERS.items()
     }
-    assert told == declared
+    assert shown == declared

@@ -162,7 +162,7 @@ async def test_every_failure_has_its_name_and_repeats_no_text(scoring: Scoring) 
         await scoring.reward("nobody", {}, samples("x"))
 
 
-async def test_a_scorer_that_hangs_is_given_up_and_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scorer_that_hangs_is_given_up_and_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     hanging = ScorerSpec(
         name="hang",

@@ -156,10 +156,10 @@ async def test_a_name_can_be_used_again_and_nothing_of_the_old_log_comes_back(st
     old = await a_log(storage, entries=5)
     await storage.save_snapshot(old, 5, b"snapshot")
     await storage.delete(old)
-    new, receipt = await storage.create(Log("a new id", old.name), b"created anew")
+    new, receipt = await storage.create(Log("a new id", old.name), b"created again")
     assert receipt == Receipt(1)
     assert await storage.append(new, "key 2", b"x", POWER) == Receipt(2)
-    assert await everything(storage, new) == [Entry(1, b"created anew"), Entry(2, b"x")]
+    assert await everything(storage, new) == [Entry(1, b"created again"), Entry(2, b"x")]
     assert await storage.load_snapshots(new) == []
     with pytest.raises(LogNotFoundError):
         await storage.append(old, "key 9", b"x", POWER)
@@ -234,7 +234,7 @@ async def test_a_log_is_found_by_its_name(storage: Storage) -> None:
     assert await storage.find_log("t") is None
     await storage.delete(log)
     assert await storage.find_log("t/a") is None
-    new, _ = await storage.create(Log("another", "t/a"), b"created anew")
+    new, _ = await storage.create(Log("another", "t/a"), b"created again")
     assert await storage.find_log("t/a") == new
 
 
@@ -268,7 +268,7 @@ async def test_of_many_that_expect_the_same_end_one_is_accepted(storage: Storage
     assert await storage.end(log) == 4
 
 
-async def test_who_waits_for_a_log_is_told_of_its_next_entry(storage: Storage) -> None:
+async def test_a_waiter_of_a_log_wakes_at_its_next_entry(storage: Storage) -> None:
     log, other = await a_log(storage, entries=3), await a_log(storage, "other")
     assert await storage.wait(log, after=2, timeout_s=20) == 3, "what is there already is not waited for"
     waiting = [asyncio.create_task(storage.wait(log, after=after, timeout_s=20)) for after in (3, 3, 5)]
@@ -283,10 +283,10 @@ async def test_who_waits_for_a_log_is_told_of_its_next_entry(storage: Storage) -
 
 async def heard(storage: Storage, expected: dict[str, int]) -> None:
     """Listen until the last word on each name is what is expected; a name may come more often than needed."""
-    told: dict[str, int] = {}
+    changes: dict[str, int] = {}
     async with asyncio.timeout(20):
-        while not expected.items() <= told.items():
-            told |= await storage.wait_for_changes(timeout_s=20)
+        while not expected.items() <= changes.items():
+            changes |= await storage.wait_for_changes(timeout_s=20)
 
 
 async def test_news_name_every_log_that_grew_came_or_went(storage: Storage) -> None:
@@ -305,7 +305,7 @@ async def test_news_name_every_log_that_grew_came_or_went(storage: Storage) -> N
     await heard(storage, {"one": 0, "two": 3})
 
 
-async def test_beginning_anew_forgets_nothing_of_the_log(storage: Storage) -> None:
+async def test_a_resync_forgets_nothing_of_the_log(storage: Storage) -> None:
     log = await a_log(storage, entries=3)
     await storage.resync(log)
     assert len(await everything(storage, log)) == 3
@@ -337,7 +337,7 @@ async def test_what_was_accepted_is_there_after_a_restart(opener: Opener) -> Non
 
 
 class Model:
-    """The promises, told once more in the plainest way."""
+    """A model of a storage: the promises once more, in the plainest way."""
 
     def __init__(self) -> None:
         self.logs: dict[str, list[tuple[str, bytes]]] = {}

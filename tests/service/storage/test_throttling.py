@@ -21,8 +21,8 @@ def test_a_message_is_written_once_in_ten_seconds_with_the_number_of_those_left_
     throttled.error("the store refused", reason="again")
     now = 120.0
     throttled.error("the store refused", reason="later")
-    told = [(r.levelname, r.message, getattr(r, "reason", ""), getattr(r, "suppressed", None)) for r in caplog.records]
-    assert told == [
+    logged = [(r.levelname, r.message, getattr(r, "reason", ""), getattr(r, "suppressed", None)) for r in caplog.records]
+    assert logged == [
         ("ERROR", "the store refused", "reason 0", None),
         ("WARNING", "another message", "", None),
         ("ERROR", "the store refused", "again", 512),

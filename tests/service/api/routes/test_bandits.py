@@ -54,7 +54,7 @@ async def test_a_repeated_creation_is_known_after_a_restart(tmp_path: Path) -> N
         assert failed(await service.put("/v1/bandits/b", {**VECTOR, "seed": created["seed"] + 1})) == (409, "bandit_exists")
 
 
-async def test_a_picked_seed_is_recorded_and_told(service: Service) -> None:
+async def test_a_picked_seed_is_recorded_and_shown(service: Service) -> None:
     without_seed = {name: value for name, value in VECTOR.items() if name != "seed"}
     created = await service.create(body=without_seed)
     assert (await service.log())[0]["seed"] == created["seed"] == (await service.bandit())["seed"]
@@ -72,18 +72,18 @@ async def test_these_names_are_none(service: Service, name: str) -> None:
     assert paths(response) == ["name"]
 
 
-async def test_the_configuration_is_told_with_every_default(service: Service) -> None:
+async def test_the_configuration_is_shown_with_every_default(service: Service) -> None:
     await service.create(body=VECTOR)
-    told = await service.bandit()
-    assert told["policy"]["kind"] == "pak-ucb"
-    assert told["policy"]["random_features"] == 16
-    assert told["policy"]["exploration"] == 0.5
-    assert told["policy"]["ridge"] == 1.0
-    assert told["prompt"] == {"embedder": "vector", "dim": 3, "version": ""}
-    assert told["output"] is None
-    assert told["reward"] == {"source": "client", "default": None, "timeout_s": 86_400.0}
-    assert told["created_at"] == "2026-01-31T12:00:00Z"
-    assert told["offset"] == 1
+    shown = await service.bandit()
+    assert shown["policy"]["kind"] == "pak-ucb"
+    assert shown["policy"]["random_features"] == 16
+    assert shown["policy"]["exploration"] == 0.5
+    assert shown["policy"]["ridge"] == 1.0
+    assert shown["prompt"] == {"embedder": "vector", "dim": 3, "version": ""}
+    assert shown["output"] is None
+    assert shown["reward"] == {"source": "client", "default": None, "timeout_s": 86_400.0}
+    assert shown["created_at"] == "2026-01-31T12:00:00Z"
+    assert shown["offset"] == 1
 
 
 async def test_the_numbers_of_an_arm_add_up(service: Service) -> None:
@@ -92,12 +92,12 @@ async def test_the_numbers_of_an_arm_add_up(service: Service) -> None:
     assert [d["arm"] for d in (first, second)] == ["small", "large"]  # each arm once, pending decisions counted
     await service.observe(first["id"], {"reward": 0.5})
     await service.observe(second["id"], {"reward": -0.25, "cost": 3.5})
-    told = {arm["name"]: arm for arm in (await service.bandit())["arms"]}
+    shown = {arm["name"]: arm for arm in (await service.bandit())["arms"]}
     assert third["arm"] == "small"
-    assert (told["small"]["pulls"], told["small"]["outcomes"], told["small"]["pending"]) == (2, 1, 1)
-    assert (told["small"]["mean_reward"], told["small"]["total_cost"]) == (0.5, 0.25)
-    assert (told["large"]["mean_reward"], told["large"]["total_cost"]) == (-0.25, 3.5)
-    assert told["small"]["share"] == pytest.approx(2 / 3)
+    assert (shown["small"]["pulls"], shown["small"]["outcomes"], shown["small"]["pending"]) == (2, 1, 1)
+    assert (shown["small"]["mean_reward"], shown["small"]["total_cost"]) == (0.5, 0.25)
+    assert (shown["large"]["mean_reward"], shown["large"]["total_cost"]) == (-0.25, 3.5)
+    assert shown["small"]["share"] == pytest.approx(2 / 3)
     assert (await service.bandit())["offset"] == 6
 
 
@@ -320,8 +320,8 @@ def _metadata(size: int) -> dict[str, Any]:
 async def test_metadata_is_stored_and_returned_up_to_four_kibibytes(service: Service) -> None:
     odd = {"nested": {"list": [1, 2.5, None, True, "\u0000"]}, "big": 2**80 + 1, "": {}}
     await service.create(body={**GREEDY, "arms": [{"name": "a", "metadata": odd}, {"name": "b", "metadata": _metadata(4095)}]})
-    told = [arm["metadata"] for arm in (await service.bandit())["arms"]]
-    assert told == [odd, _metadata(4095)]
+    shown = [arm["metadata"] for arm in (await service.bandit())["arms"]]
+    assert shown == [odd, _metadata(4095)]
     response = await service.put("/v1/bandits/b/arms/c", {"metadata": _metadata(4097)})
     assert failed(response) == (422, "invalid_request")
     assert paths(response) == ["metadata"]

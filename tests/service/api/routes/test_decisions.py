@@ -157,7 +157,7 @@ async def test_a_decision_can_be_restricted_and_carry_a_price_of_its_own(service
     assert (await service.arm("large"))["price"] == 4.0  # it held for that decision alone
 
 
-async def test_unknown_retired_and_doubled_arms_are_told_apart(service: Service) -> None:
+async def test_unknown_retired_and_doubled_arms_are_distinguished(service: Service) -> None:
     await service.create()
     await service.put("/v1/bandits/b/arms/old", {})
     await service.delete("/v1/bandits/b/arms/old")
@@ -191,9 +191,9 @@ async def test_a_dry_run_answers_and_leaves_no_trace(service: Service) -> None:
 
 async def test_a_dry_run_with_an_id_foretells_that_decision_and_does_not_take_the_id(service: Service) -> None:
     await service.create(body=RANDOM)
-    foretold = [(await service.decide(body={"id": f"id-{i}", "dry_run": True}))["arm"] for i in range(8)]
+    predicted = [(await service.decide(body={"id": f"id-{i}", "dry_run": True}))["arm"] for i in range(8)]
     made = [(await service.decide(body={"id": f"id-{i}"}))["arm"] for i in range(8)]
-    assert foretold == made
+    assert predicted == made
     assert len(set(made)) > 1
     assert (await service.decide(body={"id": "id-0", "arms": ["arm 1"], "dry_run": True}))["arm"] == "arm 1"
 
@@ -210,7 +210,7 @@ async def test_a_policy_that_ignores_prompts_needs_none_and_minds_none(service: 
     await service.decide("with-prompts")
     await service.decide("with-prompts", PROMPT)
     logged = [event["features"] for event in (await service.log("with-prompts"))[1:]]
-    assert logged == ["", float32([0.25, -0.5, 2.0])]  # kept, for whoever evaluates another policy on this log
+    assert logged == ["", float32([0.25, -0.5, 2.0])]  # kept, for evaluating another policy on this log
 
 
 @pytest.mark.parametrize("name", ["static", "minilm"])
@@ -230,18 +230,18 @@ async def test_a_text_is_embedded_and_the_log_holds_the_vector_only(service: Ser
 
 
 class _Stuck:
-    """An embedder that hangs until it is told to go on."""
+    """An embedder that hangs until `go_on` is set."""
 
     name, dim, version, unit_norm = "stuck", 3, "stuck 1", True
 
     def __init__(self) -> None:
         self.begun = threading.Event()
         self.go_on = threading.Event()
-        self.was_told = False
+        self.was_released = False
 
     def embed(self, texts: Sequence[str]) -> Vector:
         self.begun.set()
-        self.was_told = self.go_on.wait(20.0)  # long enough to fail, never reached
+        self.was_released = self.go_on.wait(20.0)  # long enough to fail, never reached
         return np.tile(np.array([0.6, 0.0, 0.8], dtype=np.float32), (len(texts), 1))
 
 
@@ -270,7 +270,7 @@ async def test_vectors_are_answered_while_a_text_is_being_embedded(service: Serv
     assert await service.offset("texts") == 1
     stuck.go_on.set()
     assert (await slow)["arm"] == "small"
-    assert stuck.was_told
+    assert stuck.was_released
 
 
 async def test_an_arm_that_retires_during_the_embedding_is_not_chosen(service: Service, stuck: _Stuck) -> None:
@@ -371,9 +371,9 @@ async def test_a_decision_tells_what_became_of_it(service: Service, clock: Clock
     last = (await service.decide())["id"]
     await service.observe(observed, {"reward": 0.5, "cost": 3.0})
     assert (await service.delete(f"/v1/bandits/b/decisions/{cancelled}")).status_code == 204
-    told = answered(await service.get(f"/v1/bandits/b/decisions/{still_open}"))
-    assert (told["state"], told["reward"], told["closed_at"]) == ("open", None, None)
-    assert told["decided_at"] == "2026-01-31T12:00:00Z"
+    shown = answered(await service.get(f"/v1/bandits/b/decisions/{still_open}"))
+    assert (shown["state"], shown["reward"], shown["closed_at"]) == ("open", None, None)
+    assert shown["decided_at"] == "2026-01-31T12:00:00Z"
     clock.forward(1)
     states = [answered(await service.get(f"/v1/bandits/b/decisions/{i}")) for i in (observed, cancelled, expired, last)]
     assert [state["state"] for state in states] == ["observed", "cancelled", "expired", "open"]
@@ -382,7 +382,7 @@ async def test_a_decision_tells_what_became_of_it(service: Service, clock: Clock
     assert failed(await service.get("/v1/bandits/b/decisions/nobody")) == (404, "decision_not_found")
 
 
-async def test_cancelling_twice_is_cancelling_once_and_nothing_is_learnt(service: Service) -> None:
+async def test_cancelling_twice_is_cancelling_once_and_nothing_is_learned(service: Service) -> None:
     await service.create()
     decision = await service.decide()
     for _ in range(2):
@@ -415,5 +415,5 @@ async def test_the_arms_of_a_decision_are_named_as_they_were(service: Service) -
     await service.create()
     decision = await service.decide()
     await service.put("/v1/bandits/b/arms/new", {})
-    told = answered(await service.get(f"/v1/bandits/b/decisions/{decision['id']}"))
-    assert told["weights"].keys() == {arm["name"] for arm in ARMS}
+    shown = answered(await service.get(f"/v1/bandits/b/decisions/{decision['id']}"))
+    assert shown["weights"].keys() == {arm["name"] for arm in ARMS}

@@ -65,13 +65,13 @@ def vectors(logged: Json) -> Any:
 
 
 async def test_every_embedder_and_scorer_is_listed_with_what_it_needs(clipped: Service) -> None:
-    told = answered(await clipped.get("/v1/embedders"))
-    listed = {item["name"]: item for item in told["embedders"]}
+    shown = answered(await clipped.get("/v1/embedders"))
+    listed = {item["name"]: item for item in shown["embedders"]}
     assert list(listed) == ["vector", "minilm", "static", "open-clip", "imagenet"]
     assert (listed["open-clip"]["dim"], listed["open-clip"]["takes"]) == (12, ["text", "image", "vector"])
     assert "tiny sha256:" in listed["open-clip"]["version"]
     assert listed["imagenet"]["takes"] == ["image", "vector"]
-    assert [item["name"] for item in told["scorers"]] == ["clip-score", "exact-match", "regex", "json-valid", "length-penalty"]
+    assert [item["name"] for item in shown["scorers"]] == ["clip-score", "exact-match", "regex", "json-valid", "length-penalty"]
 
 
 async def test_what_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,14 +109,14 @@ async def test_a_family_of_models_has_no_silent_default(models: Path, part: str)
         refused = await service.put("/v1/bandits/b", {**SHOWN, part: {"embedder": "open-clip"}})
         assert failed(refused) == (422, "invalid_request")
         assert paths(refused) == [f"{part}.model"]
-        for told in (
+        for shown in (
             "shapes",
             "a toy for tests",
             "tiny",
             "mine.safetensors",
             "a pretrained tag of open_clip for everyday prompts",
         ):
-            assert told in refused.json()["detail"]
+            assert shown in refused.json()["detail"]
         assert paths(await service.post("/v1/embedders/open-clip/warm")) == ["model"]
         listed = {item["name"]: item for item in answered(await service.get("/v1/embedders"))["embedders"]}
         assert set(listed["open-clip"]["models"]) == {"shapes", "tiny"}
@@ -297,9 +297,9 @@ async def test_the_log_keeps_which_model_it_was(clipped: Service, models: Path) 
     assert (created["prompt_embedder"], created["output_embedder"]) == ("open-clip/tiny", "open-clip/tiny")
     assert created["prompt_version"] == created["output_version"] == version
     assert created["dim"] == 12
-    told = await clipped.bandit()
-    assert told["prompt"] == {"embedder": "open-clip/tiny", "dim": 12, "version": version}
-    assert told["reward"]["source"] == "clip-score"
+    shown = await clipped.bandit()
+    assert shown["prompt"] == {"embedder": "open-clip/tiny", "dim": 12, "version": version}
+    assert shown["reward"]["source"] == "clip-score"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ async def test_a_model_that_vanished_is_a_503_that_logs_nothing(tmp_path: Path) 
 # -- pictures ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_picture_is_embedded_scored_and_learnt(clipped: Service, models: Path) -> None:
+async def test_a_picture_is_embedded_scored_and_learned(clipped: Service, models: Path) -> None:
     await clipped.create(body=SHOWN)
     decision = await clipped.decide(body={"prompt": "a red circle"})
     receipt = await clipped.observe(decision["id"], {"output": {"image": posted(file())}})

@@ -60,19 +60,19 @@ async def test_readiness_names_bandits_and_files_only_to_a_key_that_may_see_them
             await service.ask("GET", f"/v1/bandits/{name}", headers={"authorization": f"Bearer {key}"})
         monkeypatch.setattr(SqliteStorage, "ping", fail)
         monkeypatch.setattr(SqliteStorage, "notices", lambda storage: [f"{store} is odd"])
-        told = {who: await readiness(service, key) for who, key in READERS.items()}
+        answers = {who: await readiness(service, key) for who, key in READERS.items()}
         as_blue = await readiness(service, "boss", **{"x-nextarm-tenant": "blue"})
         assert (await service.ask("GET", "/readyz", headers={"authorization": "Bearer guess"})).status_code == 401
-    assert [line.split(":")[0] for line in told["operator"]["damaged"]] == ["blue/cloud", "plain"]
-    assert told["operator"]["reasons"] == [f"storage: {store}: the disk is full"]
-    assert told["operator"]["notices"] == [f"{store} is odd"]
-    assert told["blue"] == as_blue
-    assert told["blue"]["damaged"] == ["cloud", "1 bandit, for a key that may see it"]
-    assert told["red"]["damaged"] == told["nobody"]["damaged"] == ["2 bandits, for a key that may see them"]
+    assert [line.split(":")[0] for line in answers["operator"]["damaged"]] == ["blue/cloud", "plain"]
+    assert answers["operator"]["reasons"] == [f"storage: {store}: the disk is full"]
+    assert answers["operator"]["notices"] == [f"{store} is odd"]
+    assert answers["blue"] == as_blue
+    assert answers["blue"]["damaged"] == ["cloud", "1 bandit, for a key that may see it"]
+    assert answers["red"]["damaged"] == answers["nobody"]["damaged"] == ["2 bandits, for a key that may see them"]
     for who in ("blue", "red", "nobody"):
-        assert told[who]["reasons"] == ["storage: it cannot be written or read now"]
-        assert told[who]["notices"] == ["1 about the store, for a key without a tenant"]
-        text = str(told[who])
+        assert answers[who]["reasons"] == ["storage: it cannot be written or read now"]
+        assert answers[who]["notices"] == ["1 about the store, for a key without a tenant"]
+        text = str(answers[who])
         assert not [word for word in ("plain", "storm", "secret-folder", "blue", "disk") if word in text], who
         assert who == "blue" or "cloud" not in text
 
@@ -94,15 +94,15 @@ async def test_a_bandit_that_a_newer_version_wrote_into_has_a_reason_of_its_own_
         for name, status in (("cloud", 503), ("storm", 200)):  # waits until it is loaded
             asked = await service.ask("GET", f"/v1/bandits/{name}", headers={"authorization": "Bearer sky"})
             assert asked.status_code == status
-        told = {who: await readiness(service, key) for who, key in READERS.items()}
+        answers = {who: await readiness(service, key) for who, key in READERS.items()}
         metrics = await service.ask("GET", "/metrics", headers={"authorization": "Bearer root"})
-    assert {who: answer["reasons"] for who, answer in told.items()} == {
+    assert {who: answer["reasons"] for who, answer in answers.items()} == {
         "operator": ["written by a newer version: blue/cloud"],
         "blue": ["written by a newer version: cloud"],
         "red": ["written by a newer version: 1 bandit, for a key that may see it"],
         "nobody": ["written by a newer version: 1 bandit, for a key that may see it"],
     }
-    for answer in told.values():
+    for answer in answers.values():
         assert (answer["status"], answer["damaged"]) == ("ready", [])
     assert "nextarm_bandits_damaged 1.0" in metrics.text, "the alert on bandits that answer nothing still fires"
 

@@ -82,8 +82,8 @@ async def test_the_digest_is_that_of_the_sums_alone(service: Service) -> None:
     for event in await service.log():
         if event["event"] == "observed":
             state = states.fold(policy, state, Observation(arm=event["arm"], reward=event["reward"]))
-    told = answered(await service.get("/v1/bandits/b/digest"))
-    assert told == {"offset": 9, "sha256": hashlib.sha256(states.pack(policy, state)).hexdigest()}
+    shown = answered(await service.get("/v1/bandits/b/digest"))
+    assert shown == {"offset": 9, "sha256": hashlib.sha256(states.pack(policy, state)).hexdigest()}
 
 
 async def test_a_pending_decision_moves_the_offset_and_not_the_sums(service: Service) -> None:

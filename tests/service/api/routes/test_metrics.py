@@ -191,7 +191,7 @@ async def test_an_offset_that_is_in_no_receipt_is_refused(service: Service, head
     assert paths(asked[1]) == ["min_offset"]
 
 
-async def test_an_offset_that_is_not_learnt_in_time_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_offset_that_is_not_learned_in_time_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(min_offset_wait_s=0.05) as service:
         await service.create()
 

@@ -1,4 +1,4 @@
-"""Outcomes: learnt exactly once, for the arm that was really called, and never after the decision is over."""
+"""Outcomes: learned exactly once, for the arm that was really called, and never after the decision is over."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EPISODES: Json = {
 }
 
 
-async def test_an_outcome_is_learnt_once_and_its_receipt_is_kept(service: Service) -> None:
+async def test_an_outcome_is_learned_once_and_its_receipt_is_kept(service: Service) -> None:
     await service.create()
     decision = await service.decide()
     first = await service.observe(decision["id"], {"reward": 0.75})
@@ -48,7 +48,7 @@ async def test_the_first_receipt_is_known_after_a_restart(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("store", ["memory://", "sqlite"])
-async def test_of_many_outcomes_at_once_one_is_learnt(store: str, tmp_path: Path) -> None:
+async def test_of_many_outcomes_at_once_one_is_learned(store: str, tmp_path: Path) -> None:
     async with opened(store=f"sqlite:///{tmp_path}/bandits.db" if store == "sqlite" else store) as service:
         await service.create()
         decision = await service.decide()
@@ -87,7 +87,7 @@ async def test_no_outcome_comes_late(service: Service, clock: Clock) -> None:
     assert sum(arm["outcomes"] for arm in (await service.bandit())["arms"]) == 0
 
 
-async def test_a_missing_outcome_is_learnt_as_the_default(service: Service, clock: Clock) -> None:
+async def test_a_missing_outcome_is_learned_as_the_default(service: Service, clock: Clock) -> None:
     await service.create(body={**GREEDY, "reward": {"timeout_s": 60, "default": -0.5}})
     decision = await service.decide()
     clock.forward(61)
@@ -95,11 +95,11 @@ async def test_a_missing_outcome_is_learnt_as_the_default(service: Service, cloc
     arm = await service.arm(decision["arm"])
     assert (arm["outcomes"], arm["mean_reward"], arm["total_cost"], arm["pending"]) == (1, -0.5, 0.25, 0)
     assert (await service.log())[-1]["reward"] == -0.5
-    told = answered(await service.get(f"/v1/bandits/b/decisions/{decision['id']}"))
-    assert (told["state"], told["reward"]) == ("expired", -0.5)
+    shown = answered(await service.get(f"/v1/bandits/b/decisions/{decision['id']}"))
+    assert (shown["state"], shown["reward"]) == ("expired", -0.5)
 
 
-async def test_an_overridden_choice_is_learnt_for_the_arm_that_was_called(service: Service) -> None:
+async def test_an_overridden_choice_is_learned_for_the_arm_that_was_called(service: Service) -> None:
     await service.create(body=VECTOR)
     decision = await service.decide(body=PROMPT)
     assert decision["arm"] == "small"
@@ -367,7 +367,7 @@ async def test_a_batch_has_one_to_1024_outcomes(service: Service, outcomes: obje
     assert paths(response) == ["outcomes"]
 
 
-async def test_a_full_batch_of_outcomes_is_learnt_whole(service: Service) -> None:
+async def test_a_full_batch_of_outcomes_is_learned_whole(service: Service) -> None:
     await service.create()
     decisions = answered(await service.post("/v1/bandits/b/decisions/batch", {"decisions": [{}] * 1024}))["decisions"]
     outcomes = [{"decision": decision["id"], "reward": i / 1024} for i, decision in enumerate(decisions)]

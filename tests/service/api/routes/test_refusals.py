@@ -70,7 +70,7 @@ async def prepared(service: Service, bandit: Json) -> Json:
         (WISE, {"cost": 0.5}, "reward"),
     ],
 )
-async def test_an_outcome_that_cannot_be_learnt(service: Service, bandit: Json, outcome: Json, field: str) -> None:
+async def test_an_outcome_that_cannot_be_learned(service: Service, bandit: Json, outcome: Json, field: str) -> None:
     decision = await prepared(service, bandit)
     before = await service.offset()
     response = await service.put(f"/v1/bandits/b/decisions/{decision['id']}/outcome", outcome)

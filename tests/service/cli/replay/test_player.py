@@ -33,7 +33,7 @@ def small_table() -> Table:
 
 
 class Scripted:
-    """A stand-in for the service: chooses the arms that it was told to, and remembers every request."""
+    """A stand-in for the service: chooses the given arms, and remembers every request."""
 
     def __init__(self, arms: list[str | None]) -> None:
         self.arms = iter(arms)
@@ -130,7 +130,7 @@ def test_a_refusal_is_one_line_and_the_bandit_is_removed() -> None:
     assert service.requests[-1][0] == "DELETE"
 
 
-def test_a_bandit_that_cannot_be_removed_is_told_and_spoils_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bandit_that_cannot_be_removed_is_reported_and_spoils_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     service = Scripted(["b", "a", "b"])
     service.removal = httpx.Response(503, json={"code": "storage_unavailable", "title": "disk full"})
     (run,) = play(service)
@@ -159,7 +159,7 @@ def test_a_server_without_a_list_of_policies_is_no_nextarm_server() -> None:
         offered(Api("http://localhost", client=client))
 
 
-def test_nobody_at_the_url_is_one_line() -> None:
+def test_no_server_at_the_url_is_one_line() -> None:
     with (
         connect("http://127.0.0.1:9", private=True) as api,
         pytest.raises(ServerError, match=r"cannot reach http://127\.0\.0\.1:9"),
@@ -225,7 +225,7 @@ def test_the_private_server_is_gone_afterwards() -> None:
         httpx.get(f"{url}/healthz", trust_env=False)
 
 
-def test_an_unknown_policy_or_setting_is_told_before_anything_is_played(api: Api) -> None:
+def test_an_unknown_policy_or_setting_is_reported_before_anything_is_played(api: Api) -> None:
     known = offered(api)
     with pytest.raises(BadInput, match=r"no policy 'pak'; the server has .*pak-ucb"):
         contenders(["pak"], settings=(), objects=(), known=known)

@@ -1,4 +1,4 @@
-"""The shared storage when Redis is slow, dead, restarted, emptied, replaced, full, moved, or holds what nobody wrote."""
+"""The shared storage when Redis is slow, dead, restarted, emptied, replaced, full, moved, or holds what was never written."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Copy:
 
 
 async def recovered(storage: RedisStorage) -> None:
-    """The store answers again, without being opened anew."""
+    """The store answers again, without being opened again."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(StorageUnavailableError):
@@ -170,17 +170,17 @@ async def test_a_process_has_three_connections_however_many_logs_it_follows(serv
 
 async def news_of(storage: RedisStorage, *names: str) -> dict[str, int]:
     """News, until all of these were named."""
-    told: dict[str, int] = {}
+    changes: dict[str, int] = {}
     async with asyncio.timeout(PATIENCE_S):
-        while not told.keys() >= set(names):
-            told |= await storage.wait_for_changes(timeout_s=PATIENCE_S)
-    return told
+        while not changes.keys() >= set(names):
+            changes |= await storage.wait_for_changes(timeout_s=PATIENCE_S)
+    return changes
 
 
 async def test_a_replica_learns_at_once_what_another_one_appended_created_and_deleted(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_news, "SWEEP_S", 1000.0)  # it is told, it does not have to look
+    monkeypatch.setattr(redis_news, "SWEEP_S", 1000.0)  # it learns by a message, not by a comparison
     async with opened(shared(), prefix=prefix) as storage, opened(shared(), prefix=prefix) as other:
         log = await filled(other)
         await news_of(storage, "greeter")
@@ -197,7 +197,7 @@ async def test_a_replica_learns_at_once_what_another_one_appended_created_and_de
             await storage.read(log, after=6, limit=1)
 
 
-async def test_what_nobody_could_tell_is_found_all_the_same(
+async def test_changes_without_a_message_are_found_all_the_same(
     storage: RedisStorage, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_news, "SWEEP_S", 0.05)
@@ -239,7 +239,7 @@ async def test_what_was_acknowledged_survives_the_death_of_redis_where_it_keeps_
 
 
 async def lost(storage: RedisStorage, log: Log, *, seen: int, end: int) -> None:
-    """Every question about the log says what was lost, until the learner begins anew."""
+    """Every question about the log says what was lost, until the learner has loaded it again."""
     for asked in (
         lambda: storage.read(log, after=seen, limit=5),
         lambda: storage.append(log, "new", b"x", POWER),
@@ -248,9 +248,9 @@ async def lost(storage: RedisStorage, log: Log, *, seen: int, end: int) -> None:
         lambda: storage.end(log),
         lambda: storage.save_snapshot(log, seen, b"of what is no more"),
     ):
-        with pytest.raises(LogTruncatedError) as told:
+        with pytest.raises(LogTruncatedError) as raised:
             await asked()
-        assert (told.value.name, told.value.seen, told.value.end) == (log.name, seen, end)
+        assert (raised.value.name, raised.value.seen, raised.value.end) == (log.name, seen, end)
 
 
 async def test_a_server_that_comes_back_empty_is_noticed(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,10 +281,10 @@ async def test_a_server_that_comes_back_without_the_last_entries_is_noticed(serv
         await news_of(storage, "greeter")
         await lost(storage, log, seen=9, end=5)
         await recovered(other)
-        assert await other.append(log, "key 6", b"anew", POWER) == Receipt(6), "whoever has seen nothing of it goes on"
+        assert await other.append(log, "key 6", b"again", POWER) == Receipt(6), "a process that has seen nothing of it goes on"
         await storage.resync(log)
-        assert (await everything(storage, log))[-1] == Entry(6, b"anew")
-        assert await storage.append(log, "key 7", b"anew", POWER) == Receipt(7)
+        assert (await everything(storage, log))[-1] == Entry(6, b"again")
+        assert await storage.append(log, "key 7", b"again", POWER) == Receipt(7)
 
 
 async def test_another_history_that_has_grown_past_what_was_seen_is_noticed(server: RedisServer) -> None:
@@ -302,7 +302,7 @@ async def test_another_history_that_has_grown_past_what_was_seen_is_noticed(serv
             await storage.read(log, after=6, limit=10)
 
 
-async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_learnt_anew(
+async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_loaded_again(
     storage: RedisStorage, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outcome of a decision that was lost would spoil the log."""
@@ -311,13 +311,13 @@ async def test_what_rests_on_lost_entries_does_not_come_through_when_the_log_is_
     await storage.append(log, "decision", b"to be lost", POWER)
     ask = storage._ask
 
-    async def begun_anew_meanwhile(*given: Any, **options: Any) -> Any:
+    async def reloaded_meanwhile(*given: Any, **options: Any) -> Any:
         copy.restore()
         await storage.resync(log)
         return await ask(*given, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "_ask", begun_anew_meanwhile)
+        patched.setattr(storage, "_ask", reloaded_meanwhile)
         with pytest.raises(StorageUnavailableError, match="being reloaded"):
             await storage.append(log, "outcome", b"x", POWER)
     assert await storage.end(log) == 5
@@ -565,7 +565,7 @@ def cluster() -> Iterator[list[RedisServer]]:
         two.command("CLUSTER", "SET-CONFIG-EPOCH", 2)
         one.command("CLUSTER", "MEET", "127.0.0.1", two.port)
         deadline = time.monotonic() + PATIENCE_S
-        while any("cluster_known_nodes:2" not in told or "state:ok" not in told for told in map(cluster_info, (one, two))):
+        while any("cluster_known_nodes:2" not in info or "state:ok" not in info for info in map(cluster_info, (one, two))):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         while any(len(node.command("CLUSTER", "SLOTS")) < 2 for node in (one, two)):
@@ -648,9 +648,9 @@ async def test_entries_behind_the_older_snapshot_are_trimmed_with_their_keys(pre
         await storage.save_snapshot(log, 601, b"older")
         assert len(await everything(storage, log)) == 700, "one snapshot is not enough to rely on"
         await storage.save_snapshot(log, 650, b"newer")
-        with pytest.raises(LogCompactedError) as told:
+        with pytest.raises(LogCompactedError) as raised:
             await everything(storage, log)
-        assert (told.value.name, told.value.first) == ("greeter", 601)
+        assert (raised.value.name, raised.value.first) == ("greeter", 601)
         assert await storage.read(log, after=0, limit=1) == [Entry(1, b"created")]
         assert [entry.offset for entry in await storage.read(log, after=600, limit=1000)] == list(range(601, 701))
         assert await storage.load_snapshots(log) == [(650, b"newer"), (601, b"older")]
@@ -671,9 +671,9 @@ async def test_the_last_events_are_kept_whatever_the_snapshots_are(prefix: str) 
         for offset in (90, 95):
             await storage.save_snapshot(log, offset, b"x")
         assert [entry.offset for entry in await storage.read(log, after=70, limit=1000)] == list(range(71, 101))
-        with pytest.raises(LogCompactedError) as told:
+        with pytest.raises(LogCompactedError) as raised:
             await storage.read(log, after=69, limit=5)
-        assert told.value.first == 71
+        assert raised.value.first == 71
 
 
 async def test_nothing_is_trimmed_unless_it_is_asked_for(storage: RedisStorage) -> None:
@@ -707,7 +707,7 @@ async def test_a_damaged_snapshot_is_left_out(storage: RedisStorage, prefix: str
     assert await storage.load_snapshots(log) == [(3, b"older")]
 
 
-# -- what nobody wrote ------------------------------------------------------------------------------------------------------
+# -- what was never written ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("found", [{"k": "key 6", "p": "payload", "c": "123"}, {"what": "ever"}, {"k": "a", "p": "b", "x": "1"}])
@@ -715,9 +715,9 @@ async def test_a_poisoned_entry_is_named_with_its_offset(storage: RedisStorage, 
     log, well = await filled(storage), await filled(storage, name="well")
     shared().client().xadd(f"{prefix}:{{greeter}}:log", found, id="6-0")  # type: ignore[arg-type]
     shared().client().hset(f"{prefix}:{{greeter}}:keys", "key 6", "6")
-    with pytest.raises(LogDamagedError) as told:
+    with pytest.raises(LogDamagedError) as raised:
         await storage.read(log, after=0, limit=100)
-    assert told.value.place == "log 'greeter', offset 6"
+    assert raised.value.place == "log 'greeter', offset 6"
     await refused(storage, log, "6 entries are there, and its head counts 5|offset 6")
     assert len(await everything(storage, well)) == 5
 
@@ -731,7 +731,7 @@ async def test_an_entry_that_was_removed_by_hand_is_named(storage: RedisStorage,
     await refused(storage, log, "4 entries are there, and its head counts 5")
 
 
-async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = True) -> None:
+async def refused(storage: RedisStorage, log: Log, reason: str, *, resync: bool = True) -> None:
     """Whatever is asked about the log is answered with its damage; `inspect` says so at once, and a start, too."""
     for ask in (
         lambda: storage.append(log, "key 2", b"payload 2", POWER),
@@ -747,9 +747,9 @@ async def refused(storage: RedisStorage, log: Log, reason: str, *, anew: bool = 
         with pytest.raises(LogDamagedError, match=reason):
             await ask()
     assert list(await looked_at(storage, log)) == [log.name]
-    if anew:
+    if resync:
         await storage.resync(log)
-        await refused(storage, log, reason, anew=False)
+        await refused(storage, log, reason, resync=False)
         async with opened(shared(), prefix=storage._keyspace.prefix.decode()) as again:
             assert log in await again.logs()
             assert await again.find_log(log.name) == log

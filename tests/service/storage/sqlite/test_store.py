@@ -423,7 +423,7 @@ def no_file_grows_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_after_any_other_failed_write_the_store_is_read_only_until_it_is_started_anew(
+async def test_after_any_other_failed_write_the_store_is_read_only_until_a_restart(
     path: Path, storage: SqliteStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = await filled(storage)
@@ -698,7 +698,7 @@ async def test_a_store_that_is_idle_notices_with_the_next_sweep(
     assert set(await storage.inspect([log])) == {log.name}
 
 
-async def test_a_file_that_a_restart_could_not_open_is_told(path: Path, storage: SqliteStorage) -> None:
+async def test_a_file_that_a_restart_could_not_open_is_reported(path: Path, storage: SqliteStorage) -> None:
     await filled(storage)
     path.chmod(0)
     user = os.geteuid()
