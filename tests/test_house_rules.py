@@ -30,7 +30,7 @@ def explanations(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         text = node.msg if isinstance(node, ast.Assert) else node.value if isinstance(node, ast.Expr) else None
         if isinstance(text, ast.Constant) and isinstance(text.value, str):
-            yield node.lineno, text.value
+            yield text.lineno, text.value
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, node.name.replace("_", " ")
 

@@ -160,7 +160,7 @@ class Auto(Policy):
         return posterior.step(step.arm, self.features.lift(step.x), step.values)
 
     def _scheduled(self, shared: AutoShared, arms: tuple[EvidenceArm, ...], retired: frozenset[int]) -> AutoShared:
-        """With the next prepare waiting if it is due. A prepare waits for no arm, but the count begins anew when all have
+        """With the next prepare waiting if it is due. A prepare waits for no arm, but the count starts again when all have
         outcomes: scales that were set while arms were missing would be where the sweeps start.
         """
         if shared.has_all and shared.outcomes < shared.next_prepare:

@@ -1,7 +1,7 @@
 """The same rounds for a textbook and for this package, for `bench.comparison.reference`: n samples seen, then round by round.
 
-A side is a function that plays round t and answers the arm that it picked. What is *learnt* is the outcome of arm t % K, whatever
-was picked: so all sides of a duel always know the same, and their picks can be compared at any n.
+A side is a function that plays round t and answers the arm that it picked. What is *learned* is the outcome of arm t % K,
+whatever was picked: so all sides of a duel always know the same, and their picks can be compared at any n.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def ours(policy: Policy, state: State, *, features: Floats | None, outcome: Call
     return play
 
 
-def learnt(policy: Policy, observations: Iterator[Observation]) -> State:
+def learned(policy: Policy, observations: Iterator[Observation]) -> State:
     """The state after these, of `ARMS` arms."""
     state = states.start(policy, arms=ARMS)
     for seen in observations:
@@ -94,7 +94,7 @@ def pak(n: int) -> dict[str, Round]:
     sides["exact kernel"] = ours(exact, State(known, exact.init_reference()), features=later, outcome=outcome)
     summed = build("pak-ucb", {**shared, "random_features": 128, "prior_mean": 0.0}, dim=DIM)
     seen = (Observation(arm=i % ARMS, features=torch.from_numpy(x), reward=float(rewards[i])) for i, x in enumerate(rows))
-    sides["128 random features"] = ours(summed, learnt(summed, seen), features=later, outcome=outcome)
+    sides["128 random features"] = ours(summed, learned(summed, seen), features=later, outcome=outcome)
     return sides
 
 
@@ -147,7 +147,7 @@ def dak(n: int) -> dict[str, Round]:
     sides["exact kernel"] = ours(exact, State(known, exact.init_reference()), features=later, outcome=outcome)
     summed = build("dak-ucb", {**shared, "prior_mean": 0.0}, dim=DIM, output_dim=DIM)
     past = (seen(i % ARMS, x, float(rewards[i]), outputs[i]) for i, x in enumerate(rows[:600]))  # its cost is flat in n
-    sides["random features (default)"] = ours(summed, learnt(summed, past), features=later, outcome=outcome)
+    sides["random features (default)"] = ours(summed, learned(summed, past), features=later, outcome=outcome)
     return sides
 
 
@@ -197,7 +197,7 @@ def mixture(n: int) -> dict[str, Round]:
     ):
         policy = build("mixture-ucb", {**shared, **setting}, output_dim=dim)
         past = (Observation(arm=arm, output=torch.from_numpy(rows[arm::ARMS].copy())) for arm in range(ARMS))
-        sides[name] = ours(policy, learnt(policy, past), features=None, outcome=outcome)
+        sides[name] = ours(policy, learned(policy, past), features=None, outcome=outcome)
     return sides
 
 

@@ -1,7 +1,7 @@
 """Several replicas of the service over one store, clients at work on them, and the judgement of what was acknowledged.
 
 Replicas ── start, create the bandits, kill, pause ──┐
-Load     ── clients fail over between them ──────────┴──> judge: log, what was learnt, one digest everywhere
+Load     ── clients fail over between them ──────────┴──> judge: log, what was learned, one digest everywhere
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def judge(
     arms_added: Sequence[str] = (),
     fresh: bool = True,
 ) -> Judged:
-    """When nothing changes any more: logs against what was acknowledged, what each replica has learnt against its log, digests of
-    every replica (through `min_offset`), of a replay from zero and of a replica that starts now. arms_added: to `prompts`.
+    """When nothing changes any more: logs against what was acknowledged, what each replica has learned against its log, digests
+    of every replica (through `min_offset`), of a replay from zero and of a replica that starts now. arms_added: to `prompts`.
     """
     judged, first = Judged(), replicas.servers[0]
     settle(first, bandits)
@@ -184,7 +184,7 @@ def judge(
     for server in replicas.servers:
         judged.digests[server.name] = digests(server, ends)
         for name, events in judged.logs.items():
-            judged.verdict.check_learnt(name, events, server.ask("GET", f"/v1/bandits/{name}").body)
+            judged.verdict.check_learned(name, events, server.ask("GET", f"/v1/bandits/{name}").body)
     judged.digests["replayed from zero"] = {name: found[:2] for name, found in replayed(first.store).items() if name in ends}
     if fresh:
         with replicas.newcomer() as newcomer:

@@ -20,7 +20,7 @@ COLUMNS = ("fault", "acknowledged", "lost", "twice", "digests", "what was seen",
 class Row:
     """One fault and what came of it.
 
-    lost: acknowledged events that are not in the log; None where nothing is counted.  twice: in the log, or learnt, more than
+    lost: acknowledged events that are not in the log; None where nothing is counted.  twice: in the log, or learned, more than
     once.  digests: how many of those asked agree.  may_lose: a loss is counted and no broken promise.
     """
 

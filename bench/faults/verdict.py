@@ -1,4 +1,4 @@
-"""Was every promise kept? Acknowledgements against the log, the log against what was learnt, digests against each other."""
+"""Was every promise kept? Acknowledgements against the log, the log against what was learned, digests against each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLOSING = ("observed", "expired", "cancelled")
 
 @dataclass
 class Verdict:
-    """lost: acknowledged and not in the log as it was acknowledged.  twice: in the log, or learnt, more than once."""
+    """lost: acknowledged and not in the log as it was acknowledged.  twice: in the log, or learned, more than once."""
 
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -50,8 +50,8 @@ class Verdict:
             if key[0] == bandit and closed.get(key[1], {}).get("event") != "cancelled":
                 self.lost.append(f"cancellation {key}")
 
-    def check_learnt(self, bandit: str, events: list[dict[str, Any]], shown: dict[str, Any]) -> None:
-        """What the service has learnt per arm is what its log says, event by event."""
+    def check_learned(self, bandit: str, events: list[dict[str, Any]], shown: dict[str, Any]) -> None:
+        """What the service has learned per arm is what its log says, event by event."""
         chosen = {event["id"]: event["arm"] for event in events if event["event"] == "decided"}
         outcomes: Counter[int] = Counter()
         rewarded: Counter[int] = Counter()
@@ -68,7 +68,7 @@ class Verdict:
             mean = total[index] / rewarded[index] if rewarded[index] else None
             same_mean = mean == arm["mean_reward"] or (mean is not None and abs(mean - (arm["mean_reward"] or 0.0)) < 1e-9)
             if arm["outcomes"] != outcomes[index] or not same_mean:
-                self.twice.append(f"{bandit}, arm {arm['name']}: {arm['outcomes']} learnt, {outcomes[index]} in the log")
+                self.twice.append(f"{bandit}, arm {arm['name']}: {arm['outcomes']} learned, {outcomes[index]} in the log")
 
     def check_digests(self, digests: dict[str, dict[str, tuple[int, str]]]) -> None:
         """digests: who -> bandit -> (offset, sha256); all must say the same."""

@@ -11,7 +11,7 @@
 
 Each target gets a slice of a few seconds, one after the other, at 1, 16 and 64 connections; then the next round. CPU is the user
 and system time of the server's processes, all threads, per answered request; ratios are medians of the ratios within a round,
-because what else runs on the machine slows both of a pair. Each slice has a bandit of its own which has learnt 512 rounds;
+because what else runs on the machine slows both of a pair. Each slice has a bandit of its own which has learned 512 rounds;
 outcomes are of decisions that were made before the slice. What was answered is compared with what the service says it accepted.
 """
 

@@ -5,7 +5,7 @@
     python -m bench.performance.replicas --write          and the table in docs/faults.md
 
 All set-ups run at the same time and take turns, so that a noisy machine is noisy for all of them. Counted is the time of the
-service's processes (user and system, /proc), until every replica has learnt what was acknowledged; Redis' own is shown apart.
+service's processes (user and system, /proc), until every replica has learned what was acknowledged; Redis' own is shown apart.
 
     SQLite       1 process
     Redis 1      1 replica

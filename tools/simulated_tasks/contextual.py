@@ -142,7 +142,7 @@ def collapsed_and_diverse(*, seed: int = 17, rounds: int = 400) -> OutputWorld:
 
 
 def play(policy: Policy, world: OutputWorld, *, each: Callable[[int], object] = lambda t: None) -> Picks:
-    """(T,) the arms that were picked; every outcome is learnt at once. each: called after every round (progress bars)."""
+    """(T,) the arms that were picked; every outcome is learned at once. each: called after every round (progress bars)."""
     rounds, arms = world.rewards.shape
     features, outputs, references = map(torch.from_numpy, (world.features, world.outputs, world.references))
     state = states.start(policy, arms=arms)

@@ -31,14 +31,14 @@ def played(policy: Policy, world: MixtureWorld, *, seed: int, each: Each) -> npt
     """(T,) the arms that were picked: `play` itself answers their shares alone."""
     picks: list[int] = []
 
-    def told(arm: int, sampler: Sampler) -> Sampler:
+    def recording(arm: int, sampler: Sampler) -> Sampler:
         def sample(rng: np.random.Generator, n: int) -> Floats:
             picks.append(arm)
             return sampler(rng, n)
 
         return sample
 
-    samplers = tuple(told(arm, sampler) for arm, sampler in enumerate(world.samplers))
+    samplers = tuple(recording(arm, sampler) for arm, sampler in enumerate(world.samplers))
     play(policy, replace(world, samplers=samplers), seed=seed, each=each)
     return np.array(picks, dtype=np.uint8)
 

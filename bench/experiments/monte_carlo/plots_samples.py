@@ -80,7 +80,7 @@ def _estimates(axes: Any) -> None:
     assert world.reference is not None
     ends = []
     for arm, (name, colour) in enumerate(zip(names, (GREEN, ORANGE, BROWN), strict=True)):
-        curves = np.array([_learnt(policy, world, arm, counts, seed=seed) for seed in range(8)])
+        curves = np.array([_learned(policy, world, arm, counts, seed=seed) for seed in range(8)])
         ends.append(line(axes, counts, curves[:, :, 0], name, colour))
         ends.append(line(axes, counts, curves[:, :, 1], f"{name}, at best", colour, style=":"))
         axes.axhline((0.0, 8.0, 2.25)[arm], color=colour, linewidth=0.9, linestyle=DASHED, alpha=0.8)
@@ -93,7 +93,7 @@ def _estimates(axes: Any) -> None:
     name_ends(axes, ends)
 
 
-def _learnt(policy: FdUcb, world: SampleWorld, arm: int, counts: npt.NDArray[Any], *, seed: int) -> list[tuple[float, float]]:
+def _learned(policy: FdUcb, world: SampleWorld, arm: int, counts: npt.NDArray[Any], *, seed: int) -> list[tuple[float, float]]:
     """(estimate, index) of one arm after each of these numbers of samples."""
     rng, state = np.random.default_rng(seed), states.start(policy, arms=1)
     state, curve = states.fold(policy, state, Observation(moments=world.reference)), []

@@ -92,9 +92,9 @@ class Band:
         band = WIDTH * error_of_difference + 0.5 * 10.0**-self.digits
         error = "" if self.error is None else f" ± {self.error:.2g}"
         if self.error is None and len(values) < self.seeds / 2:
-            return Judged(told(values), f"{number(self.mean)} (too few seeds to compare)", None)
+            return Judged(mean_and_error(values), f"{number(self.mean)} (too few seeds to compare)", None)
         ok = abs(float(values.mean()) - self.mean) <= band
-        return Judged(told(values), f"{number(self.mean)}{error} (within {band:.2g})", ok)
+        return Judged(mean_and_error(values), f"{number(self.mean)}{error} (within {band:.2g})", ok)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class AtLeast:
     def judge(self, runs: Sequence[Run], measure: str) -> Judged:
         """Compare."""
         values = _values(runs, measure)
-        return Judged(told(values), f"> {self.limit:g}", float(values.mean()) > self.limit)
+        return Judged(mean_and_error(values), f"> {self.limit:g}", float(values.mean()) > self.limit)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class AtMost:
     def judge(self, runs: Sequence[Run], measure: str) -> Judged:
         """Compare."""
         values = _values(runs, measure)
-        return Judged(told(values), f"< {self.limit:g}", float(values.mean()) < self.limit)
+        return Judged(mean_and_error(values), f"< {self.limit:g}", float(values.mean()) < self.limit)
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,12 @@ def judge(study: Study, runs: Runs) -> list[Check]:
             claims = [claim.expected for claim in study.claims if claim[:2] == (contender, measure)]
             row = Check(study=study.name, contender=contender, measure=measure, ours="not played, slow")
             if played and measure == study.measures[0]:
-                others = [f"{name} {told(_values(played, name))}" for name in study.beside]
+                others = [f"{name} {mean_and_error(_values(played, name))}" for name in study.beside]
                 row = replace(row, beside=", ".join(others))
             if not played:
                 checks += [row] * bool(claims)
             elif measure in played[0].values:
-                row = replace(row, ours=told(_values(played, measure)))
+                row = replace(row, ours=mean_and_error(_values(played, measure)))
                 checks += [_against(claim, played, row) for claim in claims] or [row]
     return checks
 
@@ -242,7 +242,7 @@ def spread(values: npt.NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def told(values: npt.NDArray[np.float64]) -> str:
+def mean_and_error(values: npt.NDArray[np.float64]) -> str:
     """Mean and standard error."""
     if len(values) == 1:
         return number(float(values[0]))

@@ -56,8 +56,9 @@ def replicas(options: Options) -> list[Row]:
     _check_equal(row, record, judged)
     row.seen = (
         f"{len(starts)} kills, {options.clients or CLIENTS} clients, {_repeated(record):,} repeated or contradicting requests "
-        f"({_repeated(record) / max(1, len(record)):.0%}) and {record.counts['cut off']} cut off; acknowledged = logged = learnt "
-        f"once; killed replica ready after {statistics.median(starts or [0]):.1f} s (median); {len(record) / load_s:.0f} events/s"
+        f"({_repeated(record) / max(1, len(record)):.0%}) and {record.counts['cut off']} cut off; acknowledged = logged = "
+        "learned once; "
+        f"killed replica ready after {statistics.median(starts or [0]):.1f} s (median); {len(record) / load_s:.0f} events/s"
     )
     return [row]
 

@@ -47,7 +47,7 @@ def _one(store: str, what: str, folder: Path, url: str, options: Options, spoil:
         judged.digests["after the restart"] = digests(server, {name: len(events) for name, events in judged.logs.items()})
         judged.verdict.check_digests(judged.digests)
         passed_over = server.log.read_text().count("a snapshot cannot be used")
-    seen = f"{spoilt} snapshots {what}, then a start: ready after {again_s:.1f} s, learnt from the log"
+    seen = f"{spoilt} snapshots {what}, then a start: ready after {again_s:.1f} s, learned from the log"
     row = judged_row(
         f"snapshots {what}, {store}", record, judged, seen=seen + (f" ({passed_over} refused)" if passed_over else "")
     )

@@ -66,7 +66,7 @@ class Cases:
 
     def text(self, rig: Rig, connections: int, *, embedder: str, different: int) -> Slice:
         """Single decisions about texts."""
-        with rig.bandit(embedder=embedder, learnt=BATCH) as name:
+        with rig.bandit(embedder=embedder, learned=BATCH) as name:
             prefix = f"{name}-" if different > MANY else ""  # what one slice embedded is in the cache for all that follow
             plan = Plan(kind="texts", path=f"/v1/bandits/{name}/decisions", prefix=prefix, different=different)
             case = f"{embedder}, {'new texts' if different > MANY else f'{different} texts again and again'}"
@@ -79,11 +79,11 @@ class Cases:
 
     def outcome(self, rig: Rig, connections: int) -> Slice:
         """Single outcomes, each of a decision that was made before."""
-        return self._learnt(rig, "outcome", connections)
+        return self._learned(rig, "outcome", connections)
 
     def outcome_batch(self, rig: Rig, connections: int) -> Slice:
         """Batches of outcomes."""
-        return self._learnt(rig, "outcome batch", connections, items=BATCH)
+        return self._learned(rig, "outcome batch", connections, items=BATCH)
 
     # -- one slice ---------------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class Cases:
         plans = [plan] * len(rig.urls)
         return self._measured(rig, case, connections, plans, items=items, accepted=lambda: rig.counts(name)[0])
 
-    def _learnt(self, rig: Rig, case: str, connections: int, *, items: int = 1) -> Slice:
+    def _learned(self, rig: Rig, case: str, connections: int, *, items: int = 1) -> Slice:
         key = (rig.name, case, connections)
         with rig.bandit() as name:
             if key not in self._rates:

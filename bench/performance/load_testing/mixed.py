@@ -152,7 +152,7 @@ async def _round(clients: Clients, kind: str) -> None:
         if fate < LOST + CANCELLED + REPEATED:
             again = await clients.ask("PUT", f"{path}/outcome", body)
             if not again["duplicate"] or again["offset"] != receipt["offset"]:
-                raise Unexpected(f"{kind}: a repeated outcome was learnt twice")
+                raise Unexpected(f"{kind}: a repeated outcome was learned twice")
         decision = receipt["next"]
 
 

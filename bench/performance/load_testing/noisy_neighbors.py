@@ -16,7 +16,7 @@ RATE = 100.0
 
 def beside_an_embedder(rig: Rig, folder: Path, *, embedder: str, seconds: float) -> dict[str, Any]:
     """ms: p50 and p99 of the neighbor alone and beside; new texts per second that were embedded meanwhile."""
-    with rig.bandit() as quiet, rig.bandit(embedder=embedder, learnt=16) as busy:
+    with rig.bandit() as quiet, rig.bandit(embedder=embedder, learned=16) as busy:
         alone = drive(rig.urls[0], quiet, rate=RATE, connections=16, seconds=seconds)
         plan = Plan(kind="texts", path=f"/v1/bandits/{busy}/decisions", prefix="beside-", different=10**9)
         load = wrk.begin(rig.urls[0], plan, folder=folder, connections=8, seconds=seconds + 2)

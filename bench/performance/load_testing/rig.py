@@ -22,7 +22,7 @@ SEED = 7
 BODIES = 256
 """Different prompts that a script sends in turn."""
 BATCH = 256
-LEARNT = 512
+LEARNED = 512
 """Rounds that a bandit has behind it before it is measured."""
 WARM = 100
 """Single rounds after these, so that what the service remembers of its own pace is of single requests."""
@@ -77,8 +77,8 @@ class Rig:
         return answer.body
 
     @contextmanager
-    def bandit(self, *, embedder: str = "vector", learnt: int = LEARNT) -> Iterator[str]:
-        """A fresh PAK-UCB bandit with 2 x 128 features and 10 arms that has learnt from some rounds; deleted at the end."""
+    def bandit(self, *, embedder: str = "vector", learned: int = LEARNED) -> Iterator[str]:
+        """A fresh PAK-UCB bandit with 2 x 128 features and 10 arms that has learned from some rounds; deleted at the end."""
         self._made += 1
         name = f"b{self._made}"
         prompt: dict[str, Any] = {"embedder": embedder, **({"dim": DIM} if embedder == "vector" else {})}
@@ -86,12 +86,12 @@ class Rig:
         policy = {"kind": "pak-ucb", "random_features": FEATURES}
         self.ask("PUT", f"/{name}", {"policy": policy, "arms": arms, "prompt": prompt, "seed": SEED})
         rng = np.random.default_rng(SEED)
-        for first in range(0, learnt, BATCH):
+        for first in range(0, learned, BATCH):
             asked = self._asked(embedder, first)
             made = self.ask("POST", f"/{name}/decisions/batch", {"decisions": asked})["decisions"]
             outcomes = [{"decision": one["id"], "reward": float(rng.random() < 0.5)} for one in made]
             self.ask("POST", f"/{name}/outcomes/batch", {"outcomes": outcomes})
-        self._warm(name, WARM if learnt and embedder == "vector" else 0)
+        self._warm(name, WARM if learned and embedder == "vector" else 0)
         yield name
         self.ask("DELETE", f"/{name}")
 
@@ -104,7 +104,7 @@ class Rig:
     def _asked(self, embedder: str, first: int) -> list[dict[str, Any]]:
         if embedder == "vector":
             return [{"prompt": {"vector": vector}} for vector in prompts(BATCH, seed=SEED + 1 + first)]
-        return [{"prompt": f"Learnt before: {first + i % 16}"} for i in range(BATCH)]
+        return [{"prompt": f"Learned before: {first + i % 16}"} for i in range(BATCH)]
 
     def open_decisions(self, bandit: str, n: int, *, prefix: str) -> None:
         """Decisions PREFIX1 ... PREFIXn, without outcomes."""

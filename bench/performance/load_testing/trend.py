@@ -110,5 +110,5 @@ def verdicts(samples: Sequence[Sample], *, log: str) -> list[Verdict]:
         _bounded(late, "files beside the log", others, "MB", room=1.0),
         _bounded(late, "open files", [float(sample.open_files) for sample in late], "", room=2.0),
         _bounded(late, "threads", [float(sample.threads) for sample in late], "", room=1.0),
-        _bounded(late, "events not learnt", [float(sample.lag + sample.unready) for sample in late], "", room=50.0),
+        _bounded(late, "events not learned", [float(sample.lag + sample.unready) for sample in late], "", room=50.0),
     ]

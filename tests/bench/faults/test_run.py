@@ -80,7 +80,7 @@ def test_what_is_learned_twice_is_seen() -> None:
         (1, None, False),
     ):
         verdict = Verdict()
-        verdict.check_learnt("chance", events, {"arms": [arms[0], {**arms[1], "outcomes": outcomes, "mean_reward": mean}]})
+        verdict.check_learned("chance", events, {"arms": [arms[0], {**arms[1], "outcomes": outcomes, "mean_reward": mean}]})
         assert (verdict.twice == []) == is_fine
 
 
@@ -95,7 +95,7 @@ def test_an_outcome_without_a_reward_is_learned_and_has_no_part_in_the_mean() ->
     mean = OBSERVED["reward"] / 2
     shown = {"arms": [{"name": "a", "outcomes": 0, "mean_reward": None}, {"name": "b", "outcomes": 3, "mean_reward": mean}]}
     verdict = Verdict()
-    verdict.check_learnt("chance", events, shown)
+    verdict.check_learned("chance", events, shown)
     assert verdict.twice == []
 
 

@@ -68,7 +68,7 @@ def test_ports_are_never_handed_out_twice() -> None:
     assert max(ports) < 32_768
 
 
-class Told:
+class FixedStatus:
     """A replica, as far as a client sees it: a port that answers every request with one status, or that refuses connections."""
 
     def __init__(self, status: int) -> None:
@@ -100,7 +100,7 @@ class Told:
 
 
 def test_a_client_that_is_refused_asks_another_replica_with_the_same_id() -> None:
-    full, well = Told(503), Told(201)
+    full, well = FixedStatus(503), FixedStatus(201)
     client = Client(cast(list[Server], [full, well]), Pool(), number=0, seed=3)
     client._ask("decide", ("chance", "d1"))
     while client._unsure:

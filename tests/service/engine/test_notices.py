@@ -63,8 +63,8 @@ async def test_rewards_that_are_small_beside_the_optimism_are_noticed_with_the_f
     first, *others = learner.ledger.arms
     learner.ledger.arms = type(learner.ledger.arms)([msgspec.structs.replace(first, rewards=count), *others])
     notices = notices_of_rewards(learner.policy, learner.ledger)
-    assert bool(notices) == is_noticed_
-    if is_noticed_:
+    assert bool(notices) == is_noticed
+    if is_noticed:
         assert notices[0].startswith(f"The {count} rewards that were learned lie between {rewards[0]:g} and {rewards[1]:g}")
         assert "Post rewards scaled to [0, 1], or create a bandit with prior_mean and a smaller" in notices[0]
 
