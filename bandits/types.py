@@ -117,17 +117,19 @@ class Weights:
     values: (B, K) rows that sum to 1, or to 0 for "stop".
     scores: name -> (B, K) in the policy's own terms (for ridge policies `estimate` and `bonus`); NaN = not scored.
     assumed: per row the arm that the rows after it took for pending, negative = they took none; () = no row matters to another.
+    prepared: outcomes behind the newest `prepare`, where what is derived depends on when that was; else None.
     """
 
     values: Tensor
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     assumed: Sequence[int] = ()
+    prepared: int | None = None
 
     @staticmethod
     def joined(parts: Sequence[Weights]) -> Weights:
         """The rows of several calls in one."""
         scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
-        return Weights(torch.cat([part.values for part in parts]), scores)
+        return Weights(torch.cat([part.values for part in parts]), scores, prepared=parts[0].prepared)
 
     def first(self, rows: int) -> Weights:
         """The first rows of these."""
@@ -178,6 +180,8 @@ class Policy(ABC):
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
     reference_when: ClassVar[str] = ""  # which settings need a reference, where not all do
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
+    weighs_signals: ClassVar[bool] = False  # learns several signals, and weighs them as a context says
+    prepares_rarely: ClassVar[bool] = False  # `prepare` takes a tenth of a second now and then, and nothing in between
     arms_independent: ClassVar[bool] = False  # `update` reads the statistic of the observation's arm alone
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
@@ -192,6 +196,11 @@ class Policy(ABC):
     def contextual(self) -> bool:
         """Whether a decision needs features."""
         return "features" in self.needs
+
+    @property
+    def watches_drift(self) -> bool:
+        """Whether `surprise` is asked for every reward, so that an arm that changed is learned from the start."""
+        return False
 
     @property
     def fingerprint(self) -> str:
