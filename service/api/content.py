@@ -43,6 +43,9 @@ async def prompt_vector(
         return b""
     if prompt is None:
         raise invalid(path, "is missing; send one, as this bandit decides by the prompt")
+    if prompt.vector is not None:  # there is nothing to read or to embed, whatever the embedder is
+        _check_length(prompt.vector, created.dim, path=f"{path}.vector")
+        return events.vector_bytes(prompt.vector)
     return events.vector_bytes((await prompt_rows(services, created, [prompt], paths=[path]))[0])
 
 
@@ -164,15 +167,18 @@ async def _rows(
     for i, content in enumerate(given):
         if isinstance(content, str | bytes):
             to_embed.append(i)
-        elif len(content) != dim:
-            field = PROBABILITIES if embedder == PROBABILITIES else "vector"
-            raise invalid(f"{paths[i]}.{field}", f"has {len(content)} numbers, this bandit takes {dim}")
         else:
+            _check_length(content, dim, path=f"{paths[i]}.{PROBABILITIES if embedder == PROBABILITIES else 'vector'}")
             rows[i] = content
     if to_embed:
         contents = [content for content in given if isinstance(content, str | bytes)]
         rows[to_embed] = await _embed(services, embedder, contents, paths=[paths[i] for i in to_embed], keep=keep)
     return rows
+
+
+def _check_length(vector: Vector, dim: int, *, path: str) -> None:
+    if len(vector) != dim:
+        raise invalid(path, f"has {len(vector)} numbers, this bandit takes {dim}")
 
 
 async def _embed(

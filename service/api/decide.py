@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from uuid_utils.compat import uuid7
 
 from bandits.errors import ReferenceMissing
@@ -48,14 +49,16 @@ async def parse_decision_request(services: Services, learner: Learner, body: Dec
     features = await _features(services, learner, body)
     if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
         await learner.projection.refresh()
+    vector = events.vector_tensor(features) if features else None  # once: the engine scores by the same tensor
     request = DecisionRequest(
         id=body.id or str(uuid7()),
         features=features,
+        vector=vector,
         allowed=_allowed(learner.ledger, body.arms),  # after the embedding, which takes a while: arms come and go
         episode=body.episode or "",
         body=_digest(body),
     )
-    await _check(learner, request)
+    await _check(learner, vector)
     return request
 
 
@@ -100,15 +103,15 @@ def any_active(ledger: Ledger) -> bool:
     return any(arm.active for arm in ledger.arms)
 
 
-async def _check(learner: Learner, request: DecisionRequest) -> None:
-    """Raise what the policy refuses, before anything is logged."""
+async def _check(learner: Learner, vector: Tensor | None) -> None:
+    """Raise what the policy refuses, before anything is logged. vector: (d,) the features, if there are any."""
     try:
         learner.policy.check_ready(learner.versions.committed.state)
     except ReferenceMissing:
         await learner.projection.refresh()
         learner.policy.check_ready(learner.versions.committed.state)
-    if request.features:
-        learner.policy.check_context(Context(allowed=(True,), features=events.vector_tensor(request.features)))
+    if vector is not None:
+        learner.policy.check_context(Context(allowed=(True,), features=vector))
 
 
 def compares_prompts(learner: Learner) -> bool:
