@@ -28,10 +28,9 @@ from rich.console import Console
 
 from bench.comparison import environment
 from bench.comparison.learners import ENTRIES
-from bench.comparison.reference import machine
 from bench.experiments.defaults.tables import BENCHES, Bench
 from bench.pages import markdown, write
-from bench.performance.load_testing.machine import end_on_sigterm
+from bench.performance.load_testing.machine import end_on_sigterm, processor
 from tools.recorded_tables import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +175,9 @@ def versions() -> str:
 def page(results: Results, known: Mapping[str, Known]) -> str:
     """Everything between the markers."""
     rounds = ", ".join(f"{world} {ROUNDS[world]:,}" for world in known)
-    command = f"`python -m bench.comparison.peers --write`, {time.strftime('%Y-%m-%d')}, one thread of {machine()}; {versions()}."
+    command = (
+        f"`python -m bench.comparison.peers --write`, {time.strftime('%Y-%m-%d')}, one thread of {processor()}; {versions()}."
+    )
     cost = (
         f"CPU per decision and per outcome, d = {COST_DIM}, {COST_ARMS} arms, medians of {COUNTED} rounds after {WARM}, least of "
         "three runs; every library is called in a process of its own, from a NumPy vector:"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from bench.comparison import environment
 from bench.comparison.head_to_head import ARMS, Round, dak, frechet, frechet_picks, mixture, pak, weights_alone
 from bench.pages import markdown, write
+from bench.performance.load_testing.machine import processor
 
 KEPT = Path(__file__).resolve().parents[2] / "out" / "reference.json"
 SIZES = (100, 250, 500, 1000, 2000, 5000)
@@ -44,9 +44,9 @@ class Curve:
     name: str
     at: Callable[[int], dict[str, Round]]
     growth: float
-    sizes: tuple[int, ...]
-    quick: tuple[int, ...]
-    agree: tuple[str, ...]
+    sizes: tuple[int, ...] = SIZES
+    quick: tuple[int, ...] = QUICK
+    agree: tuple[str, ...] = ("exact kernel",)
     title: str
 
 
@@ -60,30 +60,12 @@ class Measured:
 
 
 CURVES = (
-    Curve(
-        name="PAK-UCB",
-        at=pak,
-        growth=3.0,
-        sizes=SIZES,
-        quick=QUICK,
-        agree=("exact kernel",),
-        title="PAK-UCB, refitted each round; 3 arms, n samples each, d = 384",
-    ),
-    Curve(
-        name="DAK-UCB",
-        at=dak,
-        growth=3.0,
-        sizes=SIZES,
-        quick=QUICK,
-        agree=("exact kernel",),
-        title="DAK-UCB, refitted each round; 3 arms, n samples each, d = e = 384",
-    ),
+    Curve(name="PAK-UCB", at=pak, growth=3.0, title="PAK-UCB, refitted each round; 3 arms, n samples each, d = 384"),
+    Curve(name="DAK-UCB", at=dak, growth=3.0, title="DAK-UCB, refitted each round; 3 arms, n samples each, d = e = 384"),
     Curve(
         name="Mixture-UCB",
         at=mixture,
         growth=1.0,
-        sizes=SIZES,
-        quick=QUICK,
         agree=("exact kernel, cab",),
         title="Mixture-UCB, weights by a general solver; 3 arms, n samples in all, e = 768",
     ),
@@ -96,23 +78,17 @@ CURVES = (
         agree=("active set from the last weights",),
         title="The weights of Mixture-UCB alone, n arms",
     ),
-    Curve(
-        name="FD-UCB 512",
-        at=frechet(512),
-        growth=0.0,
-        sizes=(100, 1000, 5000),
-        quick=(),
-        agree=(),
-        title="FD-UCB, general matrix root; 3 arms, n samples each, outcomes of 5, e = 512",
-    ),
-    Curve(
-        name="FD-UCB 2048",
-        at=frechet(2048),
-        growth=0.0,
-        sizes=(100, 1000, 5000),
-        quick=(),
-        agree=(),
-        title="FD-UCB, general matrix root; 3 arms, n samples each, outcomes of 5, e = 2,048",
+    *(
+        Curve(
+            name=f"FD-UCB {dim}",
+            at=frechet(dim),
+            growth=0.0,
+            sizes=(100, 1000, 5000),
+            quick=(),
+            agree=(),
+            title=f"FD-UCB, general matrix root; 3 arms, n samples each, outcomes of 5, e = {dim:,}",
+        )
+        for dim in (512, 2048)
     ),
 )
 
@@ -171,17 +147,10 @@ def signature() -> str:
     versions = f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}"
     layer = f", cvxpy {cvxpy.__version__}" if cvxpy is not None else ", no modelling layer"
     return (
-        f"`python -m bench.comparison.reference --write`, {time.strftime('%Y-%m-%d')}: one thread of {machine()}, float64; "
+        f"`python -m bench.comparison.reference --write`, {time.strftime('%Y-%m-%d')}: one thread of {processor()}, float64; "
         f"{versions}{layer}. "
         "CPU time of the thread, medians over the rounds of a cell."
     )
-
-
-def machine() -> str:
-    """The processor as the system calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

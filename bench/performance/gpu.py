@@ -2,7 +2,6 @@
 
     python -m bench.performance.gpu --quick  a minute; on a machine without a GPU: its CPU part, and what was left out
     python -m bench.performance.gpu --write  a few minutes; also into docs/gpu.md, a card and a CPU each in a place of its own
-    python -m bench.performance.gpu --json out/gpu.json     every number
     python -m bench.performance.gpu --device cpu            the CPU part, on a machine with a GPU
 
 Needs the standard library, numpy, torch and `bandits`, nothing else. Bytes and operations are counted by formula (the function
@@ -14,15 +13,14 @@ thread, as the service does.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +32,7 @@ from bench.performance.gpu_parts import pages, problems, rates
 from bench.performance.gpu_parts.ceilings import Ceilings, measured
 from bench.performance.gpu_parts.problems import Agreement
 from bench.performance.gpu_parts.rates import Scoring
+from bench.performance.load_testing.machine import processor
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
 ARMS = 20
@@ -82,29 +81,13 @@ class Report:
         verdict = "met" if found[0].reached >= share else "**missed**"
         return f"Target: B = {batch:,}, {ARMS} arms, p = {size:,} at {share:.0%} of the binding ceiling: {verdict}."
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        found = asdict(self)
-        found["beside"] = [[*sizes, seconds] for sizes, seconds in self.beside.items()]
-        return found
-
 
 def machine(device: torch.device) -> str:
     """What this was measured on."""
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     cuda = f", CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{now}, {devices.describe(device)}; {_processor()}; {versions}{cuda}."
-
-
-def _processor() -> str:
-    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.machine()
-    return f"{len(names) or 1} cores of {name}"
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+    return f"{now}, {devices.describe(device)}; {os.cpu_count()} cores of {processor()}; {versions}{cuda}."
 
 
 def measure(device: torch.device, *, quick: bool) -> Report:
@@ -174,7 +157,6 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few sizes")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every number")
     parser.add_argument("--write", action="store_true", help="bring docs/gpu.md up to date")
     return parser.parse_args(arguments)
 
@@ -188,9 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = measure(device, quick=chosen.quick)
     text = report.markdown()
     print(f"{text}\n\n{time.perf_counter() - begin:.0f} s")
-    if chosen.json:
-        chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        chosen.json.write_text(json.dumps(report.plain(), indent=1))
     if chosen.write:
         place = "measured gpu card" if device.type == "cuda" else "measured gpu processor"
         PAGE.write_text(written(PAGE.read_text(), {place: text}))

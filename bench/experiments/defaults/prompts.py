@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bandits.diversity.history import ExactHistory, SummedHistory
 from bandits.episodes import play_episodes
 from bandits.functional import diversity, joint_diversity, kernels
-from bandits.policies.dak_ucb import DakUcb
 from bandits.registry import build
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
-from bench.pages import markdown
 from tools.simulated_tasks.contextual import SIGMA, Floats, OutputWorld, Picks, collapsed_and_diverse, play, unit
 from tools.simulated_tasks.episodes import EpisodeWorld, cheap_to_expensive, retries
 
@@ -129,45 +126,6 @@ def dak_ucb() -> Sweep:
         serving("experts", experts, seeds=8),
     )
     return Sweep(name="dak-ucb", base=base, changes=changes, places=places)
-
-
-def label_errors(*, seeds: int = 4, delta: float = 0.05) -> str:
-    """Markdown: how far labels by random features are from exact ones, over every outcome of every arm of `repeats`."""
-    rows = []
-    for kind, factor in (("rke", 1.0), ("jkd", 4.0)):
-        for count in (128, 512, 2048, 8192):
-            errors = np.concatenate([_label_errors(seed, kind, count) for seed in range(seeds)])
-            bound = factor * math.sqrt(2.0 * math.log(2.0 / delta) / count)
-            within, rms = np.quantile(errors, 0.95), math.sqrt(float(np.mean(errors**2)))
-            beyond = 100.0 * float(np.mean(errors > bound))
-            numbers = (f"{value:.4f}" for value in (rms, within, errors.max(), bound))
-            rows.append([f"`{kind}`", f"{count:,}", *numbers, f"{beyond:.1f} %"])
-    columns = ["labels", "D", "root mean square error", "95 % are within", "largest error", "bound at delta = .05", "beyond it"]
-    return markdown(columns, rows)
-
-
-def _label_errors(seed: int, kind: Any, count: int) -> Floats:
-    """(N,) |label by D random features - exact label|, each arm serving every prompt."""
-    world, errors = repeats(seed).world, []
-    exact, summed = (
-        DakUcb(dim=4, output_dim=4, seed=seed, output_bandwidth=SIGMA, diversity=kind, label_features=features).history
-        for features in (None, count)
-    )
-    assert isinstance(exact, ExactHistory)
-    assert isinstance(summed, SummedHistory)
-    blank = DakUcb(dim=4, output_dim=4, output_bandwidth=SIGMA, random_features=4, label_features=count, diversity=kind)
-    for arm in range(world.rewards.shape[1]):
-        sums, rows_kept = blank.init(), None
-        for t in range(0, len(world.features), 2):
-            prompt, output, real = (
-                torch.from_numpy(x) for x in (world.features[t], world.outputs[t, arm][None], world.references[t][None])
-            )
-            row = exact.rows(prompt, output, real)
-            truth = exact.label(row, rows_kept) if rows_kept is not None else 0.0
-            labels, sums = summed.update(sums, row, against=(sums,))
-            rows_kept = row if rows_kept is None else torch.cat([rows_kept, row])
-            errors.append(abs(float(labels[0]) - truth))
-    return np.array(errors)
 
 
 # -- promptwise ------------------------------------------------------------------------------------------------------------

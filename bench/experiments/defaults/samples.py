@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bandits import state as states
-from bandits.policies.fd_ucb import FdUcb
 from bandits.registry import build
-from bandits.types import Moments, Observation
+from bandits.types import Moments
 from bench.experiments.defaults.sweeps import Measure, Place, Sweep, Values
-from bench.pages import markdown
 from tools.simulated_tasks import fd_is as worlds_fd_is
 from tools.simulated_tasks.fd_is import Floats, Sampler, SampleWorld, class_world, i1, i2, i3, i8
 from tools.simulated_tasks.mixture import MixtureWorld, i4_kid, i4_rke, i5, i6, i7, play
@@ -163,33 +160,6 @@ def fd_ucb() -> Sweep:
     places = tuple(seeking(name, "fd-ucb", world, seeds=16) for name, world in worlds.items())
     base = {"bonus": "released", "bonus_scale": 1.0, "exploration_floor": 0.0}
     return Sweep(name="fd-ucb", base=base, changes=changes, places=places)
-
-
-def perfect_arm(*, seeds: int = 8) -> str:
-    """Markdown: the estimate of an arm that *is* the reference, over its radius at bonus_scale 1; the largest over n, and that n.
-
-    With a bonus_scale above that ratio its index stays below 0, less than that of any arm that is worse: it cannot be lost.
-    """
-    rows = []
-    shares = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0)
-    for d in (8, 32, 128):
-        for name, spectrum in (("all 1", np.ones(d)), ("1 / i", 1.0 / np.arange(1.0, d + 1.0))):
-            counts = sorted({max(2, round(share * d)) for share in shares})
-            ratios = [float(np.mean([_ratio(spectrum, n, seed) for seed in range(seeds)])) for n in counts]
-            at = int(np.argmax(ratios))
-            rows.append([str(d), name, f"{ratios[at]:.2f}", str(counts[at])])
-    return markdown(["d", "variances", "largest estimate / radius", "at n"], rows)
-
-
-def _ratio(spectrum: Floats, n: int, seed: int) -> float:
-    policy, d = FdUcb(output_dim=len(spectrum), bonus_scale=1.0), len(spectrum)
-    samples = np.sqrt(spectrum) * np.random.default_rng(seed).standard_normal((n, d))
-    mean, covariance = torch.zeros(d, dtype=torch.float64), torch.diag(torch.from_numpy(spectrum))
-    state = states.start(policy, arms=1)
-    state = states.fold(policy, state, Observation(moments=Moments(mean=mean, covariance=covariance, count=1_000_000)))
-    state = states.fold(policy, state, Observation(arm=0, output=torch.from_numpy(samples)))
-    (told,) = policy.report(state)["arms"]
-    return float(told["estimate"] / told["bonus"])
 
 
 def is_ucb() -> Sweep:

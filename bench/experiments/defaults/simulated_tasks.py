@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.experiments.defaults.prompts import dak_ucb, label_errors, promptwise
-from bench.experiments.defaults.samples import fd_ucb, is_ucb, mixture_greedy, mixture_ucb, perfect_arm
+from bench.experiments.defaults.prompts import dak_ucb, promptwise
+from bench.experiments.defaults.samples import fd_ucb, is_ucb, mixture_greedy, mixture_ucb
 from bench.experiments.defaults.sweeps import Results, Sweep, table
 from bench.pages import write
 
@@ -33,11 +33,6 @@ SWEEPS: dict[str, Callable[[], Sweep]] = {
     "fd-ucb": fd_ucb,
     "is-ucb": is_ucb,
 }
-BESIDE: dict[str, dict[str, Callable[[], str]]] = {
-    "dak-ucb": {"dak-ucb labels": label_errors},
-    "fd-ucb": {"fd-ucb perfect arm": perfect_arm},
-}
-"""Tables that need no settings, computed afresh each time."""
 
 
 def fill(sweep: Sweep, results: Results, *, seeds: int, keep: Callable[[], None], progress: Progress) -> None:
@@ -90,8 +85,6 @@ def main() -> None:
             for sweep in sweeps.values():
                 fill(sweep, results, seeds=chosen.seeds, keep=keep, progress=progress)
     tables = {name: table(sweep, results) for name, sweep in sweeps.items()}
-    for name in sweeps:
-        tables |= {title: make() for title, make in BESIDE.get(name, {}).items()}
     if chosen.write:
         write({f"measured {name}": text for name, text in tables.items()})
     else:

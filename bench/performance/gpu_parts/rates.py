@@ -19,28 +19,25 @@ BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What was measured at p = size, beside the least that the machine's ceilings allow. device_s: by events."""
+class Scoring:
+    """One batch of B at p = size, beside the least that the machine's ceilings allow.
+
+    device_s: a launch, by events.  p50_s, p99_s: host to host, one thread asking, waiting included.
+    """
 
     size: int
+    batch: int
     work: Workload
     floor_s: float
     binds: str
     device_s: float
+    p50_s: float
+    p99_s: float
 
     @property
     def reached(self) -> float:
         """Share of the binding ceiling."""
         return self.floor_s / self.device_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring(Measured):
-    """One batch of B. device_s: a launch.  p50_s, p99_s: host to host, one thread asking, waiting included."""
-
-    batch: int
-    p50_s: float
-    p99_s: float
 
 
 def filled(*, arms: int, size: int, device: torch.device, dtype: torch.dtype, batch: int) -> Stack:

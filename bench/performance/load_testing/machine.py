@@ -22,7 +22,7 @@ def described() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cores": len(os.sched_getaffinity(0)),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "load": _load(),
         "versions": versions,
         "commit": _commit(),
@@ -43,7 +43,8 @@ def finished(machine: dict[str, Any]) -> dict[str, Any]:
     return {**machine, "load_at_end": _load()}
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """As the system calls it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 

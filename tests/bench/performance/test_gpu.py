@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -158,15 +157,14 @@ def test_without_a_gpu_it_runs_its_cpu_part_and_says_what_it_left_out(
     monkeypatch.setattr(gpu, "QUICK_SIZES", (16,))
     monkeypatch.setattr(gpu, "QUICK_BATCHES", (1, 4))
     monkeypatch.setattr(problems, "problem", partial(problems.problem, seen=20, queries=8))
-    gpu.main(["--quick", "--write", "--json", str(tmp_path / "out" / "all.json")])
+    gpu.main(["--quick", "--write"])
     text = page.read_text()
     assert "of a card" in text  # what a card once gave stays
     assert "Not measured: everything on a GPU" in text
     assert "Target" not in text
-    found = json.loads((tmp_path / "out" / "all.json").read_text())
-    assert [(row["size"], row["batch"]) for row in found["scores"]] == [(16, 1), (16, 4)]
-    assert list(found["single"]) == ["16"]
-    assert len(found["agreement"]) == 8
+    for row in ("| 16 | 1 |", "| 16 | 4 |", "p = 16: "):
+        assert row in text
+    assert text.count("| cpu | ") == 8
     assert "Not measured" in capsys.readouterr().out
 
 
@@ -196,4 +194,4 @@ def test_a_card_is_measured_with_the_cpu_beside_it(monkeypatch: pytest.MonkeyPat
     for part in ("a card", "60% of the binding ceiling: **missed**", "CPU / device", "of 2 rows", "| p | 2 arms |", "GB/s"):
         assert part in text
     assert "Not measured" not in text
-    assert json.loads(json.dumps(report.plain()))["costs"]["gpu_call"] == 1e-4
+    assert report.costs is rule
