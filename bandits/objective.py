@@ -42,7 +42,7 @@ class Budget:
 
 
 class Terms(NamedTuple):
-    """See `Context.coefficients` and `Context.constants`."""
+    """Objectives as linear terms: see `Context.coefficients` and `Context.constants`."""
 
     coefficients: tuple[tuple[float, ...], ...]
     constants: tuple[float, ...]

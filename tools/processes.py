@@ -40,7 +40,7 @@ class ServerFailed(Exception):
 
 
 class Answer(NamedTuple):
-    """status: HTTP.  body: the JSON document, {} where there is none."""
+    """An answer of the service. status: HTTP.  body: the JSON document, {} where there is none."""
 
     status: int
     body: dict[str, Any]

@@ -64,7 +64,7 @@ def component_of(sums: MomentSums, target: Target) -> Component:
 
     One sample has no covariance; it counts as 0, because then the pooled second moment is right.
     """
-    if sums.thin:
+    if sums.is_thin:
         centered = sums.centered() / max(sums.count - 1, 1) ** 0.5
         narrow = centered @ target.root
         return _component(sums.mean(), float(centered.square().sum()), narrow.T @ narrow, target)

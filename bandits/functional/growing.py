@@ -154,6 +154,8 @@ class GrowingCholesky:
         grown = GrowingCholesky.__new__(GrowingCholesky)
         grown._ridge, grown._length = self._ridge, n + 1
         at, start = n % _BLOCK, n - n % _BLOCK
+        # The newest version writes its row into the blocks that all versions share: no older one reads past its own length.
+        # A second child of one version would overwrite the first's row: it copies the open block and shares the full ones.
         if self._filled[0] == n:
             grown._blocks, grown._filled = self._blocks, self._filled
         else:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """(n, m) of |x_i - y_j|^2, clamped at 0 (the expanded form loses digits for near-duplicates)."""
-    if len(y) == 1 and _plain(x) and _plain(y):
+    if len(y) == 1 and _is_plain(x) and _is_plain(y):
         return torch.from_numpy(_to_one(x.numpy(), y[0].numpy()))[:, None]
-    if len(x) == 1 and _plain(x) and _plain(y):
+    if len(x) == 1 and _is_plain(x) and _is_plain(y):
         return torch.from_numpy(_to_one(y.numpy(), x[0].numpy()))[None]
     return (_squared_lengths(x)[:, None] + _squared_lengths(y)[None, :] - 2.0 * (x @ y.T)).clamp_min(0.0)
 
@@ -43,7 +43,7 @@ def _to_one(rows: NDArray[np.float64], point: NDArray[np.float64]) -> NDArray[np
     return np.maximum(squares, 0.0, out=squares)
 
 
-def _plain(x: Tensor) -> bool:
+def _is_plain(x: Tensor) -> bool:
     return x.dtype == torch.float64 and x.device.type == "cpu" and not x.requires_grad
 
 

@@ -77,7 +77,7 @@ class MomentSums:
         return len(self.shift)
 
     @property
-    def thin(self) -> bool:
+    def is_thin(self) -> bool:
         """Whether every sample is still at hand and the covariance cannot have full rank: the thin forms apply."""
         return self.folded == 0 and self.count - 1 < self.dim
 

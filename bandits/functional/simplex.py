@@ -238,6 +238,8 @@ def quasi_newton(loss: Loss, start: Vector, *, tolerance: float, steps: int, cur
             share *= min(max(-0.5 * share * slope / (best - value - share * slope), 0.1), 0.5)  # the parabola's minimum
         if not best < value:
             break
+        # The unit of a guessed H is arbitrary: the first step sets its scale (secant along the step) before BFGS bends it, else
+        # the quadratic model would be off by orders of magnitude in every direction that no step has taken yet.
         moved, change = trial - weights, slopes - gradient
         if guessed:  # learn the scale from the first step
             guessed, curvature = False, np.eye(len(weights)) * max(float(moved @ change) / float(moved @ moved), 1e-12)

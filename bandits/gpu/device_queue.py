@@ -141,7 +141,7 @@ class _Worker:
         return True
 
     def _launch(self, job: _Job) -> None:
-        if self._refused(job):
+        if self._refuses(job):
             return
         for step in job.steps:
             while len(self._flying) >= SLOTS:  # they land in the order of their slots, so the next slot is free
@@ -172,7 +172,7 @@ class _Worker:
 
     def at_once(self, job: _Job) -> None:
         """The job in the thread of the caller, which holds the queue's lock."""
-        if self._refused(job):
+        if self._refuses(job):
             return
         try:
             for step in job.steps:
@@ -189,7 +189,7 @@ class _Worker:
             except Exception as error:
                 job.answer.set_exception(error)
 
-    def _refused(self, job: _Job) -> bool:
+    def _refuses(self, job: _Job) -> bool:
         if self._broken is not None:
             error = DeviceQueueError(f"an earlier write to {self.device} failed: {self._broken!r}")
             error.__cause__ = self._broken

@@ -56,6 +56,8 @@ class Mixture(MixtureSamples):
         if old is not None and self.is_valid_for(old, state):
             return old
         self.check_ready(state)
+        # What is taken over saves time and decides nothing: pair sums are extended by new samples, solutions and curvatures are
+        # warm starts. Only the sets of arms that decisions asked for lately are solved ahead, as there are 2^K of them.
         loss, sums = self._loss(state, old)
         plan = Plan(self, state.arms, state.reference, loss, tuple(arm.count > 0 for arm in state.arms), sums)
         plan.curvatures.update(old.curvatures if old else {})

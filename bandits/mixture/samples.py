@@ -239,7 +239,7 @@ class MixtureSamples(Policy):
         if output.ndim != 2 or len(output) == 0 or output.shape[1] != self.output_dim:
             shape = "x".join(map(str, output.shape))
             raise InvalidObservation(name, f"must be one or more samples of length {self.output_dim}, got {shape}")
-        if not _bounded(output):
+        if not _is_bounded(output):
             raise InvalidObservation(name, f"must be finite and at most {LARGEST:g} in magnitude")
         cosine = self.kernel == "cosine" and self.objective != "fid"
         if (self.normalize or cosine) and not bool((output.to(torch.float64).abs().amax(dim=1) > 1.0 / LARGEST).all()):
@@ -269,7 +269,7 @@ class MixtureSamples(Policy):
                 raise InvalidObservation("outputs", f"at most {REFERENCE_SAMPLES} reference samples are kept; this makes {total}")
 
 
-def _bounded(values: Tensor) -> bool:
+def _is_bounded(values: Tensor) -> bool:
     """Whether all are finite and not too large; compared in float64, as float32 takes the bound itself for infinity."""
     return bool((values.to(torch.float64).abs() <= LARGEST).all())
 

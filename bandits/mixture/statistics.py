@@ -218,6 +218,8 @@ class PairSums:
             if was is member:
                 continue
             current[i] = member
+            # Row i is brought up to date against `current`: members before i are new in it, those behind still old. Each of
+            # those adds its own change when its turn comes, so that every pair of samples is counted exactly once.
             fresh = _appended(form, was, member)
             for j, other in enumerate(current):
                 if other is None:

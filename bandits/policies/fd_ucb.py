@@ -192,7 +192,7 @@ class FdUcb(Policy):
         if reference.count < 2:
             raise ReferenceMissing(_MISSING)
         target = reference.target()
-        if arm.thin:
+        if arm.is_thin:
             centered = arm.centered()
             spread = moments.spread_of_rows(centered)
             overlap = moments.overlap_of_rows(centered, target.root)

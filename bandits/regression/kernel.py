@@ -139,7 +139,9 @@ class KernelArm:
         old = self.posterior(kernel, ridge)
         pending, index = old.pending, old.pending.index(x) if was_pending else -1
         row = pending.whitened[index] if index >= 0 else old.whiten(x[None], kernel=kernel)[:, 0]
-        if index < 0 and len(pending):  # it comes before the pending points: as if it had been the last of them
+        # The joint factor has the observations first. A new observation therefore moves ahead of the pending points: it is made
+        # one of them, and `condition_on` then takes it out again as known. Factoring again would cost O(n^3).
+        if index < 0 and len(pending):
             pending, index = pending.with_point(x, row, kernel=kernel, ridge=ridge), len(pending)
         factor = old.factor.append_solved(row, _self(kernel, x))
         pivot = factor.last[1]

@@ -30,7 +30,9 @@ FEW_TEXTS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedEmbedder:
-    """identity: "" where the bandit has none.  classes: texts whose cosines with a content become probabilities.
+    """An embedder with its parameters resolved.
+
+    identity: "" where the bandit has none.  classes: texts whose cosines with a content become probabilities.
     kinds: of contents that it embeds; none where the client sends vectors.
     """
 

@@ -62,7 +62,7 @@ def package(*, offline: bool = True) -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """See `base.TextEmbedder` and `base.ImageEmbedder`."""
+    """A CLIP model of texts and images: see `base.TextEmbedder` and `base.ImageEmbedder`."""
 
     name: str
     version: str

@@ -31,7 +31,10 @@ NOTE_BYTES = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """kept: the file without what makes no picture.  width, height: the largest that a decoder could believe."""
+    """The parts of an image file.
+
+    kept: the file without what makes no picture.  width, height: the largest that a decoder could believe.
+    """
 
     format: Format
     width: int

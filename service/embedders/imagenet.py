@@ -30,7 +30,7 @@ PER_PASS = 8  # 224 x 224 activations of more pictures fall out of the cache of 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EfficientNet:
-    """See `base.ImageEmbedder`. dim: 1,280 features or 1,000 probabilities."""
+    """An EfficientNet-Lite trained on ImageNet: see `base.ImageEmbedder`. dim: 1,280 features or 1,000 probabilities."""
 
     name: str
     version: str

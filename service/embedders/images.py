@@ -46,7 +46,7 @@ BLANK = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one image file: its bytes, and width times height."""
+    """The limits of one image file: its bytes, and width times height."""
 
     max_bytes: int = 10_000_000
     max_pixels: int = 16_000_000

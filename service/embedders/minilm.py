@@ -41,7 +41,10 @@ Affine = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """qkv: (3 * 384, 384) query, key and value in one product.  joined: (384, 384).  up: (1536, 384).  down: (384, 1536)."""
+    """The weights of one layer.
+
+    qkv: (3 * 384, 384) query, key and value in one product.  joined: (384, 384).  up: (1536, 384).  down: (384, 1536).
+    """
 
     qkv: Affine
     joined: Affine
@@ -53,7 +56,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MiniLM:
-    """See `base.Embedder`."""
+    """The model all-MiniLM-L6-v2: see `base.Embedder`."""
 
     name: str
     version: str

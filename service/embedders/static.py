@@ -32,7 +32,10 @@ MAX_CHARACTERS = 65_536  # a departure: what follows is not read, so that one gi
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Static:
-    """See `base.Embedder`. A text without tokens (the empty one) is a vector of zeros. normalizes: texts are `normalized`."""
+    """Averages of static word vectors: see `base.Embedder`.
+
+    A text without tokens (the empty one) is a vector of zeros. normalizes: texts are `normalized`.
+    """
 
     name: str
     version: str

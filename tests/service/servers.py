@@ -27,7 +27,7 @@ class Server(processes.Server):
         server = cls(folder, store=store, name=f"server-{number}", settings=settings, before=before)
         server.start()
         try:
-            server._wait_until(lambda: any('"url"' in line for line in server.lines), PATIENCE_S)
+            processes.wait_until(lambda: any('"url"' in line for line in server.lines), "the server listens", PATIENCE_S)
         except processes.ServerFailed:
             server.end()
             raise

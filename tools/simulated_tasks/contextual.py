@@ -43,7 +43,7 @@ def unit(rows: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedWorld(World):
-    """group: (T,) the kind of each prompt, hidden from every policy."""
+    """A world whose prompts come in groups. group: (T,) the kind of each prompt, hidden from every policy."""
 
     group: npt.NDArray[np.int64]
 
@@ -102,7 +102,9 @@ def recorded_answers(*, seed: int = 2025, rounds: int = 2000, recorded: Path = D
 
 @dataclass(frozen=True, kw_only=True)
 class OutputWorld:
-    """features: (T, d) prompts.  outputs: (T, K, e).  rewards: (T, K) fidelity.  references: (T, e) real outputs.
+    """A world with outputs.
+
+    features: (T, d) prompts.  outputs: (T, K, e).  rewards: (T, K) fidelity.  references: (T, e) real outputs.
     uniforms: (T,) the number behind the draw of each round.
     """
 

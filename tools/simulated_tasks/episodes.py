@@ -20,7 +20,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeWorld:
-    """features: (T, d), the last column is a constant 1.  rewards: (T, K, A) of the k-th call of an arm.  prices: (K,)."""
+    """A world of episodes.
+
+    features: (T, d), the last column is a constant 1.  rewards: (T, K, A) of the k-th call of an arm.  prices: (K,).
+    """
 
     features: Floats
     rewards: Floats

@@ -26,7 +26,10 @@ Sampler = Callable[[np.random.Generator, int], Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleWorld:
-    """samplers: one per arm.  regret: per arm, in the score's own unit, 0 for the best.  dim: length e of one sample."""
+    """A world of samples.
+
+    samplers: one per arm.  regret: per arm, in the score's own unit, 0 for the best.  dim: length e of one sample.
+    """
 
     samplers: tuple[Sampler, ...]
     regret: tuple[float, ...]

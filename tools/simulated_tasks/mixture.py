@@ -30,7 +30,9 @@ Sampler = Callable[[np.random.Generator, int], Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureWorld:
-    """samplers: one per arm.  loss: weights (K,) -> the true loss, minimised.  best: (K,) the weights that minimise it.
+    """A world of samples with a best mixture.
+
+    samplers: one per arm.  loss: weights (K,) -> the true loss, minimised.  best: (K,) the weights that minimise it.
 
     hyperparameters: what a policy needs to know here (objective, kernel).
     reference: a sampler, drawn from afresh in every run, or moments.

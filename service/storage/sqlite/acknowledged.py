@@ -45,7 +45,10 @@ def acknowledged_path(store: Path) -> Path:
 
 @dataclass(frozen=True)
 class Slot:
-    """Of one log. log: fingerprint of its id.  end: last acknowledged offset.  flushed: last one that survives loss of power."""
+    """The acknowledged ends of one log.
+
+    log: fingerprint of its id.  end: last acknowledged offset.  flushed: last one that survives loss of power.
+    """
 
     log: int
     end: int

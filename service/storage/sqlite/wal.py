@@ -64,6 +64,8 @@ class _Frames:
         if header != kept:
             whole = any(self._follows(0, seed) for seed in (header, kept))
             return f"{path}, byte 0: the header does not match its checksum, but frames follow it" if whole else ""
+        # Checksums are chained: if the next frame follows from this one's stored checksum, or from the computed one, this frame
+        # was whole when that one was written: no torn tail. Old frames behind the end have other salts and are no evidence.
         sums = header
         for index in range(len(self)):
             start = HEADER + index * self._size

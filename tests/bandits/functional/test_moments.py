@@ -135,7 +135,7 @@ def test_one_sample_has_a_mean_and_no_covariance() -> None:
 
 def test_samples_that_were_summed_cannot_be_centred() -> None:
     sums = learned(normal(BLOCK, 2, seed=0))
-    assert not sums.thin
+    assert not sums.is_thin
     with pytest.raises(ValueError, match="summed"):
         sums.centered()
 
@@ -230,7 +230,7 @@ def test_a_reference_without_any_spread_leaves_mean_and_trace() -> None:
 def test_the_thin_forms_equal_the_full_ones(n: int, d: int, reference_rank: int) -> None:
     sums = learned(normal(n, d, seed=n) @ random_covariance(d, seed=d) + 1.0)
     root = moments.psd_root(random_covariance(d, seed=77, rank=reference_rank))
-    assert sums.thin
+    assert sums.is_thin
     assert root.shape == (d, reference_rank)
     full, thin = moments.spread(sums.covariance()), moments.spread_of_rows(sums.centered())
     assert thin == pytest.approx(full, rel=1e-12)
