@@ -287,7 +287,7 @@ class EmbeddingQueue:
 
     def _finish_warmup(self, lane: _EmbedderLane, done: Done) -> None:
         warming, lane.warmup_waiters = lane.warmup_waiters, []
-        if done.version:
+        if done.version is not None:  # "" is that of an embedder without weights
             for version in warming:
                 if not version.done():
                     version.set_result(done.version)

@@ -36,11 +36,11 @@ Row = Vector | EmbedderError
 class Done:
     """The result of one forward pass.
 
-    version: of the embedder, "" if it could not be loaded.  rows: one per content, or the failure of all of them.
+    version: of the embedder, None if it could not be loaded.  rows: one per content, or the failure of all of them.
     seconds: of reading and embedding, without loading.  cut, unknown: texts since the start, see `base.Tally`.
     """
 
-    version: str = ""
+    version: str | None = None
     rows: Sequence[Row] | EmbedderError
     seconds: float = 0.0
     cut: int = 0
@@ -58,7 +58,7 @@ class Worker:
         """Embed the contents, or only load for none. keeps: one per content; () = the start of each. Never raises, so that every
         waiter hears of a failure. A load that failed is tried again the next time.
         """
-        version = ""
+        version: str | None = None
         try:
             embedder = self._loaded()
             version, started = embedder.version, time.perf_counter()

@@ -367,6 +367,13 @@ async def test_an_embedder_can_be_loaded_ahead(queue_of: Make) -> None:
     assert len(fake.loads) == 1
 
 
+async def test_an_embedder_without_weights_has_an_empty_version_and_is_warmed_all_the_same(queue_of: Make) -> None:
+    queue = queue_of(Fake(version=""))
+    async with asyncio.timeout(10):
+        assert await queue.warm("fake") == ""
+    assert queue.warming() == []
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------------
 
 
