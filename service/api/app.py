@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 
@@ -24,6 +24,7 @@ from service.api.routes import bandits, decisions, embedders, health, metrics, o
 from service.api.routes import log as records
 from service.embedders import registry
 from service.embedders.queue import EmbeddingQueue
+from service.engine.events import utc_now
 from service.engine.repository import BanditRepository
 from service.scorers.scoring import Scoring
 from service.settings import Settings, listed
@@ -83,7 +84,7 @@ def allowed_hosts(settings: Settings, *, has_keys: bool) -> AllowedHosts:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> AsyncIterator[FastAPI]:
+async def running(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> AsyncIterator[FastAPI]:
     """The application with its storage open and its bandits loading; everything is closed at the end.
 
     Raises `InvalidSettings` or a `StorageError` with a message for the operator.

@@ -47,9 +47,9 @@ async def decide(services: Services, learner: Learner, body: DecisionBody, *, br
 async def parse_decision_request(services: Services, learner: Learner, body: DecisionBody) -> DecisionRequest:
     """The validated `DecisionRequest` of a body. With a vector as prompt it returns without waiting, as a rule."""
     features = await _features(services, learner, body)
+    vector = events.vector_tensor(features) if features else None  # once: the engine scores by the same tensor
     if any(learner.ledger.index(choice.name) is None for choice in body.arms or ()):
         await learner.projection.refresh()
-    vector = events.vector_tensor(features) if features else None  # once: the engine scores by the same tensor
     request = DecisionRequest(
         id=body.id or str(uuid7()),
         features=features,

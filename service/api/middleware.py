@@ -124,9 +124,10 @@ class AdmissionMiddleware:
         path = scope["path"]
         if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
             address = scope["client"][0] if scope.get("client") else ""
-            authorization, tenant = (headers.get(name, b"").decode("latin-1") for name in (b"authorization", TENANT))
             scope["nextarm.caller"] = self._authenticator.authenticate(
-                authorization=authorization, address=address, tenant=tenant
+                authorization=headers.get(b"authorization", b"").decode("latin-1"),
+                address=address,
+                tenant=headers.get(TENANT, b"").decode("latin-1"),
             )
 
     async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
