@@ -205,7 +205,7 @@ def test_every_example_that_a_message_shows_for_a_field_is_taken_there(name: str
     [
         ("PUT", "", {**GREEDY, "arms": "b"}, "arms", 'must be a list, e.g. [{"name":"small"},{"name":"large"}]'),
         ("PUT", "", {**GREEDY, "arms": ["a"]}, "arms.0", 'must be a JSON object, e.g. {"name":"small","price":0.0002}'),
-        ("PUT", "", {**GREEDY, "policy": "greedy"}, "policy", 'must be a JSON object, e.g. {"kind":"pak-ucb"}'),
+        ("PUT", "", {**GREEDY, "policy": "greedy"}, "policy", 'must be a JSON object, e.g. {"kind":"auto"}'),
         ("PUT", "", {**GREEDY, "policy": {"kind": "pakucb"}}, "policy.kind", 'did you mean "pak-ucb"?'),
         ("PUT", "", {**GREEDY, "sed": 7}, "sed", 'is not a field here; did you mean "seed"?'),
         ("PUT", "", {**GREEDY, "policy": {"kind": "pak-ucb", "explorations": 1}}, "policy.explorations", '"exploration"?'),
