@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -100,7 +100,7 @@ def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any
     values: dict[str, Any] = {}
     for name, kind in _stored(template):
         if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is not Tensor:
-            values[name] = tuple(_several(f"{prefix}{name}.", getattr(template, name)[0], tensors))
+            values[name] = tuple(_several(f"{prefix}{name}.", getattr(template, name), tensors))
             continue
         if prefix + name not in tensors:
             raise CorruptState(f"{prefix}{name} is missing")
@@ -114,11 +114,11 @@ def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any
     return replace(template, **values)
 
 
-def _several(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Iterator[Any]:
-    """The statistics of a tuple, as many as were packed."""
+def _several(prefix: str, templates: Sequence[Any], tensors: dict[str, Tensor]) -> Iterator[Any]:
+    """The statistics of a tuple, as many as were packed. templates: of the first ones; the last of them is that of all others."""
     index = 0
     while any(name.startswith(f"{prefix}{index}.") for name in tensors):
-        yield _from_tensors(f"{prefix}{index}.", template, tensors)
+        yield _from_tensors(f"{prefix}{index}.", templates[min(index, len(templates) - 1)], tensors)
         index += 1
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bandits import hyperparameters
+from bandits.errors import InvalidHyperparameter
 
 Need = Literal["features", "reward", "output", "reference", "cost"]
 
@@ -331,6 +332,8 @@ class Policy(ABC):
         what was accepted by an earlier version is folded for ever.
         """
         hyperparameters.check_sound(self)
+        if len(self.signals) > 1 and not self.weighs_signals:
+            raise InvalidHyperparameter("signals", f"are not weighed by {self.kind}, which learns the reward or outputs alone")
 
     def check_ready(self, state: State) -> None:
         """Raise `ReferenceMissing` where the policy cannot decide yet."""

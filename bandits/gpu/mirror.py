@@ -169,7 +169,7 @@ def of(policy: Policy, *, device: str, batch: int) -> DeviceMirror | None:
 
     device: cpu, or a GPU that `devices.device` found.  batch: contexts that are scored together as a rule.
     """
-    if device == "cpu" or policy.kind not in KINDS:
+    if device == "cpu" or policy.kind not in KINDS or len(policy.signals) > 1:
         return None
     regression = getattr(policy, "regression", None)
     if not isinstance(regression, Regression) or regression.kernel is not None:

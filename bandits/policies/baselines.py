@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bandits import draw
+from bandits import draw, signals
 from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
@@ -17,21 +17,24 @@ from bandits.types import ArmState, Context, Need, Observation, Policy, State, W
 
 @dataclass(frozen=True, kw_only=True)
 class _Averages(Policy):
-    """Base of the baselines: the statistic is the average reward."""
+    """Base of the baselines: the statistic is the average of each signal."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+    weighs_signals: ClassVar[bool] = True
 
-    def init(self) -> MeanArm:
-        return MeanArm()
+    def init(self) -> ArmState:
+        return signals.init(lambda _: MeanArm(), len(self.signals))
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].update(seen.reward)
+        return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
 
-
-def _means(state: State, *, unseen: float, rows: int) -> Tensor:
-    """(B, K) the average rewards, the same in every row."""
-    means = torch.tensor([arm.mean(unseen=unseen) for arm in state.arms], dtype=torch.float64)
-    return means.expand(rows, -1).clone()
+    def _estimates(self, state: State, contexts: Sequence[Context], *, unseen: float) -> dict[str, Tensor]:
+        """`estimate` (B, K), and the averages of each signal where there are several. unseen: the reward before any outcome."""
+        means = []
+        for k in range(len(self.signals)):
+            mean = [arm.mean(unseen=0.0 if k else unseen) for arm in signals.part(state.arms, k)]
+            means.append(torch.tensor(mean, dtype=torch.float64).expand(len(contexts), -1).clone())
+        return {"estimate": signals.weigh(contexts, means, [])[0]} | signals.tables(self.signals, means)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +76,14 @@ class Greedy(_Averages):
     exploration_floor: float = exploration_floor_field()
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        means = _means(state, unseen=self.prior_mean, rows=len(contexts))
+        scores = self._estimates(state, contexts, unseen=self.prior_mean)
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
         return Weights(
-            draw.apply_burn_in_and_floor(draw.greedy_weights(means, allowed), first, allowed, floor=self.exploration_floor),
-            {"estimate": means},
+            draw.apply_burn_in_and_floor(
+                draw.greedy_weights(scores["estimate"], allowed), first, allowed, floor=self.exploration_floor
+            ),
+            scores,
             first,
         )
 
@@ -95,11 +100,8 @@ class EpsilonGreedy(_Averages):
     prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        means = _means(state, unseen=self.prior_mean, rows=len(contexts))
+        scores = self._estimates(state, contexts, unseen=self.prior_mean)
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        return Weights(
-            draw.apply_burn_in_and_floor(draw.greedy_weights(means, allowed), first, allowed, floor=self.epsilon),
-            {"estimate": means},
-            first,
-        )
+        best = draw.greedy_weights(scores["estimate"], allowed)
+        return Weights(draw.apply_burn_in_and_floor(best, first, allowed, floor=self.epsilon), scores, first)

@@ -29,15 +29,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits import draw
+from bandits import draw, signals
 from bandits.diversity.history import ExactHistory, SummedHistory
 from bandits.diversity.statistics import DiversityArm, ReferencePairs
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
 from bandits.functional.simplex import minimize_quadratic, nearest_psd
 from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field, unit_scale
+from bandits.regression.kernel import KernelArm
 from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, feature_map, stacked
-from bandits.regression.row_widths import in_order
+from bandits.regression.ridge import RidgeArm
+from bandits.regression.row_widths import RowWidths, in_order
 from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
 
 
@@ -47,6 +49,7 @@ class DakUcb(Policy):
 
     kind: ClassVar[str] = "dak-ucb"
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward", "output"})
+    weighs_signals: ClassVar[bool] = True
     reference_when: ClassVar[str] = "diversity jkd: `reference` beside each output, or pairs posted beforehand"
     summary: ClassVar[str] = (
         "Per prompt, the arm with the highest optimistic reward and diversity of outputs; or a mixture of arms."
@@ -222,7 +225,11 @@ class DakUcb(Policy):
 
     # -- protocol ----------------------------------------------------------------------------------------------------------
 
-    def init(self) -> DiversityArm:
+    def init(self) -> ArmState:
+        return signals.init(lambda k: self.regression.init() if k else self._init_diversity(), len(self.signals))
+
+    def _init_diversity(self) -> DiversityArm:
+        """Of the reward and the labels; other signals have a regression alone."""
         served, spread = self.history.init()
         return DiversityArm.init(self.regression, served=served, spread=spread)
 
@@ -230,13 +237,21 @@ class DakUcb(Policy):
         return ReferencePairs.init(self.dim, self.output_dim) if self.diversity == "jkd" else NoReference()
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        arm: DiversityArm = state.arms[seen.arm]
         prompt = as_float64(seen.features, normalize=self.normalize)
         rows = self.history.rows(prompt, seen.output, self._reference(state, seen, prompt))
-        # the label against its own arm; a mixture needs those against all arms (Proposition 1)
-        labels, grown = self.history.update(arm, rows, against=state.arms if self.mixture else (arm,))
-        target = seen.reward - self.prior_mean
-        return grown.update(seen.features, target, labels, using=self.regression, was_pending=seen.was_pending)
+
+        def learn(k: int, arm: ArmState, value: float) -> ArmState:
+            if k:
+                return self.regression.update(arm, seen.features, value, was_pending=seen.was_pending)
+            # the label against its own arm; a mixture needs those against all arms (Proposition 1)
+            labels, grown = self.history.update(arm, rows, against=_diverse(state.arms) if self.mixture else (arm,))
+            target = value - self.prior_mean
+            return grown.update(seen.features, target, labels, using=self.regression, was_pending=seen.was_pending)
+
+        def lack(arm: ArmState) -> ArmState:
+            return self._remove_pending(arm, seen.features) if seen.was_pending else arm
+
+        return signals.update(state.arms[seen.arm], seen, learn, lack=lack)
 
     def _reference(self, state: State, seen: Observation, prompt: Tensor) -> Tensor:
         """(s, e) or (1, e) real outputs for this prompt: posted with the outcome, else of the nearest posted prompt."""
@@ -251,42 +266,69 @@ class DakUcb(Policy):
         return state.reference.append(prompts, seen.output.to(torch.float64), max_samples=self.max_samples)
 
     def prepare(self, state: State) -> State:
-        for arm in state.arms:
+        for arm in _diverse(state.arms):
             arm.solved(self.regression)
+        for k in range(1, len(self.signals)):
+            self.regression.derive(signals.part(state.arms, k))
         return state
 
     def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.add_pending(features, using=self.regression)
+        def add(one: ArmState) -> ArmState:
+            if isinstance(one, DiversityArm):
+                return one.add_pending(features, using=self.regression)
+            return self.regression.add_pending(one, features)
+
+        return signals.change(arm, add)
 
     def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        return arm.remove_pending(features, using=self.regression)
+        return signals.change(arm, lambda one: self._remove_pending(one, features))
+
+    def _remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
+        if isinstance(arm, DiversityArm):
+            return arm.remove_pending(features, using=self.regression)
+        return self.regression.remove_pending(arm, features)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width, expected = self._score(state, self.regression.feature_map(stacked(contexts)))
-        return self._choice([arm.pulls for arm in state.arms], contexts, mean, width, expected)
+        means, widths, expected = self._score(state, self.regression.feature_map(stacked(contexts)))
+        return self._choice([arm.pulls for arm in state.arms], contexts, means, widths, expected)
 
     def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
         z = self.regression.feature_map(stacked(contexts))
-        mean, width, expected = self._score(state, z)
+        means, widths, expected = self._score(state, z)
+
+        def narrowing(signal: int, width: Tensor) -> RowWidths:
+            return RowWidths(
+                width, lambda arm: self.regression.covariances(self._fitted(state.arms[arm : arm + 1], signal)[0], z)
+            )
+
         return in_order(
             contexts,
             pulls=[arm.pulls for arm in state.arms],
-            widths=width,
-            covariances=lambda arm: self.regression.covariances(state.arms[arm].fitted(self.regression), z),
-            rule=lambda pulls, some, rows, narrowed: self._choice(pulls, some, mean[rows], narrowed, expected[rows]),
+            widths=[narrowing(signal, width) for signal, width in enumerate(widths)],
+            rule=lambda pulls, some, rows, narrowed: self._choice(
+                pulls, some, [mean[rows] for mean in means], narrowed, expected[rows]
+            ),
             choose=choose,
         )
 
-    def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, K) means, (B, K) widths and (B, K, 1) expected labels, in a mixture (B, K, K), of lifted prompts z (B, p)."""
-        mean, width = self.regression.score([arm.fitted(self.regression) for arm in state.arms], z)
+    def _fitted(self, arms: Sequence[ArmState], signal: int) -> list[RidgeArm | KernelArm]:
+        """The regression of a signal, per arm."""
+        return signals.part(arms, signal) if signal else [arm.fitted(self.regression) for arm in _diverse(arms)]
+
+    def _score(self, state: State, z: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Per signal (B, K) means and (B, K) widths; and (B, K, 1) expected labels, in a mixture (B, K, K); of lifted prompts z
+        (B, p).
+        """
+        scored = [self.regression.score(self._fitted(state.arms, k), z) for k in range(len(self.signals))]
         columns = len(state.arms) if self.mixture else 1
-        expected = torch.stack([arm.expected(z, using=self.regression, columns=columns) for arm in state.arms], dim=1)
-        return mean + self.prior_mean, width, expected
+        labels = [arm.expected(z, using=self.regression, columns=columns) for arm in _diverse(state.arms)]
+        means = [mean if k else mean + self.prior_mean for k, (mean, _) in enumerate(scored)]
+        return means, [width for _, width in scored], torch.stack(labels, dim=1)
 
     def _choice(
-        self, pulls: Sequence[int], contexts: Sequence[Context], mean: Tensor, width: Tensor, expected: Tensor
+        self, pulls: Sequence[int], contexts: Sequence[Context], means: list[Tensor], widths: list[Tensor], expected: Tensor
     ) -> Weights:
+        mean, width = signals.weigh(contexts, means, widths)
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
@@ -294,7 +336,7 @@ class DakUcb(Policy):
             penalty, extra = expected.diagonal(dim1=1, dim2=2), torch.zeros_like(mean)
             values, objective = self._mix(mean + bonus, expected, allowed, first)
         else:
-            penalty, extra = expected[:, :, 0], self.diversity_exploration * width
+            penalty, extra = expected[:, :, 0], self.diversity_exploration * widths[0]
             objective = mean + bonus + self.diversity_weight * (extra - penalty)
             values = draw.greedy_weights(objective, allowed)
         scores = {
@@ -303,7 +345,7 @@ class DakUcb(Policy):
             "diversity_estimate": penalty,
             "diversity_bonus": extra,
             "objective": objective,
-        }
+        } | signals.tables(self.signals, means)
         return Weights(draw.apply_burn_in_and_floor(values, first, allowed, floor=self.exploration_floor), scores)
 
     def _mix(self, worth: Tensor, cross: Tensor, allowed: Tensor, first: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -334,9 +376,11 @@ class DakUcb(Policy):
         return unit_scale(self.prior_mean)
 
     def arms_without_estimate(self, state: State) -> list[int]:
-        def is_finite(arm: DiversityArm) -> bool:
-            known = self.regression.is_finite(arm.fitted(self.regression))
-            return known and bool(arm.solved(self.regression).isfinite().all())
+        def is_finite(arm: ArmState) -> bool:
+            regressions = [self._fitted([arm], k)[0] for k in range(len(self.signals))]
+            return all(map(self.regression.is_finite, regressions)) and bool(
+                _diverse([arm])[0].solved(self.regression).isfinite().all()
+            )
 
         return [index for index, arm in enumerate(state.arms) if not is_finite(arm)]
 
@@ -350,6 +394,11 @@ class DakUcb(Policy):
             "mixture": self.mixture,
             "label_features": self.label_features,
             "reference_pairs": len(state.reference.prompts) if self.diversity == "jkd" else 0,
-            "pooled": dict(self.history.scores(state.arms)),
-            "arms": [dict(self.history.scores([arm])) for arm in state.arms],
+            "pooled": dict(self.history.scores(_diverse(state.arms))),
+            "arms": [dict(self.history.scores([arm])) for arm in _diverse(state.arms)],
         }
+
+
+def _diverse(arms: Sequence[ArmState]) -> list[DiversityArm]:
+    """The statistics of reward and labels."""
+    return signals.part(arms, 0)

@@ -48,7 +48,7 @@ from bandits.functional.logistic import Fit, Quadratic
 from bandits.hyperparameters import exploration_floor_field, hyper, normalize_field, ridge_field
 from bandits.regression.model import check_direction, check_squared, feature_map, stacked
 from bandits.regression.ridge import RidgeArm
-from bandits.regression.row_widths import in_order
+from bandits.regression.row_widths import RowWidths, in_order
 from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
 
 SMALLEST = 1e-12
@@ -303,9 +303,8 @@ class PromptWise(Policy):
         return in_order(
             contexts,
             pulls=[arm.pulls for arm in state.arms],
-            widths=width,
-            covariances=lambda arm: state.arms[arm].settle(self.ridge).width.covariances(z, ridge=self.ridge),
-            rule=lambda pulls, some, rows, narrowed: self._choice(state, pulls, some, logits[rows], narrowed),
+            widths=[RowWidths(width, lambda arm: state.arms[arm].settle(self.ridge).width.covariances(z, ridge=self.ridge))],
+            rule=lambda pulls, some, rows, narrowed: self._choice(state, pulls, some, logits[rows], narrowed[0]),
             choose=choose,
         )
 

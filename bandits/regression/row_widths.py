@@ -21,8 +21,8 @@ from bandits.draw import STOP
 from bandits.types import Choose, Context, Weights
 
 Floats = NDArray[np.float64]
-Rule = Callable[[Sequence[int], Sequence[Context], slice, Tensor], Weights]
-"""(pulls per arm, contexts of some rows, which rows these are, their widths (b, K)) -> their weights."""
+Rule = Callable[[Sequence[int], Sequence[Context], slice, list[Tensor]], Weights]
+"""(pulls per arm, contexts of some rows, which rows these are, their widths (b, K) per signal) -> their weights."""
 
 
 class RowWidths:
@@ -55,22 +55,17 @@ class RowWidths:
 
 
 def in_order(
-    contexts: Sequence[Context],
-    *,
-    pulls: Sequence[int],
-    widths: Tensor,
-    covariances: Callable[[int], Tensor],
-    rule: Rule,
-    choose: Choose,
+    contexts: Sequence[Context], *, pulls: Sequence[int], widths: Sequence[RowWidths], rule: Rule, choose: Choose
 ) -> Weights:
-    """`Policy.weights_in_order` of a rule that looks at pulls and widths. widths: (B, K) before any row is pending."""
-    counts, narrowed, parts = list(pulls), RowWidths(widths, covariances), []
+    """`Policy.weights_in_order` of a rule that looks at pulls and widths. widths: per signal, before any row is pending."""
+    counts, parts = list(pulls), []
     for row in range(len(contexts)):
         rows = slice(row, row + 1)
-        part = rule(counts, contexts[rows], rows, narrowed.of(row))
+        part = rule(counts, contexts[rows], rows, [one.of(row) for one in widths])
         parts.append(part)
         arm = choose(row, part.values[0].tolist())
         if arm != STOP:
             counts[arm] += 1
-            narrowed.narrow(row, arm)
+            for one in widths:
+                one.narrow(row, arm)
     return Weights.joined(parts)

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bandits import draw
+from bandits import draw, signals
 from bandits.errors import InvalidContext, InvalidHyperparameter
 from bandits.hyperparameters import unit_scale
 from bandits.regression.model import DeviceScorer, Regression, check_direction, stacked
-from bandits.regression.row_widths import in_order
+from bandits.regression.row_widths import RowWidths, in_order
 from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights
 
 
@@ -23,6 +23,7 @@ class RegressionUcb(Policy):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
+    weighs_signals: ClassVar[bool] = True
     arms_independent: ClassVar[bool] = True
 
     normalize: bool
@@ -41,7 +42,7 @@ class RegressionUcb(Policy):
         return unit_scale(self.prior_mean)
 
     def arms_without_estimate(self, state: State) -> list[int]:
-        return [index for index, arm in enumerate(state.arms) if not self.regression.is_finite(arm)]
+        return [index for index, arm in enumerate(state.arms) if not all(map(self.regression.is_finite, signals.parts(arm)))]
 
     def check_new(self) -> None:
         super().check_new()
@@ -59,61 +60,76 @@ class RegressionUcb(Policy):
             self.regression.check(context.features)
 
     def init(self) -> ArmState:
-        return self.regression.init()
+        return signals.init(lambda _: self.regression.init(), len(self.signals))
+
+    def _prior(self, signal: int) -> float:
+        """What an unseen region is believed to be worth; signals other than the reward start at 0."""
+        return self.prior_mean if signal == 0 else 0.0
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        target = seen.reward - self.prior_mean
-        return self.regression.update(state.arms[seen.arm], seen.features, target, was_pending=seen.was_pending)
+        def learn(signal: int, arm: ArmState, value: float) -> ArmState:
+            return self.regression.update(arm, seen.features, value - self._prior(signal), was_pending=seen.was_pending)
+
+        def lack(arm: ArmState) -> ArmState:
+            return self.regression.remove_pending(arm, seen.features) if seen.was_pending else arm
+
+        return signals.update(state.arms[seen.arm], seen, learn, lack=lack)
 
     def update_many(self, state: State, seen: Sequence[Observation]) -> ArmState:
+        if len(self.signals) > 1:
+            return super().update_many(state, seen)
         return self.regression.update_many(
             state.arms[seen[0].arm],
             [one.features for one in seen],
-            [one.reward - self.prior_mean for one in seen],
+            [(one.signals[0] if one.signals else one.reward) - self.prior_mean for one in seen],
             was_pending=[one.was_pending for one in seen],
         )
 
     def prepare(self, state: State) -> State:
-        self.regression.derive(state.arms)
+        self.regression.derive([one for arm in state.arms for one in signals.parts(arm)])
         return state
 
     def add_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        return self.regression.add_pending(arm, features)
+        return signals.change(arm, lambda one: self.regression.add_pending(one, features))
 
     def add_pending_many(self, arm: ArmState, features: Sequence[Tensor]) -> ArmState:
-        return self.regression.add_pending_many(arm, features)
+        return signals.change(arm, lambda one: self.regression.add_pending_many(one, features))
 
     def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
-        return self.regression.remove_pending(arm, features)
+        return signals.change(arm, lambda one: self.regression.remove_pending(one, features))
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        mean, width = self._score(state, self.regression.feature_map(stacked(contexts)))
-        return self._best([arm.pulls for arm in state.arms], contexts, mean, width)
+        means, widths = self._score(state, self.regression.feature_map(stacked(contexts)))
+        return self._best([arm.pulls for arm in state.arms], contexts, means, widths)
 
     def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
         z = self.regression.feature_map(stacked(contexts))
-        mean, width = self._score(state, z)
+        means, widths = self._score(state, z)
+
+        def narrowing(signal: int, width: Tensor) -> RowWidths:
+            return RowWidths(width, lambda arm: self.regression.covariances(signals.parts(state.arms[arm])[signal], z))
+
         return in_order(
             contexts,
             pulls=[arm.pulls for arm in state.arms],
-            widths=width,
-            covariances=lambda arm: self.regression.covariances(state.arms[arm], z),
-            rule=lambda pulls, some, rows, narrowed: self._best(pulls, some, mean[rows], narrowed),
+            widths=[narrowing(signal, width) for signal, width in enumerate(widths)],
+            rule=lambda pulls, some, rows, narrowed: self._best(pulls, some, [mean[rows] for mean in means], narrowed),
             choose=choose,
         )
 
-    def _score(self, state: State, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K) means and (B, K) widths of lifted prompts z (B, p)."""
+    def _score(self, state: State, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Per signal, (B, K) means and (B, K) widths of lifted prompts z (B, p)."""
         # Most bandits have no device, and asking whether None implements a protocol takes 10 us.
         device = state.cache if state.cache is not None and isinstance(state.cache, DeviceScorer) else None
-        mean, width = self.regression.score(state.arms, z, device)
-        return mean + self.prior_mean, width
+        scored = [self.regression.score(signals.part(state.arms, k), z, device) for k in range(len(self.signals))]
+        return [mean + self._prior(k) for k, (mean, _) in enumerate(scored)], [width for _, width in scored]
 
-    def _best(self, pulls: Sequence[int], contexts: Sequence[Context], mean: Tensor, width: Tensor) -> Weights:
+    def _best(self, pulls: Sequence[int], contexts: Sequence[Context], means: list[Tensor], widths: list[Tensor]) -> Weights:
+        mean, width = signals.weigh(contexts, means, widths)
         bonus = self.exploration * width
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
         values = draw.apply_burn_in_and_floor(
             draw.greedy_weights(mean + bonus, allowed), first, allowed, floor=self.exploration_floor
         )
-        return Weights(values, {"estimate": mean, "bonus": bonus})
+        return Weights(values, {"estimate": mean, "bonus": bonus} | signals.tables(self.signals, means))

@@ -6,8 +6,9 @@ and make a difference, so that none is accepted and ignored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,18 @@ class Example:
     differences: Mapping[str, tuple[Settings, Settings]] = field(default_factory=dict)
     forces_new_arms: bool = True
     rows_alone: bool = True
+    signals: tuple[str, ...] = ("reward",)
 
     def policy(self, *, seed: int = 3, **changes: Any) -> Policy:
         """With its settings, some of them changed."""
-        return build(self.kind, {**self.settings, **changes}, dim=self.dim, output_dim=self.output_dim, seed=seed)
+        settings = {**self.settings, **changes}
+        return build(self.kind, settings, dim=self.dim, output_dim=self.output_dim, seed=seed, signals=self.signals)
+
+    def coefficients(self, arms: int) -> tuple[tuple[float, ...], ...]:
+        """(S, K) factors of the signals; () for the reward alone."""
+        if len(self.signals) == 1:
+            return ()
+        return tuple(tuple((1.0, -0.7)[min(k, 1)] + 0.1 * arm * k for arm in range(arms)) for k in range(len(self.signals)))
 
     def features(self, g: Generator) -> torch.Tensor:
         """(d,) float64 that fits float32, near one of three centres; empty for policies that take no prompts."""
@@ -85,13 +94,16 @@ class Example:
         return torch.from_numpy((centre + 0.2 * g.standard_normal(self.dim)).astype(np.float32).astype(np.float64))
 
     def seen(self, g: Generator, arm: int, features: torch.Tensor, *, was_pending: bool = False) -> Observation:
-        """What came of a decision for an arm."""
+        """What came of a decision for an arm. Every third value of the third signal is missing."""
+        reward, cost = self.reward(g, arm), float(0.1 + 0.3 * arm + 0.05 * g.random())
+        values = (reward, 10.0 * cost, *[math.nan if g.random() < 1 / 3 else 3.0 + float(g.random()) for _ in self.signals[2:]])
         return Observation(
             arm=arm,
             features=features,
-            reward=self.reward(g, arm),
-            cost=float(0.1 + 0.3 * arm + 0.05 * g.random()),
+            reward=reward,
+            cost=cost,
             output=torch.from_numpy(self.output(g, arm)),
+            signals=values if len(self.signals) > 1 else (),
             was_pending=was_pending,
         )
 
@@ -110,7 +122,7 @@ def _pairs(**pairs: tuple[Any, ...]) -> dict[str, tuple[Settings, Settings]]:
     return {name: _pair(name, values[0], values[1], **(values[2] if len(values) > 2 else {})) for name, values in pairs.items()}
 
 
-EXACT = {"random_features": None}
+EXACT: dict[str, Any] = {"random_features": None}
 BURN_IN = _pairs(initial_pulls=(1, 4), exploration_floor=(0.0, 0.13))
 
 _PAK = Example(
@@ -162,30 +174,37 @@ _MIXTURE_GREEDY = Example(kind="mixture-greedy", settings=_MIXTURE, output_dim=O
 _PROMPTWISE = Example(kind="promptwise", settings={"cost_weight": 0.3, "max_samples": 8}, dim=DIM, reward=success)
 
 
-def _but(example: Example, differences: dict[str, tuple[Settings, Settings]] | None = None, **settings: Any) -> Example:
+def _but(
+    example: Example,
+    differences: dict[str, tuple[Settings, Settings]] | None = None,
+    signals: tuple[str, ...] = ("reward",),
+    **settings: Any,
+) -> Example:
     """The same kind in another form."""
-    return Example(
-        **{
-            **{name: getattr(example, name) for name in example.__dataclass_fields__},
-            "settings": {**example.settings, **settings},
-            "differences": differences or {},
-        }
-    )
+    return replace(example, settings={**example.settings, **settings}, differences=differences or {}, signals=signals)
+
+
+SEVERAL = ("reward", "cost", "latency")
 
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
     "auto": (
         Example(kind="auto", dim=DIM, differences=_pairs(context=(True, False), exploration_floor=(0.0, 0.13))),
         Example(kind="auto"),
+        Example(kind="auto", dim=DIM, signals=SEVERAL),
     ),
     "random": (Example(kind="random", forces_new_arms=False),),
     "one-arm": (Example(kind="one-arm", forces_new_arms=False, differences=_pairs(arm=(0, 2))),),
-    "greedy": (Example(kind="greedy", differences=BURN_IN | _pairs(prior_mean=(0.2, 0.8, {"initial_pulls": 0}))),),
+    "greedy": (
+        Example(kind="greedy", differences=BURN_IN | _pairs(prior_mean=(0.2, 0.8, {"initial_pulls": 0}))),
+        Example(kind="greedy", signals=SEVERAL),
+    ),
     "epsilon-greedy": (
         Example(
             kind="epsilon-greedy",
             differences=_pairs(initial_pulls=(1, 4), epsilon=(0.1, 0.3), prior_mean=(0.2, 0.8, {"initial_pulls": 0})),
         ),
+        Example(kind="epsilon-greedy", signals=SEVERAL),
     ),
     "thompson": (
         Example(
@@ -209,8 +228,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             differences=BURN_IN
             | _pairs(normalize=(True, False), ridge=(0.3, 1.9), exploration=(0.2, 1.4), prior_mean=(0.2, 0.8)),
         ),
+        Example(kind="lin-ucb", dim=DIM, signals=SEVERAL),
     ),
-    "pak-ucb": (_PAK, _but(_PAK, **EXACT), _but(_PAK, **EXACT, max_samples=4), _but(_PAK, add_linear=True)),
+    "pak-ucb": (
+        _PAK,
+        _but(_PAK, **EXACT),
+        _but(_PAK, **EXACT, max_samples=4),
+        _but(_PAK, add_linear=True),
+        _but(_PAK, signals=SEVERAL),
+        _but(_PAK, signals=SEVERAL, **EXACT),
+    ),
     "dak-ucb": (
         _but(
             _DAK,
@@ -234,6 +261,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
         _but(_DAK, mixture=True),
         _but(_DAK, random_features=None, label_features=None, max_samples=6),
+        _but(_DAK, signals=SEVERAL),
+        _but(_DAK, signals=SEVERAL, mixture=True, random_features=None),
     ),
     "promptwise": (
         _but(

@@ -41,7 +41,13 @@ def test_every_registered_policy_has_an_example() -> None:
 
 def a_context(example: Example, g: Generator, *, arms: int = ARMS, **changes: Any) -> Context:
     """Every arm allowed, nothing pending."""
-    facts = {"allowed": (True,) * arms, "features": example.features(g), "prices": tuple(0.2 + 0.3 * i for i in range(arms))}
+    facts = {
+        "allowed": (True,) * arms,
+        "features": example.features(g),
+        "prices": tuple(0.2 + 0.3 * i for i in range(arms)),
+        "coefficients": example.coefficients(arms),
+        "constants": tuple(0.1 * i for i in range(arms)) if len(example.signals) > 1 else (),
+    }
     return Context(**{**facts, **changes})
 
 
