@@ -73,9 +73,12 @@ class AutoShared:
 
 
 class _Scores(NamedTuple):
-    """What is maximized. mean, deviation: (K,).  signals: (S, K) means.  comparable: whether these tell the arms apart."""
+    """What is maximized. mean, deviation: (K,).  signals: (S, K) means.  comparable: whether these tell the arms apart.
+    prepared: outcomes behind the preparation.
+    """
 
     comparable: bool
+    prepared: int
     mean: Floats
     deviation: Floats
     signals: Floats
@@ -93,6 +96,8 @@ class Auto(Policy):
 
     kind: ClassVar[str] = "auto"
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+    weighs_signals: ClassVar[bool] = True
+    prepares_rarely: ClassVar[bool] = True
     summary: ClassVar[str] = (
         "The default: finds out whether and how the prompt matters, for rewards of any scale; nothing to set."
     )
@@ -104,7 +109,7 @@ class Auto(Policy):
 
     @property
     def contextual(self) -> bool:
-        return self.dim > 0
+        return self.features.dim > 0
 
     @cached_property
     def features(self) -> EvidenceFeatures:
@@ -191,9 +196,7 @@ class Auto(Policy):
 
     def prepare(self, state: State) -> State:
         shared = self._adopted(state)
-        if (
-            shared.posterior is None and not shared.waiting and shared.outcomes >= 2
-        ):  # sums of another build, without its posterior
+        if self._is_lost(state):
             shared = self._scheduled(replace(shared, next_prepare=0), state.arms, state.retired)
         shared, newest = self._prepared(shared, leave=0)
         cache = state.cache if newest is None else Prepared(newest)
@@ -201,7 +204,9 @@ class Auto(Policy):
 
     def has_to_prepare(self, state: State) -> bool:
         shared: AutoShared = state.reference
-        return bool(shared.waiting) or (shared.posterior is None and shared.outcomes >= 2)
+        if not shared.waiting:
+            return self._is_lost(state)
+        return not isinstance(state.cache, Prepared) or state.cache.posterior.count != shared.waiting[-1].due.count
 
     def _prepared(self, shared: AutoShared, *, leave: int) -> tuple[AutoShared, Posterior | None]:
         """With all but the newest `leave` waiting prepares done, in order; and the last of them as it was at its own count."""
@@ -214,6 +219,13 @@ class Auto(Policy):
             for step in steps:
                 posterior = self._step(posterior.with_arms(step.arm + 1), step)
         return replace(shared, posterior=posterior, waiting=tuple(waiting)), newest
+
+    def _is_lost(self, state: State) -> bool:
+        """Whether the sums come without the posterior that was prepared of them: from a snapshot of another build."""
+        shared: AutoShared = state.reference
+        if shared.posterior is not None or shared.waiting or shared.outcomes < 2:
+            return False
+        return self._varies(state.arms, [index not in state.retired for index in range(len(state.arms))])
 
     def _adopted(self, state: State) -> AutoShared:
         """With the posterior that was prepared while this state was folded, if there is one."""
@@ -287,15 +299,14 @@ class Auto(Policy):
         tables = {"estimate": scores.mean, "deviation": scores.deviation}
         if len(self.signals) > 1:
             tables |= {f"signals.{name}": row for name, row in zip(self.signals, scores.signals, strict=True)}
-        return Weights(
-            torch.from_numpy(values[None]), {name: torch.from_numpy(row[None].copy()) for name, row in tables.items()}, [forced]
-        )
+        shown = {name: torch.from_numpy(row[None].copy()) for name, row in tables.items()}
+        return Weights(torch.from_numpy(values[None]), shown, [forced], scores.prepared)
 
     def _score(self, shared: AutoShared, arms: Sequence[EvidenceArm], context: Context, allowed: NDArray[np.bool_]) -> _Scores:
         """What is maximized per arm, as of now: signals are learned apart, and weighed here."""
         if shared.posterior is None:
             unknown = np.full(len(arms), np.nan)
-            return _Scores(False, unknown, unknown, np.full((len(self.signals), len(arms)), np.nan))
+            return _Scores(False, 0, unknown, unknown, np.full((len(self.signals), len(arms)), np.nan))
         coefficients = np.zeros((len(self.signals), len(arms)))
         coefficients[0] = 1.0
         if context.coefficients:
@@ -312,7 +323,7 @@ class Auto(Policy):
             signals[k] = of_signal + (origin[k] if not math.isnan(origin[k]) else 0.0)  # never seen: counts 0
             mean = mean + factor * signals[k]
             variance += factor**2 * spread
-        return _Scores(bool(comparable), mean, np.sqrt(variance), signals)
+        return _Scores(bool(comparable), posterior.count, mean, np.sqrt(variance), signals)
 
     def _lift_bytes(self, x: bytes) -> Floats:
         return self.features.lift(torch.from_numpy(np.frombuffer(x, dtype=np.float64).copy()))

@@ -179,6 +179,7 @@ class DecisionMaker:
             batch = _DecisionBatch([requests[place] for place in places], contexts, self._policy, self._draw_prefix)
             weights = await self._score(state, batch)
             rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
+            batch.prepared = weights.prepared
             if len(contexts) == 1:
                 batch.choose(0, rows[0])
             now = self._clock()
@@ -227,6 +228,9 @@ class DecisionMaker:
             attempt=1 + batch.earlier(place) + (0 if episode is None else episode.made),
             body=request.body,
             present=present,
+            prepared=msgspec.UNSET if batch.prepared is None else batch.prepared,
+            multipliers=self._ledger.multipliers() or msgspec.UNSET,
+            running={spending.budget.signal: spending.running} if (spending := self._ledger.spending) else msgspec.UNSET,
         )
 
 
@@ -241,6 +245,7 @@ class _DecisionBatch:
         self.requests = requests
         self.contexts = contexts
         self.draws: list[draw.Draw] = []
+        self.prepared: int | None = None  # see `bandits.types.Weights`
         self._policy = policy
         self._draw_prefix = draw_prefix
 

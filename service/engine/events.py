@@ -93,8 +93,21 @@ class NewArm(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
+class BudgetSet(msgspec.Struct, frozen=True, kw_only=True):
+    """What one signal may be per decision in the mean."""
+
+    signal: str
+    per_decision: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self.per_decision)
+
+
 class Created(Event, frozen=True, kw_only=True, tag="created"):
     """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one).
+
+    signals: names of those that are learned, in order; unset = the reward alone.
+    objective, budget, prices_per: as in the request; unset where they were not given.
 
     prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
     are older than the distinction.
@@ -119,6 +132,15 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     timeout_s: float
     prompt_takes: Literal["text", "image", "both"] | msgspec.UnsetType = msgspec.UNSET
     output_takes: Literal["text", "image", "both"] | msgspec.UnsetType = msgspec.UNSET
+    signals: list[str] | msgspec.UnsetType = msgspec.UNSET
+    objective: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    budget: BudgetSet | msgspec.UnsetType = msgspec.UNSET
+    prices_per: Literal["call", "outcome"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Names of the signals that are learned."""
+        return ("reward",) if self.signals is msgspec.UNSET else tuple(self.signals)
 
 
 class ArmAdded(Event, frozen=True, kw_only=True, tag="arm_added"):
@@ -164,6 +186,8 @@ class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
 class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     """A decision. weights and scores are per arm index; null = not scored. arm = -1 is a stop, which is closed at once.
     present: the arms that answers show, where others are gone (retired, with nothing open); unset = all.
+    prepared: outcomes behind the newest preparation of the policy; unset where that does not matter.
+    multipliers, running: of the signal that has a budget, the weight that was subtracted and its running mean; unset without.
     """
 
     id: str
@@ -178,6 +202,9 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     attempt: int
     body: str
     present: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prepared: int | msgspec.UnsetType = msgspec.UNSET
+    multipliers: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    running: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_finite(self.propensity, self.price, *self.weights)
@@ -186,6 +213,8 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
 class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     """The outcome of a decision. propensity is null where the client played another arm than the suggested one. source: who gave
     the reward where the bandit has a scorer: its name, or `client`; unset where every reward is posted.
+    signals: others than reward and cost; unset = none.  cost_posted: whether the client gave the cost; unset where only its sum
+    counts.  surprise: standardized, of the reward, where drift is watched; null = nothing was expected.
     """
 
     id: str
@@ -194,12 +223,16 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     cost: float
     propensity: float | None
     source: str | msgspec.UnsetType = msgspec.UNSET
+    signals: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    cost_posted: bool | msgspec.UnsetType = msgspec.UNSET
+    surprise: float | msgspec.UnsetType | None = msgspec.UNSET
     output: Matrix = EMPTY
     reference: Matrix = EMPTY
     body: str
 
     def __post_init__(self) -> None:
-        _check_finite(self.cost, self.reward or 0.0)
+        signals = () if self.signals is msgspec.UNSET else self.signals.values()
+        _check_finite(self.cost, self.reward or 0.0, *signals)
 
 
 class Expired(Event, frozen=True, kw_only=True, tag="expired"):

@@ -8,6 +8,7 @@ Only open decisions are kept; a closed one is found in the log by its key, so th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bandits import drift
 from bandits.errors import InvalidContext
+from bandits.objective import CAP, COST, REWARD, Budget, PricesPer, learned_cost, terms
 from bandits.types import REFERENCE, Context, Moments, Observation, Policy
 from service.engine import events
 from service.engine.events import (
@@ -39,6 +42,8 @@ RECENT = 1000
 """Decisions over which an arm's share is reported."""
 KEPT_EPISODES = 10_000
 """Episodes remembered; beyond it the least recently used one is forgotten."""
+KEPT_ALARMS = 100
+"""Alarms of the drift detector remembered, the newest."""
 KEPT_REFERENCES = 10_000
 """Ids of reference material remembered, the newest. An older one is recognized by its key, as long as the store has it."""
 
@@ -59,6 +64,7 @@ class ArmRecord(msgspec.Struct, frozen=True):
     reward_sum: float = 0.0
     cost_sum: float = 0.0
     rewards: int = 0  # outcomes that carried a reward
+    surprise: tuple[float, float] = (0.0, 0.0)  # sums of the drift detector, upwards and downwards
 
     @property
     def is_gone(self) -> bool:
@@ -100,6 +106,55 @@ class Episode(msgspec.Struct):
     finished: bool = False
 
 
+class Spending(msgspec.Struct):
+    """What a budget is held by: sums since it was set, and by Welford's method the moments of the reward meanwhile."""
+
+    budget: events.BudgetSet
+    count: int = 0
+    total: float = 0.0
+    rewards: int = 0
+    reward_mean: float = 0.0
+    reward_squares: float = 0.0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """One more outcome. values: the signals that it carried."""
+        if self.budget.signal in values:
+            self.count += 1
+            self.total += values[self.budget.signal]
+        if REWARD in values:
+            self.rewards += 1
+            off = values[REWARD] - self.reward_mean
+            self.reward_mean += off / self.rewards
+            self.reward_squares += off * (values[REWARD] - self.reward_mean)
+
+    @property
+    def running(self) -> float | None:
+        """The mean of the signal so far."""
+        return self.total / self.count if self.count else None
+
+    def _held(self) -> Budget:
+        return Budget(self.budget.signal, self.budget.per_decision)
+
+    @property
+    def multiplier(self) -> float:
+        """The weight that is subtracted from the signal's."""
+        variance = self.reward_squares / self.rewards if self.rewards else 0.0
+        return self._held().multiplier(count=self.count, total=self.total, reward_variance=variance)
+
+    @property
+    def is_feasible(self) -> bool:
+        """False where the multiplier is at its cap: no mixture of arms that was tried holds the budget."""
+        return self._held().pressure(count=self.count, total=self.total) < CAP
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    """The detector saw that an arm returns something else than before, and what was known of it was dropped."""
+
+    arm: int
+    offset: int
+    at: datetime
+
+
 class Snapshot(msgspec.Struct):
     """The ledger as bytes; the log's first event is not repeated."""
 
@@ -114,6 +169,8 @@ class Snapshot(msgspec.Struct):
     skipped: int = 0
     lowest_reward: float | None = None
     highest_reward: float | None = None
+    spending: Spending | None = None
+    alarms: list[Alarm] = []
 
 
 class View(NamedTuple):
@@ -122,12 +179,14 @@ class View(NamedTuple):
     active: tuple[bool, ...]
     prices: tuple[float, ...]
     pending: tuple[int, ...]
+    decided: tuple[int, ...]
 
     @staticmethod
     def of(arms: Sequence[ArmRecord], in_flight: Mapping[int, int]) -> View:
         """in_flight: arm index -> decisions that `arms` does not count yet."""
         pending = tuple(arm.pending + in_flight.get(i, 0) for i, arm in enumerate(arms))
-        return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending)
+        decided = tuple(arm.pulls + in_flight.get(i, 0) for i, arm in enumerate(arms))
+        return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending, decided)
 
     def present(self) -> list[int]:
         """The arms that are not gone."""
@@ -162,6 +221,20 @@ class GrowArms:
     """One more arm."""
 
 
+@dataclass(frozen=True)
+class Retire:
+    """These arms are retired, and no others."""
+
+    arms: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Forget what was learned of this arm."""
+
+    arm: int
+
+
 def moments_of(given: events.MomentsGiven) -> Moments:
     """Reference moments as the policies take them."""
     mean = np.frombuffer(given.mean, dtype="<f8").copy()
@@ -169,11 +242,19 @@ def moments_of(given: events.MomentsGiven) -> Moments:
     return Moments(torch.from_numpy(mean), torch.from_numpy(covariance), given.count)
 
 
-Effect = Learn | AddPending | RemovePending | GrowArms
+Effect = Learn | AddPending | RemovePending | GrowArms | Retire | Reset
 
 
 class InconsistentEventError(Exception):
     """An event that cannot follow the ones before it; a log that contains one is damaged."""
+
+
+def _values(event: Observed) -> dict[str, float]:
+    """Signals that an outcome carried, by name."""
+    values = {} if event.signals is msgspec.UNSET else dict(event.signals)
+    if event.reward is not None:
+        values[REWARD] = event.reward
+    return values | {COST: event.cost}
 
 
 class Ledger:
@@ -191,6 +272,9 @@ class Ledger:
         self.references: dict[str, KnownReference] = {}  # by the client's id; kept here, because a store may trim old entries
         self.skipped = 0  # episodes ever that were stopped before any call
         self.reward_range: tuple[float, float] | None = None  # lowest and highest reward learned; None before the first
+        self.objective: dict[str, float] = {REWARD: 1.0} if created.objective is msgspec.UNSET else created.objective
+        self.spending = None if created.budget is msgspec.UNSET else Spending(created.budget)
+        self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -202,6 +286,22 @@ class Ledger:
     def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
         return (now - decision.at).total_seconds() >= self.created.timeout_s
+
+    def retired(self) -> frozenset[int]:
+        """Indices of the arms that are not active."""
+        return frozenset(i for i, arm in enumerate(self.arms) if not arm.active)
+
+    def multipliers(self) -> dict[str, float]:
+        """Of the signal that has a budget, the weight that is subtracted: 0 until every active arm has an outcome."""
+        if self.spending is None:
+            return {}
+        ready = all(arm.outcomes for arm in self.arms if arm.active)
+        return {self.spending.budget.signal: self.spending.multiplier if ready else 0.0}
+
+    @property
+    def prices_per(self) -> PricesPer:
+        """What a price is for."""
+        return "call" if self.created.prices_per is msgspec.UNSET else self.created.prices_per
 
     def overdue(self, now: datetime) -> list[OpenDecision]:
         """Open decisions whose time is over, oldest first (the dictionary is in log order)."""
@@ -236,7 +336,16 @@ class Ledger:
             attempts=attempts,
             prices=prices,
             skipped=self.skipped,
+            decided=view.decided,
+            **self._terms(prices),
         )
+
+    def _terms(self, prices: Sequence[float]) -> dict[str, Any]:
+        """What is maximized, where that is not the reward alone."""
+        if self.spending is None and self.objective == {REWARD: 1.0}:
+            return {}
+        found = terms(self.created.learned, self.objective, self.multipliers(), prices=prices, prices_per=self.prices_per)
+        return {"coefficients": found.coefficients, "constants": found.constants}
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
@@ -269,8 +378,10 @@ class Ledger:
                 return [GrowArms()]
             case ArmChanged():
                 self._update(event.arm, price=event.price, metadata=event.metadata, active=True)
+                return [Retire(self.retired())]
             case ArmRetired():
                 self._update(event.arm, active=False)
+                return [Retire(self.retired())]
             case ReferenceAdded():
                 return self._referenced(offset, event)
             case Created():
@@ -312,6 +423,8 @@ class Ledger:
         if overridden:  # the pull was another arm's
             self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
             self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
+        if event.surprise is not msgspec.UNSET and event.surprise is not None:
+            effects += self._watch(event.arm, event.surprise, event.at)
         learn = self._learn(
             decision,
             event.arm,
@@ -320,8 +433,11 @@ class Ledger:
             output=event.output,
             reference=event.reference,
             was_pending=not overridden,
+            signals=self._signals(event, decision.price if not overridden else self._arm(event.arm).price),
         )
         effects.append(learn)
+        if self.spending is not None:
+            self.spending.add(_values(event))
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
         return effects
 
@@ -346,6 +462,7 @@ class Ledger:
         output: events.Matrix = events.EMPTY,
         reference: events.Matrix = events.EMPTY,
         was_pending: bool,
+        signals: tuple[float, ...] = (),
     ) -> Learn:
         arm = self._arm(index)
         low, high = self.reward_range or (reward, reward)
@@ -359,9 +476,36 @@ class Ledger:
                 cost=cost,
                 output=output.tensor(),
                 reference=reference.tensor(),
+                signals=signals,
                 was_pending=was_pending,
             )
         )
+
+    def _signals(self, event: Observed, price: float) -> tuple[float, ...]:
+        """Values of the learned signals, NaN = missing; empty where the reward alone is learned.
+
+        A cost that is only the price by default is not learned with prices per call: there the expected cost is the price.
+        """
+        learned = self.created.learned
+        if learned == (REWARD,):
+            return ()
+        values = _values(event)
+        if event.cost_posted is not True and (self.prices_per == "call" or price == 0.0):
+            del values[COST]
+        elif COST in values:
+            values[COST] = learned_cost(values[COST], price, self.prices_per)
+        return tuple(values.get(name, math.nan) for name in learned)
+
+    def _watch(self, index: int, surprise: float, at: datetime) -> list[Effect]:
+        """Add a surprise to the detector of an arm; an alarm starts the arm anew. The sum is of logged numbers alone, so every
+        replica and every replay resets at the same offset.
+        """
+        sums, alarm = drift.add(self._arm(index).surprise, surprise)
+        self._update(index, surprise=sums)
+        if not alarm:
+            return []
+        self.alarms = [*self.alarms, Alarm(index, self.offset + 1, at)][-KEPT_ALARMS:]
+        return [Reset(index)]
 
     def _referenced(self, offset: int, event: ReferenceAdded) -> list[Effect]:
         moments = None if event.moments is None else moments_of(event.moments)
@@ -418,6 +562,7 @@ class Ledger:
 
     def pack(self) -> bytes:
         """Everything, as JSON."""
+        lowest, highest = self.reward_range or (None, None)
         return msgspec.json.encode(
             Snapshot(
                 self.arms,
@@ -429,7 +574,10 @@ class Ledger:
                 self.referenced,
                 self.references,
                 self.skipped,
-                *(self.reward_range or ()),
+                lowest,
+                highest,
+                self.spending,
+                self.alarms,
             )
         )
 
@@ -447,5 +595,7 @@ class Ledger:
         ledger.skipped = kept.skipped
         if kept.lowest_reward is not None and kept.highest_reward is not None:
             ledger.reward_range = kept.lowest_reward, kept.highest_reward
+        ledger.spending = kept.spending or ledger.spending
+        ledger.alarms = kept.alarms
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

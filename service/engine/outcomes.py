@@ -7,12 +7,14 @@ cancel, expire ──> LogCommitter.commit(Cancelled, Expired)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
 
+from bandits.objective import COST
+from bandits.types import Observation
 from service.engine import events
 from service.engine.batcher import MicroBatcher
 from service.engine.commit import LogCommitter, Recorded
@@ -31,11 +33,14 @@ from service.storage.base import Durability, Receipt, StorageError
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeReport:
-    """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted."""
+    """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted.
+    signals: others than reward and cost.
+    """
 
     reward: float | None
     source: str = ""
     cost: float | None = None
+    signals: Mapping[str, float] = field(default_factory=dict)
     arm: int | None = None
     output: Matrix = events.EMPTY
     reference: Matrix = events.EMPTY
@@ -110,6 +115,13 @@ class OutcomeRecorder:
         arm = decision.arm if outcome.arm is None else outcome.arm
         overridden = arm != decision.arm
         price = self._ledger.arms[arm].price if overridden else decision.price
+        learns_cost = COST in self._projection.created.learned
+        surprise: float | msgspec.UnsetType | None = msgspec.UNSET
+        policy = self._projection.policy
+        if policy.watches_drift and outcome.reward is not None:
+            features = events.vector_tensor(decision.features)
+            seen = Observation(arm=arm, features=features, reward=outcome.reward)
+            surprise = policy.surprise(self._projection.versions.committed.state, seen)
         return Observed(
             at=now,
             id=decision.id,
@@ -118,6 +130,9 @@ class OutcomeRecorder:
             source=outcome.source or msgspec.UNSET,
             cost=price if outcome.cost is None else outcome.cost,
             propensity=None if overridden else decision.propensity,
+            signals=dict(outcome.signals) or msgspec.UNSET,
+            cost_posted=outcome.cost is not None if learns_cost else msgspec.UNSET,
+            surprise=surprise,
             output=outcome.output,
             reference=outcome.reference,
             body=outcome.body,

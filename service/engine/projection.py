@@ -26,7 +26,7 @@ from service.engine import events, snapshots
 from service.engine.errors import OffsetBeyondEndError, ReplicaBehindError, damage_at
 from service.engine.events import AnyEvent, Created, Decided
 from service.engine.executor import AdaptiveExecutor, TaskGroup
-from service.engine.ledger import AddPending, Effect, GrowArms, Learn, Ledger, RemovePending
+from service.engine.ledger import AddPending, Effect, GrowArms, Learn, Ledger, RemovePending, Reset, Retire
 from service.engine.readiness import Version, Versions
 from service.storage.base import (
     Entry,
@@ -56,7 +56,14 @@ def policy_of(created: Created) -> Policy:
         raise events.NewerEvent(f"the policy {created.policy[:64]!r}")
     if unknown := set(created.hyperparameters) - {item.name for item in declared(POLICIES[created.policy])}:
         raise events.NewerEvent(f"the hyperparameter {min(unknown)[:64]!r} of {created.policy}")
-    policy = build(created.policy, created.hyperparameters, dim=created.dim, output_dim=created.output_dim, seed=created.seed)
+    policy = build(
+        created.policy,
+        created.hyperparameters,
+        dim=created.dim,
+        output_dim=created.output_dim,
+        seed=created.seed,
+        signals=created.learned,
+    )
     if policy.fingerprint != created.fingerprint:
         raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
     return policy
@@ -315,6 +322,10 @@ class Projection:
                 return states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
             case GrowArms():
                 return states.add_arm(policy, state)
+            case Retire(arms):
+                return replace(state, retired=arms)
+            case Reset(arm):
+                return policy.reset_arm(state, arm)
         return state
 
     def _with_open_pending(self, state: State) -> State:

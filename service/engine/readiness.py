@@ -78,7 +78,9 @@ class Versions:
         self._background = background
         self._mirror = mirror
         # only what is derived from outputs takes long now and then: spectra, mixtures
-        self._executor = AdaptiveExecutor(BACKGROUND_POOL, decay=SLOW_DECAY if "output" in policy.needs else DECAY)
+        self._executor = AdaptiveExecutor(
+            BACKGROUND_POOL, decay=SLOW_DECAY if "output" in policy.needs else DECAY, bursty=policy.prepares_rarely
+        )
         self._preparing: asyncio.Task[None] | None = None
         self._in_flight_state: InFlightState | None = None
         self._folded_in_flight: deque[tuple[int, str]] = deque()  # (offset, id) of those in flight that `committed` holds
@@ -163,7 +165,10 @@ class Versions:
     async def wait_until_prepared(self) -> None:
         """Wait until `scoring` has reached what is committed now, however long that takes."""
         offset = self.committed.offset
-        while self.scoring.offset < offset and not self.is_closing:
+        policy = self._policy
+        while not self.is_closing and (
+            self.scoring.offset < offset or (policy.prepares_rarely and policy.has_to_prepare(self.committed.state))
+        ):
             self.check_sound()
             await self._schedule_prepare()
             if self._preparing is not None:
@@ -171,6 +176,11 @@ class Versions:
 
     async def _schedule_prepare(self) -> None:
         """Prepare the newest version: inline where that is quick, else in the background, one at a time."""
+        if self._policy.prepares_rarely:  # what is folded can be scored at once, on what was prepared before
+            self._publish_scoring(self.committed, self.committed.state)
+            if self._preparing is None and self._policy.has_to_prepare(self.committed.state):
+                self._preparing = self._background.spawn(self._prepare_behind())
+            return
         if self._preparing is not None:
             return
         if _is_same_statistics(self.committed.state, self.scoring.state):  # the derived cache is still valid
@@ -179,6 +189,21 @@ class Versions:
             self._preparing = self._background.spawn(self._prepare_in_background())
         else:
             await self.prepare()
+
+    async def _prepare_behind(self) -> None:
+        """Prepare, while newer versions are published, and give what was prepared to the newest one."""
+        policy = self._policy
+        try:
+            while policy.has_to_prepare(self.committed.state) and not self.is_closing:
+                due = self.committed
+                prepared = await self._executor.run(policy.prepare, due.state)
+                newest = self.committed
+                state = prepared if newest is due else replace(newest.state, cache=prepared.cache)
+                self._publish_scoring(newest, state if policy.has_to_prepare(state) else policy.prepare(state))
+        except Exception as error:
+            self.stop(damage_at(self._log, self.committed.offset, error))  # the next request reports it
+        finally:
+            self._preparing = None
 
     async def _prepare_in_background(self) -> None:
         try:

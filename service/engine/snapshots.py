@@ -6,6 +6,7 @@ A snapshot only saves time. One that cannot be used is skipped, and the log is f
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import msgspec
 import torch
@@ -24,13 +25,14 @@ class SnapshotRefused(Exception):
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What a snapshot holds. sums: the packed state."""
+    """What a snapshot holds. sums: the packed state.  derived: what the policy keeps beside it (`Policy.pack_derived`)."""
 
     version: int
     offset: int
     build: str
     ledger: bytes
     sums: bytes
+    derived: bytes = b""
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -42,12 +44,15 @@ class Sealed(msgspec.Struct, frozen=True):
 
 def pack(policy: Policy, state: State, ledger: bytes, offset: int) -> bytes:
     """The snapshot of a state and of its packed ledger, both as of `offset`."""
-    content = msgspec.msgpack.encode(Content(events.VERSION, offset, BUILD, ledger, states.pack(policy, state)))
+    sums, derived = states.pack(policy, state), policy.pack_derived(state)
+    content = msgspec.msgpack.encode(Content(events.VERSION, offset, BUILD, ledger, sums, derived))
     return msgspec.msgpack.encode(Sealed(content, hashlib.sha256(content).digest()))
 
 
 def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = False) -> tuple[Ledger, State]:
-    """The ledger and the state, nothing derived yet; raises whatever is wrong with the bytes."""
+    """The ledger and the state, nothing derived yet but what the snapshot keeps for this build; raises whatever is wrong with the
+    bytes.
+    """
     sealed = msgspec.msgpack.decode(blob, type=Sealed)
     if hashlib.sha256(sealed.content).digest() != sealed.sha256:
         raise SnapshotRefused("the checksum does not match")
@@ -57,6 +62,9 @@ def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = F
         raise SnapshotRefused(f"version {kept.version} of {kept.build}, this is {events.VERSION} of {BUILD}")
     ledger = Ledger.unpack(created, kept.ledger)
     state = states.unpack(policy, kept.sums)
+    if kept.build == BUILD:
+        state = policy.unpack_derived(state, kept.derived)
+    state = replace(state, retired=ledger.retired())
     if (kept.offset, len(state.arms)) != (ledger.offset, len(ledger.arms)):
         raise SnapshotRefused("its parts are not of one moment")
     return ledger, state
