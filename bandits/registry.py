@@ -39,6 +39,9 @@ POLICIES: dict[str, type[Policy]] = {
     )
 }
 
+DEFAULT_POLICY = Auto.kind
+"""Of a bandit whose creator names none."""
+
 
 def build(
     kind: str,

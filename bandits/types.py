@@ -181,6 +181,7 @@ class Policy(ABC):
     reference_frozen: ClassVar[bool] = False  # no reference material after the first decision
     reference_when: ClassVar[str] = ""  # which settings need a reference, where not all do
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
+    uses_prompt: ClassVar[bool] = False  # takes features where there are any, although it does not need them
     weighs_signals: ClassVar[bool] = False  # learns several signals, and weighs them as a context says
     prepares_rarely: ClassVar[bool] = False  # `prepare` takes a tenth of a second now and then, and nothing in between
     arms_independent: ClassVar[bool] = False  # `update` reads the statistic of the observation's arm alone

@@ -96,6 +96,7 @@ class Auto(Policy):
 
     kind: ClassVar[str] = "auto"
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+    uses_prompt: ClassVar[bool] = True
     weighs_signals: ClassVar[bool] = True
     prepares_rarely: ClassVar[bool] = True
     summary: ClassVar[str] = (
@@ -296,8 +297,8 @@ class Auto(Policy):
         return self._row(values, draw.STOP, scores)
 
     def _row(self, values: Floats, forced: int, scores: _Scores) -> Weights:
-        tables = {"estimate": scores.mean, "deviation": scores.deviation}
-        if len(self.signals) > 1:
+        tables = {"estimate": scores.mean, "deviation": scores.deviation} if scores.prepared else {}
+        if len(self.signals) > 1 and tables:
             tables |= {f"signals.{name}": row for name, row in zip(self.signals, scores.signals, strict=True)}
         shown = {name: torch.from_numpy(row[None].copy()) for name, row in tables.items()}
         return Weights(torch.from_numpy(values[None]), shown, [forced], scores.prepared)

@@ -18,15 +18,16 @@ from torch import Tensor
 from bandits import state as states
 from bandits.errors import BanditError, InvalidHyperparameter
 from bandits.hyperparameters import declared
+from bandits.objective import REWARD
 from bandits.registry import POLICIES, build
 from bandits.types import Context, Observation, Policy, empty
 from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
 from service.api.problems import invalid, invalid_fields
-from service.api.requests import BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
+from service.api.requests import MAX_SIGNALS, YOUNGER_PARTS, BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
 from service.api.validation import wrong_fields
 from service.embedders import checkpoints
 from service.embedders.base import Kind, Sources
-from service.engine.events import Created, NewArm
+from service.engine.events import BudgetSet, Created, NewArm
 from service.scorers import registry as scorers
 from service.scorers import scoring
 from service.scorers.base import CLIENT, InvalidParameter, ScorerError, ScorerSpec, UnknownScorer
@@ -59,8 +60,9 @@ def created_event(
     output = resolve(body.output, sources, path="output", gives=gives)
     hyperparameters = {item.name: getattr(body.policy, item.name) for item in declared(POLICIES[kind])}
     seed = secrets.randbits(32) if body.seed is None else body.seed
+    signals = _learned_signals(body)
     try:
-        policy = build(kind, hyperparameters, dim=prompt.dim, output_dim=output.dim, seed=seed)
+        policy = build(kind, hyperparameters, dim=prompt.dim, output_dim=output.dim, seed=seed, signals=tuple(signals))
     except InvalidHyperparameter as error:
         raise invalid(f"policy.{error.field}", error.message) from error
     if policy.contextual and not prompt.identity:
@@ -110,7 +112,25 @@ def created_event(
             path="output",
             scorer=None if body.reward.source == CLIENT else scorers.spec(body.reward.source),
         ),
+        signals=UNSET if signals == [REWARD] else signals,
+        objective=body.objective or UNSET,
+        budget=BudgetSet(**body.budget.model_dump()) if body.budget else UNSET,
+        prices_per=body.prices_per or UNSET,
     )
+
+
+def _learned_signals(body: BanditBody) -> list[str]:
+    """See `BanditBody.learned_signals`; 422 where the policy weighs none."""
+    if not POLICIES[body.policy.kind].weighs_signals:
+        for name in YOUNGER_PARTS:
+            if getattr(body, name) is not None:
+                weighing = ", ".join(kind for kind, policy in POLICIES.items() if policy.weighs_signals)
+                raise invalid(name, f"is for policies that weigh signals ({weighing}), not for {body.policy.kind}; leave it out")
+        return [REWARD]
+    learned = body.learned_signals()
+    if len(learned) > MAX_SIGNALS + 2:
+        raise invalid("signals", f"at most {MAX_SIGNALS} are learned beside reward and cost; name fewer")
+    return learned
 
 
 def _check_arm_names(body: BanditBody) -> None:

@@ -96,6 +96,7 @@ async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, f
         reward=reward,
         source="" if created.reward_source == CLIENT else created.reward_source if scored else CLIENT,
         cost=body.cost,
+        signals=body.signals or {},
         arm=index,
         output=output,
         reference=reference,

@@ -36,7 +36,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from bandits.hyperparameters import Declared, declared
-from bandits.registry import POLICIES
+from bandits.objective import COST, REWARD
+from bandits.registry import DEFAULT_POLICY, POLICIES
 from service.embedders.encoding import decode_base64
 from service.scorers import registry as scorers
 
@@ -49,6 +50,10 @@ MAX_ARMS = 1_000
 MAX_ARMS_EVER = 10_000
 """In a bandit's life: a decision in the log weighs every index, gone ones too."""
 MAX_SAMPLES = 256
+MAX_SIGNALS = 8
+"""Learned by a bandit beside `reward` and `cost`."""
+MAX_POSTED_SIGNALS = 32
+"""With one outcome: those that are not learned are stored."""
 MAX_BATCH = 1_024
 MAX_METADATA_BYTES = 4_096
 MAX_AMOUNT = 1e12
@@ -65,7 +70,9 @@ YOUNGER = {
     "prompt": ("takes", "reads", "keep"),
     "output": ("takes",),
 }
-"""Optional fields of a bandit's body that came after the first release; null where they are not given."""
+"""Optional fields of parts of a bandit's body that came after the first release; null where they are not given."""
+YOUNGER_PARTS = ("objective", "budget", "prices_per", "signals")
+"""The same, of the body itself."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
 
@@ -303,6 +310,9 @@ ClassPrompt = Annotated[str, StringConstraints(pattern=r"\S", max_length=300)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 Price = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT, description="Per call, in USD or any one unit.", examples=[0.0002])]
 Reward = Annotated[FiniteFloat, Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
+Cost = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT)]
+SignalName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Objective = Annotated[dict[SignalName, Reward], Field(min_length=1, max_length=MAX_SIGNALS)]
 
 
 class ArmBody(Body):
@@ -493,6 +503,17 @@ else:
     AnyPolicy = Annotated[functools.reduce(operator.or_, POLICY_MODELS.values()), Field(discriminator="kind")]
 
 
+class BudgetBody(Body):
+    """What one signal may be per decision in the mean, over the life of the bandit."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"signal": "cost", "per_decision": 0.002}]})
+
+    signal: SignalName = Field(description="`cost`, or one of your own signals.", examples=["cost"])
+    per_decision: Annotated[FiniteFloat, Field(gt=0, le=MAX_AMOUNT)] = Field(
+        description="The mean that is held, in the unit of the signal.", examples=[0.002]
+    )
+
+
 class BanditBody(Body):
     """The configuration of a bandit."""
 
@@ -500,17 +521,24 @@ class BanditBody(Body):
         json_schema_extra={
             "examples": [
                 {
+                    "arms": [{"name": "small", "price": 0.0002}, {"name": "large", "price": 0.01}],
+                    "prompt": {"embedder": "vector", "dim": 3},
+                },
+                {
                     "policy": {"kind": "pak-ucb", "random_features": 128, "exploration": 1.0},
                     "arms": [{"name": "small", "price": 0.0002}, {"name": "large", "price": 0.01}],
                     "prompt": {"embedder": "vector", "dim": 3},
+                    "objective": {"reward": 1.0, "cost": -5.0},
                     "seed": 7,
-                }
+                },
             ]
         }
     )
 
     policy: AnyPolicy = Field(
-        description="`kind` and its hyperparameters; `GET /v1/policies` describes them.", examples=[{"kind": "pak-ucb"}]
+        default_factory=lambda: POLICY_MODELS[DEFAULT_POLICY].model_validate({"kind": DEFAULT_POLICY}),
+        description="`kind` and its hyperparameters, `auto` where none is given; `GET /v1/policies` describes them.",
+        examples=[{"kind": "auto"}],
     )
     arms: list[ArmSpec] = Field(
         max_length=MAX_ARMS,
@@ -522,6 +550,26 @@ class BanditBody(Body):
     )
     output: EmbedderSpec | None = Field(None, description="How outputs are embedded; only for policies that learn from outputs.")
     reward: RewardSpec = Field(default_factory=RewardSpec, description="Where rewards come from.")
+    objective: Objective | None = Field(
+        None,
+        description="Weight of each signal in what decisions maximize, applied at the moment of the decision; "
+        'null = `{"reward": 1}`. For policies that learn a reward.',
+        examples=[{"reward": 1.0, "cost": -5.0, "latency_s": -0.02}],
+    )
+    budget: BudgetBody | None = Field(
+        None, description="Holds the running mean of one signal: its weight becomes a multiplier that is paced from the log."
+    )
+    prices_per: Literal["call", "outcome"] | None = Field(
+        None,
+        description="`call` (null is the same): the expected cost of an arm is its present price, where it has one. `outcome`: "
+        "its present price times the learned ratio of posted costs to prices.",
+        examples=["call"],
+    )
+    signals: Annotated[list[SignalName], Field(max_length=MAX_SIGNALS)] | None = Field(
+        None,
+        description="Further signals to learn, so that an objective can weigh them later. Others are stored and not learned.",
+        examples=[["latency_s"]],
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Of random frequencies and draws; omitted: the server picks one.")
 
     @field_validator("arms")
@@ -540,7 +588,18 @@ class BanditBody(Body):
             for name in fields:
                 if isinstance(request[part], dict) and request[part][name] is None:
                     del request[part][name]
+        for name in YOUNGER_PARTS:
+            if request[name] is None:
+                del request[name]
         return request
+
+    def learned_signals(self) -> list[str]:
+        """Names of the signals that are learned, in order: the reward, the cost where it may be weighed, and those named. `auto`
+        learns costs in any case: they are next to nothing beside its reward, and an objective may weigh them later.
+        """
+        named = [*(self.objective or ()), *(() if self.budget is None else (self.budget.signal,)), *(self.signals or ())]
+        cost = [COST] if COST in named or self.policy.kind == DEFAULT_POLICY else []
+        return list(dict.fromkeys([REWARD, *cost, *named]))
 
 
 def completed(request: dict[str, Any]) -> dict[str, Any]:
@@ -637,8 +696,12 @@ class OutcomeBody(Body):
     reward: Reward | None = Field(
         None, description="How good the answer was; higher is better. Left out where the bandit has a scorer."
     )
-    cost: Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT)] | None = Field(
-        None, description="What the call really cost; null = the arm's price."
+    cost: Cost | None = Field(None, description="What the call really cost; null = the arm's price.")
+    signals: Annotated[dict[SignalName, Reward], Field(max_length=MAX_POSTED_SIGNALS)] | None = Field(
+        None,
+        description="Further numbers by name, such as a latency; `reward` and `cost` may stand here instead. Learned are those "
+        "that the bandit names; others are stored.",
+        examples=[{"latency_s": 1.7}],
     )
     output: Outputs | None = Field(None, description="What the model returned: one output or up to 256 samples.")
     reference: Content | None = Field(
@@ -650,7 +713,22 @@ class OutcomeBody(Body):
     def canonical(self) -> list[Any]:
         """What tells two outcomes apart; `next` asks for more and is not part of it."""
         outputs = None if self.output is None else [output.canonical() for output in self.output]
-        return [self.reward, self.cost, outputs, None if self.reference is None else self.reference.canonical(), self.arm]
+        reference = None if self.reference is None else self.reference.canonical()
+        signals = [self.signals] if self.signals else []  # younger than the others: it changes no digest where it is not given
+        return [self.reward, self.cost, outputs, reference, self.arm, *signals]
+
+    @model_validator(mode="after")
+    def _take_signals(self) -> Self:
+        """`reward` and `cost` become what they are, wherever they stand."""
+        for name in (REWARD, COST) if self.signals else ():
+            if name not in (self.signals or {}):
+                continue
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is given twice, beside and in signals; give it once")
+            setattr(self, name, (self.signals or {}).pop(name))
+        if self.cost is not None and self.cost < 0.0:
+            raise ValueError("signals.cost is less than 0; a cost is at least 0")
+        return self
 
 
 class OutcomeItem(OutcomeBody):

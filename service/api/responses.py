@@ -19,6 +19,7 @@ from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
 from service.engine.commit import Recorded
 from service.engine.events import Cancelled, Created, Decided, Expired, Observed
 from service.engine.learner import Learner
+from service.engine.ledger import Ledger
 
 
 class Answer(BaseModel):
@@ -65,9 +66,20 @@ class DecisionAnswer(Answer):
         "the one that was chosen and the 16 best; `GET .../decisions/{id}` and a `dry_run` show all.",
         examples=[{"small": 1.0, "large": 0.0}],
     )
-    scores: dict[str, dict[str, float | None]] = Field(
-        description="Why: the policy's own terms per arm that could be chosen, of the arms of `weights`.",
+    scores: dict[str, dict[str, float | dict[str, float | None] | None]] = Field(
+        description="Why: the policy's own terms per arm that could be chosen, of the arms of `weights`; with several signals "
+        "also `signals`, the estimate of each.",
         examples=[{"small": {"estimate": 0.61, "bonus": 0.2}}],
+    )
+    multipliers: dict[str, float] = Field(
+        default_factory=dict,
+        description="Of the signal that has a budget: what was subtracted from its weight. Left out without a budget.",
+        examples=[{"cost": 7.3}],
+    )
+    running: dict[str, float | None] = Field(
+        default_factory=dict,
+        description="Of the same signal, its mean per decision so far; left out without a budget.",
+        examples=[{"cost": 0.0019}],
     )
     offset: int = Field(description="The decision's place in the log.", examples=[2])
 
@@ -196,6 +208,16 @@ class RewardAnswer(_ScorerParameters):
     timeout_s: float = Field(description="Seconds after which an open decision expires.", examples=[86400.0])
 
 
+class BudgetAnswer(Answer):
+    """A budget and how it is held."""
+
+    signal: str = Field(description="What is held.", examples=["cost"])
+    per_decision: float = Field(description="The mean that is allowed.", examples=[0.002])
+    running: float | None = Field(description="The mean since the budget was set; null before the first.", examples=[0.0019])
+    multiplier: float = Field(description="What is subtracted from the weight of the signal now.", examples=[7.3])
+    feasible: bool = Field(description="False: the multiplier is at its cap, and the mean is above the budget all the same.")
+
+
 class BanditAnswer(Answer):
     """Configuration and what was learned."""
 
@@ -206,6 +228,13 @@ class BanditAnswer(Answer):
     prompt: EmbedderAnswer | None = Field(description="Null: the bandit takes no prompts.")
     output: EmbedderAnswer | None = Field(description="Null: the bandit takes no outputs.")
     reward: RewardAnswer = Field(description="Where rewards come from.")
+    objective: dict[str, float] | None = Field(
+        description="Weight of each signal in what decisions maximize; null where the policy learns no reward.",
+        examples=[{"reward": 1.0}],
+    )
+    signals: list[str] = Field(description="What is learned of outcomes.", examples=[["reward", "cost"]])
+    prices_per: Literal["call", "outcome"] = Field(description="What prices are for.")
+    budget: BudgetAnswer | None = Field(description="Null: none is held.")
     seed: int = Field(description="Of random frequencies and draws.")
     offset: int = Field(description="What is learned up to here.")
     decisions: int = Field(description="Decisions ever.")
@@ -365,9 +394,26 @@ def decision_json(
         "stop": stop,
         "propensity": decided.propensity,
         "weights": {names[i]: decided.weights[i] for i in shown},
-        "scores": {names[i]: {score: values[i] for score, values in decided.scores.items()} for i in shown if i in allowed},
+        "scores": {names[i]: _scores_json(decided, i) for i in shown if i in allowed},
+        **({} if decided.multipliers is msgspec.UNSET else {"multipliers": decided.multipliers}),
+        **({} if decided.running is msgspec.UNSET else {"running": decided.running}),
         "offset": offset,
     }
+
+
+_SIGNAL = "signals."
+"""What the names of scores begin with that are estimates of one signal."""
+
+
+def _scores_json(decided: Decided, arm: int) -> dict[str, Any]:
+    """The scores of one arm, those of signals in an object of their own."""
+    found: dict[str, Any] = {}
+    for name, values in decided.scores.items():
+        if name.startswith(_SIGNAL):
+            found.setdefault("signals", {})[name.removeprefix(_SIGNAL)] = values[arm]
+        else:
+            found[name] = values[arm]
+    return found
 
 
 def _best_arms(decided: Decided) -> list[int]:
@@ -440,6 +486,20 @@ def _embedder_json(created: Created, part: Literal["prompt", "output"]) -> dict[
     return {"embedder": embedder, "dim": dim, "version": version, **younger} if embedder else None
 
 
+def _budget_json(ledger: Ledger) -> dict[str, Any] | None:
+    """The budget and how it is held."""
+    spending = ledger.spending
+    if spending is None:
+        return None
+    return {
+        "signal": spending.budget.signal,
+        "per_decision": spending.budget.per_decision,
+        "running": spending.running,
+        "multiplier": ledger.multipliers()[spending.budget.signal],
+        "feasible": spending.is_feasible,
+    }
+
+
 async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str, Any]:
     """A bandit with its configuration, arms and report. of_embedders: notices about its embedders."""
     created = learner.created
@@ -459,6 +519,10 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
         "prompt": _embedder_json(created, "prompt"),
         "output": _embedder_json(created, "output"),
         "reward": {**scorer, "source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
+        "objective": learner.ledger.objective if "reward" in learner.policy.needs else None,
+        "signals": [*created.learned] if "reward" in learner.policy.needs else [],
+        "prices_per": learner.ledger.prices_per,
+        "budget": _budget_json(learner.ledger),
         "seed": created.seed,
         "offset": learner.versions.committed.offset,
         "decisions": learner.ledger.decided,

@@ -62,7 +62,7 @@ def _policy_json(kind: str) -> dict[str, Any]:
         "summary": policy.summary,
         "needs": sorted(needs),
         "reference_when": policy.reference_when,
-        "contextual": "features" in needs,
+        "contextual": "features" in needs or policy.uses_prompt,
         "episodic": policy.episodic,
         "hyperparameters": [item.name for item in declared(policy)],
         "schema": POLICY_MODELS[kind].model_json_schema(),
