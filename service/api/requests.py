@@ -528,7 +528,6 @@ class BanditBody(Body):
                     "policy": {"kind": "pak-ucb", "random_features": 128, "exploration": 1.0},
                     "arms": [{"name": "small", "price": 0.0002}, {"name": "large", "price": 0.01}],
                     "prompt": {"embedder": "vector", "dim": 3},
-                    "objective": {"reward": 1.0, "cost": -5.0},
                     "seed": 7,
                 },
             ]

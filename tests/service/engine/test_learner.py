@@ -237,7 +237,10 @@ def cold(example: Example) -> int:
 @pytest.mark.parametrize("kind", [kind for kind in POLICIES if EXAMPLES[kind][0].forces_new_arms])
 async def test_sixteen_concurrent_decisions_on_a_cold_bandit_are_spread_evenly(kind: str, opener: Opener) -> None:
     example = EXAMPLES[kind][0]
-    form = replace(example, settings={**example.settings, "forced_pulls" if kind == "promptwise" else "initial_pulls": 7})
+    burn_in = {"promptwise": {"forced_pulls": 7}, "auto": {}}.get(
+        kind, {"initial_pulls": 7}
+    )  # auto takes turns until outcomes come
+    form = replace(example, settings={**example.settings, **burn_in})
     g = default_rng(4)
     async with started(opener) as storage:
         bandit = await learner_of(storage, form)
