@@ -15,8 +15,9 @@ import gzip
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,21 +108,40 @@ def humaneval(data: Path) -> Bench:
     return _of(recorded_answers(recorded=data), rounds=2000, in_order=True)
 
 
-def coderouterbench(data: Path) -> Bench:
-    """2,919 programming tasks, eight models, one-hot task family, score - 5 USD."""
+class CodingTasks(NamedTuple):
+    """features (N, d) one-hot task family, family (N,), scores and costs in USD (N, K)."""
+
+    features: np.ndarray
+    family: np.ndarray
+    scores: np.ndarray
+    costs: np.ndarray
+
+
+@cache
+def coding_tasks(data: Path) -> CodingTasks:
+    """2,919 programming tasks, eight models."""
     with gzip.open(data / "coderouterbench" / "id_test_long.csv.gz", "rt", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    tasks = {task: i for i, task in enumerate(dict.fromkeys(row["task_id"] for row in rows))}
-    models = {model: i for i, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
-    families = {family: i for i, family in enumerate(sorted({row["dimension"] for row in rows}))}
-    rewards = np.full((len(tasks), len(models)), np.nan)
-    group = np.zeros(len(tasks), dtype=int)
-    for row in rows:
-        rewards[tasks[row["task_id"]], models[row["model"]]] = float(row["score"]) - 5.0 * float(row["cost_usd"])
-        group[tasks[row["task_id"]]] = families[row["dimension"]]
-    complete = ~np.isnan(rewards).any(axis=1)
-    rewards, group = rewards[complete], group[complete]
-    return Bench(features=np.eye(len(families))[group], rewards=rewards, expected=rewards, group=group, rounds=len(rewards))
+    tasks, models = (list(dict.fromkeys(row[name] for row in rows)) for name in ("task_id", "model"))
+    families = sorted({row["dimension"] for row in rows})
+    found = {(row["task_id"], row["model"]): row for row in rows}
+    family = np.array([families.index(found[task, models[0]]["dimension"]) for task in tasks])
+    scores, costs = (
+        np.array([[float(found[task, model][name]) for model in models] for task in tasks]) for name in ("score", "cost_usd")
+    )
+    return CodingTasks(np.eye(len(families))[family], family, scores, costs)
+
+
+def coderouterbench(data: Path) -> Bench:
+    """The coding tasks at score - 5 USD."""
+    tasks = coding_tasks(data)
+    rewards = tasks.scores - 5.0 * tasks.costs
+    return Bench(features=tasks.features, rewards=rewards, expected=rewards, group=tasks.family, rounds=len(rewards))
+
+
+def mmlu_rows(count: int) -> list[int]:
+    """Which 6,000 of so many questions are used."""
+    return sorted(np.random.default_rng(0).permutation(count)[:6000].tolist())
 
 
 def mmlu_pro(data: Path) -> Bench:
@@ -133,8 +153,7 @@ def mmlu_pro(data: Path) -> Bench:
         prompts = {str(prompt["id"]): prompt for prompt in map(json.loads, lines)}
     with gzip.open(data / "mmlu_pro" / "scores.csv.gz", "rt", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    rng = np.random.default_rng(0)
-    rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:6000])]
+    rows = [rows[i] for i in mmlu_rows(len(rows))]
     rewards = np.array([[float(row[model]) for model in CHAT_MODELS] for row in rows])
     names = np.array([prompts[row["id"]]["category"] for row in rows])
     cache = Path("out/defaults/mmlu_features.npy")
