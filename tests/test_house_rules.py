@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import subprocess
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,3 +220,16 @@ def test_a_storage_runs_the_contract_suite_and_can_be_configured() -> None:
     for file, what in (("tests/service/storages.py", "STORAGES"), ("service/settings.py", "open_storage")):
         text = (ROOT / file).read_text()
         assert [name for name in names if name not in text] == [], f"add it to {what} in {file}"
+
+
+NOT_IMPERATIVE = re.compile(
+    r"^(?!(Feed|Embed|Need|Speed|Exceed|Shed|Bring|String|Ring)\b)\w+(ed|ing)\b|^(Adds|Fixes|Makes|Removes|Updates|Changes)\b"
+)
+
+
+def test_commit_subjects_are_in_the_imperative() -> None:
+    found = subprocess.run(["git", "-C", ROOT, "log", "-50", "--no-merges", "--format=%s"], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("this is no checkout")
+    wrong = [subject for subject in found.stdout.splitlines() if NOT_IMPERATIVE.match(subject)]
+    assert not wrong, "say what the commit does when it is applied: `Add ...`, not `Added ...`"
