@@ -106,7 +106,7 @@ class Episode(msgspec.Struct):
     finished: bool = False
 
 
-class Spending(msgspec.Struct):
+class BudgetAccount(msgspec.Struct):
     """What a budget is held by: sums since it was set, and by Welford's method the moments of the reward meanwhile."""
 
     budget: events.BudgetSet
@@ -169,7 +169,7 @@ class Snapshot(msgspec.Struct):
     skipped: int = 0
     lowest_reward: float | None = None
     highest_reward: float | None = None
-    spending: Spending | None = None
+    spending: BudgetAccount | None = None
     alarms: list[Alarm] = []
 
 
@@ -273,7 +273,7 @@ class Ledger:
         self.skipped = 0  # episodes ever that were stopped before any call
         self.reward_range: tuple[float, float] | None = None  # lowest and highest reward learned; None before the first
         self.objective: dict[str, float] = {REWARD: 1.0} if created.objective is msgspec.UNSET else created.objective
-        self.spending = None if created.budget is msgspec.UNSET else Spending(created.budget)
+        self.spending = None if created.budget is msgspec.UNSET else BudgetAccount(created.budget)
         self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
@@ -497,7 +497,7 @@ class Ledger:
         return tuple(values.get(name, math.nan) for name in learned)
 
     def _watch(self, index: int, surprise: float, at: datetime) -> list[Effect]:
-        """Add a surprise to the detector of an arm; an alarm starts the arm anew. The sum is of logged numbers alone, so every
+        """Add a surprise to the detector of an arm; an alarm resets the arm. The sum is of logged numbers alone, so every
         replica and every replay resets at the same offset.
         """
         sums, alarm = drift.add(self._arm(index).surprise, surprise)
