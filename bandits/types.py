@@ -209,6 +209,11 @@ class Policy(ABC):
         """sha256 of the random numbers drawn at the start; "" where there are none. Stands in the log's first event."""
         return ""
 
+    @property
+    def grown_arm_bytes(self) -> int:
+        """Bytes that an arm's statistic takes beside those that it has at the start."""
+        return 0
+
     # -- the statistic ---------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -47,6 +47,11 @@ def _flat_length(size: int) -> int:
     return place + (end - start) * end
 
 
+def grown_bytes(features: EvidenceFeatures) -> int:
+    """Bytes of one Gram matrix with the prompts that are held back."""
+    return 8 * (_flat_length(features.size) + HELD * features.dim)
+
+
 @dataclass(frozen=True)
 class Gram:
     """sum z z' over `count` outcomes. tiles: flat lower half, of all but the `held` prompts (d,), which are added HELD at a time,

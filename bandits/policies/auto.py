@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.evidence import posterior as posteriors
+from bandits.evidence import sums
 from bandits.evidence.features import EvidenceFeatures
 from bandits.evidence.posterior import Posterior, Preparation
 from bandits.evidence.sums import EvidenceArm
@@ -120,6 +121,10 @@ class Auto(Policy):
     @cached_property
     def fingerprint(self) -> str:
         return kernels.fingerprint(self.features.frequencies) if self.features.dim else ""
+
+    @property
+    def grown_arm_bytes(self) -> int:
+        return sums.grown_bytes(self.features)
 
     # -- the sums --------------------------------------------------------------------------------------------------------
 

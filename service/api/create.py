@@ -201,7 +201,7 @@ def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, ma
         )
     if "reference" in policy.needs:  # second moments of the outputs, empty before the first
         of_an_arm, of_the_reference = of_an_arm + 8 * policy.output_dim**2, of_the_reference + 8 * policy.output_dim**2
-    of_an_arm += _sampled(policy, hyperparameters)
+    of_an_arm += _sampled(policy, hyperparameters) + policy.grown_arm_bytes
     frequencies = 8 * policy.dim * (hyperparameters.get("random_features") or 0)
     size = COPIES * (max(arms, 1) * of_an_arm + of_the_reference) + frequencies
     if size > max_bytes:
