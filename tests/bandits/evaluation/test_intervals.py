@@ -1,0 +1,73 @@
+"""Intervals: the anytime one holds along whole adaptive logs, also where arms lack support; the other is the normal one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+
+from bandits.evaluation import intervals
+from bandits.evaluation.estimators import Estimate, LoggedDecisions
+
+
+def adaptive_log(seed: int, *, count: int = 400, arms: int = 3) -> tuple[LoggedDecisions, float]:
+    """A log of a policy that learns (softmax of its means), and the value of a fixed mixture."""
+    g = default_rng(seed)
+    means, evaluated = g.random(arms), g.dirichlet(np.ones(arms))
+    sums, pulls = np.zeros(arms), np.zeros(arms)
+    played, rewards, logged = np.empty(count, dtype=np.int64), np.empty(count), np.empty((count, arms))
+    for t in range(count):
+        odds = np.exp(6.0 * (sums + 0.5) / (pulls + 1.0))
+        logged[t] = odds / odds.sum()
+        played[t] = g.choice(arms, p=logged[t])
+        rewards[t] = g.random() < means[played[t]]
+        sums[played[t]] += rewards[t]
+        pulls[played[t]] += 1
+    log = LoggedDecisions(arms=played, rewards=rewards, logged=logged, evaluated=np.tile(evaluated, (count, 1)))
+    return log, float(evaluated @ means)
+
+
+def test_the_anytime_interval_holds_at_every_decision_of_most_adaptive_logs() -> None:
+    missed = 0
+    for seed in range(120):
+        log, value = adaptive_log(seed)
+        low = intervals._lower_bounds(log.weights * log.rewards, 0.025)
+        high = 1.0 - intervals._lower_bounds(log.weights * (1.0 - log.rewards), 0.025)
+        missed += not ((low <= value) & (value <= high)).all()
+    assert missed <= 12, "5 % of 120, and three binomial standard errors"
+
+
+def test_it_shrinks_and_does_not_depend_on_the_unit_of_rewards() -> None:
+    log, value = adaptive_log(1, count=2_000)
+    found = intervals.anytime(log, reward_range=(0.0, 1.0), confidence=0.95)
+    early = intervals.anytime(adaptive_log(1, count=200)[0], reward_range=(0.0, 1.0), confidence=0.95)
+    assert found.low <= value <= found.high
+    assert found.high - found.low < 0.75 * (early.high - early.low)
+    scaled = LoggedDecisions(arms=log.arms, rewards=200.0 * log.rewards - 50.0, logged=log.logged, evaluated=log.evaluated)
+    other = intervals.anytime(scaled, reward_range=(-50.0, 150.0), confidence=0.95)
+    np.testing.assert_allclose(np.array(other), 200.0 * np.array(found) - 50.0)
+
+
+def test_an_arm_that_the_log_cannot_show_leaves_the_interval_open() -> None:
+    count = 3_000
+    log = LoggedDecisions(
+        arms=np.zeros(count, dtype=np.int64),
+        rewards=np.full(count, 0.4),
+        logged=np.tile([1.0, 0.0], (count, 1)),
+        evaluated=np.tile([0.5, 0.5], (count, 1)),
+    )
+    found = intervals.anytime(log, reward_range=(0.0, 1.0), confidence=0.95)
+    assert found.low <= 0.5 * 0.4, "the other arm may be worth nothing"
+    assert found.high >= 0.5 * 0.4 + 0.5, "or everything"
+
+
+@pytest.mark.parametrize("reward_range", [(1.0, 0.0), (0.0, 0.5)])
+def test_a_range_that_the_rewards_break_is_refused(reward_range: tuple[float, float]) -> None:
+    log, _ = adaptive_log(2)
+    with pytest.raises(ValueError, match="reward_range"):
+        intervals.anytime(log, reward_range=reward_range, confidence=0.95)
+
+
+def test_the_ordinary_interval_is_the_normal_one() -> None:
+    low, high = intervals.ordinary(Estimate(1.0, 0.5), confidence=0.95)
+    assert (low, high) == pytest.approx((1.0 - 0.97998199, 1.0 + 0.97998199))
