@@ -24,16 +24,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bandits.evidence.basis import Basis
 from bandits.evidence.features import EvidenceFeatures
-from bandits.evidence.sums import EvidenceArm
+from bandits.evidence.sums import EvidenceArm, pooled
 
 Floats = NDArray[np.float64]
 Lift = Callable[[bytes], Floats]
@@ -49,76 +48,10 @@ INTERCEPT_VARIANCE = 100.0
 SWEEPS = 2
 LARGEST_STEP = 4.0
 """A sweep moves a scale by at most this factor."""
-DECISION_COST, FEWEST, MOST = 93_000, 8, 64
-"""K (blocks x directions)^2, which a decision costs, and the bounds of directions per block: 64 for two arms, 32 for ten."""
 LEAST_TRUST = 0.1
 """The weight that M1 keeps: what is given up on few outcomes could not come back."""
 MOST_PENDING = 64
 """Open decisions of an arm that narrow its width; by then it is narrow."""
-
-
-@dataclass(frozen=True)
-class Basis:
-    """B: the leading directions of each block of z, centered; w[0] = 1.
-
-    blocks: of z.  directions: per block (r, block length), scaled such that a block of w has variance 1 in all.
-    centers: per block (r,).  spans: per block, its place in w.
-    """
-
-    blocks: tuple[slice, ...]
-    directions: tuple[Floats, ...]
-    centers: tuple[Floats, ...]
-
-    @cached_property
-    def spans(self) -> tuple[slice, ...]:
-        """Where in w each block is."""
-        ends = np.cumsum([1, *(len(one) for one in self.directions)]).tolist()
-        return tuple(slice(start, end) for start, end in pairwise(ends))
-
-    @cached_property
-    def size(self) -> int:
-        """Q."""
-        return 1 + sum(len(one) for one in self.directions)
-
-    def project(self, z: Floats) -> Floats:
-        """(q,) w of z (p,)."""
-        w = np.empty(self.size)
-        w[0] = 1.0
-        for block, directions, center, span in self._parts:
-            np.matmul(directions, z[block], out=w[span])
-            w[span] -= center
-        return w
-
-    @cached_property
-    def _parts(self) -> list[tuple[slice, Floats, Floats, slice]]:
-        return list(zip(self.blocks, self.directions, self.centers, self.spans, strict=True))
-
-    def matrix(self, size: int) -> Floats:
-        """(q, p) B. size: p."""
-        found = np.zeros((self.size, size))
-        found[0, 0] = 1.0
-        for block, directions, center, span in self._parts:
-            found[span, block] = directions
-            found[span, 0] = -center
-        return found
-
-    @staticmethod
-    def of(gram: Floats, count: float, blocks: Sequence[slice], *, arms: int) -> Basis:
-        """Of the pooled sum z z' (p, p) over `count` outcomes of `arms` arms."""
-        rank = int(np.clip(np.sqrt(DECISION_COST / arms) / max(len(blocks), 1), FEWEST, MOST))
-        mean = gram[0] / count
-        used, directions, centers = [], [], []
-        for block in blocks:
-            covariance = gram[block, block] / count - np.outer(mean[block], mean[block])
-            variances, vectors = np.linalg.eigh(covariance)
-            variances, vectors = variances[::-1][:rank], vectors[:, ::-1][:, :rank]
-            keep = variances > 1e-9 * max(np.trace(covariance), 1e-12)
-            if keep.any():
-                rows = np.ascontiguousarray(vectors[:, keep].T) / np.sqrt(variances[keep].sum())
-                used.append(block)
-                directions.append(rows)
-                centers.append(rows @ mean[block])
-        return Basis(tuple(used), tuple(directions), tuple(centers))
 
 
 class Scales(NamedTuple):
@@ -484,28 +417,23 @@ class Preparation:
 
 def prepare(due: Preparation, before: Posterior | None, features: EvidenceFeatures, *, signals: int) -> Posterior:
     """The posterior of these sums. before: the one prepared before it, whose scales are where the sweeps start."""
-    pooled, count, arms = np.zeros((features.size, features.size)), 0, sum(due.active)
-    for arm, counts in zip(due.arms, due.active, strict=True):
-        if counts and arm.pulls:
-            pooled, count = pooled + arm.grams[0].dense(features), count + arm.pulls
-    basis = Basis.of(pooled, count, features.blocks, arms=arms)
-    B = basis.matrix(features.size)
-    of_all = np.stack([B @ arm.grams[0].dense(features) @ B.T for arm in due.arms])  # one dense matrix at a time
+    active = [arm for arm, counts in zip(due.arms, due.active, strict=True) if counts]
+    count = sum(arm.pulls for arm in active)
+    basis = Basis.of(pooled([arm.grams[0] for arm in active], features), count, features.blocks, arms=len(active))
+    of_all = np.stack([arm.grams[0].projected(basis, features) for arm in due.arms])
     found = []
     for k in range(signals):
         gram = of_all
         if any(int(arm.gram_of[k]) for arm in due.arms):
-            own = (B @ arm.gram(k).dense(features) @ B.T if int(arm.gram_of[k]) else None for arm in due.arms)
+            own = (arm.gram(k).projected(basis, features) if int(arm.gram_of[k]) else None for arm in due.arms)
             gram = np.stack([shared if one is None else one for one, shared in zip(own, of_all, strict=True)])
         old = () if before is None or before.basis.spans != basis.spans else before.signals[k].fits
-        found.append(_prepare_signal(k, due, B, gram, spans=basis.spans, scales=[fit.scales for fit in old]))
+        found.append(_prepare_signal(k, due, basis, gram, scales=[fit.scales for fit in old]))
     return Posterior(due.count, due.has_all, basis, tuple(found))
 
 
-def _prepare_signal(
-    k: int, due: Preparation, B: Floats, gram: Floats, *, spans: Sequence[slice], scales: Sequence[Scales]
-) -> SignalPosterior:
-    """The posterior of one signal. B: (q, p).  gram: (K, q, q) of its outcomes.  scales: where each model's sweeps start."""
+def _prepare_signal(k: int, due: Preparation, basis: Basis, gram: Floats, *, scales: Sequence[Scales]) -> SignalPosterior:
+    """The posterior of one signal. gram: (K, q, q) of its outcomes.  scales: where each model's sweeps start."""
     active = np.array(due.active)
     counts = np.array([arm.gram(k).count for arm in due.arms], dtype=np.float64)
     moments = np.stack([arm.moments.numpy()[k] for arm in due.arms])
@@ -517,11 +445,12 @@ def _prepare_signal(
     sums = Projected(
         counts,
         gram,
-        (moments @ B.T - mean * gram[:, :, 0]) / root,
+        (basis.apply(moments.T).T - mean * gram[:, :, 0]) / root,
         (squares - 2.0 * mean * moments[:, 0] + counts * mean**2) / root**2,
         active,
     )
-    owns = [len(B), 1] if spans else [1]
+    spans = basis.spans
+    owns = [basis.size, 1] if spans else [1]
     starts = scales or [Scales.start(blocks=len(spans), arms=int(active.sum()))] * len(owns)
     fits = tuple(Fit.of(sums, spans, start, own=own) for start, own in zip(starts, owns, strict=True))
     if len(fits) == 1:

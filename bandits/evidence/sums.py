@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bandits.evidence.basis import Basis
 from bandits.evidence.features import EvidenceFeatures
 from bandits.types import cached_field
 
@@ -29,6 +30,8 @@ TILE = 32
 """Rows of a Gram matrix that are stored together: only the tiles on and below the diagonal are kept."""
 HELD = 64
 """Prompts that are held back until they are added in one product of matrices, which costs a tenth of as many single ones."""
+POOLED = 1024
+"""Held prompts of all arms that are lifted at once: it bounds the memory of a preparation."""
 
 
 @lru_cache(maxsize=64)
@@ -55,7 +58,7 @@ def grown_bytes(features: EvidenceFeatures) -> int:
 @dataclass(frozen=True)
 class Gram:
     """sum z z' over `count` outcomes. tiles: flat lower half, of all but the `held` prompts (d,), which are added HELD at a time,
-    so that the bytes depend on the outcomes alone and not on when someone looked.
+    so that the bytes depend on the outcomes alone and not on when someone looked; empty before the first time.
     """
 
     count: int
@@ -63,33 +66,48 @@ class Gram:
     held: tuple[Tensor, ...]
 
     @staticmethod
-    def init(size: int) -> Gram:
-        """Nothing seen. size: p."""
-        return Gram(0, torch.zeros(_flat_length(size), dtype=torch.float64), ())
+    def init() -> Gram:
+        """Nothing seen."""
+        return Gram(0, torch.empty(0, dtype=torch.float64), ())
 
     def update(self, x: Tensor, features: EvidenceFeatures) -> Gram:
         """One more prompt (d,)."""
         held = (*self.held, x)
-        if not features.dim:
-            return Gram(self.count + 1, self.tiles + 1.0, ())
         if len(held) < HELD:
             return Gram(self.count + 1, self.tiles, held)
-        tiles = self.tiles.clone()
+        tiles = self.tiles.clone() if len(self.tiles) else torch.zeros(_flat_length(features.size), dtype=torch.float64)
         _add(tiles.numpy(), _lifted(held, features))
         return Gram(self.count + 1, tiles, ())
 
-    def dense(self, features: EvidenceFeatures) -> Floats:
-        """(p, p), the held prompts included."""
-        size, flat = features.size, self.tiles.numpy()
-        if self.held:
-            flat = flat.copy()
-            _add(flat, _lifted(self.held, features))
-        found = np.empty((size, size))
-        for start, end, place in _tiles(size):
-            tile = flat[place : place + (end - start) * end].reshape(end - start, end)
-            found[start:end, :end] = tile
-            found[:start, start:end] = tile[:, :start].T
+    def projected(self, basis: Basis, features: EvidenceFeatures) -> Floats:
+        """(q, q) B G B', the held prompts included."""
+        rows = basis.apply(_lifted(self.held, features).T) if self.held else np.zeros((basis.size, 0))
+        found: Floats = rows @ rows.T
+        if len(self.tiles):
+            found += basis.apply(basis.apply(_dense(self.tiles.numpy(), features.size)).T)
         return found
+
+
+def pooled(grams: Sequence[Gram], features: EvidenceFeatures) -> Floats:
+    """(p, p) the sum of several, the held prompts included."""
+    flat = np.zeros(_flat_length(features.size))
+    for gram in grams:
+        if len(gram.tiles):
+            flat += gram.tiles.numpy()
+    held = [x for gram in grams for x in gram.held]
+    for start in range(0, len(held), POOLED):
+        _add(flat, _lifted(held[start : start + POOLED], features))
+    return _dense(flat, features.size)
+
+
+def _dense(flat: Floats, size: int) -> Floats:
+    """(p, p) of tiles. size: p."""
+    found = np.empty((size, size))
+    for start, end, place in _tiles(size):
+        tile = flat[place : place + (end - start) * end].reshape(end - start, end)
+        found[start:end, :end] = tile
+        found[:start, start:end] = tile[:, :start].T
+    return found
 
 
 def _lifted(held: Sequence[Tensor], features: EvidenceFeatures) -> Floats:
@@ -106,11 +124,13 @@ def _add(flat: Floats, z: Floats) -> None:
 class EvidenceArm:
     """The sums of one arm. Letters: S signals, p features.
 
-    pulls: outcomes n.  grams: the first is of all outcomes.  gram_of: (S,) which one a signal uses.  moments: (S, p).
-    squares: (S,).  pending: prompts (d,) of open decisions as bytes, sorted: derived from the log, no part of the sums.
+    pulls: outcomes n.  answered: outcomes ever, those before the sums started over included.
+    grams: the first is of all outcomes.  gram_of: (S,) which one a signal uses.  moments: (S, p).  squares: (S,).
+    pending: prompts (d,) of open decisions as bytes, sorted: derived from the log, no part of the sums.
     """
 
     pulls: int
+    answered: int
     grams: tuple[Gram, ...]
     gram_of: Tensor
     moments: Tensor
@@ -122,7 +142,8 @@ class EvidenceArm:
         """Nothing seen. size: p."""
         return EvidenceArm(
             0,
-            (Gram.init(size),),
+            0,
+            (Gram.init(),),
             torch.zeros(signals, dtype=torch.int64),
             torch.zeros((signals, size), dtype=torch.float64),
             torch.zeros(signals, dtype=torch.float64),
@@ -147,7 +168,8 @@ class EvidenceArm:
         for k in np.flatnonzero(carried):
             moments[k] += values[k] * z
             squares[k] += values[k] * values[k]
-        return EvidenceArm(self.pulls + 1, grams, gram_of, torch.from_numpy(moments), torch.from_numpy(squares), self.pending)
+        sums = torch.from_numpy(moments), torch.from_numpy(squares)
+        return EvidenceArm(self.pulls + 1, self.answered + 1, grams, gram_of, *sums, self.pending)
 
     def _split(self, carried: NDArray[np.bool_]) -> tuple[tuple[Gram, ...], Tensor]:
         """Grams such that all users of one, except of the first, are either in this outcome or not. Those that are not leave the

@@ -3,7 +3,8 @@
     weights = argmin over distributions w of  (sum_a w_a regret_a)^2 / sum_a w_a information_a
 
     regret_a       E[max_b f_b] - E[f_a]
-    information_a  variance of E[f_a | which arm is best]: a lower bound of the mutual information (their section 5)
+    information_a  variance of E[f_a | which arm is best]: a lower bound of the mutual information (their section 5), times the
+                   share of a's decisions that bring an outcome: one that never comes tells nothing
 
 A minimizer with at most two arms exists (their proposition 6), and its mixing weight has a closed form: a grid of .05 would round
 the best weight, often .004, to 0, and an arm that is never tried is never learned.
@@ -50,10 +51,12 @@ def weights(
     mean: Floats,
     deviation: Floats,
     *,
+    answered: Floats | None = None,
     thompson_share: float = THOMPSON_SHARE,
     cdf: Callable[[Floats], Floats] = normal_cdf,
 ) -> Floats:
-    """(K,) probabilities of the arms. mean, deviation: (K,) of their values; deviation > 0.
+    """(K,) probabilities of the arms. mean, deviation: (K,) of their values; deviation > 0.  answered: (K,) the share of their
+    decisions that bring an outcome; default 1.
 
     >>> weights(np.array([1.0, 0.2]), np.array([0.05, 0.05]))
     array([1., 0.])
@@ -64,6 +67,8 @@ def weights(
         chosen[live] = 1.0
         return chosen
     best, regret, information = _of_the_best(mean[live], deviation[live], lowest, cdf)
+    if answered is not None:
+        information *= answered[live]
     first, second, share = _minimizer(regret, information)
     chosen[live[first]] += (1.0 - thompson_share) * (1.0 - share)
     chosen[live[second]] += (1.0 - thompson_share) * share

@@ -156,7 +156,7 @@ class Auto(Policy):
         shared = self._adopted(state)
         posterior, waiting = self._stepped(shared, Step(arm, None, np.empty(0)), len(state.arms))
         arms = list(state.arms)
-        arms[arm] = replace(self.init(), pending=state.arms[arm].pending)
+        arms[arm] = replace(self.init(), answered=state.arms[arm].answered, pending=state.arms[arm].pending)
         shared = replace(shared, next_prepare=shared.outcomes, posterior=posterior, waiting=waiting)
         return replace(state, arms=tuple(arms), reference=shared)
 
@@ -294,7 +294,8 @@ class Auto(Policy):
             values[allowed] = 1.0 / len(candidates)
         else:
             smallest = 1e-9 * (np.abs(mean).max() + 1e-300)
-            values[allowed] = information_directed.weights(mean, np.maximum(deviation, smallest))
+            answered = _answered(arms, decided, context.pending)[allowed] if context.decided else None
+            values[allowed] = information_directed.weights(mean, np.maximum(deviation, smallest), answered=answered)
         if not np.isfinite(values).all():
             values = allowed / len(candidates)
         if self.exploration_floor:
@@ -391,3 +392,12 @@ class Auto(Policy):
             }
             report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
         return report
+
+
+def _answered(arms: Sequence[EvidenceArm], decided: Sequence[int], pending: Sequence[int]) -> Floats:
+    """(K,) the share of the closed decisions of each arm that brought an outcome, by Laplace's rule of succession. An arm that
+    always expires stays as uncertain as it is new, and would be tried for ever.
+    """
+    answered = np.array([arm.answered for arm in arms], dtype=np.float64)
+    closed = np.maximum(np.array(decided) - np.array(pending), answered)
+    return np.asarray((answered + 1.0) / (closed + 1.0))

@@ -52,7 +52,7 @@ def dense(sums: Sums, posterior: Posterior, *, model: int, signal: int = 0) -> G
         if own > 1:
             D[span] = 1.0 / scales.own[block]
     carrying = np.isfinite(sums.values[:, signal])
-    w = sums.z[carrying] @ basis.matrix(FEATURES.size).T
+    w = basis.apply(sums.z[carrying].T).T
     y = (sums.values[carrying, signal] - one.mean) / one.root
     return GaussianProcess(T, D, scales.noise, sums.arms[carrying], w, y)
 
@@ -88,7 +88,7 @@ def test_a_basis_has_blocks_of_variance_one_and_mean_zero_over_the_prompts() -> 
     for span in basis.spans:
         close(w[:, span].mean(0), 0.0)
         close(w[:, span].var(0).sum(), 1.0)
-    close(w, sums.z @ basis.matrix(FEATURES.size).T)
+    close(w, basis.apply(sums.z.T).T)
 
 
 def test_the_evidence_grows_with_the_sweeps() -> None:
