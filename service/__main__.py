@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
+from rich.console import Console
 
 from bandits.errors import BanditError
 from service.settings import InvalidSettings, Settings
@@ -137,6 +139,41 @@ def export(bandit: str, store: str | None, out: Path | None, force: bool, quiet:
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@main.command()
+@click.argument("source")
+@store_option
+@click.option(
+    "--policy", "policies", multiple=True, help="Its kind, or a JSON object as a bandit's `policy`; any number of them."
+)
+@click.option("--since", default="", help="Count decisions from this offset or time (RFC 3339) on.")
+@click.option(
+    "--reward-range", nargs=2, type=float, help="Lowest and highest reward that is possible; adds the anytime interval."
+)
+@click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
+@click.option("--estimator", type=click.Choice(["snips", "ips", "dr", "sndr", "dm"]), default="snips", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_plainly
+def evaluate(
+    source: str, store: str | None, policies: tuple[str, ...], since: str, *, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """What would other policies have earned on the decisions of SOURCE: a bandit of the store, or a file that `export` wrote.
+
+    Every fixed arm is evaluated, and each --policy, which learns along the log. Nothing is changed, a running server is not
+    disturbed. The verdict says whether the log can answer.
+    """
+    from service.cli import evaluate as command
+
+    settings = None if Path(source).is_file() else _settings(store)
+    candidates = [command.parse_candidate(text) for text in policies]
+    evaluation = asyncio.run(command.evaluate(settings, source, candidates, since=since, quiet=quiet))
+    results = command.finished(evaluation, options)
+    if as_json:
+        click.echo(json.dumps(command.as_json(evaluation, results)))
+    else:
+        Console().print(command.as_table(evaluation, results))
 
 
 @main.command()

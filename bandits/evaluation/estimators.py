@@ -74,6 +74,14 @@ class LoggedDecisions:
         supported: Floats = np.where(self.logged > 0.0, self.evaluated, 0.0).sum(1)
         return supported
 
+    @property
+    def weight_error(self) -> float:
+        """Standard error of the mean weight, from the logged distributions: E w^2 is sum_a evaluated^2 / logged. (From the
+        weights themselves it would be too small: the rare large ones may not have been drawn yet.)
+        """
+        squares = (self.evaluated**2 / np.where(self.logged > 0.0, self.logged, np.inf)).sum(1)
+        return float(np.sqrt(max((squares - self.supported**2).sum(), 0.0)) / len(self.arms))
+
     def supported_above(self, least: float) -> float:
         """Mean mass on arms whose logged probability is at least this: what lies below hardly ever shows in the log."""
         return float(np.where(self.logged >= least, self.evaluated, 0.0).sum(1).mean())

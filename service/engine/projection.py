@@ -69,6 +69,24 @@ def policy_of(created: Created) -> Policy:
     return policy
 
 
+def apply_effect(policy: Policy, state: State, effect: Effect, *, is_live: bool) -> State:
+    """The state after one effect. A replay (is_live false) skips pending decisions: those open at its end are added then."""
+    match effect:
+        case Learn(seen):
+            return states.fold(policy, state, seen if is_live else replace(seen, was_pending=False))
+        case AddPending(arm, features) if is_live:
+            return states.with_arm(state, arm, policy.add_pending(state.arms[arm], features))
+        case RemovePending(arm, features) if is_live:
+            return states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
+        case GrowArms():
+            return states.add_arm(policy, state)
+        case Retire(arms):
+            return replace(state, retired=arms)
+        case Reset(arm):
+            return policy.reset_arm(state, arm)
+    return state
+
+
 class Projection:
     """The ledger and the versions of one bandit, folded from its log.
 
@@ -283,7 +301,7 @@ class Projection:
     def _apply_each(self, state: State, effects: list[tuple[int, Effect]]) -> State:
         for offset, effect in effects:
             try:
-                state = self._apply(state, effect)
+                state = apply_effect(self.policy, state, effect, is_live=self._is_live)
             except Exception as error:
                 raise damage_at(self.log, offset, error) from error
         return state
@@ -309,24 +327,6 @@ class Projection:
         except Exception:
             return self._apply_each(state, effects)
         return replace(state, arms=tuple(arms))
-
-    def _apply(self, state: State, effect: Effect) -> State:
-        """Apply one effect. A replay skips pending decisions: those open at its end are added by `_with_open_pending`."""
-        policy = self.policy
-        match effect:
-            case Learn(seen):
-                return states.fold(policy, state, seen if self._is_live else replace(seen, was_pending=False))
-            case AddPending(arm, features) if self._is_live:
-                return states.with_arm(state, arm, policy.add_pending(state.arms[arm], features))
-            case RemovePending(arm, features) if self._is_live:
-                return states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
-            case GrowArms():
-                return states.add_arm(policy, state)
-            case Retire(arms):
-                return replace(state, retired=arms)
-            case Reset(arm):
-                return policy.reset_arm(state, arm)
-        return state
 
     def _with_open_pending(self, state: State) -> State:
         """The state of a replay with every decision that is open at its end added as pending."""

@@ -1,0 +1,146 @@
+"""`nextarm evaluate`: the answer for a log with support, the refusal for one without, and what it says of broken logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from service.__main__ import main
+from service.engine import events
+from service.storage.memory import MemoryStorage
+from tests.bandits.examples import DIM, Example
+from tests.service.drivers import ask, created, learner_of, outcome
+
+MEANS = (0.2, 0.5, 0.8)
+
+
+def reward(g: np.random.Generator, arm: int) -> float:
+    """0 or 1."""
+    return float(g.random() < MEANS[arm])
+
+
+EPSILON = Example(kind="epsilon-greedy", settings={"epsilon": 0.6}, reward=reward)
+PAK_DEFAULT = Example(kind="pak-ucb", dim=DIM, reward=reward)
+
+
+async def exported(folder: Path, example: Example, *, rounds: int = 400) -> Path:
+    """A log as `nextarm export` writes it. Every twentieth decision is overridden, every thirtieth stays open."""
+    bandit, g = await learner_of(MemoryStorage(), example), np.random.default_rng(1)
+    for i in range(rounds):
+        kept = await bandit.decisions.submit(ask(example, g, f"d{i}"))
+        if i % 30 == 29:
+            continue
+        arm = (kept.event.arm + 1) % 3 if i % 20 == 19 else None
+        played = kept.event.arm if arm is None else arm
+        await bandit.outcomes.submit(f"d{i}", outcome(example, g, played, arm=arm))
+    path = folder / f"{example.kind}.ndjson"
+    entries = await bandit.entries(after=0, limit=10_000)
+    path.write_bytes(b"".join(events.line(offset, payload) for offset, payload in entries))
+    return path
+
+
+async def run(*words: object) -> tuple[int, str]:
+    """Exit code and output. (In a thread: the command starts an event loop of its own.)"""
+    result = await asyncio.to_thread(CliRunner().invoke, main, ["evaluate", "--quiet", *map(str, words)])
+    return result.exit_code, result.output
+
+
+async def evaluated(*words: object) -> dict[str, Any]:
+    """The JSON, its policies by name."""
+    code, output = await run(*words, "--json")
+    assert code == 0, output
+    found: dict[str, Any] = json.loads(output)
+    return {**found, "policies": {policy["label"]: policy for policy in found["policies"]}}
+
+
+async def test_fixed_arms_and_learning_policies_are_evaluated_where_the_log_supports_them(tmp_path: Path) -> None:
+    path = await exported(tmp_path, EPSILON, rounds=1_500)
+    found = await evaluated(path, "--policy", "greedy", "--policy", '{"kind": "thompson"}', "--reward-range", 0, 1)
+    assert set(found["policies"]) == {"as logged", "greedy", "thompson", "always arm 0", "always arm 1", "always arm 2"}
+    for arm, mean in enumerate(MEANS):
+        policy = found["policies"][f"always arm {arm}"]
+        assert policy["support"] == 1.0
+        assert policy["anytime"][0] <= mean <= policy["anytime"][1]
+        assert abs(policy["value"] - mean) < 4.0 * (policy["interval"][1] - policy["interval"][0]) / 3.92
+    best, logged = found["policies"]["always arm 2"], found["policies"]["as logged"]
+    assert best["verdict"][0] == logged["verdict"][0] == "answer"
+    assert best["value"] > logged["value"]
+    assert logged["value"] == pytest.approx(logged["estimates"]["ips"])
+    assert abs(found["policies"]["greedy"]["value"] - best["value"]) < 0.1, "it learns soon which arm is best"
+    assert found["left_out"]["overridden"] == 1_500 // 20 - 1_500 // 60  # one in three of them stays open
+    assert found["left_out"]["open"] == 1_500 // 30
+    assert found["decisions"] == 1_500 - sum(found["left_out"].values())
+
+
+async def test_a_log_without_support_does_not_answer(tmp_path: Path) -> None:
+    path = await exported(tmp_path, PAK_DEFAULT)
+    found = (await evaluated(path))["policies"]
+    assert found["as logged"]["verdict"][0] == "answer"
+    assert found["always arm 0"]["verdict"][0] == "cannot_answer"
+    assert "exploration_floor" in found["always arm 0"]["verdict"][1]
+
+
+async def test_earlier_decisions_are_learned_and_not_counted(tmp_path: Path) -> None:
+    path = await exported(tmp_path, EPSILON)
+    whole = await evaluated(path)
+    assert (await evaluated(path, "--since", 400))["decisions"] < whole["decisions"]
+    assert (await evaluated(path, "--since", "2026-01-01T00:00:00Z"))["decisions"] == whole["decisions"]
+    assert await run(path, "--since", "2100-01-01T00:00:00Z") == (
+        1,
+        "nextarm: the log holds no decision with a reward that could be used\n",
+    )
+    assert "no time zone" in (await run(path, "--since", "2026-01-01T00:00:00"))[1]
+    assert "neither an offset nor a time" in (await run(path, "--since", "yesterday"))[1]
+
+
+async def test_the_table_names_every_policy(tmp_path: Path) -> None:
+    code, output = await run(await exported(tmp_path, EPSILON), "--reward-range", 0, 1)
+    assert code == 0
+    for name in ("always", "logged", "verdict"):
+        assert name in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--policy", "tompson"), "kind: must be one of"),
+        (("--policy", '{"kind": "pak-ucb"}'), "decides by the prompt, and this log has none"),
+        (("--policy", "fd-ucb"), "learns from outputs, and this log has none"),
+        (("--policy", '{"kind": "greedy"'), "is no JSON object"),
+        (("--policy", '{"epsilon": 1}'), 'has no "kind"'),
+        (("--policy", '{"kind": "greedy", "epsilon": 1}'), "epsilon: is not a hyperparameter of greedy"),
+        (("--reward-range", "0", "0.5"), "outside of reward_range"),
+    ],
+)
+async def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    code, output = await run(await exported(tmp_path, EPSILON, rounds=60), *words)
+    assert code == 1
+    assert message in output
+    assert output.count("\n") == 1
+
+
+async def test_broken_logs_are_named_with_their_line(tmp_path: Path) -> None:
+    path = await exported(tmp_path, EPSILON, rounds=20)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines)[:-5])
+    assert "the line is torn" in (await run(path))[1]
+    path.write_bytes(b"".join([*lines, events.line(99, events.encode(created(EPSILON)))]))
+    assert "another bandit's log begins" in (await run(path))[1]
+    path.write_bytes(b"".join(lines[1:]))
+    assert "a log begins with the event that creates the bandit" in (await run(path))[1]
+    path.write_bytes(b"".join([lines[0], b'{"event": "decided"}\n']))
+    assert "entry 2" in (await run(path))[1]
+    path.write_bytes(b"")
+    assert "the log is empty" in (await run(path))[1]
+
+
+async def test_a_bandit_that_is_not_there_is_named(tmp_path: Path) -> None:
+    code, output = await run("unknown", "--store", f"sqlite:///{tmp_path / 'none.db'}")
+    assert code == 1
+    assert output.startswith("nextarm: ")
