@@ -56,7 +56,7 @@ def update(
     """With one more outcome. learn: (k, its statistic, its value) -> the new one.  lack: of a signal that the outcome lacks."""
     if not isinstance(arm, SignalArm):
         return learn(0, arm, seen.signals[0] if seen.signals else seen.reward)
-    values = seen.signals or (seen.reward, *[math.nan] * (len(arm.signals) - 1))
+    values = seen.values(len(arm.signals))
     learned = (
         lack(one) if math.isnan(value) else learn(k, one, value)
         for k, (one, value) in enumerate(zip(arm.signals, values, strict=True))

@@ -9,6 +9,7 @@ p length of the lifted features, D random frequencies, n samples, e length of on
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,6 +110,10 @@ class Observation:
     moments: Moments | None = None
     signals: tuple[float, ...] = ()
     was_pending: bool = False
+
+    def values(self, signals: int) -> tuple[float, ...]:
+        """(S,) one value per learned signal, NaN = missing: where none were given, the reward is the first and only one."""
+        return self.signals or (self.reward, *[math.nan] * (signals - 1))
 
 
 @dataclass(frozen=True)

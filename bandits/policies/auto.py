@@ -140,7 +140,7 @@ class Auto(Policy):
     def fold(self, state: State, seen: Observation) -> State:
         """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
         shared, x = self._adopted(state), seen.features
-        values, origin = np.array(seen.signals or (seen.reward,), dtype=np.float64), shared.origin
+        values, origin = np.array(seen.values(len(self.signals)), dtype=np.float64), shared.origin
         shifted = values - origin.numpy()
         if np.isnan(shifted).any():  # a signal is missing, or this is its first value
             origin = torch.from_numpy(np.where(np.isnan(origin.numpy()), values, origin.numpy()))
@@ -339,7 +339,7 @@ class Auto(Policy):
 
     def surprise(self, state: State, seen: Observation) -> float | None:
         shared = self._adopted(state)
-        values = np.array(seen.signals or (seen.reward,), dtype=np.float64)
+        values = np.array(seen.values(len(self.signals)), dtype=np.float64)
         if shared.posterior is None or not np.isfinite(values[0]):
             return None
         posterior = shared.posterior.with_arms(len(state.arms))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from bandits.policies.baselines import Greedy
 from bandits.policies.fd_ucb import FdUcb
 from bandits.policies.lin_ucb import LinUcb
 from bandits.policies.pak_ucb import PakUcb
-from bandits.types import REFERENCE, NoReference, Observation, State
+from bandits.registry import POLICIES, build
+from bandits.types import REFERENCE, Context, NoReference, Observation, State
+from tests.bandits.examples import EXAMPLES
 
 POLICY = LinUcb(dim=3, ridge=0.6)
 
@@ -159,3 +163,19 @@ def test_a_state_that_lacks_a_part_is_refused() -> None:
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(CorruptState):
         states.unpack(POLICY, data)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, policy in POLICIES.items() if policy.weighs_signals])
+def test_an_outcome_with_the_reward_alone_says_nothing_of_other_signals(kind: str) -> None:
+    example = EXAMPLES[kind][0]
+    policy = build(kind, example.settings, dim=example.dim, output_dim=example.output_dim, signals=("reward", "latency_s"))
+    g = default_rng(3)
+    state = other = states.start(policy, arms=2)
+    for t in range(6):
+        seen = example.seen(g, t % 2, example.features(g))
+        state = states.fold(policy, state, dataclasses.replace(seen, reward=0.25 + 0.1 * t))
+        other = states.fold(policy, other, dataclasses.replace(seen, signals=(0.25 + 0.1 * t, math.nan)))
+    assert states.digest(policy, state) == states.digest(policy, other)
+    context = Context(allowed=(True, True), features=example.features(g), coefficients=((1.0, 1.0), (-1.0, -1.0)))
+    one, two = (policy.weights(policy.prepare(each), [context]).values for each in (state, other))
+    assert torch.equal(one, two)
