@@ -99,6 +99,27 @@ def normalize_field(default: bool = True, *, what: str = "prompt vector") -> Any
     return hyper(default, f"Scale every {what} to length one first; a zero vector is then refused.")
 
 
+def drift_field() -> Any:
+    """What happens when an arm changes."""
+    return hyper(
+        "off",
+        "detect: an arm whose rewards have come out lower, or higher, than expected for long is learned from the start.",
+        source="Page 1954 (CUSUM)",
+    )
+
+
+def forget_half_life_field() -> Any:
+    """How long outcomes are remembered."""
+    return hyper(
+        None,
+        "Outcomes of the bandit after which half of what it knows is dropped: it remembers between one and two of these; null = "
+        "nothing is forgotten.",
+        at_least=2,
+        at_most=1_000_000_000,
+        unit="outcomes of all arms",
+    )
+
+
 def ridge_field(doc: str, *, source: str) -> Any:
     """The regularizer of a regression: any positive number in a log, at least `SMALLEST_RIDGE` in a new bandit."""
     return hyper(1.0, doc, above=0, sound_at_least=SMALLEST_RIDGE, source=source)

@@ -46,6 +46,13 @@ def change(arm: ArmState, by: Callable[[ArmState], ArmState]) -> ArmState:
     return replace(arm, signals=tuple(by(one) for one in arm.signals)) if isinstance(arm, SignalArm) else by(arm)
 
 
+def merge(by: Callable[[ArmState, ArmState], ArmState], one: ArmState, other: ArmState) -> ArmState:
+    """`other`, with the statistic of every signal made of that of both."""
+    if not isinstance(other, SignalArm):
+        return by(one, other)
+    return replace(other, signals=tuple(map(by, one.signals, other.signals)))
+
+
 def update(
     arm: ArmState,
     seen: Observation,

@@ -27,19 +27,30 @@ FORMAT = 1
 
 def start(policy: Policy, *, arms: int) -> State:
     """A state in which nothing has been seen."""
-    return State(tuple(policy.init() for _ in range(arms)), policy.init_reference())
+    empty = tuple(policy.init() for _ in range(arms))
+    return State(empty, policy.init_reference(), recent=() if policy.forget_half_life is None else empty)
 
 
 def fold(policy: Policy, state: State, seen: Observation) -> State:
-    """The state after one observation; only the statistic of its arm is a new object."""
+    """The state after one observation; only the statistic of its arm is a new object, except where older outcomes are dropped."""
     if seen.arm == REFERENCE:
         return replace(state, reference=policy.update_reference(state, seen))
-    return policy.fold(state, seen)
+    folded = policy.fold(state, seen)
+    if policy.forget_half_life is None:
+        return folded
+    recent, outcomes = list(state.recent), state.outcomes + 1
+    recent[seen.arm] = policy.update(replace(folded, arms=state.recent), replace(seen, was_pending=False))
+    if outcomes % policy.forget_half_life:
+        return replace(folded, recent=tuple(recent), outcomes=outcomes)
+    arms = tuple(policy.carry_pending(old, new) for old, new in zip(folded.arms, recent, strict=True))
+    empty = tuple(policy.init() for _ in arms)
+    return policy.dropped(replace(folded, arms=arms, recent=empty, outcomes=outcomes))
 
 
 def add_arm(policy: Policy, state: State) -> State:
     """The state with one more arm that has seen nothing. Indices of earlier arms stay valid for ever."""
-    return replace(state, arms=(*state.arms, policy.init()))
+    new = policy.init()
+    return replace(state, arms=(*state.arms, new), recent=(*state.recent, new) if policy.forget_half_life else ())
 
 
 def with_arm(state: State, index: int, arm: ArmState) -> State:
@@ -77,6 +88,10 @@ def pack(policy: Policy, state: State) -> bytes:
     tensors: dict[str, Tensor] = {}
     for index, arm in enumerate(state.arms):
         tensors.update(_to_tensors(f"arm.{index}.", arm))
+    if policy.forget_half_life is not None:
+        for index, arm in enumerate(state.recent):
+            tensors.update(_to_tensors(f"recent.{index}.", arm))
+        tensors["outcomes"] = torch.tensor(state.outcomes, dtype=torch.int64)
     tensors.update(_to_tensors("reference.", state.reference))
     about = json.dumps({"format": FORMAT, "policy": policy.kind, "arms": len(state.arms)})
     return safetensors.torch.save(tensors, metadata={"nextarm": about})  # one key: the order of several is not defined
@@ -92,8 +107,16 @@ def unpack(policy: Policy, data: bytes) -> State:
         raise CorruptState("these bytes are not a packed state") from error
     if about != {"format": FORMAT, "policy": policy.kind, "arms": about.get("arms")}:
         raise CorruptState(f"packed as {about}, expected format {FORMAT} of {policy.kind}")
-    arms = tuple(_from_tensors(f"arm.{index}.", policy.init(), tensors) for index in range(about["arms"]))
-    return State(arms, _from_tensors("reference.", policy.init_reference(), tensors))
+
+    def arms(prefix: str) -> tuple[ArmState, ...]:
+        return tuple(_from_tensors(f"{prefix}.{index}.", policy.init(), tensors) for index in range(about["arms"]))
+
+    state = State(arms("arm"), _from_tensors("reference.", policy.init_reference(), tensors))
+    if policy.forget_half_life is None:
+        return state
+    if "outcomes" not in tensors:
+        raise CorruptState("outcomes is missing")
+    return replace(state, recent=arms("recent"), outcomes=int(tensors["outcomes"]))
 
 
 def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any:

@@ -158,6 +158,9 @@ class State:
     or of whatever else concerns the bandit as a whole.
 
     retired: arms that decisions do not choose for now; the log says so, not the sums.
+    recent, outcomes: where a policy forgets (`forget_half_life`), the statistics of what came since the last drop, and the count
+    of all outcomes. Every half life `recent` takes the place of `arms` and starts again, so that `arms` knows the outcomes since
+    the drop before the last. Nothing is pending in `recent`.
     cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that
     it was made for these very `arms`, and may use an older one as a warm start.
     """
@@ -166,6 +169,8 @@ class State:
     reference: ArmState
     cache: Any = cached_field()
     retired: frozenset[int] = frozenset()
+    recent: tuple[ArmState, ...] = ()
+    outcomes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +194,6 @@ class Policy(ABC):
     uses_prompt: ClassVar[bool] = False  # takes features where there are any, although it does not need them
     weighs_signals: ClassVar[bool] = False  # learns several signals, and weighs them as a context says
     prepares_rarely: ClassVar[bool] = False  # `prepare` takes a tenth of a second now and then, and nothing in between
-    arms_independent: ClassVar[bool] = False  # `update` reads the statistic of the observation's arm alone
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
     output_dim: int = hyperparameters.setting(0, "length e of one output; 0 = the bandit takes no outputs")
@@ -205,9 +209,24 @@ class Policy(ABC):
         return "features" in self.needs
 
     @property
+    def arms_independent(self) -> bool:
+        """Whether an outcome changes, and reads, the statistic of its own arm alone."""
+        return False
+
+    @property
+    def drift(self) -> Literal["off", "detect"]:
+        """What happens when an arm changes; a hyperparameter of the policies that learn a reward."""
+        return "off"
+
+    @property
     def watches_drift(self) -> bool:
         """Whether `surprise` is asked for every reward, so that an arm that changed is learned from the start."""
-        return False
+        return self.drift == "detect"
+
+    @property
+    def forget_half_life(self) -> int | None:
+        """See `State.recent`; a hyperparameter of the policies that learn a reward."""
+        return None
 
     @property
     def fingerprint(self) -> str:
@@ -245,13 +264,25 @@ class Policy(ABC):
         return replace(state, arms=tuple(arms))
 
     def reset_arm(self, state: State, arm: int) -> State:
-        """The state in which nothing was ever seen of an arm: what it returns has changed."""
-        arms = list(state.arms)
-        arms[arm] = self.init()
-        return replace(state, arms=tuple(arms))
+        """The state in which nothing was ever seen of an arm: what it returns has changed. Its open decisions stay pending."""
+        arms, recent = list(state.arms), list(state.recent)
+        arms[arm] = self.carry_pending(arms[arm], self.init())
+        if recent:
+            recent[arm] = self.init()
+        return replace(state, arms=tuple(arms), recent=tuple(recent))
+
+    def carry_pending(self, old: ArmState, new: ArmState) -> ArmState:
+        """The statistic `new`, of which nothing is pending, with what is pending in `old`."""
+        return new
+
+    def dropped(self, state: State) -> State:
+        """The state after older outcomes were dropped from its arms (see `State.recent`)."""
+        return state
 
     def surprise(self, state: State, seen: Observation) -> float | None:
-        """How far the reward is from what was expected of this arm, in standard deviations; None where nothing was expected."""
+        """How far the reward is from what was expected of this arm, in any unit that is the same for all its outcomes; None where
+        nothing was expected.
+        """
         return None
 
     def init_reference(self) -> ArmState:

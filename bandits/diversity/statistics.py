@@ -87,6 +87,10 @@ class DiversityArm:
         """Undo one `add_pending`."""
         return replace(self, regression=using.remove_pending(self.fitted(using), x))
 
+    def with_pending_of(self, other: DiversityArm, *, using: Regression) -> DiversityArm:
+        """With the pending prompts of another arm."""
+        return replace(self, regression=using.carry_pending(other.fitted(using), self.fitted(using)))
+
     def solved(self, using: Regression) -> Tensor:
         """(p, q) (A + ridge I)^-1 times the label sums: O(p^2 q), once per outcome, off the request path.
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -31,7 +31,7 @@ from bandits.evidence.features import EvidenceFeatures
 from bandits.evidence.posterior import Posterior, Preparation
 from bandits.evidence.sums import EvidenceArm
 from bandits.functional import information_directed, kernels
-from bandits.hyperparameters import exploration_floor_field, hyper
+from bandits.hyperparameters import drift_field, exploration_floor_field, forget_half_life_field, hyper
 from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
 
 Floats = NDArray[np.float64]
@@ -106,6 +106,8 @@ class Auto(Policy):
 
     context: bool = hyper(True, "false: ignore the prompt, even where the bandit takes one.")
     exploration_floor: float = exploration_floor_field()
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     # -- the features ----------------------------------------------------------------------------------------------------
 
@@ -135,30 +137,42 @@ class Auto(Policy):
         return AutoShared(0, 2, 0, torch.full((len(self.signals),), math.nan, dtype=torch.float64), None, ())
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        return self.fold(state, seen).arms[seen.arm]
+        shifted, _ = self._shifted(state.reference, seen)
+        arm: EvidenceArm = state.arms[seen.arm]
+        arm = arm.without_pending(seen.features) if seen.was_pending else arm
+        return arm.update(seen.features, self.features.lift(seen.features), shifted, self.features)
 
-    def fold(self, state: State, seen: Observation) -> State:
-        """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
-        shared, x = self._adopted(state), seen.features
+    def _shifted(self, shared: AutoShared, seen: Observation) -> tuple[Floats, Tensor]:
+        """(S,) the signals, NaN = missing, and (S,) the origin from which they are measured, once there is one."""
         values, origin = np.array(seen.values(len(self.signals)), dtype=np.float64), shared.origin
         shifted = values - origin.numpy()
         if np.isnan(shifted).any():  # a signal is missing, or this is its first value
             origin = torch.from_numpy(np.where(np.isnan(origin.numpy()), values, origin.numpy()))
             shifted = values - origin.numpy()
-        arm = state.arms[seen.arm].without_pending(x) if seen.was_pending else state.arms[seen.arm]
+        return shifted, origin
+
+    def fold(self, state: State, seen: Observation) -> State:
+        """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
+        shared = self._adopted(state)
+        shifted, origin = self._shifted(shared, seen)
         arms = list(state.arms)
-        arms[seen.arm] = arm.update(x, self.features.lift(x), shifted, self.features)
-        posterior, waiting = self._stepped(shared, Step(seen.arm, x, shifted), len(arms))
+        arms[seen.arm] = self.update(state, seen)
+        posterior, waiting = self._stepped(shared, Step(seen.arm, seen.features, shifted), len(arms))
         shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
         return State(tuple(arms), self._scheduled(shared, tuple(arms), state.retired), state.cache, state.retired)
 
     def reset_arm(self, state: State, arm: int) -> State:
         shared = self._adopted(state)
         posterior, waiting = self._stepped(shared, Step(arm, None, np.empty(0)), len(state.arms))
-        arms = list(state.arms)
-        arms[arm] = replace(self.init(), answered=state.arms[arm].answered, pending=state.arms[arm].pending)
         shared = replace(shared, next_prepare=shared.outcomes, posterior=posterior, waiting=waiting)
-        return replace(state, arms=tuple(arms), reference=shared)
+        return replace(super().reset_arm(state, arm), reference=shared)
+
+    def carry_pending(self, old: ArmState, new: ArmState) -> ArmState:
+        return replace(new, answered=old.answered, pending=old.pending)
+
+    def dropped(self, state: State) -> State:
+        """The next outcome brings a prepare; until then the posterior is what it was."""
+        return replace(state, reference=replace(state.reference, next_prepare=state.reference.outcomes))
 
     def _stepped(self, shared: AutoShared, step: Step, arms: int) -> tuple[Posterior | None, tuple[Waiting, ...]]:
         """The posterior with the step taken, and those that are being prepared with the step noted."""

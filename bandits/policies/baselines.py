@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from bandits import draw, signals
-from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field
+from bandits.hyperparameters import drift_field, exploration_floor_field, forget_half_life_field, hyper, initial_pulls_field
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
@@ -27,6 +27,10 @@ class _Averages(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
+
+    def surprise(self, state: State, seen: Observation) -> float | None:
+        found: float | None = signals.parts(state.arms[seen.arm])[0].surprise(seen.reward)
+        return found
 
     def _estimates(self, state: State, contexts: Sequence[Context], *, unseen: float) -> dict[str, Tensor]:
         """`estimate` (B, K), and the averages of each signal where there are several. unseen: the reward before any outcome."""
@@ -74,6 +78,8 @@ class Greedy(_Averages):
     initial_pulls: int = initial_pulls_field()
     prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
     exploration_floor: float = exploration_floor_field()
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         scores = self._estimates(state, contexts, unseen=self.prior_mean)
@@ -98,6 +104,8 @@ class EpsilonGreedy(_Averages):
     epsilon: float = hyper(0.1, "Probability of a uniformly random arm.", at_least=0, at_most=1)
     initial_pulls: int = initial_pulls_field()
     prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         scores = self._estimates(state, contexts, unseen=self.prior_mean)

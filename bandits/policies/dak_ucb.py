@@ -35,7 +35,16 @@ from bandits.diversity.statistics import DiversityArm, ReferencePairs
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.functional import kernels
 from bandits.functional.simplex import minimize_quadratic, nearest_psd
-from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field, unit_scale
+from bandits.hyperparameters import (
+    drift_field,
+    exploration_floor_field,
+    forget_half_life_field,
+    hyper,
+    initial_pulls_field,
+    normalize_field,
+    ridge_field,
+    unit_scale,
+)
 from bandits.regression.kernel import KernelArm
 from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, feature_map, stacked
 from bandits.regression.ridge import RidgeArm
@@ -125,6 +134,8 @@ class DakUcb(Policy):
         at_least=4,
         at_most=20_000,
     )
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -287,6 +298,18 @@ class DakUcb(Policy):
         if isinstance(arm, DiversityArm):
             return arm.remove_pending(features, using=self.regression)
         return self.regression.remove_pending(arm, features)
+
+    def carry_pending(self, old: ArmState, new: ArmState) -> ArmState:
+        def carry(one: ArmState, other: ArmState) -> ArmState:
+            if isinstance(one, DiversityArm):
+                return other.with_pending_of(one, using=self.regression)
+            return self.regression.carry_pending(one, other)
+
+        return signals.merge(carry, old, new)
+
+    def surprise(self, state: State, seen: Observation) -> float | None:
+        arm = self._fitted([state.arms[seen.arm]], 0)[0]
+        return self.regression.surprise(arm, seen.features, seen.reward - self.prior_mean)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means, widths, expected = self._score(state, self.regression.feature_map(stacked(contexts)))

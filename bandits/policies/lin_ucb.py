@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field
+from bandits.hyperparameters import (
+    drift_field,
+    exploration_floor_field,
+    forget_half_life_field,
+    hyper,
+    initial_pulls_field,
+    normalize_field,
+    ridge_field,
+)
 from bandits.regression.model import Regression, as_float64, cached_feature_map
 from bandits.regression.ucb import RegressionUcb
 
@@ -30,6 +38,8 @@ class LinUcb(RegressionUcb):
     prior_mean: float = hyper(1.0, "r0: what an unseen region is believed to be worth.", unit="reward")
     initial_pulls: int = initial_pulls_field()
     exploration_floor: float = exploration_floor_field()
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(..., d + 1) [x, 1]."""

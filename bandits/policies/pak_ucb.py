@@ -21,7 +21,15 @@ from torch import Tensor
 
 from bandits.errors import InvalidHyperparameter
 from bandits.functional import kernels
-from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, normalize_field, ridge_field
+from bandits.hyperparameters import (
+    drift_field,
+    exploration_floor_field,
+    forget_half_life_field,
+    hyper,
+    initial_pulls_field,
+    normalize_field,
+    ridge_field,
+)
 from bandits.regression.model import Regression, as_float64, cached_feature_map, feature_map
 from bandits.regression.ucb import RegressionUcb
 
@@ -73,6 +81,8 @@ class PakUcb(RegressionUcb):
         at_least=4,
         at_most=20_000,
     )
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.errors import InvalidObservation
-from bandits.hyperparameters import exploration_floor_field, hyper, initial_pulls_field, unit_scale
+from bandits.hyperparameters import (
+    drift_field,
+    exploration_floor_field,
+    forget_half_life_field,
+    hyper,
+    initial_pulls_field,
+    unit_scale,
+)
 from bandits.regression.ridge import MeanArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
@@ -77,6 +84,8 @@ class Thompson(Policy):
     )
     initial_pulls: int = initial_pulls_field()
     exploration_floor: float = exploration_floor_field()
+    drift: Literal["off", "detect"] = drift_field()
+    forget_half_life: int | None = forget_half_life_field()
 
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         if self.posterior == "beta" and not 0.0 <= seen.reward <= 1.0:
@@ -87,6 +96,10 @@ class Thompson(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         return state.arms[seen.arm].update(seen.reward)
+
+    def surprise(self, state: State, seen: Observation) -> float | None:
+        found: float | None = state.arms[seen.arm].surprise(seen.reward)
+        return found
 
     def prepare(self, state: State) -> State:
         """Works out the probabilities for the sets of arms that were asked for last (at first: all)."""

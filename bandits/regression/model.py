@@ -6,6 +6,7 @@ features (d,) -- map --> z (p,) --+--> RidgeArm    linear in z: sums, memory ind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,6 +100,23 @@ class Regression:
         if isinstance(arm, RidgeArm):
             return arm.remove_pending(z, ridge=self.ridge)
         return arm.remove_pending(z, kernel=self._exact, ridge=self.ridge)
+
+    def carry_pending(self, old: RidgeArm | KernelArm, new: RidgeArm | KernelArm) -> RidgeArm | KernelArm:
+        """The arm `new`, of which nothing is pending, with what is pending in `old`."""
+        if isinstance(old, RidgeArm):
+            assert isinstance(new, RidgeArm)
+            return new.with_pending_of(old, ridge=self.ridge)
+        for z in old.cache.pending.points if old.cache else ():
+            assert isinstance(new, KernelArm)
+            new = new.add_pending(z, kernel=self._exact, ridge=self.ridge)
+        return new
+
+    def surprise(self, arm: RidgeArm | KernelArm, x: Tensor, target: float) -> float | None:
+        """How far a target is from its mean at a prompt x (d,), with the width taken out; None before any observation."""
+        if not arm.pulls:
+            return None
+        mean, width = self.score([arm], self.feature_map(x[None]))
+        return (target - float(mean)) / math.sqrt(1.0 + float(width) ** 2)
 
     def check(self, x: Tensor) -> None:
         """`InvalidContext` for a prompt x (d,) that is so long that the numbers would keep no digits of the ridge."""

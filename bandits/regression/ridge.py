@@ -33,6 +33,10 @@ class MeanArm:
         """One more reward."""
         return MeanArm(self.pulls + 1, self.reward_sum + reward)
 
+    def surprise(self, reward: float) -> float | None:
+        """How far a reward is from the average, with the uncertainty of the average taken out; None before the first."""
+        return (reward - self.reward_sum / self.pulls) / (1.0 + 1.0 / self.pulls) ** 0.5 if self.pulls else None
+
     def mean(self, *, unseen: float) -> float:
         """The average reward, or `unseen` before the first."""
         return self.reward_sum / self.pulls if self.pulls else unseen
@@ -129,6 +133,15 @@ class RidgeArm:
         # where no digits are left for a downdate the width stays narrow until nothing is pending, as then it is the inverse again
         width = (old.pending_inverse.downdated(z) or old.pending_inverse) if left else old.inverse
         return replace(self, cache=replace(old, pending_inverse=width, pending=left))
+
+    def with_pending_of(self, other: RidgeArm, *, ridge: float) -> RidgeArm:
+        """With the pending pairs of another arm, of which only the sum is known: what its width has beyond its own pairs."""
+        if other.cache is None or not other.cache.pending:
+            return self
+        eye = torch.eye(len(self.moment), dtype=torch.float64)
+        pairs = torch.linalg.pinv(other.cache.pending_inverse.tensor(), hermitian=True) - other.gram - ridge * eye
+        inverse = Inverse(linalg.ridge_inverse(self.gram + (pairs + pairs.T) / 2.0, ridge))
+        return replace(self, cache=replace(self.ridge(ridge), pending_inverse=inverse, pending=other.cache.pending))
 
     def ridge(self, ridge: float) -> Ridge:
         """The derived values, factored where nothing was carried along (after a restart)."""

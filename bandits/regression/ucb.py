@@ -24,13 +24,16 @@ class RegressionUcb(Policy):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features", "reward"})
     weighs_signals: ClassVar[bool] = True
-    arms_independent: ClassVar[bool] = True
 
     normalize: bool
     exploration: float
     prior_mean: float
     initial_pulls: int
     exploration_floor: float
+
+    @property
+    def arms_independent(self) -> bool:
+        return self.forget_half_life is None
 
     @property
     @abstractmethod
@@ -97,6 +100,13 @@ class RegressionUcb(Policy):
 
     def remove_pending(self, arm: ArmState, features: Tensor) -> ArmState:
         return signals.change(arm, lambda one: self.regression.remove_pending(one, features))
+
+    def carry_pending(self, old: ArmState, new: ArmState) -> ArmState:
+        return signals.merge(self.regression.carry_pending, old, new)
+
+    def surprise(self, state: State, seen: Observation) -> float | None:
+        arm = signals.parts(state.arms[seen.arm])[0]
+        return self.regression.surprise(arm, seen.features, seen.reward - self.prior_mean)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means, widths = self._score(state, self.regression.feature_map(stacked(contexts)))

@@ -64,7 +64,7 @@ class ArmRecord(msgspec.Struct, frozen=True):
     reward_sum: float = 0.0
     cost_sum: float = 0.0
     rewards: int = 0  # outcomes that carried a reward
-    surprise: tuple[float, float] = (0.0, 0.0)  # sums of the drift detector, upwards and downwards
+    surprise: drift.Sums = drift.START  # sums of the drift detector
 
     @property
     def is_gone(self) -> bool:

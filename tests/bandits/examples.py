@@ -123,7 +123,10 @@ def _pairs(**pairs: tuple[Any, ...]) -> dict[str, tuple[Settings, Settings]]:
 
 
 EXACT: dict[str, Any] = {"random_features": None}
-BURN_IN = _pairs(initial_pulls=(1, 4), exploration_floor=(0.0, 0.13))
+CHANGES = _pairs(drift=("off", "detect"), forget_half_life=(None, 8))
+FLOOR = _pairs(initial_pulls=(1, 4), exploration_floor=(0.0, 0.13))
+BURN_IN = FLOOR | CHANGES
+FORGETTING: dict[str, Any] = {"forget_half_life": 7}
 
 _PAK = Example(
     kind="pak-ucb",
@@ -189,20 +192,22 @@ SEVERAL = ("reward", "cost", "latency")
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
     "auto": (
-        Example(kind="auto", dim=DIM, differences=_pairs(context=(True, False), exploration_floor=(0.0, 0.13))),
+        Example(kind="auto", dim=DIM, differences=CHANGES | _pairs(context=(True, False), exploration_floor=(0.0, 0.13))),
         Example(kind="auto"),
         Example(kind="auto", dim=DIM, signals=SEVERAL),
+        Example(kind="auto", dim=DIM, settings=FORGETTING),
     ),
     "random": (Example(kind="random", forces_new_arms=False),),
     "one-arm": (Example(kind="one-arm", forces_new_arms=False, differences=_pairs(arm=(0, 2))),),
     "greedy": (
         Example(kind="greedy", differences=BURN_IN | _pairs(prior_mean=(0.2, 0.8, {"initial_pulls": 0}))),
         Example(kind="greedy", signals=SEVERAL),
+        Example(kind="greedy", signals=SEVERAL, settings=FORGETTING),
     ),
     "epsilon-greedy": (
         Example(
             kind="epsilon-greedy",
-            differences=_pairs(initial_pulls=(1, 4), epsilon=(0.1, 0.3), prior_mean=(0.2, 0.8, {"initial_pulls": 0})),
+            differences=CHANGES | _pairs(initial_pulls=(1, 4), epsilon=(0.1, 0.3), prior_mean=(0.2, 0.8, {"initial_pulls": 0})),
         ),
         Example(kind="epsilon-greedy", signals=SEVERAL),
     ),
@@ -220,6 +225,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             ),
         ),
         Example(kind="thompson", settings={"posterior": "gaussian"}),
+        Example(kind="thompson", settings=FORGETTING),
     ),
     "lin-ucb": (
         Example(
@@ -229,6 +235,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             | _pairs(normalize=(True, False), ridge=(0.3, 1.9), exploration=(0.2, 1.4), prior_mean=(0.2, 0.8)),
         ),
         Example(kind="lin-ucb", dim=DIM, signals=SEVERAL),
+        Example(kind="lin-ucb", dim=DIM, settings=FORGETTING),
     ),
     "pak-ucb": (
         _PAK,
@@ -237,6 +244,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         _but(_PAK, add_linear=True),
         _but(_PAK, signals=SEVERAL),
         _but(_PAK, signals=SEVERAL, **EXACT),
+        _but(_PAK, **FORGETTING),
+        _but(_PAK, **EXACT, **FORGETTING),
     ),
     "dak-ucb": (
         _but(
@@ -263,6 +272,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         _but(_DAK, random_features=None, label_features=None, max_samples=6),
         _but(_DAK, signals=SEVERAL),
         _but(_DAK, signals=SEVERAL, mixture=True, random_features=None),
+        _but(_DAK, signals=SEVERAL, **FORGETTING),
     ),
     "promptwise": (
         _but(
@@ -295,7 +305,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             output_dim=OUTPUT_DIM,
             output=samples,
             reference=reference,
-            differences=BURN_IN
+            differences=FLOOR
             | _pairs(
                 delta=(0.05, 0.4),
                 kappa=(0.5, 1.5),
@@ -311,7 +321,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             settings={"bonus": "released"},
             output_dim=OUTPUT_DIM,
             output=probabilities,
-            differences=BURN_IN | _pairs(delta=(0.05, 0.4), bonus=("released", "kl"), union=(False, True)),
+            differences=FLOOR | _pairs(delta=(0.05, 0.4), bonus=("released", "kl"), union=(False, True)),
         ),
         Example(kind="is-ucb", output_dim=OUTPUT_DIM, output=probabilities),
     ),

@@ -32,6 +32,9 @@ FORMS = [
 ]
 every_form = pytest.mark.parametrize("example", FORMS)
 every_separate_form = pytest.mark.parametrize("example", [form for form in FORMS if _policy_of(form).arms_independent])
+every_form_that_can_watch = pytest.mark.parametrize(
+    "example", [form for form in FORMS if any(item.name == "drift" for item in declared(type(_policy_of(form))))]
+)
 HYPERPARAMETERS = [(kind, item.name) for kind, policy in POLICIES.items() for item in declared(policy)]
 
 
@@ -289,6 +292,36 @@ def test_a_pending_decision_that_is_learned_counts_once(example: Example) -> Non
     assert same(one, other, within=1e-8)
 
 
+@every_form_that_can_watch
+def test_an_arm_that_is_reset_is_a_new_one_with_the_open_decisions_of_the_old_one(example: Example) -> None:
+    g, policy = default_rng(16), example.policy()
+    state, new = fed(example, policy, g), policy.init()
+    waiting, contexts = [example.features(g) for _ in range(3)], [a_context(example, g, pending=(0, 3, 0)) for _ in range(4)]
+    for features in waiting:
+        state = states.with_arm(state, 1, policy.add_pending(state.arms[1], features))
+        new = policy.add_pending(new, features)
+    reset = policy.reset_arm(state, 1)
+    assert states.digest(policy, reset) == states.digest(policy, policy.reset_arm(fed(example, policy, default_rng(16)), 1))
+    if policy.kind != "auto":  # whose posterior has a new arm learn from the others
+        fresh = states.with_arm(policy.reset_arm(fed(example, policy, default_rng(16)), 1), 1, new)
+        assert same(*(policy.weights(policy.prepare(one), contexts) for one in (reset, fresh)), within=1e-7)
+    for features in waiting:
+        reset = states.with_arm(reset, 1, policy.remove_pending(reset.arms[1], features))
+    bare = policy.reset_arm(fed(example, policy, default_rng(16)), 1)
+    assert same(*(policy.weights(policy.prepare(one), contexts) for one in (reset, bare)), within=1e-9)
+    assert reset.arms[1].pulls == 0
+
+
+@every_form_that_can_watch
+def test_a_surprise_is_a_number_once_something_is_known(example: Example) -> None:
+    g, policy = default_rng(17), example.policy()
+    seen = example.seen(g, 1, example.features(g))
+    assert policy.surprise(started(example, policy, g), seen) is None
+    found = policy.surprise(fed(example, policy, g), seen)
+    assert found is not None
+    assert np.isfinite(found)
+
+
 @every_form
 def test_pending_decisions_come_together_as_one_by_one(example: Example) -> None:
     g, policy = default_rng(41), example.policy()
@@ -404,7 +437,7 @@ def course(example: Example, policy: Policy) -> list[Any]:
     """Everything that can be seen of a policy over a few dozen rounds in which every arm is pulled."""
     g = default_rng(12)
     state = started(example, policy, g)
-    seen: list[Any] = [policy.fingerprint]
+    seen: list[Any] = [policy.fingerprint, policy.watches_drift]
     for t in range(36):
         attempts = tuple(int(x) for x in g.integers(0, 2 + t % 2, ARMS) * (t % 5 != 4))
         context = a_context(example, g, attempts=attempts, skipped=t)
