@@ -19,6 +19,8 @@ PricesPer = Literal["call", "outcome"]
 STEP = 0.3
 CAP = 3.0
 """Of the pressure: a budget that no arm can hold plays nearly the cheapest."""
+MAX_RATIO = 1e12
+"""Of a cost to its price: one number beyond it would drown every other in the sums."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ class Terms(NamedTuple):
 
 def learned_cost(cost: float, price: float, prices_per: PricesPer) -> float:
     """What the signal `cost` learns from an outcome: the cost, or with prices per outcome its ratio to the price at the
-    decision, so that a new price acts at once.
+    decision, so that a new price acts at once; NaN where the price is next to nothing.
     """
-    return cost / price if prices_per == "outcome" and price > 0.0 else cost
+    if prices_per == "call" or price == 0.0:
+        return cost
+    ratio = cost / price
+    return ratio if ratio <= MAX_RATIO else math.nan
 
 
 def terms(

@@ -27,6 +27,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     StringConstraints,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
     create_model,
     field_validator,
@@ -44,6 +45,7 @@ from service.scorers import registry as scorers
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_ARM_NAME = 128
 ID = r"^[A-Za-z0-9_-]{1,64}$"
+SIGNAL = r"^[a-z][a-z0-9_]{0,31}$"
 MAX_DIM = 65_536
 MAX_ARMS = 1_000
 """Of a bandit at one time: active, or retired with open decisions."""
@@ -58,6 +60,8 @@ MAX_BATCH = 1_024
 MAX_METADATA_BYTES = 4_096
 MAX_AMOUNT = 1e12
 """Of a reward, a cost or a price: one number beyond it would drown every other in the float64 sums, or overflow them."""
+MIN_BUDGET = 1e-12
+"""Per decision: a multiplier is a share of its inverse, and a number of the log is finite."""
 MAX_MOMENTS_DIM = 8_192
 MAX_CLASSES = 1_000
 MAX_MESSAGES = 10_000
@@ -311,7 +315,7 @@ Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 Price = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT, description="Per call, in USD or any one unit.", examples=[0.0002])]
 Reward = Annotated[FiniteFloat, Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
 Cost = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT)]
-SignalName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+SignalName = Annotated[str, StringConstraints(pattern=SIGNAL)]
 Objective = Annotated[dict[SignalName, Reward], Field(min_length=1, max_length=MAX_SIGNALS)]
 
 
@@ -509,9 +513,16 @@ class BudgetBody(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"signal": "cost", "per_decision": 0.002}]})
 
     signal: SignalName = Field(description="`cost`, or one of your own signals.", examples=["cost"])
-    per_decision: Annotated[FiniteFloat, Field(gt=0, le=MAX_AMOUNT)] = Field(
+    per_decision: Annotated[FiniteFloat, Field(ge=MIN_BUDGET, le=MAX_AMOUNT)] = Field(
         description="The mean that is held, in the unit of the signal.", examples=[0.002]
     )
+
+    @field_validator("signal")
+    @classmethod
+    def _not_the_reward(cls, signal: str) -> str:
+        if signal == REWARD:
+            raise ValueError("is what decisions maximize; a budget holds `cost`, or a signal of your own")
+        return signal
 
 
 class BanditBody(Body):
@@ -577,6 +588,13 @@ class BanditBody(Body):
         if len({arm.name for arm in arms}) < len(arms):
             raise ValueError("two arms have the same name; give each its own")
         return arms
+
+    @field_validator("signals")
+    @classmethod
+    def _signals_differ(cls, signals: list[str] | None) -> list[str] | None:
+        if signals is not None and len({*signals}) < len(signals):
+            raise ValueError("a signal is named twice; name each once")
+        return signals
 
     def request(self) -> dict[str, Any]:
         """The request with every default filled in: equal for bodies that mean the same. Fields younger than the first release
@@ -713,20 +731,26 @@ class OutcomeBody(Body):
         """What tells two outcomes apart; `next` asks for more and is not part of it."""
         outputs = None if self.output is None else [output.canonical() for output in self.output]
         reference = None if self.reference is None else self.reference.canonical()
-        signals = [self.signals] if self.signals else []  # younger than the others: it changes no digest where it is not given
+        # younger than the others: it changes no digest where it is not given
+        signals = [sorted(self.signals.items())] if self.signals else []
         return [self.reward, self.cost, outputs, reference, self.arm, *signals]
+
+    @field_validator("signals")
+    @classmethod
+    def _given_once(cls, signals: dict[str, float] | None, known: ValidationInfo) -> dict[str, float] | None:
+        for name in (REWARD, COST):
+            if name in (signals or {}) and known.data.get(name) is not None:
+                raise ValueError(f"holds {name}, which also stands beside it; give it once")
+        if signals and signals.get(COST, 0.0) < 0.0:
+            raise ValueError("holds a cost that is less than 0; a cost is at least 0")
+        return signals
 
     @model_validator(mode="after")
     def _take_signals(self) -> Self:
         """`reward` and `cost` become what they are, wherever they stand."""
-        for name in (REWARD, COST) if self.signals else ():
-            if name not in (self.signals or {}):
-                continue
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} is given twice, beside and in signals; give it once")
-            setattr(self, name, (self.signals or {}).pop(name))
-        if self.cost is not None and self.cost < 0.0:
-            raise ValueError("signals.cost is less than 0; a cost is at least 0")
+        for name in (REWARD, COST):
+            if self.signals and name in self.signals:
+                setattr(self, name, self.signals.pop(name))
         return self
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from bandits.registry import POLICIES
 from service.api import requests as schemas
 from service.api.problems import LISTED, NAMED, Problem, invalid_fields
-from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME, POLICY_MODELS, Body, Content
+from service.api.requests import EXAMPLES, ID, MESSAGE_CONTENT, NAME, POLICY_MODELS, SIGNAL, Body, Content
 
 LISTED_FIELDS = 12
 """Fields that an object may have for a message to list them all."""
@@ -175,6 +175,7 @@ OTHERWISE = "is not what is taken here; GET /openapi.json describes the field"
 PATTERNS = {
     NAME: "must be 1 to 63 characters of a-z 0-9 _ -, the first a letter or digit",
     ID: "must be 1 to 64 characters of A-Z a-z 0-9 _ -",
+    SIGNAL: "must be 1 to 32 characters of a-z 0-9 _, the first a letter",
     r"\S": "must not be empty or blank",
 }
 """In words, what each regular expression asks for."""
@@ -223,10 +224,12 @@ def _within_body(location: Sequence[int | str]) -> Sequence[int | str]:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    """`policy.exploration` from what pydantic says; the name of the policy's kind, which it adds, is left out. Unknown names come
-    from the client: they are cut, as everything that is repeated.
+    """`policy.exploration` from what pydantic says, without what it adds: the name of the policy's kind, and the mark of a wrong
+    key of an object. Unknown names come from the client: they are cut, as everything that is repeated.
     """
     parts = list(_within_body(location))
+    if parts and parts[-1] == "[key]":
+        del parts[-1]
     if len(parts) > 1 and parts[0] == "policy" and parts[1] in POLICIES:
         del parts[1]
     parts = [part for part in parts if part not in MESSAGE_CONTENT]

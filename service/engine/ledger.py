@@ -292,10 +292,12 @@ class Ledger:
         return frozenset(i for i, arm in enumerate(self.arms) if not arm.active)
 
     def multipliers(self) -> dict[str, float]:
-        """Of the signal that has a budget, the weight that is subtracted: 0 until every active arm has an outcome."""
+        """Of the signal that has a budget, the weight that is subtracted: 0 until every active arm has an outcome, or a decision
+        that was closed without one.
+        """
         if self.spending is None:
             return {}
-        ready = all(arm.outcomes for arm in self.arms if arm.active)
+        ready = all(arm.outcomes or arm.pulls > arm.pending for arm in self.arms if arm.active)
         return {self.spending.budget.signal: self.spending.multiplier if ready else 0.0}
 
     @property
@@ -450,6 +452,8 @@ class Ledger:
         if event.reward is None:
             return self._remove_pending(decision)
         self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
+        if self.spending is not None:
+            self.spending.add({REWARD: event.reward, COST: decision.price})
         return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
 
     def _learn(

@@ -7,6 +7,7 @@ cancel, expire ──> LogCommitter.commit(Cancelled, Expired)
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -122,6 +123,7 @@ class OutcomeRecorder:
             features = events.vector_tensor(decision.features)
             seen = Observation(arm=arm, features=features, reward=outcome.reward)
             surprise = policy.surprise(self._projection.versions.committed.state, seen)
+            surprise = surprise if surprise is not None and math.isfinite(surprise) else None  # JSON has no other numbers
         return Observed(
             at=now,
             id=decision.id,

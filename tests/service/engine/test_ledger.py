@@ -41,6 +41,7 @@ from service.engine.ledger import (
     Learn,
     Ledger,
     RemovePending,
+    Retire,
     View,
 )
 from tests.service.drivers import created
@@ -162,9 +163,9 @@ def test_arms_come_change_go_and_come_back() -> None:
     assert (book.index("new"), book.index("none")) == (3, None)
     assert book.arms[3] == ArmRecord("new", 0.7, {"a": 1})
     before = tuple(book.arms)
-    assert book.apply(3, ArmRetired(at=NOW, arm=3), POLICY) == []
+    assert book.apply(3, ArmRetired(at=NOW, arm=3), POLICY) == [Retire(frozenset({3}))]
     assert (book.arms[3].active, before[3].active) == (False, True), "a view that is still held stays as it was"
-    book.apply(4, ArmChanged(at=NOW, arm=3, price=0.9, metadata={}), POLICY)
+    assert book.apply(4, ArmChanged(at=NOW, arm=3, price=0.9, metadata={}), POLICY) == [Retire(frozenset())]
     assert book.arms[3] == ArmRecord("new", 0.9, {}, True)
 
 

@@ -283,7 +283,7 @@ async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
         assert hosting.state() == {"loading": [], "damaged": [], "newer": ["ahead"]}
 
 
-@pytest.mark.parametrize("changes", [{"policy": "auto"}, {"hyperparameters": {"window": 7}}])
+@pytest.mark.parametrize("changes", [{"policy": "later"}, {"hyperparameters": {"window": 7}}])
 async def test_a_bandit_whose_policy_this_build_does_not_know_is_of_a_newer_version(
     opener: Opener, changes: dict[str, Any]
 ) -> None:
