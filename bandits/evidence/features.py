@@ -92,9 +92,11 @@ class EvidenceFeatures:
         """(p,) of a prompt (d,). The last ones are remembered: a prompt is lifted when it is scored and when it is learned. Do
         not write into the result.
         """
-        if not self.dim:
-            return np.ones(1)
-        return self._remembered(x.numpy().astype(np.float64, copy=False).tobytes())
+        return self.lift_bytes(x.numpy().astype(np.float64, copy=False).tobytes())
+
+    def lift_bytes(self, x: bytes) -> Floats:
+        """`lift` of the bytes of a prompt (d,) in float64."""
+        return self._remembered(x) if self.dim else np.ones(1)
 
     def lift_all(self, rows: Floats) -> Floats:
         """(n, p) of prompts (n, d), in products of matrices: a tenth of the time, and other last digits than one by one."""
@@ -115,8 +117,8 @@ class EvidenceFeatures:
 
     def _periodic(self, angles: Floats, z: Floats) -> None:
         """Fill in the kernel blocks of z (..., p): cosines first, then sines."""
-        for i, block in enumerate(self.blocks[1:]):
-            part, out = angles[..., i * FREQUENCIES : (i + 1) * FREQUENCIES], z[..., block]
-            np.cos(part, out=out[..., :FREQUENCIES])
-            np.sin(part, out=out[..., FREQUENCIES:])
-            out /= np.sqrt(FREQUENCIES)
+        angles = angles.reshape(*angles.shape[:-1], len(BANDWIDTHS), FREQUENCIES)
+        out = z[..., 1 + self.linear :].reshape(*angles.shape[:-1], 2 * FREQUENCIES)
+        np.cos(angles, out=out[..., :FREQUENCIES])
+        np.sin(angles, out=out[..., FREQUENCIES:])
+        out /= np.sqrt(FREQUENCIES)

@@ -256,13 +256,18 @@ class Fit:
 
     def step(self, arm: int, w: Floats, y: float) -> Fit:
         """One more standardized value of an arm: recursive least squares with theta_0 and the scales as they are."""
-        own = self.own
-        w_own, theta, covariance = w[:own], self.theta[arm].copy(), self.covariances[arm]
+        own, theta, covariance = self.own, self.theta[arm].copy(), self.covariances[arm]
         innovation = y - float(w @ theta)
-        gain = covariance @ w_own
-        variance = self.scales.noise + float(w_own @ gain)
-        theta[:own] += gain * (innovation / variance)
-        return self.with_arm(arm, theta, covariance - gain[:, None] * (gain / variance))
+        if own == 1:
+            level = float(covariance[0, 0])
+            variance = self.scales.noise + level
+            theta[0] += level * (innovation / variance)
+            return self.with_arm(arm, theta, covariance - level * (level / variance))
+        gain = covariance @ w
+        variance = self.scales.noise + float(w @ gain)
+        theta += gain * (innovation / variance)
+        narrower = np.multiply.outer(gain, gain / variance)
+        return self.with_arm(arm, theta, np.subtract(covariance, narrower, out=narrower))
 
     def narrowed(self, arm: int, pending: Sequence[Floats]) -> Floats:
         """(k, k) the covariance of an arm as if the outcomes of its open decisions w (q,) had come: what they will bring is not
@@ -375,10 +380,11 @@ class Posterior:
         if len(found) == 2:
             assert one.trust is not None
             level, level_variance = found[1]
-            level = level - level[allowed].mean() + mean[allowed].mean()  # what all arms share is no difference of the models
-            spread = one.trust * (1.0 - one.trust) * (mean - level) ** 2
-            variance = one.trust * variance + (1.0 - one.trust) * level_variance + spread
-            mean = one.trust * mean + (1.0 - one.trust) * level
+            gap = mean - level
+            gap -= gap[allowed].mean()  # what all arms share is no difference of the models
+            doubt = 1.0 - one.trust
+            mean = mean - doubt * gap
+            variance = one.trust * (variance + doubt * gap * gap) + doubt * level_variance
         return one.mean + one.root * mean, one.root**2 * variance
 
     def _scores(

@@ -164,11 +164,9 @@ class EvidenceArm:
             grams = tuple(gram.update(x, features) if i in carrying else gram for i, gram in enumerate(grams))
         else:
             grams = (grams[0].update(x, features),)
-        moments, squares = self.moments.numpy().copy(), self.squares.numpy().copy()
-        for k in np.flatnonzero(carried):
-            moments[k] += values[k] * z
-            squares[k] += values[k] * values[k]
-        sums = torch.from_numpy(moments), torch.from_numpy(squares)
+        carried_or_0 = np.where(carried, values, 0.0)
+        moments = self.moments.numpy() + np.multiply.outer(carried_or_0, z)
+        sums = torch.from_numpy(moments), torch.from_numpy(self.squares.numpy() + carried_or_0 * carried_or_0)
         return EvidenceArm(self.pulls + 1, self.answered + 1, grams, gram_of, *sums, self.pending)
 
     def _split(self, carried: NDArray[np.bool_]) -> tuple[tuple[Gram, ...], Tensor]:

@@ -84,21 +84,27 @@ def _of_the_best(
     step = (highest - lowest) / (GRID - 1)
     x = lowest + step * _STEPS
     deviation = np.maximum(deviation, step)  # a peak narrower than the grid would fall between two points
-    z = (x - mean[:, None]) / deviation[:, None]
-    density = np.exp(-0.5 * (z * z)) * (1.0 / (deviation * ROOT_2_PI))[:, None]
+    z = x - mean[:, None]
+    z /= deviation[:, None]
     below = np.maximum(cdf(z), 1e-300)
-    hazard = density / below
+    z *= z
+    z *= -0.5
+    hazard = np.exp(z, out=z)
+    hazard /= below
+    hazard *= (1.0 / (deviation * ROOT_2_PI))[:, None]
     mass = hazard * (below.prod(0) * step)  # (K, GRID) the maximum is x, and it is arm a
     best = np.maximum(mass.sum(1), 1e-12)
-    # E[f_b | a is best] for b != a is the mean of f_b below the maximum: m_b - s_b^2 pdf / cdf
-    conditional = mass @ (mean[:, None] - (deviation * deviation)[:, None] * hazard).T / best[:, None]
     own = mass @ x / best
-    conditional.flat[:: len(mean) + 1] = own
+    # E[f_b | a is best] for b != a is the mean of f_b below the maximum: m_b - s_b^2 pdf / cdf
+    moved = mass @ hazard.T
+    moved *= deviation * deviation
+    moved /= best[:, None]
+    moved.flat[:: len(mean) + 1] = own - mean
+    moved *= moved
     best /= best.sum()
     largest = float(deviation.max())
     regret = np.maximum(best @ own - mean, 1e-9 * largest)
-    moved = conditional - mean
-    information = np.maximum(best @ (moved * moved), 1e-18 * largest**2)
+    information = np.maximum(best @ moved, 1e-18 * largest**2)
     return best, regret, information
 
 
@@ -107,15 +113,17 @@ def _minimizer(regret: Floats, information: Floats) -> tuple[int, int, float]:
 
     For one pair, (A + qB)^2 / (C + qE) is a square over a line: its only inner extremum is q = A/B - 2C/E, else an end is best.
     """
+    alone = regret * regret / information
+    single = int(alone.argmin())
     first, second = _pairs(len(regret))
     a, c = regret[first], information[first]
     b, e = regret[second] - a, information[second] - c
-    curved = (b != 0.0) & (e != 0.0)
-    b_or_1, e_or_1 = np.where(curved, b, 1.0), np.where(curved, e, 1.0)
-    shares = np.zeros((3, len(first)))
-    shares[1] = np.where(curved, np.minimum(np.maximum(a / b_or_1 - 2.0 * c / e_or_1, 0.0), 1.0), 0.0)
-    shares[2] = 1.0
+    curvature = b * e
+    curvature[curvature == 0.0] = np.inf  # no inner extremum: q = 0
+    shares = np.minimum(np.maximum((a * e - 2.0 * b * c) / curvature, 0.0), 1.0)
     line = a + shares * b
-    best = int((line * line / (c + shares * e)).argmin())
-    pair = best % len(first)
-    return int(first[pair]), int(second[pair]), float(shares.flat[best])
+    ratio = line * line / (c + shares * e)
+    pair = int(ratio.argmin())
+    if ratio[pair] < alone[single]:
+        return int(first[pair]), int(second[pair]), float(shares[pair])
+    return single, single, 0.0

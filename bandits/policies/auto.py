@@ -275,7 +275,7 @@ class Auto(Policy):
             if (forced := part.assumed[0]) >= 0:
                 extra[forced] += 1
             parts.append(part)
-        return replace(Weights.joined(parts), assumed=[part.assumed[0] for part in parts])
+        return parts[0] if len(parts) == 1 else replace(Weights.joined(parts), assumed=[part.assumed[0] for part in parts])
 
     def weights_in_order(self, state: State, contexts: Sequence[Context], choose: Choose) -> Weights:
         extra, parts = [0] * len(state.arms), []
@@ -304,7 +304,7 @@ class Auto(Policy):
             values[forced] = 1.0
             return self._row(values, forced, scores)
         mean, deviation = scores.mean[allowed], scores.deviation[allowed]
-        if np.ptp(mean) == 0.0 and not deviation.any():
+        if not deviation.any() and np.ptp(mean) == 0.0:
             values[allowed] = 1.0 / len(candidates)
         else:
             smallest = 1e-9 * (np.abs(mean).max() + 1e-300)
@@ -320,7 +320,7 @@ class Auto(Policy):
         tables = {"estimate": scores.mean, "deviation": scores.deviation} if scores.prepared else {}
         if len(self.signals) > 1 and tables:
             tables |= {f"signals.{name}": row for name, row in zip(self.signals, scores.signals, strict=True)}
-        shown = {name: torch.from_numpy(row[None].copy()) for name, row in tables.items()}
+        shown = {name: torch.from_numpy(row[None]) for name, row in tables.items()}
         return Weights(torch.from_numpy(values[None]), shown, [forced], scores.prepared)
 
     def _score(self, shared: AutoShared, arms: Sequence[EvidenceArm], context: Context, allowed: NDArray[np.bool_]) -> _Scores:
@@ -328,26 +328,21 @@ class Auto(Policy):
         if shared.posterior is None:
             unknown = np.full(len(arms), np.nan)
             return _Scores(False, 0, unknown, unknown, np.full((len(self.signals), len(arms)), np.nan))
-        coefficients = np.zeros((len(self.signals), len(arms)))
-        coefficients[0] = 1.0
-        if context.coefficients:
-            coefficients = np.array(context.coefficients)
         mean = np.array(context.constants) if context.constants else np.zeros(len(arms))
-        used = coefficients.any(axis=1)
-        fitted = np.array([bool(one.fits) for one in shared.posterior.signals])
-        comparable = not used.any() or bool((used & fitted).any()) or np.ptp(mean[allowed]) > 0.0
-        posterior = shared.posterior.with_arms(len(arms))
+        comparable = bool(context.constants) and bool(np.ptp(mean[allowed]) > 0.0)
+        posterior, factors = shared.posterior.with_arms(len(arms)), context.coefficients or ((1.0,) * len(arms),)
         w, origin = posterior.basis.project(self.features.lift(context.features)), shared.origin.tolist()
-        pending, variance, signals = [arm.pending for arm in arms], np.zeros(len(arms)), np.empty(coefficients.shape)
-        for k, factor in enumerate(coefficients):
-            of_signal, spread = posterior.scores(k, w, pending, self._lift_bytes, allowed)
-            signals[k] = of_signal + (origin[k] if not math.isnan(origin[k]) else 0.0)  # never seen: counts 0
-            mean = mean + factor * signals[k]
-            variance += factor**2 * spread
-        return _Scores(bool(comparable), posterior.count, mean, np.sqrt(variance), signals)
-
-    def _lift_bytes(self, x: bytes) -> Floats:
-        return self.features.lift(torch.from_numpy(np.frombuffer(x, dtype=np.float64).copy()))
+        pending, variance = [arm.pending for arm in arms], np.zeros(len(arms))
+        signals, used = np.full((len(self.signals), len(arms)), np.nan), False
+        for k, row in enumerate(factors):
+            if any(row):  # else it is not asked for
+                of_signal, spread = posterior.scores(k, w, pending, self.features.lift_bytes, allowed)
+                signals[k] = of_signal + (0.0 if math.isnan(origin[k]) else origin[k])  # never seen: counts 0
+                factor = np.array(row)
+                mean += factor * signals[k]
+                variance += factor * factor * spread
+                used, comparable = True, comparable or bool(posterior.signals[k].fits)
+        return _Scores(comparable or not used, posterior.count, mean, np.sqrt(variance), signals)
 
     # -- drift -----------------------------------------------------------------------------------------------------------
 
