@@ -308,7 +308,7 @@ class Auto(Policy):
             values[allowed] = 1.0 / len(candidates)
         else:
             smallest = 1e-9 * (np.abs(mean).max() + 1e-300)
-            answered = _answered(arms, decided, context.pending)[allowed] if context.decided else None
+            answered = _answered(arms, context)[allowed] if context.decided else None
             values[allowed] = information_directed.weights(mean, np.maximum(deviation, smallest), answered=answered)
         if not np.isfinite(values).all():
             values = allowed / len(candidates)
@@ -403,10 +403,10 @@ class Auto(Policy):
         return report
 
 
-def _answered(arms: Sequence[EvidenceArm], decided: Sequence[int], pending: Sequence[int]) -> Floats:
+def _answered(arms: Sequence[EvidenceArm], context: Context) -> Floats:
     """(K,) the share of the closed decisions of each arm that brought an outcome, by Laplace's rule of succession. An arm that
     always expires stays as uncertain as it is new, and would be tried for ever.
     """
     answered = np.array([arm.answered for arm in arms], dtype=np.float64)
-    closed = np.maximum(np.array(decided) - np.array(pending), answered)
+    closed = np.maximum(np.array(context.decided) - np.array(context.pending), answered)
     return np.asarray((answered + 1.0) / (closed + 1.0))
