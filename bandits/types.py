@@ -332,6 +332,10 @@ class Policy(ABC):
         """Whether `prepare` would change anything for a state that was folded from a prepared one."""
         return True
 
+    def folds_slowly(self, state: State) -> bool:
+        """Whether a fold of this state may have to prepare, because so many preparations are due."""
+        return False
+
     def is_prepared(self, state: State, contexts: Sequence[Context]) -> bool:
         """Whether `weights` finds what it needs among what `prepare` left; False = it would have to solve something first."""
         return True

@@ -228,6 +228,9 @@ class Auto(Policy):
             return self._is_lost(state)
         return not isinstance(state.cache, Prepared) or state.cache.posterior.count != shared.waiting[-1].due.count
 
+    def folds_slowly(self, state: State) -> bool:
+        return len(state.reference.waiting) >= MOST_WAITING
+
     def _prepared(self, shared: AutoShared, *, leave: int) -> tuple[AutoShared, Posterior | None]:
         """With all but the newest `leave` waiting prepares done, in order; and the last of them as it was at its own count."""
         posterior, waiting, newest = shared.posterior, list(shared.waiting), None

@@ -188,7 +188,12 @@ class Projection:
     @property
     def is_slow(self) -> bool:
         """Whether folding one event may take longer than a decision should wait."""
-        return self._executor.bursty or self._executor.peak_s > ANSWER_BELOW_S
+        return self._executor.bursty or self._executor.peak_s > ANSWER_BELOW_S or self._is_behind
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether a fold may have to do now what the background could not do in time: it leaves the event loop for that."""
+        return self._is_live and self.policy.folds_slowly(self.versions.committed.state)
 
     async def catch_up(self, at_least: int = 0) -> None:
         """Fold the log to its end; with `at_least`, return as soon as that offset is folded."""
@@ -273,7 +278,8 @@ class Projection:
         while len(self.recent_ids) > REMEMBERED_IDS:
             del self.recent_ids[next(iter(self.recent_ids))]
         try:
-            state = await self._executor.run(self._apply_all, versions.committed.state, effects, units=len(effects))
+            folding = partial(self._apply_all, versions.committed.state, effects)
+            state = await (asyncio.to_thread(folding) if self._is_behind else self._executor.run(folding, units=len(effects)))
         except StorageDamagedError as error:  # its offset is before the one that the ledger refused
             fault = error
         if fault is not None:
