@@ -30,6 +30,7 @@ class Hyperparameter:
     former: defaults of earlier versions. A bandit that was created with one keeps it, and the body that created it, which may
     have left the field out, is still the same request.
     sound_at_least: what a new bandit may have at least (see `check_sound`); logs of earlier versions may hold less.
+    live: no statistic depends on it, so it can change while the bandit lives.
     """
 
     doc: str
@@ -40,6 +41,7 @@ class Hyperparameter:
     unit: str = ""
     former: tuple[Any, ...] = ()
     sound_at_least: float | None = None
+    live: bool = False
 
     @property
     def sound(self) -> tuple[float | None, float | None]:
@@ -61,6 +63,7 @@ def hyper(
     unit: str = "",
     former: tuple[Any, ...] = (),
     sound_at_least: float | None = None,
+    live: bool = False,
 ) -> Any:
     """Declare a hyperparameter as a dataclass field."""
     facts = Hyperparameter(
@@ -72,6 +75,7 @@ def hyper(
         unit=unit,
         former=former,
         sound_at_least=sound_at_least,
+        live=live,
     )
     return dataclasses.field(default=default, metadata={"hyperparameter": facts})
 
@@ -86,12 +90,14 @@ def setting(default: Any, doc: str) -> Any:
 
 def initial_pulls_field() -> Any:
     """The length of the burn-in."""
-    return hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0)
+    return hyper(1, "Pulls per arm before the rule applies, least-pulled first.", at_least=0, live=True)
 
 
 def exploration_floor_field() -> Any:
     """The weight of uniform exploration."""
-    return hyper(0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1)
+    return hyper(
+        0.0, "Weight mixed in uniformly over the allowed arms, so that no propensity is 0.", at_least=0, at_most=1, live=True
+    )
 
 
 def normalize_field(default: bool = True, *, what: str = "prompt vector") -> Any:

@@ -101,7 +101,7 @@ class EpsilonGreedy(_Averages):
     kind: ClassVar[str] = "epsilon-greedy"
     summary: ClassVar[str] = "Baseline: the best average, and with probability epsilon any allowed arm."
 
-    epsilon: float = hyper(0.1, "Probability of a uniformly random arm.", at_least=0, at_most=1)
+    epsilon: float = hyper(0.1, "Probability of a uniformly random arm.", at_least=0, at_most=1, live=True)
     initial_pulls: int = initial_pulls_field()
     prior_mean: float = hyper(1.0, "What an arm without any outcome is believed to be worth.", unit="reward")
     drift: Literal["off", "detect"] = drift_field()

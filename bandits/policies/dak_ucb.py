@@ -78,13 +78,18 @@ class DakUcb(Policy):
         source="DAK-UCB",
     )
     exploration: float = hyper(
-        0.3, "Multiplier eta of the width, for the reward.", at_least=0, source="DAK-UCB, beta_s; the default: docs/defaults.md"
+        0.3,
+        "Multiplier eta of the width, for the reward.",
+        at_least=0,
+        source="DAK-UCB, beta_s; the default: docs/defaults.md",
+        live=True,
     )
     diversity_exploration: float = hyper(
         0.3,
         "Multiplier of the width, for diversity. The mixture has none.",
         at_least=0,
         source="DAK-UCB, beta_D; the default: docs/defaults.md",
+        live=True,
     )
     mixture: bool = hyper(
         False, "Draw from the best mixture of arms (an exact quadratic programme) instead of playing the best arm."

@@ -125,6 +125,7 @@ class FdUcb(Policy):
         1.0,
         "Factor on the radius. It falls as n^-1/4 and dwarfs the gaps for long: less explores less; 0 is greedy.",
         at_least=0,
+        live=True,
     )
     initial_pulls: int = initial_pulls_field()
     exploration_floor: float = exploration_floor_field()

@@ -34,7 +34,7 @@ class LinUcb(RegressionUcb):
 
     normalize: bool = normalize_field()
     ridge: float = ridge_field("Regulariser.", source="Li et al. 2010, Alg. 1 (identity)")
-    exploration: float = hyper(1.0, "Multiplier of the width.", at_least=0, source="Li et al. 2010, alpha")
+    exploration: float = hyper(1.0, "Multiplier of the width.", at_least=0, source="Li et al. 2010, alpha", live=True)
     prior_mean: float = hyper(1.0, "r0: what an unseen region is believed to be worth.", unit="reward")
     initial_pulls: int = initial_pulls_field()
     exploration_floor: float = exploration_floor_field()

@@ -67,6 +67,7 @@ class PakUcb(RegressionUcb):
         "Multiplier eta of the width. With an optimistic prior_mean little is needed; measured in docs/defaults.md.",
         at_least=0,
         source="PAK-UCB, arXiv 2410.13287 (theirs grows with the logarithm of the rounds)",
+        live=True,
     )
     prior_mean: float = hyper(
         1.0,

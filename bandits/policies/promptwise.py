@@ -180,13 +180,17 @@ class PromptWise(Policy):
         at_least=0,
         unit="successes per unit of price",
         source="PromptWise, arXiv 2505.18901; released test.py 0.05, README 0.001",
+        live=True,
     )
-    max_attempts: int = hyper(5, "Calls per episode at most.", at_least=1, at_most=1000, source="released code, rd_budget")
+    max_attempts: int = hyper(
+        5, "Calls per episode at most.", at_least=1, at_most=1000, source="released code, rd_budget", live=True
+    )
     forced_pulls: int = hyper(
         1,
         "Calls per arm before the rule applies, least-called first; until then an episode has one call.",
         at_least=0,
         source="PromptWise, arXiv 2505.18901, tau_exp; released class 5, test.py 1",
+        live=True,
     )
     rule: Literal["ratio", "horizon"] = hyper(
         "horizon",
@@ -203,6 +207,7 @@ class PromptWise(Policy):
         at_most=1,
         source="ours, measured on real retries",
         former=(1.0,),
+        live=True,
     )
     success_threshold: float = hyper(1.0, "A reward from here on is a success and ends the episode.", unit="reward")
     costs: Literal["realised", "price"] = hyper(
@@ -220,7 +225,9 @@ class PromptWise(Policy):
     )
     normalize: bool = normalize_field()
     ridge: float = ridge_field("Regulariser of the logistic fit and of the width.", source="released code, 1/2 |theta|^2")
-    exploration: float = hyper(1.0, "Multiplier eta of the width, in logits.", at_least=0, source="PromptWise, arXiv 2505.18901")
+    exploration: float = hyper(
+        1.0, "Multiplier eta of the width, in logits.", at_least=0, source="PromptWise, arXiv 2505.18901", live=True
+    )
     stop_optimism: float = hyper(
         0.35,
         "How optimism grows while nothing is called: where a prompt would get no call at all, the width is multiplied by "
@@ -229,6 +236,7 @@ class PromptWise(Policy):
         at_least=0,
         at_most=10,
         source="ours, measured",
+        live=True,
     )
     exploration_floor: float = exploration_floor_field()
     max_samples: int = hyper(

@@ -18,7 +18,6 @@ from service.api.problems import Problem, invalid
 from service.api.validation import models_in, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.errors import (
-    BanditConflictError,
     BanditDamagedError,
     BanditNewerError,
     BanditNotFoundError,
@@ -68,9 +67,6 @@ _NEWER = _Answer(
 ANSWERS: dict[type[Exception], _Answer] = {
     BanditNotFoundError: _Answer("bandit_not_found", f"bandit not found; {OF_BANDITS}"),
     LogNotFoundError: _Answer("bandit_not_found", f"the bandit was deleted; {OF_BANDITS}"),
-    BanditConflictError: _Answer(
-        "bandit_exists", "a bandit of this name exists with another configuration; delete it first, or choose another name"
-    ),
     BanditNewerError: _NEWER,
     LogNewerError: _NEWER,
     BanditDamagedError: _Answer(

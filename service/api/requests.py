@@ -11,7 +11,7 @@ import operator
 import re
 import unicodedata
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -473,9 +473,11 @@ def _hyperparameter_field(item: Declared) -> Any:
     elif get_origin(kind) is Literal:  # the policy itself refuses other words: it can say why
         kind = Annotated[str, WithJsonSchema({"type": "string", "enum": list(get_args(kind))})]
     low, high = facts.sound if numeric else (None, None)
-    extra = {name: bound for name, bound in (("minimum", low), ("maximum", high)) if bound is not None}
+    extra: dict[str, Any] = {name: bound for name, bound in (("minimum", low), ("maximum", high)) if bound is not None}
+    if facts.live:
+        extra["live"] = True
     given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return (kind, Field(item.default, description=about, json_schema_extra=cast("dict[str, Any]", extra) or None, **given))
+    return (kind, Field(item.default, description=about, json_schema_extra=extra or None, **given))
 
 
 class PolicySpec(Body):
@@ -624,14 +626,39 @@ def completed(request: dict[str, Any]) -> dict[str, Any]:
     return BanditBody.model_validate(request).request()
 
 
-def is_same_request(stored: dict[str, Any], body: BanditBody) -> bool:
-    """Whether a body asks for what a stored request asked for; what it leaves out may have had another default then."""
-    kept, asked = completed(stored), body.request()
-    if kept["policy"]["kind"] == body.policy.kind:
-        for item in declared(POLICIES[body.policy.kind]):
-            if item.name not in body.policy.model_fields_set and kept["policy"][item.name] in item.facts.former:
-                asked["policy"][item.name] = kept["policy"][item.name]
-    return kept == asked
+class BanditPatch(Body):
+    """What of a bandit shall change, in the shape of the body that creates one. What is left out stays as it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"objective": {"reward": 1.0}, "policy": {"exploration_floor": 0.01}}]}
+    )
+
+    policy: dict[str, Any] | None = Field(
+        None,
+        description="Hyperparameters that `GET /v1/policies` marks `live`.",
+        examples=[{"exploration_floor": 0.01}],
+    )
+    objective: Objective | None = Field(None, description='Weights of learned signals; null = `{"reward": 1}`.')
+    budget: BudgetBody | None = Field(None, description="A new budget, whose mean begins now; null = none.")
+    reward: dict[str, Any] | None = Field(
+        None, description="`default` and `timeout_s`; a new time holds for later decisions.", examples=[{"default": 0.0}]
+    )
+    arms: list[Any] | None = Field(None, description="Not live: `PUT` and `DELETE .../arms/{arm}` change arms.")
+    prompt: dict[str, Any] | None = Field(None, description="Not live.")
+    output: dict[str, Any] | None = Field(None, description="Not live.")
+    prices_per: str | None = Field(None, description="Not live.")
+    signals: list[str] | None = Field(None, description="Not live.")
+    seed: int | None = Field(None, description="Not live.")
+
+    @field_validator("reward")
+    @classmethod
+    def _check_reward(cls, reward: dict[str, Any] | None) -> dict[str, Any] | None:
+        if reward is not None:
+            timeout = {} if reward.get("default") is None else {"timeout_s": 1.0}  # the bandit has one
+            RewardSpec.model_validate({**timeout, **reward})
+            if "timeout_s" in reward and reward["timeout_s"] is None:
+                raise ValueError("timeout_s is null; send seconds")
+        return reward
 
 
 # -- decisions and outcomes ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import msgspec
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from service.api.change import configuration
 from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
 from service.engine.commit import Recorded
 from service.engine.events import Cancelled, Created, Decided, Expired, Observed
@@ -236,6 +237,7 @@ class BanditAnswer(Answer):
     prices_per: Literal["call", "outcome"] = Field(description="What prices are for.")
     budget: BudgetAnswer | None = Field(description="Null: none is held.")
     seed: int = Field(description="Of random frequencies and draws.")
+    configuration: dict[str, Any] = Field(description="A body that creates this bandit as it is now; PUT it back at any time.")
     offset: int = Field(description="What is learned up to here.")
     decisions: int = Field(description="Decisions ever.")
     open: int = Field(description="Decisions without an outcome yet.")
@@ -514,16 +516,22 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
     return {
         "name": created.bandit,
         "created_at": time_text(created.at),
-        "policy": {"kind": created.policy, **created.hyperparameters},
+        "policy": {"kind": created.policy, **learner.ledger.live.hyperparameters},
         "arms": arms,
         "prompt": _embedder_json(created, "prompt"),
         "output": _embedder_json(created, "output"),
-        "reward": {**scorer, "source": created.reward_source, "default": created.default_reward, "timeout_s": created.timeout_s},
-        "objective": learner.ledger.objective if "reward" in learner.policy.needs else None,
+        "reward": {
+            **scorer,
+            "source": created.reward_source,
+            "default": learner.ledger.live.default_reward,
+            "timeout_s": learner.ledger.live.timeout_s,
+        },
+        "objective": learner.ledger.live.objective if "reward" in learner.policy.needs else None,
         "signals": [*created.learned] if "reward" in learner.policy.needs else [],
         "prices_per": learner.ledger.prices_per,
         "budget": _budget_json(learner.ledger),
         "seed": created.seed,
+        "configuration": configuration(learner),
         "offset": learner.versions.committed.offset,
         "decisions": learner.ledger.decided,
         "open": len(learner.ledger.open),

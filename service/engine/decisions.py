@@ -56,7 +56,7 @@ class DecisionMaker:
     def __init__(self, projection: Projection, committer: LogCommitter, *, clock: Callable[[], datetime], max_open: int) -> None:
         self._storage = projection.storage
         self._log = projection.log
-        self._policy = projection.policy
+        self._created = projection.created
         self._projection = projection
         self._ledger = projection.ledger
         self._versions = projection.versions
@@ -176,7 +176,7 @@ class DecisionMaker:
                 places.append(place)
                 contexts.append(context)
         if contexts:
-            batch = _DecisionBatch([requests[place] for place in places], contexts, self._policy, self._draw_prefix)
+            batch = _DecisionBatch([requests[place] for place in places], contexts, self._projection.policy, self._draw_prefix)
             weights = await self._score(state, batch)
             rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
             batch.prepared = weights.prepared
@@ -191,7 +191,7 @@ class DecisionMaker:
 
     async def _score(self, state: State, batch: _DecisionBatch) -> Weights:
         """The weights of a batch. Several requests are drawn on the way, row by row; a single one has no order to respect."""
-        policy, contexts = self._policy, batch.contexts
+        policy, contexts = self._projection.policy, batch.contexts
         is_prepared = policy.is_prepared(state, contexts)
         if len(contexts) > 1:
             work = partial(policy.weights_in_order, state, contexts, batch.choose)
@@ -230,6 +230,7 @@ class DecisionMaker:
             present=present,
             prepared=msgspec.UNSET if batch.prepared is None else batch.prepared,
             multipliers=self._ledger.multipliers() or msgspec.UNSET,
+            timeout_s=msgspec.UNSET if (own := self._ledger.live.timeout_s) == self._created.timeout_s else own,
             running={spending.budget.signal: spending.running} if (spending := self._ledger.spending) else msgspec.UNSET,
         )
 

@@ -14,10 +14,6 @@ class BanditNotFoundError(EngineError):
     """No bandit has this name (for this tenant)."""
 
 
-class BanditConflictError(EngineError):
-    """A bandit of this name exists with another configuration."""
-
-
 class BanditDamagedError(EngineError):
     """The log of this bandit cannot be folded; it refuses every request until an operator has looked at it."""
 

@@ -1,6 +1,6 @@
 """The events of a bandit's log and their codec: typed structs as JSON, vectors as base64 of little-endian float32.
 
-    created . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
+    created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
 
 `GET .../log` streams the log's bytes, byte for byte. An event says what happened and nothing that follows from it.
 JSON and not safetensors, because then the log, the export and the stream are one format, and any tool can read it.
@@ -173,6 +173,18 @@ class MomentsGiven(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class Configured(Event, frozen=True, kw_only=True, tag="configured"):
+    """Values of the configuration that changed; unset = as before. hyperparameters: those that changed, by name.
+    objective, budget: null = the reward alone, none.  timeout_s: of later decisions.
+    """
+
+    hyperparameters: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    objective: dict[str, float] | msgspec.UnsetType | None = msgspec.UNSET
+    budget: BudgetSet | msgspec.UnsetType | None = msgspec.UNSET
+    default_reward: float | msgspec.UnsetType | None = msgspec.UNSET
+    timeout_s: float | msgspec.UnsetType = msgspec.UNSET
+
+
 class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
     """Reference samples, pairs (with prompts), or moments. id, body: the client's id and the digest of the request, or unset."""
 
@@ -188,6 +200,7 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     present: the arms that answers show, where others are gone (retired, with nothing open); unset = all.
     prepared: outcomes behind the newest preparation of the policy; unset where that does not matter.
     multipliers, running: of the signal that has a budget, the weight that was subtracted and its running mean; unset without.
+    timeout_s: seconds after which it expires, where that is not the first event's.
     """
 
     id: str
@@ -205,6 +218,7 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     prepared: int | msgspec.UnsetType = msgspec.UNSET
     multipliers: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     running: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
+    timeout_s: float | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_finite(self.propensity, self.price, *self.weights)
@@ -251,7 +265,7 @@ class Cancelled(Event, frozen=True, kw_only=True, tag="cancelled"):
     id: str
 
 
-AnyEvent = Created | ArmAdded | ArmChanged | ArmRetired | ReferenceAdded | Decided | Observed | Expired | Cancelled
+AnyEvent = Created | Configured | ArmAdded | ArmChanged | ArmRetired | ReferenceAdded | Decided | Observed | Expired | Cancelled
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 """How events of this version are tagged."""

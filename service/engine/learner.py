@@ -8,7 +8,7 @@ from typing import Any
 
 from bandits import state as states
 from bandits.gpu import mirror
-from bandits.types import NoReference
+from bandits.types import NoReference, Policy
 from service.engine import events
 from service.engine.commit import LogCommitter
 from service.engine.decisions import MICRO_BATCH, DecisionMaker
@@ -45,16 +45,16 @@ class Learner:
     ) -> None:
         self.log = log
         self.created = created
-        self.policy = policy_of(created)
-        self.takes_reference = not isinstance(self.policy.init_reference(), NoReference)
+        policy = policy_of(created)
+        self.takes_reference = not isinstance(policy.init_reference(), NoReference)
         self.projection = Projection(
             storage,
             log,
             created,
             TaskGroup(),
-            policy=self.policy,
+            policy=policy,
             snapshot_every=snapshot_every,
-            mirror=mirror.of(self.policy, device=device, batch=MICRO_BATCH),
+            mirror=mirror.of(policy, device=device, batch=MICRO_BATCH),
         )
         self.ledger = self.projection.ledger
         self.versions = self.projection.versions
@@ -63,6 +63,11 @@ class Learner:
         self.outcomes = OutcomeRecorder(self.projection, self.committer, clock=clock)
         self._storage = storage
         self._executor = AdaptiveExecutor()
+
+    @property
+    def policy(self) -> Policy:
+        """With the hyperparameters of now."""
+        return self.projection.policy
 
     @staticmethod
     async def load(

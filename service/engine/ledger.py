@@ -31,6 +31,7 @@ from service.engine.events import (
     ArmChanged,
     ArmRetired,
     Cancelled,
+    Configured,
     Created,
     Decided,
     Expired,
@@ -83,6 +84,7 @@ class OpenDecision(msgspec.Struct, frozen=True):
     episode: str
     at: datetime
     offset: int
+    timeout_s: float | None = None  # None = the first event's
 
 
 class KnownReference(msgspec.Struct, frozen=True):
@@ -155,6 +157,34 @@ class Alarm(msgspec.Struct, frozen=True):
     at: datetime
 
 
+class LiveSettings(msgspec.Struct, frozen=True):
+    """What of the configuration can change while the bandit lives, as it is now."""
+
+    hyperparameters: dict[str, Any]
+    objective: dict[str, float]
+    default_reward: float | None
+    timeout_s: float
+
+    @staticmethod
+    def of(created: Created) -> LiveSettings:
+        """As the bandit was created."""
+        objective = {REWARD: 1.0} if created.objective is msgspec.UNSET else created.objective
+        return LiveSettings(created.hyperparameters, objective, created.default_reward, created.timeout_s)
+
+    def changed(self, event: Configured) -> LiveSettings:
+        """After this event."""
+        found = self
+        if event.hyperparameters is not msgspec.UNSET:
+            found = msgspec.structs.replace(found, hyperparameters={**self.hyperparameters, **event.hyperparameters})
+        if event.objective is not msgspec.UNSET:
+            found = msgspec.structs.replace(found, objective=event.objective or {REWARD: 1.0})
+        if event.default_reward is not msgspec.UNSET:
+            found = msgspec.structs.replace(found, default_reward=event.default_reward)
+        if event.timeout_s is not msgspec.UNSET:
+            found = msgspec.structs.replace(found, timeout_s=event.timeout_s)
+        return found
+
+
 class Snapshot(msgspec.Struct):
     """The ledger as bytes; the log's first event is not repeated."""
 
@@ -171,6 +201,7 @@ class Snapshot(msgspec.Struct):
     highest_reward: float | None = None
     spending: BudgetAccount | None = None
     alarms: list[Alarm] = []
+    live: LiveSettings | None = None
 
 
 class View(NamedTuple):
@@ -272,7 +303,8 @@ class Ledger:
         self.references: dict[str, KnownReference] = {}  # by the client's id; kept here, because a store may trim old entries
         self.skipped = 0  # episodes ever that were stopped before any call
         self.reward_range: tuple[float, float] | None = None  # lowest and highest reward learned; None before the first
-        self.objective: dict[str, float] = {REWARD: 1.0} if created.objective is msgspec.UNSET else created.objective
+        self.live = LiveSettings.of(created)
+        self._timeouts_differ = False  # whether open decisions may expire in another order than they came
         self.spending = None if created.budget is msgspec.UNSET else BudgetAccount(created.budget)
         self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
@@ -285,7 +317,8 @@ class Ledger:
 
     def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
-        return (now - decision.at).total_seconds() >= self.created.timeout_s
+        timeout_s = self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
+        return (now - decision.at).total_seconds() >= timeout_s
 
     def retired(self) -> frozenset[int]:
         """Indices of the arms that are not active."""
@@ -309,9 +342,10 @@ class Ledger:
         """Open decisions whose time is over, oldest first (the dictionary is in log order)."""
         due = []
         for decision in self.open.values():
-            if not self.is_overdue(decision, now):
+            if self.is_overdue(decision, now):
+                due.append(decision)
+            elif not self._timeouts_differ:  # else one behind it may be due before it
                 break
-            due.append(decision)
         return due
 
     def context(self, view: View, *, features: Tensor, allowed: Mapping[int, float | None], episode: str) -> Context:
@@ -344,9 +378,9 @@ class Ledger:
 
     def _terms(self, prices: Sequence[float]) -> dict[str, Any]:
         """What is maximized, where that is not the reward alone."""
-        if self.spending is None and self.objective == {REWARD: 1.0}:
+        if self.spending is None and self.live.objective == {REWARD: 1.0}:
             return {}
-        found = terms(self.created.learned, self.objective, self.multipliers(), prices=prices, prices_per=self.prices_per)
+        found = terms(self.created.learned, self.live.objective, self.multipliers(), prices=prices, prices_per=self.prices_per)
         return {"coefficients": found.coefficients, "constants": found.constants}
 
     # -- folding -----------------------------------------------------------------------------------------------------------
@@ -372,6 +406,8 @@ class Ledger:
                 return self._expired(event, policy)
             case Cancelled():
                 return self._remove_pending(self._close(event.id))
+            case Configured():
+                self._configured(event)
             case ArmAdded():
                 if event.name in self._index:
                     raise InconsistentEventError(f"arm {event.name} was added before")
@@ -389,6 +425,12 @@ class Ledger:
             case Created():
                 raise InconsistentEventError("a log is created once")
         return []
+
+    def _configured(self, event: Configured) -> None:
+        self.live = self.live.changed(event)
+        self._timeouts_differ = self._timeouts_differ or event.timeout_s is not msgspec.UNSET
+        if event.budget is not msgspec.UNSET:
+            self.spending = None if event.budget is None else BudgetAccount(event.budget)
 
     def _decided(self, offset: int, event: Decided, policy: Policy, features: Tensor | None) -> list[Effect]:
         if event.id in self.open:
@@ -411,7 +453,15 @@ class Ledger:
         self._update(event.arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
         self.recent.append(event.arm)
         self.open[event.id] = OpenDecision(
-            event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
+            event.id,
+            event.arm,
+            event.features,
+            event.propensity,
+            event.price,
+            event.episode,
+            event.at,
+            offset,
+            None if event.timeout_s is msgspec.UNSET else event.timeout_s,
         )
         return [AddPending(event.arm, events.vector_tensor(event.features) if features is None else features)]
 
@@ -582,6 +632,7 @@ class Ledger:
                 highest,
                 self.spending,
                 self.alarms,
+                self.live,
             )
         )
 
@@ -601,5 +652,9 @@ class Ledger:
             ledger.reward_range = kept.lowest_reward, kept.highest_reward
         ledger.spending = kept.spending or ledger.spending
         ledger.alarms = kept.alarms
+        ledger.live = kept.live or ledger.live
+        ledger._timeouts_differ = any(decision.timeout_s is not None for decision in kept.open)
+        if kept.live is not None:
+            ledger.spending = kept.spending  # which may have been taken away
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

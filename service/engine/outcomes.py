@@ -186,7 +186,7 @@ class OutcomeRecorder:
         return [open_.get(decision_id) for decision_id in decision_ids]
 
     async def _expire(self, due: Sequence[OpenDecision]) -> None:
-        now, reward = self._clock(), self._projection.created.default_reward
+        now, reward = self._clock(), self._ledger.live.default_reward
         for first in range(0, len(due), READ_BATCH):
             closing = [Expired(at=now, id=each.id, reward=reward) for each in due[first : first + READ_BATCH]]
             for receipt in await self._close(closing):

@@ -113,6 +113,7 @@ class Projection:
         self.log = log
         self.created = created
         self.policy = policy
+        self._hyperparameters = self.ledger.live.hyperparameters  # which `policy` has
         self.background = background
         self._lock = asyncio.Lock()
         self._is_live = True  # false during a replay: there are no decisions, and nothing is prepared
@@ -172,6 +173,7 @@ class Projection:
             logger.warning("a snapshot cannot be used and is passed over", extra={"bandit": self.log.name, "reason": reason})
             return False
         self.ledger.adopt(ledger)
+        self._configure()
         self._snapshot_at = self._snapshot_tried = ledger.offset
         self.versions.restart(Version(state, ledger.offset, tuple(ledger.arms)))
         return True
@@ -275,6 +277,7 @@ class Projection:
             if isinstance(event, Decided):
                 decided.append((entry.offset, event.id))
                 self.recent_ids[event.id] = None
+        self._configure()
         while len(self.recent_ids) > REMEMBERED_IDS:
             del self.recent_ids[next(iter(self.recent_ids))]
         try:
@@ -290,6 +293,15 @@ class Projection:
             await versions.advance(version, decided)
         else:
             versions.restart(version)
+
+    def _configure(self) -> None:
+        """Give the policy the hyperparameters of now. Only those can change that no statistic depends on (`Hyperparameter.live`),
+        so it does not matter that effects of earlier entries are applied with it.
+        """
+        wanted = self.ledger.live.hyperparameters
+        if wanted is not self._hyperparameters:
+            self._hyperparameters = wanted
+            self.policy = self.versions.policy = replace(self.policy, **wanted)
 
     def _apply_all(self, state: State, effects: list[tuple[int, Effect]]) -> State:
         """The state after these effects in log order; the result does not depend on the read batches.

@@ -65,6 +65,7 @@ class Versions:
 
     committed: the newest folded version.  scoring: the newest prepared version, which decisions use.
     in_flight: the decisions that `scoring` lacks, by id.
+    policy: with the hyperparameters of now; the projection replaces it.
     fault: why neither changes any more: a damaged log stops the bandit; one that was truncated or trimmed is loaded again.
     """
 
@@ -73,7 +74,7 @@ class Versions:
         self.in_flight: dict[str, InFlight] = {}
         self.fault: StorageDamagedError | LogTruncatedError | LogCompactedError | None = None
         self.is_closing = False
-        self._policy = policy
+        self.policy = policy
         self._log = log
         self._background = background
         self._mirror = mirror
@@ -130,7 +131,7 @@ class Versions:
                 waiting.setdefault(decided.arm, []).append(features)
         state = cached.state
         for arm, several in waiting.items():
-            updated = self._policy.add_pending_many(state.arms[arm], several)
+            updated = self.policy.add_pending_many(state.arms[arm], several)
             if updated is not state.arms[arm]:  # else the cache derived from these arms is still valid
                 state = states.with_arm(state, arm, updated)
         self._in_flight_state = InFlightState(self.scoring, frozenset(self.in_flight), state)
@@ -165,7 +166,7 @@ class Versions:
     async def wait_until_prepared(self) -> None:
         """Wait until `scoring` has reached what is committed now, however long that takes."""
         offset = self.committed.offset
-        policy = self._policy
+        policy = self.policy
         while not self.is_closing and (
             self.scoring.offset < offset or (policy.prepares_rarely and policy.has_to_prepare(self.committed.state))
         ):
@@ -176,9 +177,9 @@ class Versions:
 
     async def _schedule_prepare(self) -> None:
         """Prepare the newest version: inline where that is quick, else in the background, one at a time."""
-        if self._policy.prepares_rarely:  # what is folded can be scored at once, on what was prepared before
+        if self.policy.prepares_rarely:  # what is folded can be scored at once, on what was prepared before
             self._publish_scoring(self.committed, self.committed.state)
-            if self._preparing is None and self._policy.has_to_prepare(self.committed.state):
+            if self._preparing is None and self.policy.has_to_prepare(self.committed.state):
                 self._preparing = self._background.spawn(self._prepare_behind())
             return
         if self._preparing is not None:
@@ -192,7 +193,7 @@ class Versions:
 
     async def _prepare_behind(self) -> None:
         """Prepare, while newer versions are published, and give what was prepared to the newest one."""
-        policy = self._policy
+        policy = self.policy
         try:
             while policy.has_to_prepare(self.committed.state) and not self.is_closing:
                 due = self.committed
@@ -218,7 +219,7 @@ class Versions:
     async def prepare(self) -> None:
         """Derive the caches of `committed`, which is then `scoring`."""
         committed = self.committed
-        work = self._policy.prepare if self._mirror is None else self._prepare_with_mirror
+        work = self.policy.prepare if self._mirror is None else self._prepare_with_mirror
         try:
             state = await self._executor.run(work, committed.state)
         except Exception as error:
@@ -233,7 +234,7 @@ class Versions:
 
     def _prepare_with_mirror(self, state: State) -> State:
         """The prepared state, with the device mirror synced with it."""
-        state = self._policy.prepare(state)
+        state = self.policy.prepare(state)
         if self._mirror is None:
             return state
         self._mirror.sync(state.arms)

@@ -464,3 +464,20 @@ def test_every_hyperparameter_changes_something(kind: str, name: str) -> None:
 @pytest.mark.parametrize("kind", POLICIES)
 def test_an_example_says_nothing_about_hyperparameters_that_do_not_exist(kind: str) -> None:
     assert set(EXAMPLES[kind][0].differences) == {item.name for item in declared(POLICIES[kind])}
+
+
+LIVE = [(kind, item.name) for kind, policy in POLICIES.items() for item in declared(policy) if item.facts.live]
+
+
+@pytest.mark.parametrize(("kind", "name"), LIVE)
+def test_a_live_hyperparameter_can_change_on_what_was_learned(kind: str, name: str) -> None:
+    """The statistic is the same under either value, and decisions are those of a bandit that always had the new one."""
+    example = EXAMPLES[kind][0]
+    one, other = example.differences[name]
+    before, after = example.policy(**one), example.policy(**other)
+    state, wanted = fed(example, before, default_rng(51)), fed(example, after, default_rng(51))
+    assert states.digest(before, state) == states.digest(after, wanted)
+    changed = dataclasses.replace(before, **{name: getattr(after, name)})
+    g = default_rng(52)
+    contexts = [a_context(example, g, attempts=(1, 0, 0)) for _ in range(5)]
+    assert same(changed.weights(changed.prepare(state), contexts), after.weights(wanted, contexts), within=1e-9)

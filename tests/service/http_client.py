@@ -57,6 +57,9 @@ class Service:
     async def put(self, path: str, body: Any = None) -> httpx.Response:
         return await self.ask("PUT", path, json=body)
 
+    async def patch(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        return await self.ask("PATCH", path, json=body, headers=headers)
+
     async def post(self, path: str, body: Any = None) -> httpx.Response:
         return await self.ask("POST", path, json=body)
 
@@ -113,7 +116,8 @@ def check_answer(response: httpx.Response) -> None:
     assert problem["status"] == response.status_code
     for wrong in problem.get("errors", []):
         assert set(wrong) == {"path", "message"}
-    assert (problem["code"] == "invalid_request") == bool(problem.get("errors"))
+    if problem["code"] not in ("not_live", "bandit_exists"):  # which may name fields, too
+        assert (problem["code"] == "invalid_request") == bool(problem.get("errors"))
     if response.status_code in (429, 503):
         assert int(response.headers["retry-after"]) >= 1
     assert "Traceback" not in response.text

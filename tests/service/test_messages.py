@@ -19,7 +19,6 @@ from service.api.error_mapping import to_problem
 from service.api.validation import MESSAGES, OTHERWISE, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.errors import (
-    BanditConflictError,
     BanditDamagedError,
     BanditNotFoundError,
     DecisionCancelledError,
@@ -260,7 +259,6 @@ def test_every_field_that_must_be_sent_is_shown_where_it_is_missing() -> None:
     [
         (BanditNotFoundError("b"), "GET /v1/bandits lists"),
         (LogNotFoundError("b"), "GET /v1/bandits lists"),
-        (BanditConflictError("b"), "choose another name"),
         (BanditDamagedError("b"), "ask the operator"),
         (LogNewerError("log 'b', offset 7", "newer"), "upgrade this server"),
         (DecisionNotFoundError("d"), "send the `id`"),

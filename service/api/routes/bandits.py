@@ -6,22 +6,23 @@ import asyncio
 import contextlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from starlette.convertors import Convertor, register_url_convertor
 from uuid_utils.compat import uuid7
 
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES
+from service.api.change import check_same, configured_event
 from service.api.create import check_size, created_event
 from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.api.embedder_choice import load_for, notices
 from service.api.json_bodies import StrictJSONRoute
-from service.api.problems import arm_not_found, invalid
-from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, check_arm_name, is_same_request
+from service.api.problems import Problem, arm_not_found, invalid
+from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, BanditPatch, check_arm_name
 from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer, answer, arm_json, bandit_json
 from service.api.routes import problems
 from service.engine import events
-from service.engine.errors import BanditConflictError, BanditNotFoundError
+from service.engine.errors import BanditNotFoundError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired
 from service.engine.learner import Learner
 
@@ -87,8 +88,9 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
         learner, is_new = await services.repository.get(caller.tenant, name), False
     except BanditNotFoundError:
         learner, is_new = await _create(name, body, caller.tenant, services)
-    if not is_new and not is_same_request(learner.created.request, body):
-        raise BanditConflictError(name)
+    if not is_new:
+        await learner.projection.refresh()
+        check_same(learner, body)
     return answer(await bandit_json(learner, notices(services.embeddings, learner.created)), status=201 if is_new else 200)
 
 
@@ -129,6 +131,42 @@ async def list_bandits(
 async def show_bandit(learner: ReadLearner, services: Shared) -> Response:
     """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
     return answer(await bandit_json(learner, notices(services.embeddings, learner.created)))
+
+
+@router.patch(
+    "/v1/bandits/{name}",
+    summary="Change what can change while the bandit lives",
+    response_model=BanditAnswer,
+    responses=problems("bandit_not_found", "not_live", "offset_conflict", body=True),
+)
+async def change_bandit(
+    learner: ManagedLearner,
+    body: BanditPatch,
+    services: Shared,
+    if_match: Annotated[
+        str | None, Header(description="An offset: change only if nothing was logged behind it, else 412.", examples=["4711"])
+    ] = None,
+) -> Response:
+    """Objective, budget, default reward and time, and hyperparameters that no statistic depends on. All of it or nothing; values
+    that are so already append nothing to the log.
+    """
+    await learner.projection.catch_up()
+    _check_offset(learner, if_match)
+    event = configured_event(learner, body, services.repository.clock())
+    if event is not None:
+        await learner.committer.record(event, key=f"configured/{uuid7()}", check=lambda: _check_offset(learner, if_match))
+    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)))
+
+
+def _check_offset(learner: Learner, if_match: str | None) -> None:
+    """Raise `offset_conflict` where the log has grown behind the offset that the client knows."""
+    if if_match is None:
+        return
+    text, now = if_match.strip('"'), learner.versions.committed.offset
+    if not text.isdigit():
+        raise invalid("If-Match", "must be an offset, as answers have it")
+    if int(text) != now:
+        raise Problem("offset_conflict", f"the log is at offset {now}, not at {text}; look at the bandit again")
 
 
 @router.delete(

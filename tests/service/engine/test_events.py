@@ -22,6 +22,7 @@ from service.engine.events import (
     ArmChanged,
     ArmRetired,
     Cancelled,
+    Configured,
     Created,
     Decided,
     Expired,
@@ -277,7 +278,7 @@ RELEASED = ["log-v1.ndjson", "log-v1-stop.ndjson", "log-v1-moments.ndjson"]
 
 def test_the_released_logs_hold_every_kind_of_event() -> None:
     found = {type(events.decode(payload)) for name in RELEASED for payload in released(name)}
-    assert found == set(AnyEvent.__args__)
+    assert found == set(AnyEvent.__args__) - {Configured}  # younger than these logs
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -364,7 +364,7 @@ async def test_weights_that_are_no_distribution_over_the_allowed_arms_are_never_
     storage: MemoryStorage, weights: list[float]
 ) -> None:
     bandit = await learner_of(storage)
-    bandit.decisions._policy = Unsound()
+    bandit.projection.policy = Unsound()
     WRONG["weights"] = weights
     with pytest.raises(BanditError, match="no distribution"):
         await bandit.decisions.submit(ask(GREEDY, default_rng(9), "d1", allowed={0: None, 1: None}))
@@ -373,7 +373,7 @@ async def test_weights_that_are_no_distribution_over_the_allowed_arms_are_never_
 
 async def test_a_stop_is_logged_and_has_nothing_to_observe(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage)
-    bandit.decisions._policy = Unsound()
+    bandit.projection.policy = Unsound()
     WRONG["weights"] = [0.0, 0.0, 0.0]
     kept = await bandit.decisions.submit(ask(GREEDY, default_rng(10), "d1"))
     assert (kept.event.arm, kept.event.propensity, kept.event.price) == (-1, 1.0, 0.0)
