@@ -63,7 +63,7 @@ class Objective:
     budget: Budget | None = None
 
 
-class _Spending:
+class _Account:
     """The sums that hold a budget, in a simulation."""
 
     def __init__(self, objective: Objective, arms: int) -> None:
@@ -112,7 +112,7 @@ def simulate(
     picks = np.empty(rounds, dtype=np.uint8 if arms < 256 else np.int64)
     propensities = np.empty(rounds)
     prices = np.broadcast_to(np.array(world.prices if len(world.prices) else np.zeros(arms)), (rounds, arms))
-    spending = None if objective is None else _Spending(objective, arms)
+    spending = None if objective is None else _Account(objective, arms)
     watched, alarms = [drift.START] * arms, []
     for t in range(rounds):
         x = empty() if features is None else features[t]
