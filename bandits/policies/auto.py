@@ -199,8 +199,10 @@ class Auto(Policy):
         if not any(active) or not self._varies(arms, active):
             return replace(shared, next_prepare=shared.outcomes + 1)  # all values alike: nothing can be compared yet
         due = Preparation(shared.outcomes, arms, active, bool(shared.has_all))
+        held = sum(arm.pulls for arm in arms)  # fewer than came, where an arm started over or older outcomes were dropped
+        gone = due.count - held
         waiting = (*shared.waiting, Waiting(due, ()))
-        shared = replace(shared, waiting=waiting, next_prepare=max(due.count + STEP, math.ceil(GROWTH * due.count)))
+        shared = replace(shared, waiting=waiting, next_prepare=max(due.count + STEP, gone + math.ceil(GROWTH * held)))
         return self._prepared(shared, leave=MOST_WAITING)[0] if len(waiting) > MOST_WAITING else shared
 
     def _varies(self, arms: Sequence[EvidenceArm], active: Sequence[bool]) -> bool:
