@@ -1,5 +1,7 @@
 """Thompson sampling without contexts (Thompson 1933): an arm is drawn with the probability that it is the best one.
 
+    student   any rewards, unknown noise    mean and noise of the arm ~ normal-inverse-gamma; the prior is 1 outcome at the
+                                            average of all arms, and 4 with the variance of all arms
     beta      0/1 rewards (or in between)   mean of the arm ~ Beta(prior_successes + sum r, prior_failures + n - sum r)
     gaussian  any rewards, known noise      mean of the arm ~ N(m, v),  1/v = 1/prior_deviation^2 + n/noise^2,
                                                                         m/v = prior_mean/prior_deviation^2 + sum r/noise^2
@@ -16,15 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from bandits import draw
-from bandits.errors import InvalidObservation
+from bandits import draw, signals
+from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.hyperparameters import (
     drift_field,
     exploration_floor_field,
@@ -33,7 +35,7 @@ from bandits.hyperparameters import (
     initial_pulls_field,
     unit_scale,
 )
-from bandits.regression.ridge import MeanArm
+from bandits.regression.ridge import MeanArm, SpreadArm
 from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
 
 Fall = Callable[[Tensor], Tensor]
@@ -42,19 +44,41 @@ Fall = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Log-concave densities of K arms on the line. mode, deviation: (K,), the latter of the Gaussian that fits the mode."""
+    """Unimodal densities of K arms on the line. mode, deviation: (K,), the latter of the Gaussian that fits the mode."""
 
     mode: Tensor
     deviation: Tensor
     fall: Fall
 
 
+class Belief(NamedTuple):
+    """What is believed of the averages of one signal. mean, scale, degrees: (K,); of freedom, infinite for a Gaussian."""
+
+    mean: Tensor
+    scale: Tensor
+    degrees: Tensor
+
+
+class Asked(NamedTuple):
+    """The parts of a context on which the probabilities depend."""
+
+    allowed: tuple[bool, ...]
+    coefficients: tuple[tuple[float, ...], ...]
+    constants: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Known:
-    """A cache of probabilities for these very arms: allowed arms -> (K,)."""
+    """A cache of probabilities (K,) for these very arms."""
 
     arms: tuple[ArmState, ...]
-    probabilities: dict[tuple[bool, ...], Tensor]
+    probabilities: dict[Asked, Tensor]
+
+
+PRIOR_OUTCOMES, PRIOR_SPREADS = 1.0, 4.0
+"""Of the student posterior: outcomes that are assumed, at the average and with the variance of all arms."""
+MOST_KNOWN = 64
+"""Of `Known`: prices may change with every decision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +87,14 @@ class Thompson(Policy):
 
     kind: ClassVar[str] = "thompson"
     needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
+    weighs_signals: ClassVar[bool] = True
     summary: ClassVar[str] = "Baseline: each arm with the probability that its mean reward is the highest (Thompson sampling)."
 
-    posterior: Literal["beta", "gaussian"] = hyper(
-        "beta", "beta: rewards are 0 or 1, or a share in between. gaussian: rewards of any size with noise of known deviation."
+    posterior: Literal["student", "beta", "gaussian"] = hyper(
+        "student",
+        "student: rewards of any size, whose noise is learned. beta: rewards are 0 or 1, or a share in between. gaussian: "
+        "rewards of any size with noise of known deviation.",
+        former=("beta",),
     )
     prior_successes: float = hyper(
         1.0, "beta only: successes believed in beforehand.", at_least=0.1, at_most=1e6, source="Agrawal & Goyal 2012"
@@ -89,68 +117,127 @@ class Thompson(Policy):
 
     def check_observation(self, seen: Observation, *, state: State | None = None) -> None:
         if self.posterior == "beta" and not 0.0 <= seen.reward <= 1.0:
-            raise InvalidObservation("reward", "must be in [0, 1] for a beta posterior; set posterior: gaussian for others")
+            raise InvalidObservation(
+                "reward", "must be in [0, 1] for a beta posterior; set posterior: student or gaussian for others"
+            )
 
-    def init(self) -> MeanArm:
-        return MeanArm()
+    def check_new(self) -> None:
+        super().check_new()
+        if self.posterior == "beta" and len(self.signals) > 1:
+            raise InvalidHyperparameter("posterior", "beta is of rewards in [0, 1] alone; set student to weigh other signals")
+
+    def init(self) -> ArmState:
+        return signals.init(lambda _: SpreadArm() if self.posterior == "student" else MeanArm(), len(self.signals))
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        return state.arms[seen.arm].update(seen.reward)
+        return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
 
     def surprise(self, state: State, seen: Observation) -> float | None:
-        found: float | None = state.arms[seen.arm].surprise(seen.reward)
+        found: float | None = signals.parts(state.arms[seen.arm])[0].surprise(seen.reward)
         return found
 
     def prepare(self, state: State) -> State:
-        """Works out the probabilities for the sets of arms that were asked for last (at first: all)."""
+        """Works out the probabilities for what was asked for last (at first: all arms)."""
         asked = list(state.cache.probabilities) if state.cache is not None else []
-        masks = [mask for mask in asked if len(mask) == len(state.arms)] or [(True,) * len(state.arms)]
-        return replace(state, cache=Known(state.arms, {mask: self._best(state, mask) for mask in masks[-2:] if any(mask)}))
+        last = [one for one in asked if len(one.allowed) == len(state.arms)] or [Asked((True,) * len(state.arms), (), ())]
+        return replace(state, cache=Known(state.arms, {one: self._best(state, one) for one in last[-2:] if any(one.allowed)}))
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         fresh = state.cache is not None and state.cache.arms is state.arms
-        known: dict[tuple[bool, ...], Tensor] = state.cache.probabilities if fresh else {}
+        known: dict[Asked, Tensor] = state.cache.probabilities if fresh else {}
+        rows = []
         for context in contexts:
-            if context.allowed not in known:
-                known[context.allowed] = self._best(state, context.allowed)  # a memo, not a change
-        values = torch.stack([known[context.allowed] for context in contexts])
+            asked = Asked(context.allowed, context.coefficients, context.constants)
+            found = known.get(asked)
+            if found is None:
+                found = self._best(state, asked)
+                if len(known) < MOST_KNOWN:
+                    known[asked] = found  # a memo, not a change
+            rows.append(found)
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        estimate = torch.tensor([self._mean(arm) for arm in state.arms], dtype=torch.float64).expand(len(contexts), -1)
+        means = [belief.mean.expand(len(contexts), -1).clone() for belief in self._beliefs(state.arms)]
         return Weights(
-            draw.apply_burn_in_and_floor(values, first, allowed, floor=self.exploration_floor),
-            {"estimate": estimate.clone()},
+            draw.apply_burn_in_and_floor(torch.stack(rows), first, allowed, floor=self.exploration_floor),
+            {"estimate": signals.weigh(contexts, means, [])[0]} | signals.tables(self.signals, means),
             first,
         )
 
-    def _best(self, state: State, mask: tuple[bool, ...]) -> Tensor:
-        """(K,) the probability that each arm is the best of the masked ones."""
-        chosen = [index for index, is_allowed in enumerate(mask) if is_allowed]
-        values = torch.zeros(len(mask), dtype=torch.float64)
-        values[chosen] = probability_best(self._posteriors([state.arms[index] for index in chosen]))
+    def _best(self, state: State, asked: Asked) -> Tensor:
+        """(K,) the probability that each arm is the best of the allowed ones."""
+        chosen = [index for index, is_allowed in enumerate(asked.allowed) if is_allowed]
+        values = torch.zeros(len(asked.allowed), dtype=torch.float64)
+        if self.posterior == "beta" and not (asked.coefficients or asked.constants):
+            posteriors = beta(*self._counts([state.arms[index] for index in chosen]))
+        else:
+            mean, scale, degrees = (table[chosen] for table in self._weighed(state.arms, asked))
+            posteriors = student(mean, scale, degrees) if self.posterior == "student" else gaussian(mean, scale)
+        values[chosen] = probability_best(posteriors)
         return values
 
-    def _posteriors(self, arms: Sequence[MeanArm]) -> Posteriors:
+    def _weighed(self, arms: Sequence[ArmState], asked: Asked) -> Belief:
+        """What is maximized. A sum of several Student distributions is taken for one, with the degrees of freedom of Welch and
+        Satterthwaite; sums of Gaussians are exact, and a weighed beta is taken for the Gaussian of its moments.
+        """
+        beliefs, context = self._beliefs(arms), Context(**asked._asdict())
+        mean, scale = signals.weigh([context], [one.mean[None] for one in beliefs], [one.scale[None] for one in beliefs])
+        if len(beliefs) == 1 or not asked.coefficients:
+            return Belief(mean[0], scale[0], beliefs[0].degrees)
+        factors = torch.tensor(asked.coefficients, dtype=torch.float64)
+        variances = (factors * torch.stack([one.scale for one in beliefs])).square()
+        left = (variances.square() / torch.stack([one.degrees for one in beliefs])).sum(0)
+        degrees = torch.where(left > 0.0, variances.sum(0).square() / left, beliefs[0].degrees)
+        return Belief(mean[0], scale[0], degrees)
+
+    def _beliefs(self, arms: Sequence[ArmState]) -> list[Belief]:
+        """Of every signal; those other than the reward are believed to be 0 beforehand, or, by student, like all arms."""
+        return [self._belief(signals.part(arms, k), self.prior_mean if k == 0 else 0.0) for k in range(len(self.signals))]
+
+    def _belief(self, arms: Sequence[Any], prior_mean: float) -> Belief:
+        pulls = torch.tensor([arm.pulls for arm in arms], dtype=torch.float64)
+        if self.posterior == "student":
+            averages = torch.tensor([arm.average for arm in arms], dtype=torch.float64)
+            return _like_all(pulls, averages, torch.tensor([arm.squares for arm in arms], dtype=torch.float64))
+        endless = torch.full_like(pulls, torch.inf)
+        if self.posterior == "beta":
+            a, b = self._counts(arms)
+            total = a + b
+            sums = self.prior_successes + torch.tensor([arm.reward_sum for arm in arms], dtype=torch.float64)
+            return Belief(
+                sums / (self.prior_successes + self.prior_failures + pulls), (a * b / (total + 1.0)).sqrt() / total, endless
+            )
+        sums = torch.tensor([arm.reward_sum for arm in arms], dtype=torch.float64)
+        precision = self.prior_deviation**-2 + pulls * self.noise**-2
+        return Belief((prior_mean * self.prior_deviation**-2 + sums * self.noise**-2) / precision, precision.rsqrt(), endless)
+
+    def _counts(self, arms: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """(K,) successes and (K,) failures, those believed in beforehand included."""
         pulls = torch.tensor([arm.pulls for arm in arms], dtype=torch.float64)
         sums = torch.tensor([arm.reward_sum for arm in arms], dtype=torch.float64)
-        if self.posterior == "beta":
-            return beta(self.prior_successes + sums, self.prior_failures + (pulls - sums).clamp_min(0.0))
-        precision = self.prior_deviation**-2 + pulls * self.noise**-2
-        mean = (self.prior_mean * self.prior_deviation**-2 + sums * self.noise**-2) / precision
-        return gaussian(mean, precision.rsqrt())
-
-    def _mean(self, arm: MeanArm) -> float:
-        """The posterior mean."""
-        if self.posterior == "beta":
-            return (self.prior_successes + arm.reward_sum) / (self.prior_successes + self.prior_failures + arm.pulls)
-        return float(self._posteriors([arm]).mode)
+        return self.prior_successes + sums, self.prior_failures + (pulls - sums).clamp_min(0.0)
 
     @property
     def reward_scale(self) -> tuple[float, float] | None:
         return unit_scale(self.prior_mean) if self.posterior == "gaussian" else None
 
     def report(self, state: State) -> dict[str, Any]:
-        return {"arms": [{"pulls": arm.pulls, "estimate": self._mean(arm)} for arm in state.arms]}
+        estimates = self._beliefs(state.arms)[0].mean.tolist()
+        return {"arms": [{"pulls": arm.pulls, "estimate": mean} for arm, mean in zip(state.arms, estimates, strict=True)]}
+
+
+def _like_all(pulls: Tensor, averages: Tensor, squares: Tensor) -> Belief:
+    """The student posterior, whose prior is the average and the variance of all outcomes of all arms: free of units. All (K,)."""
+    total = pulls.sum()
+    if not total:
+        return Belief(torch.zeros_like(pulls), torch.zeros_like(pulls), PRIOR_SPREADS + pulls)
+    average = (pulls * averages).sum() / total
+    off = averages - average
+    variance = (squares.sum() + (pulls * off.square()).sum()) / total
+    if variance <= 1e-24 * average.square():  # below the digits of the average: all alike
+        variance, off, squares = torch.zeros_like(variance), torch.zeros_like(off), torch.zeros_like(squares)
+    counts, degrees = PRIOR_OUTCOMES + pulls, PRIOR_SPREADS + pulls
+    spread = PRIOR_SPREADS * variance + squares + PRIOR_OUTCOMES * pulls / counts * off.square()
+    return Belief(average + pulls * off / counts, (spread / (degrees * counts)).sqrt(), degrees)
 
 
 def beta(successes: Tensor, failures: Tensor) -> Posteriors:
@@ -173,6 +260,19 @@ def gaussian(mean: Tensor, deviation: Tensor) -> Posteriors:
     """N(mean, deviation^2). A deviation below ten digits of the means is raised to that: float64 compares no closer."""
     deviation = torch.maximum(deviation, 1e-10 * mean.abs().max())
     return Posteriors(mean, deviation, lambda u: (u / deviation[:, None]).square() / 2.0)
+
+
+def student(mean: Tensor, scale: Tensor, degrees: Tensor) -> Posteriors:
+    """Student distributions (K,), in the unit of what tells them apart, so that the unit of the rewards does not matter."""
+    center = mean.max()
+    unit = torch.maximum(scale.max(), (center - mean).max())
+    unit = torch.where(unit > 0.0, unit, 1.0)
+    mean, scale = (mean - center) / unit, (scale / unit).clamp_min(1e-10)
+
+    def fall(u: Tensor) -> Tensor:
+        return (degrees[:, None] + 1.0) / 2.0 * torch.log1p((u / scale[:, None]).square() / degrees[:, None])
+
+    return Posteriors(mean, scale * (degrees / (degrees + 1.0)).sqrt(), fall)
 
 
 # -- the quadrature ------------------------------------------------------------------------------------------------------

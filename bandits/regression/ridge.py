@@ -1,6 +1,7 @@
 """Statistics that two or more policies keep: sums without the regularizer, and what is derived from them.
 
     MeanArm     pulls, sum of rewards
+    SpreadArm   pulls, average, sum of squared distances from it
     RidgeArm    pulls, sum z z', sum (r - r0) z          -> theta, inverse, width with pending decisions
 
 The statistic of an exact kernel is that of kernel_arms.py.
@@ -40,6 +41,28 @@ class MeanArm:
     def mean(self, *, unseen: float) -> float:
         """The average reward, or `unseen` before the first."""
         return self.reward_sum / self.pulls if self.pulls else unseen
+
+
+@dataclass(frozen=True)
+class SpreadArm:
+    """The statistic of policies that look at average and spread, by Welford's method: no digits are lost to a large average.
+
+    squares: sum of the squared distances from the average.
+    """
+
+    pulls: int = 0
+    average: float = 0.0
+    squares: float = 0.0
+
+    def update(self, reward: float) -> SpreadArm:
+        """One more reward."""
+        off = reward - self.average
+        average = self.average + off / (self.pulls + 1)
+        return SpreadArm(self.pulls + 1, average, self.squares + off * (reward - average))
+
+    def surprise(self, reward: float) -> float | None:
+        """As of `MeanArm`."""
+        return (reward - self.average) / (1.0 + 1.0 / self.pulls) ** 0.5 if self.pulls else None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto without prompt": ("auto", {"context": False}),
     "pak-ucb": ("pak-ucb", {}),
     "lin-ucb": ("lin-ucb", {}),
-    "thompson": ("thompson", {}),
+    "thompson": ("thompson", {"posterior": "beta"}),
     "greedy": ("greedy", {}),
     "epsilon-greedy": ("epsilon-greedy", {}),
 }

@@ -216,16 +216,18 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             kind="thompson",
             differences=BURN_IN
             | _pairs(
-                posterior=("beta", "gaussian"),
-                prior_successes=(0.7, 2.5),
-                prior_failures=(0.7, 2.5),
+                posterior=("student", "gaussian"),
+                prior_successes=(0.7, 2.5, {"posterior": "beta"}),
+                prior_failures=(0.7, 2.5, {"posterior": "beta"}),
                 prior_mean=(0.2, 0.8, {"posterior": "gaussian"}),
                 prior_deviation=(0.4, 1.5, {"posterior": "gaussian"}),
                 noise=(0.2, 0.7, {"posterior": "gaussian"}),
             ),
         ),
         Example(kind="thompson", settings={"posterior": "gaussian"}),
-        Example(kind="thompson", settings=FORGETTING),
+        Example(kind="thompson", settings={"posterior": "beta"}),
+        Example(kind="thompson", settings={"posterior": "gaussian"}, signals=SEVERAL),
+        Example(kind="thompson", signals=SEVERAL, settings=FORGETTING),
     ),
     "lin-ucb": (
         Example(

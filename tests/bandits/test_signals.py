@@ -17,7 +17,7 @@ from tests.bandits.examples import EXAMPLES
 
 NAMES = ("reward", "cost", "latency")
 SETTINGS: dict[str, dict[str, Any]] = {"pak-ucb": {"random_features": 6}, "thompson": {"posterior": "gaussian"}}
-WEIGHING = ["pak-ucb", "lin-ucb", "greedy", "epsilon-greedy"]
+WEIGHING = ["pak-ucb", "lin-ucb", "greedy", "epsilon-greedy", "thompson"]
 every_weighing = pytest.mark.parametrize("kind", WEIGHING)
 ARMS = 3
 

@@ -40,7 +40,7 @@ POLICIES: dict[str, Json] = {
     "one-arm": {"kind": "one-arm", "arm": 1},
     "greedy": {"kind": "greedy"},
     "epsilon-greedy": {"kind": "epsilon-greedy", "epsilon": 0.3},
-    "thompson-beta": {"kind": "thompson"},
+    "thompson-beta": {"kind": "thompson", "posterior": "beta"},
     "thompson-gaussian": {"kind": "thompson", "posterior": "gaussian"},
     "lin-ucb": {"kind": "lin-ucb"},
     "lin-ucb-unscaled": {"kind": "lin-ucb", "normalize": False, "ridge": 0.5},

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from bandits import state as states
 from bandits.errors import InvalidHyperparameter, InvalidObservation
+from bandits.hyperparameters import declared
 from bandits.policies import thompson
-from bandits.policies.thompson import Thompson, beta, gaussian, probability_best
+from bandits.policies.thompson import Thompson, beta, gaussian, probability_best, student
+from bandits.simulation import World, simulate
 from bandits.types import Context, Observation, State
 
 
@@ -133,7 +135,7 @@ def test_a_lopsided_posterior_keeps_its_digits() -> None:
 
 
 def test_rewards_update_the_beta_posterior() -> None:
-    policy = Thompson(prior_successes=2.0, prior_failures=0.5)
+    policy = Thompson(posterior="beta", prior_successes=2.0, prior_failures=0.5)
     state = folded(policy, (0, 1.0), (0, 0.25), (1, 0.0), arms=2)
     expected = probability_best(beta(vector(3.25, 2.0), vector(1.25, 1.5)))
     answer = policy.weights(state, [allowing(True, True)])
@@ -154,7 +156,7 @@ def test_rewards_update_the_gaussian_posterior() -> None:
 
 
 def test_only_allowed_arms_take_part() -> None:
-    policy = Thompson()
+    policy = Thompson(posterior="beta")
     state = folded(policy, (0, 1.0), (1, 1.0), (2, 0.0), arms=3)
     contexts = [
         allowing(True, True, True),
@@ -171,7 +173,7 @@ def test_only_allowed_arms_take_part() -> None:
 
 
 def test_burn_in_comes_first_and_a_floor_lifts_every_arm() -> None:
-    policy = Thompson(initial_pulls=2, exploration_floor=0.3)
+    policy = Thompson(posterior="beta", initial_pulls=2, exploration_floor=0.3)
     state = folded(policy, (0, 1.0), arms=2)
     torch.testing.assert_close(
         policy.weights(state, [allowing(True, True)] * 2).values, torch.tensor([[0.15, 0.85], [0.85, 0.15]]).double()
@@ -181,7 +183,7 @@ def test_burn_in_comes_first_and_a_floor_lifts_every_arm() -> None:
 
 
 def test_a_prepared_state_answers_as_an_unprepared_one_and_arms_may_come() -> None:
-    policy = Thompson(initial_pulls=0)
+    policy = Thompson(posterior="beta", initial_pulls=0)
     raw = states.start(policy, arms=3)
     ready = policy.prepare(raw)
     asked = [allowing(True, True, True), allowing(True, True, False)]
@@ -200,7 +202,7 @@ def test_a_prepared_state_answers_as_an_unprepared_one_and_arms_may_come() -> No
 
 
 def test_it_finds_the_better_arm() -> None:
-    policy = Thompson()
+    policy = Thompson(posterior="beta")
     rng = np.random.default_rng(4)
     state = states.start(policy, arms=3)
     picks = []
@@ -218,12 +220,73 @@ def test_it_finds_the_better_arm() -> None:
 def test_what_a_beta_posterior_cannot_learn_is_refused() -> None:
     for reward in (-0.01, 1.5):
         with pytest.raises(InvalidObservation, match="gaussian"):
-            Thompson().check_observation(Observation(arm=0, reward=reward))
+            Thompson(posterior="beta").check_observation(Observation(arm=0, reward=reward))
         Thompson(posterior="gaussian").check_observation(Observation(arm=0, reward=reward))
     with pytest.raises(InvalidHyperparameter, match="prior_failures"):
         Thompson(prior_failures=0.0)
 
 
 def test_the_report_has_the_posterior_means() -> None:
-    state = folded(Thompson(), (0, 1.0), (0, 1.0), arms=2)
-    assert Thompson().report(state) == {"arms": [{"pulls": 2, "estimate": 0.75}, {"pulls": 0, "estimate": 0.5}]}
+    state = folded(Thompson(posterior="beta"), (0, 1.0), (0, 1.0), arms=2)
+    assert Thompson(posterior="beta").report(state) == {"arms": [{"pulls": 2, "estimate": 0.75}, {"pulls": 0, "estimate": 0.5}]}
+
+
+# -- rewards of any size ---------------------------------------------------------------------------------------------------
+
+
+def test_student_weights_are_what_sampling_would_give() -> None:
+    mean, scale, degrees = vector(0.1, 0.4, 0.3, -2.0), vector(1.0, 0.2, 0.5, 3.0), vector(4.0, 9.0, 30.0, 5.0)
+    rng = np.random.default_rng(1)
+    samples = (mean.numpy() + scale.numpy() * rng.standard_t(degrees.numpy(), (400_000, 4))).argmax(axis=1)
+    shares = np.bincount(samples, minlength=4) / 400_000
+    np.testing.assert_allclose(probability_best(student(mean, scale, degrees)).numpy(), shares, rtol=0, atol=0.004)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    arms=st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(4, 1e5)), min_size=2, max_size=7),
+)
+def test_student_probabilities_are_confirmed_by_a_finer_rule(arms: list[tuple[float, float, float]]) -> None:
+    mean, log_scale, degrees = (vector(*column) for column in zip(*arms, strict=True))
+    posteriors = student(mean, log_scale.exp(), degrees)
+    p = probability_best(posteriors)
+    rule = thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL
+    thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL = thompson._rule(24)
+    try:
+        finer = probability_best(posteriors)
+    finally:
+        thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL = rule
+    torch.testing.assert_close(p, finer, rtol=0, atol=1e-9)
+
+
+def test_the_unit_and_the_zero_of_rewards_change_no_pick() -> None:
+    g = np.random.default_rng(5)
+    expected = np.tile([0.3, 0.5, 0.45, 0.2], (600, 1))
+    rewards, uniforms = expected + 0.4 * g.standard_normal((600, 4)), g.random(600).tolist()
+
+    def picks(table: np.ndarray) -> list[int]:
+        world = World(features=np.empty((600, 0)), rewards=table, expected=expected)
+        found: list[int] = simulate(Thompson(), world, uniforms=uniforms).picks.tolist()
+        return found
+
+    plain = picks(rewards)
+    assert picks(100.0 * rewards - 1000.0) == plain
+    assert picks(0.001 * rewards + 5.0) == plain
+    assert plain[300:].count(1) > 100
+
+
+def test_rewards_that_are_all_alike_tell_no_arm_apart() -> None:
+    state = folded(Thompson(), *((arm, 5.3) for arm in (0, 1, 2, 0)), arms=3)
+    torch.testing.assert_close(Thompson().weights(state, [allowing(True, True, True)]).values[0], vector(1 / 3, 1 / 3, 1 / 3))
+
+
+def test_a_body_that_left_the_posterior_out_is_the_request_that_it_was() -> None:
+    facts = {item.name: item for item in declared(Thompson)}["posterior"]
+    assert facts.default == "student"
+    assert facts.facts.former == ("beta",)
+
+
+def test_a_beta_posterior_weighs_no_signals() -> None:
+    with pytest.raises(InvalidHyperparameter, match="student"):
+        Thompson(posterior="beta", signals=("reward", "cost")).check_new()
+    Thompson(signals=("reward", "cost")).check_new()
