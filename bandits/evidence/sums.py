@@ -12,7 +12,7 @@ own, equal so far to the one that it leaves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -184,11 +184,14 @@ class EvidenceArm:
 
     def with_pending(self, x: Tensor) -> EvidenceArm:
         """One more open decision with this prompt."""
-        return replace(self, pending=tuple(sorted((*self.pending, x.numpy().tobytes()))))
+        return self._with(tuple(sorted((*self.pending, x.numpy().tobytes()))))
 
     def without_pending(self, x: Tensor) -> EvidenceArm:
         """One open decision with this prompt less, if there is one."""
         key, left = x.numpy().tobytes(), list(self.pending)
         if key in left:
             left.remove(key)
-        return replace(self, pending=tuple(left))
+        return self._with(tuple(left))
+
+    def _with(self, pending: tuple[bytes, ...]) -> EvidenceArm:  # dataclasses.replace takes four times as long
+        return EvidenceArm(self.pulls, self.answered, self.grams, self.gram_of, self.moments, self.squares, pending)

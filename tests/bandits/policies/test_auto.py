@@ -149,6 +149,7 @@ def test_forbidden_arms_get_nothing() -> None:
 # -- signals -----------------------------------------------------------------------------------------------------------------
 
 BOTH = ("reward", "cost")
+SIGNAL_SCORES = ("signals.reward", "signals.cost")
 
 
 def two_signals(costs: Callable[[int, int], float], *, dim: int = 3, rounds: int = 40) -> tuple[np.ndarray, Bandit]:
@@ -181,6 +182,15 @@ def test_a_signal_that_is_not_weighed_changes_nothing(costs: Callable[[int, int]
         assert is_distribution(bandit.weights(np.ones(3), coefficients=coefficients))
     seen = [costs(t, arm) for t, arm in enumerate(picks)]
     assert sum(arm.gram(1).count for arm in bandit.state.arms) == sum(map(math.isfinite, seen))
+
+
+def test_a_signal_that_is_not_weighed_has_no_estimate() -> None:
+    _, bandit = two_signals(lambda t, arm: float(t % 5), dim=0)
+    for coefficients, shown in (((1.0,) * 3, (0.0,) * 3), ["signals.reward"]), (((1.0,) * 3, (1.0, 0.0, 0.0)), [*SIGNAL_SCORES]):
+        asked = runs.context(bandit.state, NONE, coefficients=coefficients)
+        scores = bandit.policy.weights(bandit.state, [asked]).scores
+        assert [name for name in SIGNAL_SCORES if scores[name].isfinite().all()] == shown
+        assert [name for name in SIGNAL_SCORES if scores[name].isnan().all()] == [*SIGNAL_SCORES][len(shown) :]
 
 
 def test_a_signal_that_varies_decides_where_it_is_weighed() -> None:
@@ -394,3 +404,16 @@ def test_an_arm_that_starts_over_is_as_uncertain_as_a_new_one() -> None:
     bandit.state = bandit.policy.reset_arm(bandit.state, 2)
     assert bandit.state.arms[2].pulls == 0
     assert bandit.policy.report(bandit.state)["arms"][2]["deviation"] > 1.3 * before
+
+
+def test_an_arm_that_starts_over_is_not_taken_for_one_that_never_answers() -> None:
+    _, bandit = play(levels(60))
+    bandit.state = bandit.policy.reset_arm(bandit.state, 2)
+    assert bandit.state.arms[2].answered == bandit.decided[2]
+    weights = bandit.weights(NONE, decided=tuple(bandit.decided))
+    bandit.decide(2, NONE)
+    bandit.learn(2, NONE, 0.4)
+    for _ in range(200):
+        bandit.decide(2, NONE)
+        bandit.expire(2, NONE)
+    assert bandit.weights(NONE, decided=tuple(bandit.decided))[2] < 0.2 < weights[2]
