@@ -285,6 +285,10 @@ class Policy(ABC):
         """
         return None
 
+    def trust(self, state: State) -> float | None:
+        """The probability that the prompt decides which arm is best; None where there is no prompt, or too little is known."""
+        return None
+
     def init_reference(self) -> ArmState:
         """The statistic of the reference before any came."""
         return NoReference()

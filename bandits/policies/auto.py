@@ -360,6 +360,10 @@ class Auto(Policy):
         w = posterior.basis.project(self.features.lift(seen.features))
         return posterior.signals[0].surprise(seen.arm, w, float(values[0] - shared.origin[0]))
 
+    def trust(self, state: State) -> float | None:
+        posterior: Posterior | None = state.reference.posterior  # that of the newest prepare may be adopted a moment later
+        return None if posterior is None else posterior.signals[0].trust
+
     # -- bytes -----------------------------------------------------------------------------------------------------------
 
     def pack_derived(self, state: State) -> bytes:
@@ -383,7 +387,7 @@ class Auto(Policy):
         shared = self._adopted(state)
         posterior, origin = shared.posterior, np.nan_to_num(shared.origin.numpy())
         arms: list[dict[str, Any]] = [{"pulls": arm.pulls, "estimate": None, "deviation": None} for arm in state.arms]
-        report: dict[str, Any] = {"arms": arms, "prepared": None, "trust": None, "variance": None, "signals": {}}
+        report: dict[str, Any] = {"arms": arms, "prepared": None, "trust": None, "variance": None, "noise": None, "signals": {}}
         if posterior is None:
             return report
         posterior = posterior.with_arms(len(arms))
@@ -405,6 +409,7 @@ class Auto(Policy):
                 "noise": fit.scales.noise,
             }
             report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
+            report["noise"] = float(reward.root * np.sqrt(fit.scales.noise))  # a deviation, in the unit of the rewards
         return report
 
 

@@ -108,6 +108,7 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     )
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
+    alarms = CounterMetricFamily("nextarm_drift_alarms", "Times that rewards were found to have changed.", labels=labels)
     for bandit, learner in learners:
         for arm in (arm for arm in learner.versions.committed.arms if not arm.is_gone):
             for family, value in (
@@ -115,10 +116,11 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
                 (outcomes, arm.outcomes),
                 (costs, arm.cost_sum),
                 (pending, arm.pending),
+                (alarms, arm.alarms),
             ):
                 family.add_metric([bandit, arm.name], value)
             rewards.add_metric([bandit, arm.name], count_value=arm.rewards, sum_value=arm.reward_sum)
-    yield from (decisions, outcomes, rewards, costs, pending)
+    yield from (decisions, outcomes, rewards, costs, pending, alarms)
 
 
 def _per_bandit(learners: Iterable[tuple[str, Learner]], repository: BanditRepository) -> Iterator[Metric]:
@@ -126,12 +128,25 @@ def _per_bandit(learners: Iterable[tuple[str, Learner]], repository: BanditRepos
     lag = GaugeMetricFamily("nextarm_fold_lag", "Events in the log that are not folded yet, as far as known.", labels=["bandit"])
     unready = GaugeMetricFamily("nextarm_unready", "Events folded but not yet used for scoring.", labels=["bandit"])
     duplicates = CounterMetricFamily("nextarm_duplicates", "Repeated requests, learned once.", labels=["bandit"])
+    multiplier = GaugeMetricFamily(
+        "nextarm_budget_multiplier", "What a budget subtracts from the weight of its signal.", labels=["bandit"]
+    )
+    running = GaugeMetricFamily("nextarm_budget_running", "Running mean of the signal that a budget holds.", labels=["bandit"])
+    allowed = GaugeMetricFamily("nextarm_budget_per_decision", "What a budget allows in the mean.", labels=["bandit"])
+    trust = GaugeMetricFamily("nextarm_prompt_trust", "Probability that the prompt decides which arm is best.", labels=["bandit"])
     for bandit, learner in learners:
         offset.add_metric([bandit], learner.versions.committed.offset)
         lag.add_metric([bandit], repository.lag(learner))
         unready.add_metric([bandit], learner.versions.preparation_lag)
         duplicates.add_metric([bandit], learner.committer.duplicates)
-    yield from (offset, lag, unready, duplicates)
+        if (account := learner.ledger.spending) is not None:
+            multiplier.add_metric([bandit], learner.ledger.multipliers()[account.budget.signal])
+            allowed.add_metric([bandit], account.budget.per_decision)
+            if account.running is not None:
+                running.add_metric([bandit], account.running)
+        if (probability := learner.policy.trust(learner.versions.scoring.state)) is not None:
+            trust.add_metric([bandit], probability)
+    yield from (offset, lag, unready, duplicates, multiplier, running, allowed, trust)
 
 
 class _Embedders(Collector):

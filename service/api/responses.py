@@ -19,6 +19,7 @@ from service.api.change import configuration
 from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
 from service.engine.commit import Recorded
 from service.engine.events import Cancelled, Created, Decided, Expired, Observed
+from service.engine.health import worst
 from service.engine.learner import Learner
 from service.engine.ledger import Ledger
 
@@ -245,7 +246,37 @@ class BanditAnswer(Answer):
     notices: list[str] = Field(
         description="What you should know of this bandit: what is seen, and the fix. Empty where all is well.", examples=[[]]
     )
-    report: dict[str, Any] = Field(description="What was learned, in the policy's own terms.")
+    report: dict[str, Any] = Field(
+        description="What was learned, in the policy's own terms. Where it is known, also `gain` over the best fixed arm "
+        "(`value` per decision, 95 % `interval`, `best_fixed`) and `calibration` of estimates (`mean_error`, `deviation`, "
+        "`relative_deviation` to the learned noise, `outcomes`)."
+    )
+
+
+class CheckAnswer(Answer):
+    """One thing that was looked at."""
+
+    name: str = Field(description="Which check it is.", examples=["missing_outcomes"])
+    status: Literal["ok", "warn", "alarm"] = Field(description="`warn`: look at it; `alarm`: it does not work.", examples=["ok"])
+    value: Any = Field(
+        description="A number, an object by arm, by signal or by part, a list, or null where nothing is known.", examples=[0.02]
+    )
+    detail: str = Field(
+        description="What was seen, in a sentence.",
+        examples=["Of the decisions that closed of late, 2.0% expired without an outcome."],
+    )
+    fix: str = Field(description="What to do where the status is not `ok`.", examples=["Report every outcome within timeout_s."])
+
+
+class BanditHealthAnswer(Answer):
+    """The health of a bandit."""
+
+    status: Literal["ok", "warn", "alarm"] = Field(description="The worst of the checks.", examples=["ok"])
+    checks: list[CheckAnswer] = Field(
+        description="arms, estimates, entropy, starved_arms, missing_outcomes, last_outcome; where a reward is learned also "
+        "reward_scale, reward_range, drift, calibration, variance, prompt_pays, gain, budget, signals, objective, cost_ratio. "
+        "Those that do not apply to the bandit are left out."
+    )
 
 
 class BanditName(Answer):
@@ -500,6 +531,12 @@ def _budget_json(ledger: Ledger) -> dict[str, Any] | None:
         "multiplier": ledger.multipliers()[spending.budget.signal],
         "feasible": spending.is_feasible,
     }
+
+
+async def health_json(learner: Learner, now: datetime) -> dict[str, Any]:
+    """Every check of a bandit, and the worst status."""
+    checks = await learner.health(now)
+    return {"status": worst(checks), "checks": checks}
 
 
 async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from service.engine.decisions import MICRO_BATCH, DecisionMaker
 from service.engine.errors import ReferenceConflictError
 from service.engine.events import Created
 from service.engine.executor import AdaptiveExecutor, TaskGroup
+from service.engine.health import Check, Subject, calibration, examine, gain, notices
 from service.engine.ledger import KnownReference
 from service.engine.notices import notices_of_arms, notices_of_rewards
 from service.engine.outcomes import OutcomeRecorder
@@ -94,14 +95,25 @@ class Learner:
         return learner
 
     async def report(self) -> dict[str, Any]:
-        """The policy's report of the state that decisions use."""
-        return await self._executor.run(self.policy.report, self.versions.scoring.state)
+        """The policy's report of the state that decisions use, with gain and calibration where they are known."""
+        report = await self._executor.run(self.policy.report, self.versions.scoring.state)
+        subject = Subject(policy=self.policy, ledger=self.ledger, report=report)
+        judged = {"gain": gain(subject), "calibration": calibration(subject)}
+        return report | {name: value for name, value in judged.items() if value is not None}
+
+    async def health(self, now: datetime) -> list[Check]:
+        """What is looked at to say whether the bandit does well, and the fixes."""
+        state = self.versions.scoring.state
+        report = await self._executor.run(self.policy.report, state)
+        lost = await self._executor.run(self.policy.arms_without_estimate, state)
+        return examine(Subject(policy=self.policy, ledger=self.ledger, report=report, lost=lost, now=now))
 
     async def notices(self) -> list[str]:
         """Sentences for the owner of the bandit: what is wrong, and the fix. Empty where nothing is."""
         state, _, arms = self.versions.scoring
         lost = await self._executor.run(self.policy.arms_without_estimate, state)
-        return [*notices_of_rewards(self.policy, self.ledger), *notices_of_arms(self.policy, arms, lost)]
+        seen = notices(Subject(policy=self.policy, ledger=self.ledger))
+        return [*notices_of_rewards(self.policy, self.ledger), *notices_of_arms(self.policy, arms, lost), *seen]
 
     async def entries(self, *, after: int, limit: int) -> list[tuple[int, bytes]]:
         """(offset, payload) of up to `limit` log entries behind `after`."""

@@ -38,6 +38,7 @@ from service.engine.events import (
     Observed,
     ReferenceAdded,
 )
+from service.engine.tallies import Tallies
 
 RECENT = 1000
 """Decisions over which an arm's share is reported."""
@@ -66,6 +67,7 @@ class ArmRecord(msgspec.Struct, frozen=True):
     cost_sum: float = 0.0
     rewards: int = 0  # outcomes that carried a reward
     surprise: drift.Sums = drift.START  # sums of the drift detector
+    alarms: int = 0  # of the drift detector, ever
 
     @property
     def is_gone(self) -> bool:
@@ -74,7 +76,7 @@ class ArmRecord(msgspec.Struct, frozen=True):
 
 
 class OpenDecision(msgspec.Struct, frozen=True):
-    """A decision without an outcome yet."""
+    """A decision without an outcome yet. estimate: of its arm's reward, where the policy gave one."""
 
     id: str
     arm: int
@@ -85,6 +87,7 @@ class OpenDecision(msgspec.Struct, frozen=True):
     at: datetime
     offset: int
     timeout_s: float | None = None  # None = the first event's
+    estimate: float | None = None
 
 
 class KnownReference(msgspec.Struct, frozen=True):
@@ -150,11 +153,15 @@ class BudgetAccount(msgspec.Struct):
 
 
 class Alarm(msgspec.Struct, frozen=True):
-    """The detector saw that an arm returns something else than before, and what was known of it was dropped."""
+    """The detector saw that an arm returns something else than before, and what was known of it was dropped.
+
+    outcomes: learned before it, of all arms.
+    """
 
     arm: int
     offset: int
     at: datetime
+    outcomes: int = 0
 
 
 class LiveSettings(msgspec.Struct, frozen=True):
@@ -202,6 +209,7 @@ class Snapshot(msgspec.Struct):
     spending: BudgetAccount | None = None
     alarms: list[Alarm] = []
     live: LiveSettings | None = None
+    tallies: Tallies | None = None  # none in a snapshot that is older than they are: they begin there
 
 
 class View(NamedTuple):
@@ -307,6 +315,7 @@ class Ledger:
         self._timeouts_differ = False  # whether open decisions may expire in another order than they came
         self.spending = None if created.budget is msgspec.UNSET else BudgetAccount(created.budget)
         self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
+        self.tallies = Tallies.start(arms=len(self.arms), signals=len(created.learned))
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -413,6 +422,7 @@ class Ledger:
                     raise InconsistentEventError(f"arm {event.name} was added before")
                 self._index[event.name] = len(self.arms)
                 self.arms.append(ArmRecord(event.name, event.price, event.metadata))
+                self.tallies.add_arm()
                 return [GrowArms()]
             case ArmChanged():
                 self._update(event.arm, price=event.price, metadata=event.metadata, active=True)
@@ -451,6 +461,7 @@ class Ledger:
             return []
         arm = self._arm(event.arm)
         self._update(event.arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
+        self.tallies.last_decision = event.at
         self.recent.append(event.arm)
         self.open[event.id] = OpenDecision(
             event.id,
@@ -462,8 +473,18 @@ class Ledger:
             event.at,
             offset,
             None if event.timeout_s is msgspec.UNSET else event.timeout_s,
+            self._expected_reward(event, policy),
         )
         return [AddPending(event.arm, events.vector_tensor(event.features) if features is None else features)]
+
+    def _expected_reward(self, event: Decided, policy: Policy) -> float | None:
+        """What the policy expected of the arm that it chose, where its scores say it."""
+        if "reward" not in policy.needs or policy.episodic:  # an episodic policy estimates successes
+            return None
+        scores = event.scores.get("signals.reward")
+        if scores is None and self.spending is None and self.live.objective == {REWARD: 1.0}:
+            scores = event.scores.get("estimate")
+        return scores[event.arm] if scores and event.arm < len(scores) else None
 
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
@@ -475,6 +496,8 @@ class Ledger:
         if overridden:  # the pull was another arm's
             self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
             self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
+        signals = self._signals(event, decision.price if not overridden else self._arm(event.arm).price)
+        self._tally(event, decision, signals)
         if event.surprise is not msgspec.UNSET and event.surprise is not None:
             effects += self._watch(event.arm, event.surprise, event.at)
         learn = self._learn(
@@ -485,7 +508,7 @@ class Ledger:
             output=event.output,
             reference=event.reference,
             was_pending=not overridden,
-            signals=self._signals(event, decision.price if not overridden else self._arm(event.arm).price),
+            signals=signals,
         )
         effects.append(learn)
         if self.spending is not None:
@@ -493,17 +516,30 @@ class Ledger:
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
         return effects
 
+    def _tally(self, event: Observed, decision: OpenDecision, signals: tuple[float, ...]) -> None:
+        tallies, reward = self.tallies, event.reward
+        tallies.last_outcome = event.at
+        tallies.missing.add(0.0)
+        tallies.add_outcome(event.arm, signals or (() if reward is None else (reward,)))
+        if reward is None:
+            return
+        tallies.add_reward(event.arm, reward, event.propensity)
+        if decision.estimate is not None and event.arm == decision.arm:
+            tallies.errors.add(reward - decision.estimate)
+
     def _expired(self, event: Expired, policy: Policy) -> list[Effect]:
         """The call was made whatever came of it, so it counts as an attempt: else an episode whose outcomes never come would have
         no end.
         """
         decision = self._close(event.id)
         self._advance(decision.episode, decision.arm, success=event.reward is not None and policy.succeeded(event.reward))
+        self.tallies.missing.add(1.0)
         if event.reward is None:
             return self._remove_pending(decision)
         self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
         if self.spending is not None:
             self.spending.add({REWARD: event.reward, COST: decision.price})
+        self.tallies.add_reward(decision.arm, event.reward, decision.propensity)
         return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
 
     def _learn(
@@ -558,7 +594,9 @@ class Ledger:
         self._update(index, surprise=sums)
         if not alarm:
             return []
-        self.alarms = [*self.alarms, Alarm(index, self.offset + 1, at)][-KEPT_ALARMS:]
+        outcomes = sum(arm.outcomes for arm in self.arms)
+        self.alarms = [*self.alarms, Alarm(index, self.offset + 1, at, outcomes)][-KEPT_ALARMS:]
+        self._update(index, alarms=self._arm(index).alarms + 1)
         return [Reset(index)]
 
     def _referenced(self, offset: int, event: ReferenceAdded) -> list[Effect]:
@@ -633,6 +671,7 @@ class Ledger:
                 self.spending,
                 self.alarms,
                 self.live,
+                self.tallies,
             )
         )
 
@@ -656,5 +695,6 @@ class Ledger:
         ledger._timeouts_differ = any(decision.timeout_s is not None for decision in kept.open)
         if kept.live is not None:
             ledger.spending = kept.spending  # which may have been taken away
+        ledger.tallies = kept.tallies or Tallies.start(arms=len(kept.arms), signals=len(created.learned))
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

@@ -22,7 +22,9 @@ ASKED = [pytest.param(rule["expr"], id=rule["alert"]) for rule in RULES] + [
 ]
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$bandit": ".*"}
 
-OF_THE_LOG = re.compile(r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|pending|offset)")
+OF_THE_LOG = re.compile(
+    r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|pending|offset|drift_alarms_total|budget_\w+)"
+)
 """Equal on every replica."""
 
 

@@ -19,7 +19,17 @@ from service.api.embedder_choice import load_for, notices
 from service.api.json_bodies import StrictJSONRoute
 from service.api.problems import Problem, arm_not_found, invalid
 from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, BanditPatch, check_arm_name
-from service.api.responses import ArmReceipt, BanditAnswer, BanditsAnswer, PoliciesAnswer, answer, arm_json, bandit_json
+from service.api.responses import (
+    ArmReceipt,
+    BanditAnswer,
+    BanditHealthAnswer,
+    BanditsAnswer,
+    PoliciesAnswer,
+    answer,
+    arm_json,
+    bandit_json,
+    health_json,
+)
 from service.api.routes import problems
 from service.engine import events
 from service.engine.errors import BanditNotFoundError
@@ -167,6 +177,19 @@ def _check_offset(learner: Learner, if_match: str | None) -> None:
         raise invalid("If-Match", "must be an offset, as answers have it")
     if int(text) != now:
         raise Problem("offset_conflict", f"the log is at offset {now}, not at {text}; look at the bandit again")
+
+
+@router.get(
+    "/v1/bandits/{name}/health",
+    summary="Does it do well? Checks, each with its fix",
+    response_model=BanditHealthAnswer,
+    responses=problems("bandit_not_found"),
+)
+async def show_health(learner: ReadLearner, services: Shared) -> Response:
+    """Whether outcomes come, rewards and signals can be learned from, arms changed, a budget is held, the prompt pays, and how
+    much is gained over the best fixed arm. `status` is the worst of the checks.
+    """
+    return answer(await health_json(learner, services.repository.clock()))
 
 
 @router.delete(

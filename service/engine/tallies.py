@@ -1,0 +1,207 @@
+"""Sums over the log by which the health of a bandit is judged (health.py): gain, calibration, signals, missing outcomes.
+
+    value of arm a   V = sum w r / sum w            w = 1 / propensity, capped at MAX_WEIGHT, over the outcomes of a
+    its variance     sum w^2 (r - V)^2 / (sum w)^2  (delta method)
+    gain             R - V of the best arm, R the mean reward of what was played
+
+They are functions of the log, folded with it and kept in its snapshots, and no digest covers them. Where a snapshot is older than
+they are, they begin at its offset. Memory grows with arms, not with outcomes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+MAX_WEIGHT = 1000.0
+"""Of one outcome, so that no estimate hangs on a single rare draw; what is cut off makes that arm look rarer than it was."""
+RECENT_OUTCOMES = 1000
+"""Outcomes over which a `RecentMean` forgets."""
+LARGEST = 1e100
+"""Rewards beyond it are taken for it: the square of a larger one is no number that a snapshot could hold."""
+LEAST_EFFECTIVE = 50.0
+"""Outcomes, in effect, below which nothing is said of an arm's value."""
+DEVIATIONS, LEAST_SUPPORT = 3.0, 0.99
+"""An arm was drawn widely enough where its mean weight is 1 within so many standard errors, or within 1 - LEAST_SUPPORT."""
+Z = 1.96
+"""Of a 95 % interval."""
+
+
+class RecentMean(msgspec.Struct, array_like=True):
+    """Mean and variance of the last outcomes: of all of them up to `RECENT_OUTCOMES`, exponentially forgetting from then on."""
+
+    count: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        value = min(max(value, -LARGEST), LARGEST)
+        self.count += 1
+        share = 1.0 / min(self.count, RECENT_OUTCOMES)
+        off = value - self.mean
+        self.mean += share * off
+        self.variance = (1.0 - share) * (self.variance + share * off * off)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation."""
+        return math.sqrt(self.variance)
+
+
+class ArmTally(msgspec.Struct, array_like=True):
+    """The sums of one arm. Rewards are measured from `Tallies.origin`.
+
+    since: outcomes with a propensity when it came.  w ... wwrr: sums, w = weight and r = reward, so `wwr` is the sum of w^2 r.
+    capped: outcomes whose weight was capped.  outcomes: reported ones.
+    carried, totals: per learned signal, the outcomes that carried it and the sum of what was learned.
+    """
+
+    since: int = 0
+    w: float = 0.0
+    wr: float = 0.0
+    wrr: float = 0.0
+    ww: float = 0.0
+    wwr: float = 0.0
+    wwrr: float = 0.0
+    capped: int = 0
+    outcomes: int = 0
+    carried: list[int] = []
+    totals: list[float] = []
+
+    @property
+    def effective(self) -> float:
+        """The effective number of outcomes."""
+        return self.w * self.w / self.ww if self.ww else 0.0
+
+    @property
+    def value(self) -> float:
+        """The estimated mean reward of this arm alone, from the origin."""
+        return self.wr / self.w
+
+    @property
+    def variance(self) -> float:
+        """Of `value`."""
+        value = self.value
+        return max(self.wwrr - 2.0 * value * self.wwr + value * value * self.ww, 0.0) / (self.w * self.w)
+
+    def has_support(self, rounds: int) -> bool:
+        """Whether the draws of this arm stand for all prompts. rounds: outcomes of all arms since it came."""
+        mean = self.w / rounds
+        error = math.sqrt(max(self.ww / rounds - mean * mean, 0.0) / rounds)
+        return abs(mean - 1.0) <= max(DEVIATIONS * error, 1.0 - LEAST_SUPPORT)
+
+
+class Gain(NamedTuple):
+    """What was earned per decision beyond the best fixed arm.
+
+    interval: 95 %, delta method.  best: index of the arm.  skipped: active arms of which too little is known to compare them.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    best: int
+    skipped: tuple[int, ...]
+
+
+class Tallies(msgspec.Struct):
+    """The sums of one bandit.
+
+    arms: by index.  origin: the first reward; others are measured from it, so that large ones do not cancel.
+    counted, total, squares: outcomes with a propensity, and the sums of their rewards.
+    missing: of decisions that closed, 1 = expired.  errors: reward - estimate at the decision.
+    lowest, highest: per learned signal.
+    """
+
+    arms: list[ArmTally]
+    lowest: list[float | None]
+    highest: list[float | None]
+    origin: float | None = None
+    counted: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    missing: RecentMean = msgspec.field(default_factory=RecentMean)
+    errors: RecentMean = msgspec.field(default_factory=RecentMean)
+    last_decision: datetime | None = None
+    last_outcome: datetime | None = None
+
+    @staticmethod
+    def start(*, arms: int, signals: int) -> Tallies:
+        """Before the first outcome."""
+        tallies = Tallies([], [None] * signals, [None] * signals)
+        for _ in range(arms):
+            tallies.add_arm()
+        return tallies
+
+    def add_arm(self) -> None:
+        """A new arm, at the next index."""
+        signals = len(self.lowest)
+        self.arms.append(ArmTally(since=self.counted, carried=[0] * signals, totals=[0.0] * signals))
+
+    def add_reward(self, arm: int, reward: float, propensity: float | None) -> None:
+        """One more reward, where the arm was drawn with a known propensity; any other says nothing of another rule."""
+        if propensity is None or not propensity > 0.0:
+            return
+        if self.origin is None:
+            self.origin = reward
+        r = min(max(reward - self.origin, -LARGEST), LARGEST)
+        tally, w = self.arms[arm], 1.0 / propensity
+        if w > MAX_WEIGHT:
+            w = MAX_WEIGHT
+            tally.capped += 1
+        wr, ww = w * r, w * w
+        tally.w += w
+        tally.wr += wr
+        tally.wrr += wr * r
+        tally.ww += ww
+        tally.wwr += w * wr
+        tally.wwrr += wr * wr
+        self.counted += 1
+        self.total += r
+        self.squares += r * r
+
+    def add_outcome(self, arm: int, values: Sequence[float]) -> None:
+        """One more reported outcome. values: of the learned signals, NaN = missing."""
+        tally = self.arms[arm]
+        tally.outcomes += 1
+        for k, value in enumerate(values):
+            if math.isnan(value):
+                continue
+            tally.carried[k] += 1
+            tally.totals[k] += value
+            low, high = self.lowest[k], self.highest[k]
+            if low is None or value < low:
+                self.lowest[k] = value
+            if high is None or value > high:
+                self.highest[k] = value
+
+    def gain(self, active: Sequence[int], *, is_contextual: bool) -> Gain | None:
+        """None where too little is known of every arm.
+
+        active: indices of the arms to compare with.  is_contextual: whether an arm may have been drawn for some prompts only, so
+        that its rewards stand for the others if it was drawn there too.
+        """
+        if self.counted < LEAST_EFFECTIVE:
+            return None
+        known = [index for index in active if self._is_known(index, is_contextual=is_contextual)]
+        if not known:
+            return None
+        best = max(known, key=lambda index: self.arms[index].value)
+        arm, n = self.arms[best], self.counted
+        mean = self.total / n
+        spread = max(self.squares / n - mean * mean, 0.0) / n
+        # what was played includes the draws of that arm: sum w (r - V) (r - R) / (n sum w)
+        shared = (arm.wrr - arm.value * arm.wr) / (n * arm.w)
+        value = mean - arm.value
+        half = Z * math.sqrt(max(spread + arm.variance - 2.0 * shared, 0.0))
+        return Gain(value, (value - half, value + half), best, tuple(index for index in active if index not in known))
+
+    def _is_known(self, index: int, *, is_contextual: bool) -> bool:
+        tally = self.arms[index]
+        if tally.effective < LEAST_EFFECTIVE:
+            return False
+        return not is_contextual or tally.has_support(self.counted - tally.since)
