@@ -36,6 +36,8 @@ _DAK: Json = {"kind": "dak-ucb", "output_bandwidth": 0.9, "random_features": 4, 
 _EXACT: Json = {"random_features": None}
 
 POLICIES: dict[str, Json] = {
+    "auto": {"kind": "auto", "drift": "detect"},
+    "auto-no-prompt": {"kind": "auto", "forget_half_life": 4},
     "random": {"kind": "random"},
     "one-arm": {"kind": "one-arm", "arm": 1},
     "greedy": {"kind": "greedy"},
@@ -73,6 +75,16 @@ POLICIES: dict[str, Json] = {
     "mixture-greedy-precision": {**_GREEDY, "objective": "rke+quality", "quality": "precision", "neighbours": 2},
 }
 """name -> policy of a recorded log."""
+
+FIELDS: dict[str, Json] = {
+    "auto": {
+        "signals": ["tokens"],
+        "objective": {"reward": 2.0, "cost": -0.5, "latency_s": -0.1},
+        "budget": {"signal": "cost", "per_decision": 0.4},
+    },
+    "auto-no-prompt": {"prices_per": "outcome", "budget": {"signal": "latency_s", "per_decision": 1.2}},
+}
+"""name -> further fields of the bandit's body."""
 
 
 def arithmetic() -> str:
@@ -123,13 +135,14 @@ async def recorded(name: str, policy: Json) -> bytes:
     """The log of a bandit under a bit of everything, as `GET .../log` streams it."""
     clock, g = Clock(), default_rng([ord(letter) for letter in name])
     kind = policy["kind"]
-    takes_prompts = kind in ("lin-ucb", "pak-ucb", "dak-ucb", "promptwise")
+    takes_prompts = kind in ("lin-ucb", "pak-ucb", "dak-ucb", "promptwise") or name == "auto"
     takes_outputs = kind in ("dak-ucb", "fd-ucb", "is-ucb", "mixture-ucb", "mixture-greedy")
     body: Json = {
         "policy": policy,
         "arms": [{"name": "small", "price": 0.2}, {"name": "large", "price": 0.7}],
         "reward": {"timeout_s": 50.0} | ({} if takes_outputs else {"default": 0.25}),
         "seed": 7,
+        **FIELDS.get(name, {}),
     }
     if takes_prompts:
         body["prompt"] = {"dim": DIM}
@@ -190,6 +203,10 @@ async def _round(
     else:
         moments = name.startswith("fd-ucb") or policy.get("objective") == "fid"
         outcome: Json = {"reward": float(g.random().__round__(3)), "cost": float(g.random().__round__(3))}
+        if name in FIELDS:
+            outcome["signals"] = {"latency_s": float(g.random().__round__(3)), **({"stars": 4.0} if t % 2 else {})}
+            if t == 5:
+                del outcome["cost"]
         if takes_outputs:
             outcome["output"] = _output(g, policy, many=moments and t in (1, 2))
         if policy.get("diversity") == "jkd" and t % 2:

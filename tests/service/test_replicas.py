@@ -20,15 +20,17 @@ from service.engine.learner import Learner
 from service.engine.outcomes import OutcomeReport
 from service.engine.repository import BanditRepository
 from service.settings import Settings
-from service.storage.base import LogTruncatedError, StorageError
+from service.storage.base import Log, LogTruncatedError, StorageError
 from service.storage.redis import notifications as redis_news
 from service.storage.redis.address import parse
 from service.storage.redis.store import RedisStorage
 from tests.bandits.examples import EXAMPLES
 from tests.service.drivers import GREEDY, Clients, Clock, ask, learner_of
+from tests.service.engine.test_function_of_the_log import derived, run_of
 from tests.service.engine.test_repository import wanted
 from tests.service.http_client import ARMS, VECTOR, Service, failed, opened
 from tests.service.redis_server import needs_redis, shared
+from tests.service.reenact import reenact, stored
 from tools.processes import RedisServer
 
 pytestmark = needs_redis
@@ -113,6 +115,28 @@ async def test_replicas_end_at_the_same_bytes_whichever_was_asked(
             monkeypatch.setattr(folding, "READ_BATCH", batch)
             assert facts(await Learner.load(third, one.log, use_snapshots=False)) == facts(one)
         assert facts(await Learner.load(third, one.log)) == facts(one), "from a snapshot"
+
+
+@pytest.mark.parametrize("form", ["prompts", "no-prompts", "forgets"])
+async def test_replicas_decide_to_the_bit_as_one_process_does(form: str, prefix: str, clock: Clock) -> None:
+    """Signals, a budget and alarms of the drift detector included, whichever replica is asked for what."""
+    run, g = await run_of(form, rounds=70 if form == "no-prompts" else 25), default_rng(4)
+    assert bool(run.bandit.ledger.alarms) == (form == "no-prompts")
+    async with stores(prefix, 2) as (first, second):
+        log = await stored(first, Log("1", "greeter"), run.payloads[:1])
+        options: dict[str, Any] = {"clock": clock, "snapshot_every": 17}
+        bandits = [await Learner.load(first, log, **options), await Learner.load(second, log, **options)]
+        for payload in run.payloads[1:]:
+            asked = bandits[int(g.integers(2))]
+            await asked.projection.catch_up()
+            assert await reenact(asked, clock, payload) == payload, f"offset {asked.versions.committed.offset}"
+        for bandit in bandits:
+            await bandit.projection.catch_up()
+            await bandit.versions.wait_until_prepared()
+            assert bandit.ledger.alarms == run.bandit.ledger.alarms
+            assert bandit.ledger.pack() == run.bandit.ledger.pack()
+            assert bandit.digest() == run.bandit.digest()
+            assert derived(bandit) == derived(run.bandit)
 
 
 async def test_a_bandit_of_one_replica_is_a_bandit_of_all(prefix: str) -> None:

@@ -230,7 +230,7 @@ async def test_an_empty_object_of_signals_is_none(service: Service) -> None:
 
 
 async def test_what_is_not_declared_is_stored_and_not_learned(service: Service) -> None:
-    await service.create(body={**TWO, "signals": ["latency_s"]})
+    await service.create(body={**TWO, "objective": {"reward": 1.0, "latency_s": -0.5}})
     for _ in range(8):
         decision = await service.decide()
         latency = 1.0 if decision["arm"] == "small" else 3.0
@@ -241,6 +241,7 @@ async def test_what_is_not_declared_is_stored_and_not_learned(service: Service) 
     assert (observed["signals"], observed["cost"], observed["reward"]) == ({"latency_s": latency, "tokens": 40.0}, 0.2, 0.5)
     scores = await preview(service)
     assert scores["small"]["signals"].keys() == {"reward", "cost", "latency_s"}
+    assert scores["small"]["signals"]["cost"] is None, "what is not weighed is learned, and not estimated for every decision"
     assert scores["small"]["signals"]["latency_s"] < 2.0 < scores["large"]["signals"]["latency_s"]
 
 
