@@ -121,24 +121,37 @@ def digest(bandit: str | None, store: str | None, quiet: bool) -> None:
 @store_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--format", "form", type=click.Choice(["ndjson", "obp", "dsjson"]), default="ndjson", show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @_plainly
-def export(bandit: str, store: str | None, out: Path | None, force: bool, quiet: bool) -> None:
-    """Write the log of BANDIT as NDJSON, one event per line, as `GET /v1/bandits/BANDIT/log` streams it."""
+def export(bandit: str, store: str | None, out: Path | None, *, force: bool, form: str, quiet: bool) -> None:
+    """Write the log of BANDIT as NDJSON, one event per line, as `GET /v1/bandits/BANDIT/log` streams it.
+
+    --format obp is a NumPy archive for Open Bandit Pipeline, dsjson is for Vowpal Wabbit: decisions with their rewards.
+    """
+    from service.cli.formats import convert
     from service.cli.logs import check_free
     from service.cli.logs import export as run
 
     if out is None:
+        if form != "ndjson":
+            raise click.UsageError(f"--format {form} needs --out FILE")
         asyncio.run(run(_settings(store), bandit, sys.stdout.buffer, quiet=True))
         return
     check_free(out, force=force)
-    partial = out.with_name(out.name + ".partial")
+    partial, raw = out.with_name(out.name + ".partial"), out.with_name(out.name + ".events")
     try:
         with partial.open("wb") as file:
-            asyncio.run(run(_settings(store), bandit, file, quiet=quiet))
+            if form == "ndjson":
+                asyncio.run(run(_settings(store), bandit, file, quiet=quiet))
+            else:
+                with raw.open("wb") as events:
+                    asyncio.run(run(_settings(store), bandit, events, quiet=quiet))
+                convert(raw, file, form)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+        raw.unlink(missing_ok=True)
 
 
 @main.command()
