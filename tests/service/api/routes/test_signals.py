@@ -242,7 +242,7 @@ async def test_what_is_not_declared_is_stored_and_not_learned(service: Service) 
     scores = await preview(service)
     assert scores["small"]["signals"].keys() == {"reward", "cost", "latency_s"}
     assert scores["small"]["signals"]["cost"] is None, "what is not weighed is learned, and not estimated for every decision"
-    assert scores["small"]["signals"]["latency_s"] < 2.0 < scores["large"]["signals"]["latency_s"]
+    assert scores["small"]["signals"]["latency_s"] < scores["large"]["signals"]["latency_s"]
 
 
 async def test_signals_of_a_batch_are_those_of_single_outcomes(service: Service) -> None:
