@@ -29,8 +29,10 @@ from service.cli.replay.run import finish, play_with_progress, serving
 from service.cli.replay.tables import Table
 
 TRAINING = 600
-POLICIES = ("pak-ucb", "pak-ucb:exploration=0.5:bandwidth=0.5", "greedy")
-"""The defaults, a setting for these vectors (digits of different kinds lie about 0.8 apart), and one that ignores the prompt."""
+POLICIES = ("auto", "auto:context=false", "pak-ucb", "pak-ucb:exploration=0.5:bandwidth=0.5", "greedy")
+"""With nothing set, with and without the prompt; pak-ucb as it comes, and with a setting for these vectors (digits of different
+kinds lie about 0.8 apart); and the best average.
+"""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ TESTED = re.compile(r"<!-- tested -->\n```bash\n(.*?)```(?:(?:(?!```|<!--).)*?``
 YOURS = {"bandits/policies/yours.py", "docs/policies/yours.md", "service/embedders/yours.py", "service/storage/yours.py"}
 """Files that CONTRIBUTING.md asks a reader to write."""
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
-KINDS_WITH_A_PAGE = ("pak-ucb", "dak-ucb", "promptwise", "fd-ucb", "is-ucb", "mixture-ucb", "mixture-greedy")
+KINDS_WITH_A_PAGE = ("auto", "pak-ucb", "dak-ucb", "promptwise", "fd-ucb", "is-ucb", "mixture-ucb", "mixture-greedy")
 
 
 def documents(text: str) -> list[Any]:

@@ -148,7 +148,7 @@ def main() -> None:
     chosen = parser.parse_args()
     path = Path("out/budget/runs.jsonl")
     runs = resumed.kept(path, Job, Run)
-    jobs = [Job(n, *case) for n in ORDERS[: chosen.orders] for case in CASES]
+    jobs = [Job(n, *case) for case in CASES for n in ORDERS[: chosen.orders]]
     if not chosen.show:
         resumed.fill(path, runs, jobs, play)
     print(shown(runs))
