@@ -14,7 +14,7 @@ from bandits.objective import Budget
 from bandits.registry import build
 from bandits.regression.ridge import MeanArm
 from bandits.simulation import Objective, World, simulate
-from bandits.types import Observation
+from bandits.types import Observation, State
 
 
 def alarms(surprises: np.ndarray) -> list[int]:
@@ -60,7 +60,7 @@ def test_a_policy_forgets_all_that_is_older_than_two_half_lives(kind: str, setti
         state = states.fold(policy, state, one)
     for one in seen[30:]:  # since the drop before the last
         expected = states.fold(plain, expected, one)
-    assert states.pack(plain, states.State(state.arms, state.reference)) == states.pack(plain, expected)
+    assert states.pack(plain, State(state.arms, state.reference)) == states.pack(plain, expected)
     assert state.outcomes == 45
     assert [arm.pulls for arm in state.recent] == [3, 2]
     back = states.unpack(policy, states.pack(policy, state))
