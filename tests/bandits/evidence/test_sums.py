@@ -81,8 +81,8 @@ def owned(found: Any) -> Iterator[tuple[int, int]]:
     if isinstance(found, torch.Tensor):
         yield found.data_ptr(), found.numel() * found.element_size()
     elif isinstance(found, np.ndarray):
-        base = found if found.base is None else found.base
-        yield base.ctypes.data if isinstance(base, np.ndarray) else found.ctypes.data, found.nbytes
+        base = found.base if isinstance(found.base, np.ndarray) else found  # a view keeps all of its base
+        yield base.ctypes.data, base.nbytes
     elif isinstance(found, bytes):
         yield id(found), len(found)
     elif is_dataclass(found):
