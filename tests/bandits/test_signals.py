@@ -16,14 +16,23 @@ from bandits.types import Context, Observation, Policy, State
 from tests.bandits.examples import EXAMPLES
 
 NAMES = ("reward", "cost", "latency")
-SETTINGS: dict[str, dict[str, Any]] = {"pak-ucb": {"random_features": 6}, "thompson": {"posterior": "gaussian"}}
-WEIGHING = ["pak-ucb", "lin-ucb", "greedy", "epsilon-greedy", "thompson"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pak-ucb": {"random_features": 6},
+    "thompson": {"posterior": "gaussian"},
+    "dak-ucb": {"random_features": 6, "output_bandwidth": 0.8, "diversity_weight": 0.0},
+}
+"""dak-ucb at weight 0: the diversity of outputs counts for its reward alone."""
+WEIGHING = [kind for kind, policy in POLICIES.items() if policy.weighs_signals and kind not in ("one-arm", "random")]
+"""Those two score no arm."""
 every_weighing = pytest.mark.parametrize("kind", WEIGHING)
+every_weighing_with_a_prior_mean = pytest.mark.parametrize("kind", [kind for kind in WEIGHING if kind != "auto"])
 ARMS = 3
+OUTPUT = torch.tensor([[0.1, 0.7]], dtype=torch.float64)
 
 
 def policy_of(kind: str, signals: tuple[str, ...] = NAMES, **changes: Any) -> Policy:
-    return build(kind, {**SETTINGS.get(kind, {}), **changes}, dim=4 if "ucb" in kind else 0, signals=signals)
+    dim, output_dim = 4 if "ucb" in kind else 0, 2 if kind == "dak-ucb" else 0
+    return build(kind, {**SETTINGS.get(kind, {}), **changes}, dim=dim, output_dim=output_dim, signals=signals)
 
 
 def outcomes(rounds: int = 30, *, dim: int = 4) -> list[Observation]:
@@ -32,7 +41,7 @@ def outcomes(rounds: int = 30, *, dim: int = 4) -> list[Observation]:
     for t in range(rounds):
         values = (float(g.random()), 5.0 * float(g.random()), math.nan if g.random() < 0.5 else 100.0 + float(g.random()))
         x = torch.from_numpy(g.standard_normal(dim))
-        found.append(Observation(arm=t % ARMS, features=x, reward=values[0], signals=values))
+        found.append(Observation(arm=t % ARMS, features=x, output=OUTPUT, reward=values[0], signals=values))
     return found
 
 
@@ -52,18 +61,20 @@ def alone(kind: str, seen: list[Observation], signal: int) -> tuple[Policy, Stat
     prior = {"prior_mean": 0.0} if signal else {}
     policy = policy_of(kind, ("reward",), **prior)
     carried = [one for one in seen if not math.isnan(one.signals[signal])]
-    return policy, folded(policy, [Observation(arm=o.arm, features=o.features, reward=o.signals[signal]) for o in carried])
+    return policy, folded(
+        policy, [Observation(output=OUTPUT, arm=o.arm, features=o.features, reward=o.signals[signal]) for o in carried]
+    )
 
 
 @every_weighing
 def test_one_signal_is_the_bandit_without_signals_to_the_last_bit(kind: str) -> None:
     policy, seen = policy_of(kind, ("reward",)), outcomes()
-    plain = [Observation(arm=one.arm, features=one.features, reward=one.reward) for one in seen]
-    named = [Observation(arm=one.arm, features=one.features, signals=one.signals[:1]) for one in seen]
+    plain = [Observation(output=OUTPUT, arm=one.arm, features=one.features, reward=one.reward) for one in seen]
+    named = [Observation(output=OUTPUT, arm=one.arm, features=one.features, signals=one.signals[:1]) for one in seen]
     assert states.pack(policy, folded(policy, plain)) == states.pack(policy, folded(policy, named))
 
 
-@every_weighing
+@every_weighing_with_a_prior_mean
 def test_each_signal_is_learned_as_if_it_were_the_reward_of_a_bandit_of_its_own(kind: str) -> None:
     seen, policy = outcomes(), policy_of(kind)
     scores = policy.weights(folded(policy, seen), [a_context()]).scores
@@ -74,7 +85,7 @@ def test_each_signal_is_learned_as_if_it_were_the_reward_of_a_bandit_of_its_own(
     torch.testing.assert_close(scores["estimate"], scores["signals.reward"])
 
 
-@pytest.mark.parametrize("kind", ["pak-ucb", "lin-ucb"])
+@pytest.mark.parametrize("kind", ["pak-ucb", "dak-ucb", "lin-ucb"])
 def test_means_add_up_by_their_factors_and_widths_by_the_squares_of_these(kind: str) -> None:
     seen, policy = outcomes(), policy_of(kind, initial_pulls=0)
     factors = ((1.0, 2.0, 1.0), (-0.5, -0.1, 0.0), (0.0, 0.01, -0.02))
@@ -90,7 +101,7 @@ def test_means_add_up_by_their_factors_and_widths_by_the_squares_of_these(kind: 
     assert int(found.values.argmax()) == int((mean + squared.sqrt()).argmax())
 
 
-@every_weighing
+@every_weighing_with_a_prior_mean
 def test_the_prior_mean_is_of_the_reward_alone(kind: str) -> None:
     policy = policy_of(kind)
     scores = policy.weights(states.start(policy, arms=ARMS), [a_context()]).scores
@@ -106,7 +117,10 @@ def test_a_new_weight_acts_on_the_next_decision(kind: str) -> None:
     x = a_context().features
     seen = [
         Observation(
-            arm=t % ARMS, features=x, reward=0.0, signals=((0.9, 0.9, 0.7)[t % ARMS] + 0.01 * g.random(), float(t % ARMS < 2))
+            arm=t % ARMS,
+            features=x,
+            output=OUTPUT,
+            signals=((0.9, 0.9, 0.7)[t % ARMS] + 0.01 * g.random(), float(t % ARMS < 2)),
         )
         for t in range(300)
     ]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.random import Generator, default_rng
 
+from bandits import registry
 from bandits import state as states
 from bandits.functional import kernels
 from service.engine.learner import Learner
@@ -135,8 +136,9 @@ async def recorded(name: str, policy: Json) -> bytes:
     """The log of a bandit under a bit of everything, as `GET .../log` streams it."""
     clock, g = Clock(), default_rng([ord(letter) for letter in name])
     kind = policy["kind"]
-    takes_prompts = kind in ("lin-ucb", "pak-ucb", "dak-ucb", "promptwise") or name == "auto"
-    takes_outputs = kind in ("dak-ucb", "fd-ucb", "is-ucb", "mixture-ucb", "mixture-greedy")
+    rule = registry.POLICIES[kind]
+    takes_prompts = "features" in rule.needs or (rule.uses_prompt and "no-prompt" not in name)
+    takes_outputs = "output" in rule.needs
     body: Json = {
         "policy": policy,
         "arms": [{"name": "small", "price": 0.2}, {"name": "large", "price": 0.7}],

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator, default_rng
 
+from bandits import registry
 from service.engine.learner import Learner
 from service.storage.base import Durability, Log
 from service.storage.memory import MemoryStorage
@@ -106,8 +107,9 @@ class Course:
         self.send, self.policy, self.world = send, policy, world
         self.g = default_rng(world["seed"])
         self.kind = policy["kind"]
-        self.takes_prompts = self.kind in ("lin-ucb", "pak-ucb", "dak-ucb", "promptwise")
-        self.takes_outputs = self.kind in ("dak-ucb", "fd-ucb", "is-ucb", "mixture-ucb", "mixture-greedy")
+        rule = registry.POLICIES[self.kind]
+        self.takes_prompts = "features" in rule.needs or rule.uses_prompt
+        self.takes_outputs = "output" in rule.needs
 
     def ask(self, method: str, path: str, body: Json | None = None) -> Any:
         """The answer, or None where it is a refusal that changed nothing."""
