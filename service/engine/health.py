@@ -36,8 +36,12 @@ MISSING_WARN, MISSING_ALARM = 0.1, 0.5
 """Share of decisions that expire."""
 RARE = 0.1
 """Share of outcomes below which a signal comes rarely."""
-OFF, RELATIVE = 0.25, (0.5, 2.0)
+OFF, RELATIVE = 0.5, (0.5, 2.0)
 """Of calibration: mean error in deviations, and the range of the deviation over the noise that was learned."""
+LOSS, ENOUGH_TO_LOSE = 0.1, 500
+"""A loss against the best fixed arm is a warning beyond this share of the deviation of rewards, once the cost of finding out
+which arm is best has had so many outcomes to fade.
+"""
 DROWNED = 1e-3
 """Of the widest weighted signal: a reward that moves the objective less decides nothing."""
 OVERSPENT = 1.1
@@ -294,7 +298,11 @@ def _prompt_pays(subject: Subject) -> Check | None:
     trust = subject.report["trust"]
     fix = "If it stays near 0, leave the prompt out: the best fixed arm is as good. Otherwise nothing needs to be done."
     if trust is None:
-        detail = "The bandit takes no prompt." if not subject.policy.contextual else "Too little is known to say."
+        detail = (
+            "The bandit takes no prompt."
+            if not subject.policy.contextual
+            else "Too little is known to say, or all prompts are alike."
+        )
         return Check("prompt_pays", "ok", None, detail, fix)
     detail = f"The probability that the prompt decides which arm is best is {trust:.2f}."
     return Check("prompt_pays", "ok", trust, detail, fix)
@@ -329,7 +337,7 @@ def _gain(subject: Subject) -> Check | None:
     )
     if found.skipped:
         detail += f" Too little is known of {subject.names(found.skipped)} to compare with."
-    if high < 0.0:
+    if high < -LOSS * found.deviation and tallies.counted >= ENOUGH_TO_LOSE:
         fix = "Take the policy `auto`, which is made not to be worse, or less exploration."
         return Check("gain", "warn", gain(subject), detail, fix)
     return Check("gain", "ok", gain(subject), detail, fix)

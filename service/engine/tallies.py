@@ -100,12 +100,14 @@ class Gain(NamedTuple):
     """What was earned per decision beyond the best fixed arm.
 
     interval: 95 %, delta method.  best: index of the arm.  skipped: active arms of which too little is known to compare them.
+    deviation: of the rewards.
     """
 
     value: float
     interval: tuple[float, float]
     best: int
     skipped: tuple[int, ...]
+    deviation: float
 
 
 class Tallies(msgspec.Struct):
@@ -198,7 +200,8 @@ class Tallies(msgspec.Struct):
         shared = (arm.wrr - arm.value * arm.wr) / (n * arm.w)
         value = mean - arm.value
         half = Z * math.sqrt(max(spread + arm.variance - 2.0 * shared, 0.0))
-        return Gain(value, (value - half, value + half), best, tuple(index for index in active if index not in known))
+        skipped = tuple(index for index in active if index not in known)
+        return Gain(value, (value - half, value + half), best, skipped, math.sqrt(n * spread))
 
     def _is_known(self, index: int, *, is_contextual: bool) -> bool:
         tally = self.arms[index]

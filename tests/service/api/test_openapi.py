@@ -231,7 +231,7 @@ async def test_real_answers_are_what_the_document_says(checked: Service, documen
     await checked.post("/v1/bandits/demo/outcomes/batch", {"outcomes": [{"decision": "mine", "reward": 0.5}, {"decision": "x"}]})
     await checked.ask("POST", "/v1/bandits/demo/decisions", content=b"{", headers={"content-type": "application/json"})
     await checked.ask("POST", "/v1/bandits/demo/decisions", content=b"{}", headers={"content-type": "text/plain"})
-    for path in ("", "/log", "/digest"):
+    for path in ("", "/log", "/digest", "/health"):
         await checked.get(f"/v1/bandits/demo{path}")
     for path in (
         "/v1/bandits/shown",

@@ -53,7 +53,7 @@ def test_a_gain_does_not_depend_on_where_rewards_begin(shift: float, within: flo
 
 @pytest.mark.usefixtures("tiny")
 def test_where_one_arm_is_all_that_is_played_the_gain_is_nothing() -> None:
-    assert gain_of([(0, reward, 1.0) for reward in (0.5, 0.75, 0.25)]) == Gain(0.0, (0.0, 0.0), 0, (1,))
+    assert gain_of([(0, reward, 1.0) for reward in (0.5, 0.75, 0.25)]) == Gain(0.0, (0.0, 0.0), 0, (1,), math.sqrt(1 / 24))
 
 
 @pytest.mark.usefixtures("tiny")
