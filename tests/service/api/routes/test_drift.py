@@ -48,8 +48,8 @@ async def folded(service: Service, events: int | None = None) -> Learner:
 
 @pytest.mark.parametrize("name", POLICIES)
 async def test_an_arm_that_falls_raises_an_alarm_and_is_learned_from_the_start(name: str, tmp_path: Path) -> None:
-    body, settings = body_of(name), {"store": f"sqlite:///{tmp_path}/bandits.db"}
-    async with opened(**settings) as service:
+    body, store = body_of(name), f"sqlite:///{tmp_path}/bandits.db"
+    async with opened(store=store) as service:
         await service.create(body=body)
         await play(service, body, rounds=ROUNDS, means={"fallen": 0.9, "other": 0.4})
         assert (await folded(service)).ledger.alarms == [], "nothing has changed yet"
@@ -73,7 +73,7 @@ async def test_an_arm_that_falls_raises_an_alarm_and_is_learned_from_the_start(n
             line for line in (await service.get("/metrics")).text.splitlines() if line.startswith("nextarm_drift_alarms_total{")
         ]
         assert {'arm="fallen"' in line: line.split()[-1] for line in counted} == {True: "1.0", False: "0.0"}
-    async with opened(**settings) as service:
+    async with opened(store=store) as service:
         assert (await service.get("/v1/bandits/b/digest")).json()["sha256"] == live["sha256"]
 
 
