@@ -23,7 +23,7 @@ LIMIT = 20.0
 LARGEST = 2.0
 """Deviations of one outcome that count."""
 FIRST = 10
-"""Surprises that tell the noise before any outcomess."""
+"""Surprises that tell the noise before any outcomes."""
 
 
 class Sums(NamedTuple):

@@ -228,7 +228,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     """The outcome of a decision. propensity is null where the client played another arm than the suggested one. source: who gave
     the reward where the bandit has a scorer: its name, or `client`; unset where every reward is posted.
     signals: others than reward and cost; unset = none.  cost_posted: whether the client gave the cost; unset where only its sum
-    counts.  surprise: standardized, of the reward, where drift is watched; null = nothing was expected.
+    counts.  surprise: of the reward, in the unit of the policy, where drift is watched; null = nothing was expected.
     """
 
     id: str
