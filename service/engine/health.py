@@ -296,7 +296,7 @@ def _prompt_pays(subject: Subject) -> Check | None:
     if "trust" not in subject.report:
         return None
     trust = subject.report["trust"]
-    fix = "If it stays near 0, leave the prompt out: the best fixed arm is as good. Otherwise nothing needs to be done."
+    fix = "If it stays near 0.1, leave the prompt out: the best fixed arm is as good. Otherwise nothing needs to be done."
     if trust is None:
         detail = (
             "The bandit takes no prompt."

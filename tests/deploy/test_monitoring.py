@@ -23,7 +23,7 @@ ASKED = [pytest.param(rule["expr"], id=rule["alert"]) for rule in RULES] + [
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$bandit": ".*"}
 
 OF_THE_LOG = re.compile(
-    r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|pending|offset|drift_alarms_total|budget_\w+)"
+    r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|pending|offset|drift_alarms_total|budget_\w+|prompt_trust)"
 )
 """Equal on every replica."""
 
@@ -44,6 +44,11 @@ async def exposed() -> dict[str, set[str]]:
         await service.ask("GET", "/v1/bandits/missing")
         await service.create("texts", {"policy": {"kind": "pak-ucb"}, "arms": [{"name": "a"}], "prompt": {"embedder": "static"}})
         await service.decide("texts", {"prompt": "good morning"})
+        arms, budget = [{"name": "a"}, {"name": "b"}], {"signal": "cost", "per_decision": 0.5}
+        await service.create("held", {"arms": arms, "prompt": {"dim": 2}, "budget": budget, "seed": 7})
+        for number in range(24):
+            made = await service.decide("held", {"prompt": {"vector": [1.0 - number % 5, number % 3]}})
+            await service.observe(made["id"], {"reward": 0.1 * (number % 7), "cost": 0.25}, name="held")
         families = list(text_string_to_metric_families((await service.get("/metrics")).text))
     found: dict[str, set[str]] = {"up": set()}
     for family in families:
@@ -120,6 +125,9 @@ def test_the_dashboard_shows_what_is_promised() -> None:
         "nextarm_pending",
         "nextarm_duplicates_total",
         "nextarm_fold_lag",
+        "nextarm_drift_alarms_total",
+        "nextarm_budget_running",
+        "nextarm_prompt_trust",
         "sum by (code) (rate(nextarm_problems_total",
     ):
         assert name in asked, name
