@@ -197,7 +197,7 @@ class Auto(Policy):
         if shared.outcomes < shared.next_prepare and not completed:
             return shared
         if not any(active) or not self._varies(arms, active):
-            return replace(shared, next_prepare=shared.outcomes + 1)  # all values alike: nothing can be compared yet
+            return replace(shared, next_prepare=shared.outcomes)  # all values alike: nothing can be compared yet
         due = Preparation(shared.outcomes, arms, active, bool(shared.has_all))
         held = sum(arm.pulls for arm in arms)  # fewer than came, where an arm started over or older outcomes were dropped
         gone = due.count - held
@@ -246,9 +246,11 @@ class Auto(Policy):
         return replace(shared, posterior=posterior, waiting=tuple(waiting)), newest
 
     def _is_lost(self, state: State) -> bool:
-        """Whether the sums come without the posterior that was prepared of them: from a snapshot of another build."""
+        """Whether the sums come without the posterior that was prepared of them: from a snapshot of another build. (Where none was
+        prepared, because all values were alike, one is due at the next outcome, whatever was retired or came back meanwhile.)
+        """
         shared: AutoShared = state.reference
-        if shared.posterior is not None or shared.waiting or shared.outcomes < 2:
+        if shared.posterior is not None or shared.waiting or not 2 <= shared.outcomes < shared.next_prepare:
             return False
         return self._varies(state.arms, [index not in state.retired for index in range(len(state.arms))])
 

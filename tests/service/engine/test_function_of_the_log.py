@@ -246,3 +246,21 @@ async def test_decisions_go_on_while_a_preparation_is_late(monkeypatch: pytest.M
         await at_once.projection.fold_log(at_once.versions.committed.offset + 1, at_most=at_once.versions.committed.offset + 1)
         await at_once.versions.wait_until_prepared()
     assert derived(at_once) == derived(bandit)
+
+
+async def test_an_arm_that_comes_back_changes_no_decision_of_a_restarted_process() -> None:
+    """While it is retired, all outcomes that count are alike, and there is nothing to prepare."""
+    clock, storage = Clock(), MemoryStorage()
+    bandit = await learner_of(storage, FORMS["no-prompts"][0], options={"clock": clock}, signals=["reward", "cost"])
+    for t in range(12):
+        decided = (await bandit.decisions.submit(DecisionRequest(id=f"d{t}"))).event
+        if t == 2:
+            await bandit.committer.record(ArmRetired(at=clock(), arm=2), key="retired")
+        await bandit.outcomes.submit(decided.id, OutcomeReport(reward=1.0 if decided.arm == 2 else 0.5, cost=0.25))
+        if t == 3:
+            await bandit.committer.record(ArmChanged(at=clock(), arm=2, price=0.8, metadata={}), key="changed")
+        await bandit.versions.wait_until_prepared()
+        again = await Learner.load(storage, bandit.log, clock=clock)
+        asked = DecisionRequest(id="next")
+        assert await again.decisions.preview(asked) == await bandit.decisions.preview(asked), f"after {t + 1} outcomes"
+        assert derived(again) == derived(bandit)
