@@ -246,8 +246,8 @@ class Auto(Policy):
         return replace(shared, posterior=posterior, waiting=tuple(waiting)), newest
 
     def _is_lost(self, state: State) -> bool:
-        """Whether the sums come without the posterior that was prepared of them: from a snapshot of another build. (Where none was
-        prepared, because all values were alike, one is due at the next outcome, whatever was retired or came back meanwhile.)
+        """Whether the sums come without the posterior that was prepared of them: from a snapshot of another build. Where none was
+        prepared because all values were alike, one is due at the next outcome, whatever arm came back meanwhile.
         """
         shared: AutoShared = state.reference
         if shared.posterior is not None or shared.waiting or not 2 <= shared.outcomes < shared.next_prepare:
