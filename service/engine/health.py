@@ -30,6 +30,8 @@ SEVERITY: tuple[Status, ...] = ("ok", "warn", "alarm")
 ENOUGH = 20
 """Outcomes from which on it says something that a signal never came, or that all rewards are alike."""
 ENOUGH_ERRORS = 100
+BLIND = ("random", "one-arm")
+"""Policies that choose the same way whatever was learned."""
 STARVED_AFTER = 50
 """Decisions per active arm after which an arm without an outcome is starved."""
 MISSING_WARN, MISSING_ALARM = 0.1, 0.5
@@ -154,7 +156,8 @@ def _entropy(subject: Subject) -> Check:
     spread = len(subject.active) - 1
     # 2 n (log K - entropy) is chi-squared with K - 1 degrees of freedom where all arms are equally likely
     uniform = count == RECENT and 2 * count * (most - entropy) < spread + 2 * math.sqrt(2 * spread)
-    if uniform and subject.learns_reward and subject.outcomes >= RECENT:
+    learns = subject.learns_reward and subject.policy.kind not in BLIND
+    if uniform and learns and subject.outcomes >= RECENT:
         return Check("entropy", "warn", value, f"{detail} Choices are as good as random: nothing that was learned decides.", fix)
     return Check("entropy", "ok", value, detail, fix)
 
