@@ -1,4 +1,4 @@
-"""`make demo`: a router that learns, on real input, offline, in about a minute.
+"""`make demo`: a router that learns, on real input, offline, in a minute or two.
 
     scikit-learn's digits --600--> five classifiers, trained on the spot = the models, each with its price
                          --1,197 held out--> the prompts, posted as vectors; reward = 1 if the answer was right, minus the price
@@ -29,9 +29,9 @@ from service.cli.replay.run import finish, play_with_progress, serving
 from service.cli.replay.tables import Table
 
 TRAINING = 600
-POLICIES = ("auto", "auto:context=false", "pak-ucb", "pak-ucb:exploration=0.5:bandwidth=0.5", "greedy")
-"""With nothing set, with and without the prompt; pak-ucb as it comes, and with a setting for these vectors (digits of different
-kinds lie about 0.8 apart); and the best average.
+POLICIES = ("auto", "pak-ucb", "pak-ucb:exploration=0.5:bandwidth=0.5", "greedy")
+"""The default, with nothing to set; pak-ucb as it comes, and with a setting for these vectors (digits of different kinds lie
+about 0.8 apart); and the best average, which ignores the prompt.
 """
 
 

@@ -93,8 +93,8 @@ def play(job: Job, *, data: Path, reference: Path | None) -> Run:
         picks = np.asarray(loaded(reference).run(here.features, rewards, order, job.order, batch=job.batch))
     else:
         kind, setting = RIVALS.get(job.candidate, ("auto", {}))
-        if kind == "thompson" and not 0.0 <= rewards.min() <= rewards.max() <= 1.0:
-            setting = {"posterior": "gaussian"}
+        if kind == "thompson":
+            setting = {"posterior": "beta" if 0.0 <= rewards.min() <= rewards.max() <= 1.0 else "gaussian"}
         world = World(features=here.features[order], rewards=rewards[order], expected=rewards[order])
         delays = [job.batch - 1 - t % job.batch for t in range(len(order))] if job.batch > 1 else []
         policy = build(kind, setting, dim=here.features.shape[1], seed=job.order)

@@ -30,7 +30,7 @@ def fill(path: Path, runs: Runs, jobs: Iterable[Any], play: Callable[[Any], Any]
     if not missing:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.nice(5)
+    os.nice(max(0, 5 - os.nice(0)))
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # read by the processes that start now
     spawned = multiprocessing.get_context("spawn")
     with spawned.Pool(processes, torch.set_num_threads, (1,)) as pool, path.open("a") as lines:

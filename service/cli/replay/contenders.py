@@ -19,7 +19,7 @@ from service.cli.replay.player import Api, Contender
 
 @dataclass(frozen=True)
 class Offered:
-    """What the server says of one kind of policy: whether a decision needs a prompt, and its hyperparameters by name."""
+    """What the server says of one kind of policy: whether a decision takes a prompt, and its hyperparameters by name."""
 
     contextual: bool
     hyperparameters: frozenset[str]
@@ -29,9 +29,7 @@ def offered(api: Api) -> dict[str, Offered]:
     """Every policy of the server by kind."""
     answer = api.call("GET", "/v1/policies")
     try:
-        return {
-            item["kind"]: Offered("features" in item["needs"], frozenset(item["hyperparameters"])) for item in answer["policies"]
-        }
+        return {item["kind"]: Offered(item["contextual"], frozenset(item["hyperparameters"])) for item in answer["policies"]}
     except (KeyError, TypeError):
         raise ServerError(f"{api.url} does not list its policies as this version expects; is it a nextarm server?") from None
 

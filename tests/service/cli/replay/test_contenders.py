@@ -1,8 +1,10 @@
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from service.cli.replay.contenders import Offered, contenders
+from service.cli.replay.contenders import Offered, contenders, offered
 from service.cli.replay.errors import BadInput
 from service.cli.replay.player import Contender
 
@@ -23,6 +25,12 @@ def test_kinds_may_be_repeated_options_or_a_list_with_commas() -> None:
 
 def test_a_policy_knows_whether_it_needs_the_prompt() -> None:
     assert [player.contextual for player in parse("pak-ucb,greedy")] == [True, False]
+
+
+def test_a_policy_that_uses_a_prompt_without_needing_one_is_played_with_it() -> None:
+    auto = {"kind": "auto", "needs": ["reward"], "contextual": True, "hyperparameters": ["context"]}
+    api = SimpleNamespace(call=lambda method, path: {"policies": [auto]})
+    assert offered(cast(Any, api)) == {"auto": Offered(True, frozenset({"context"}))}
 
 
 def test_own_settings_are_json_or_words_and_make_the_label() -> None:
