@@ -13,7 +13,7 @@ from numpy.random import Generator, default_rng
 from bandits.evidence import posterior as posteriors
 from service.engine import events
 from service.engine.decisions import DecisionRequest
-from service.engine.events import ArmAdded, ArmChanged, ArmRetired, BudgetSet, Decided
+from service.engine.events import ArmAdded, ArmChanged, ArmRetired, BudgetSet, Configured, Decided
 from service.engine.learner import Learner
 from service.engine.outcomes import OutcomeReport
 from service.storage.base import Log, Storage
@@ -85,6 +85,9 @@ class Scene:
             self.clock.advance(200.0)
             await self.bandit.outcomes.expire()
             self.open.clear()
+        elif t == 40:
+            budget = BudgetSet(signal="latency_s", per_decision=1.3)
+            await record(Configured(at=now, objective={"reward": 1.0, "cost": -0.2}, budget=budget), key="configured")
 
 
 class Run:
@@ -160,7 +163,8 @@ async def test_a_run_goes_through_what_this_module_compares(runs: dict[str, Run]
     decided = [event for event in found if isinstance(event, Decided)]
     assert len({event.prepared for event in decided}) >= 6
     assert any(0.0 < event.propensity < 1.0 for event in decided)
-    assert any(event.multipliers["cost"] > 0.0 for event in decided)  # type: ignore[index]
+    assert any(event.multipliers.get("cost", 0.0) > 0.0 for event in decided)  # type: ignore[union-attr]
+    assert any(event.multipliers.get("latency_s", 0.0) > 0.0 for event in decided)  # type: ignore[union-attr]
     assert len(run.snapshots) >= 8
     assert bool(run.bandit.ledger.alarms) == (FORMS[form][0].settings.get("drift") == "detect")
     assert len({type(event) for event in found}) >= 7
