@@ -143,7 +143,9 @@ async def test_one_arm_alone(service: Service) -> None:
 
 async def test_prompts_of_zeros_are_prompts(service: Service) -> None:
     await service.create(body=PROMPTED)
-    await play(service, 60, dim=3, zeros=True, reward=better)
+    for rounds in (20, 60):
+        await play(service, rounds, dim=3, zeros=True, reward=better)
+        await health(service)  # waits for what is prepared
     status, checks = await health(service)
     assert status == "ok"
     assert (checks["prompt_pays"]["value"], checks["prompt_pays"]["detail"][-25:]) == (None, "or all prompts are alike.")
@@ -225,6 +227,7 @@ async def test_budget_and_trust_are_metrics(service: Service) -> None:
     await service.create(body={**PROMPTED, "budget": {"signal": "cost", "per_decision": 0.5}})
     await service.create("plain")
     await play(service, 60, dim=3, reward=better, cost=0.75)
+    await health(service)  # waits for what is prepared
     lines = dict(line.rsplit(" ", 1) for line in (await service.get("/metrics")).text.splitlines() if not line.startswith("#"))
     bandit = await service.bandit()
     for name, field in (("multiplier", "multiplier"), ("running", "running"), ("per_decision", "per_decision")):
