@@ -166,10 +166,7 @@ class Versions:
     async def wait_until_prepared(self) -> None:
         """Wait until `scoring` has reached what is committed now, however long that takes."""
         offset = self.committed.offset
-        policy = self.policy
-        while not self.is_closing and (
-            self.scoring.offset < offset or (policy.prepares_rarely and policy.has_to_prepare(self.committed.state))
-        ):
+        while self.scoring.offset < offset and not self.is_closing:
             self.check_sound()
             await self._schedule_prepare()
             if self._preparing is not None:

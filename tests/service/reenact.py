@@ -33,7 +33,7 @@ async def reenact(bandit: Learner, clock: Clock, payload: bytes, *, is_settled: 
     event = events.decode(payload)
     clock.now = event.at
     if is_settled:
-        await bandit.versions.wait_until_prepared()
+        await bandit.projection.background.finish()
     match event:
         case Decided():
             allowed = {} if len(event.allowed) == sum(arm.active for arm in bandit.ledger.arms) else dict.fromkeys(event.allowed)
@@ -62,5 +62,5 @@ async def reenact(bandit: Learner, clock: Clock, payload: bytes, *, is_settled: 
         case _:
             raise NotImplementedError(type(event).__name__)
     if is_settled:
-        await bandit.versions.wait_until_prepared()
+        await bandit.projection.background.finish()
     return events.encode(written)

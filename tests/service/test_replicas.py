@@ -132,7 +132,7 @@ async def test_replicas_decide_to_the_bit_as_one_process_does(form: str, prefix:
             assert await reenact(asked, clock, payload) == payload, f"offset {asked.versions.committed.offset}"
         for bandit in bandits:
             await bandit.projection.catch_up()
-            await bandit.versions.wait_until_prepared()
+            await bandit.projection.background.finish()
             assert bandit.ledger.alarms == run.bandit.ledger.alarms
             assert bandit.ledger.pack() == run.bandit.ledger.pack()
             assert bandit.digest() == run.bandit.digest()

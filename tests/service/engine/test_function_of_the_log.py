@@ -55,11 +55,11 @@ class Scene:
             request = DecisionRequest(id=f"d{t}", features=features, allowed=allowed, body=f"body {t}")
             decided = (await self.bandit.decisions.submit(request)).event
             self.open.append((decided.id, decided.arm))
-            await self.bandit.versions.wait_until_prepared()
+            await self.bandit.projection.background.finish()
             while len(self.open) > (1 if t % 5 else 3):
                 await self._observe(*self.open.pop(int(self.g.integers(len(self.open)))), t)
             await self._rare(t)
-            await self.bandit.versions.wait_until_prepared()
+            await self.bandit.projection.background.finish()
 
     async def _observe(self, decision: str, arm: int, t: int) -> None:
         is_worse = arm == 1 and t > self.rounds // 2
@@ -69,7 +69,7 @@ class Scene:
         await self.bandit.outcomes.submit(
             decision, OutcomeReport(reward=reward, cost=cost, signals=signals, body=f"of {decision}")
         )
-        await self.bandit.versions.wait_until_prepared()
+        await self.bandit.projection.background.finish()
 
     async def _rare(self, t: int) -> None:
         now, record = self.clock(), self.bandit.committer.record
@@ -236,7 +236,7 @@ async def test_decisions_go_on_while_a_preparation_is_late(monkeypatch: pytest.M
     gate.open.set()
     await asyncio.gather(*reports)
     await bandit.projection.catch_up()
-    await bandit.versions.wait_until_prepared()
+    await bandit.projection.background.finish()
     asked = DecisionRequest(id="next", features=events.vector_bytes(g.standard_normal(DIM)))
     preview = await bandit.decisions.preview(asked)
     assert preview.prepared == bandit.versions.scoring.state.reference.posterior.count > 0
@@ -248,7 +248,7 @@ async def test_decisions_go_on_while_a_preparation_is_late(monkeypatch: pytest.M
     at_once = await Learner.load(storage, bandit.log, until=1, clock=clock)
     for _ in await bandit.entries(after=1, limit=1_000):  # each event is folded and prepared before the next
         await at_once.projection.fold_log(at_once.versions.committed.offset + 1, at_most=at_once.versions.committed.offset + 1)
-        await at_once.versions.wait_until_prepared()
+        await at_once.projection.background.finish()
     assert derived(at_once) == derived(bandit)
 
 

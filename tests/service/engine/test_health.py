@@ -59,7 +59,7 @@ async def test_every_policy_has_its_health_and_the_same_after_a_replay(kind: str
     before = {check.name for check in await bandit.health(clock())}
     await Clients(EXAMPLES[kind][0], bandit, clock, seed=3).work(12)
     await bandit.projection.catch_up()
-    await bandit.versions.wait_until_prepared()
+    await bandit.projection.background.finish()
     found = await bandit.health(clock())
     names = [check.name for check in found]
     assert names[: len(GENERAL)] == GENERAL
@@ -70,7 +70,7 @@ async def test_every_policy_has_its_health_and_the_same_after_a_replay(kind: str
     assert all(check.detail.endswith(".") and check.fix.endswith(".") for check in found)
     assert worst(found) in ("ok", "warn", "alarm")
     again = await Learner.load(storage, bandit.log)
-    await again.versions.wait_until_prepared()
+    await again.projection.background.finish()
     assert again.ledger.tallies == bandit.ledger.tallies
     assert _known(await again.health(clock())) == _known(found)
 

@@ -69,7 +69,7 @@ async def twins(form: Example, **options: Any) -> tuple[Learner, Learner]:
             kept = await bandit.decisions.submit(ask(form, g, f"w{i}"))
             if kept.event.arm >= 0 and i % 5:
                 await bandit.outcomes.submit(f"w{i}", outcome(form, g, kept.event.arm))
-                await bandit.versions.wait_until_prepared()  # else decisions may use what was prepared before
+                await bandit.projection.background.finish()  # else decisions may use what was prepared before
         made.append(bandit)
     return made[0], made[1]
 
