@@ -32,12 +32,10 @@ async def play(service: Service, rounds: int, *, rewards: Json, costs: Json | No
 
 async def preview(service: Service, **body: Any) -> Json:
     """The scores of a decision that is not made, with everything prepared."""
-    settled = {"x-nextarm-min-offset": str(await service.offset())}
-    for _ in range(10):
-        response = await service.ask("POST", "/v1/bandits/b/decisions", json={"dry_run": True, **body}, headers=settled)
-        if response.status_code != 503:
-            break
-    scores: Json = answered(response)["scores"]
+    transport: Any = service.client._transport
+    learner = await transport.app.state.services.repository.get("", "b")
+    await learner.projection.background.finish()
+    scores: Json = (await service.decide(body={"dry_run": True, **body}))["scores"]
     return scores
 
 
