@@ -108,7 +108,7 @@ class Course:
         self.g = default_rng(world["seed"])
         self.kind = policy["kind"]
         rule = registry.POLICIES[self.kind]
-        self.takes_prompts = "features" in rule.needs
+        self.takes_prompts = "features" in rule.needs or (rule.uses_prompt and policy.get("context", True))
         self.takes_outputs = "output" in rule.needs
 
     def ask(self, method: str, path: str, body: Json | None = None) -> Any:
