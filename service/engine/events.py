@@ -2,7 +2,8 @@
 
     created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
 
-`GET .../log` streams the log's bytes, byte for byte. An event says what happened and nothing that follows from it.
+`GET .../log` streams the log's bytes, byte for byte. An event says what happened, and with which numbers at that moment: weights,
+scores, a surprise. What else follows from it is derived.
 JSON and not safetensors, because then the log, the export and the stream are one format, and any tool can read it.
 """
 

@@ -5,6 +5,7 @@
 
 Each is replaced by one assignment, so readers take no lock. Where preparing is quick, `scoring` is `committed`. Where it is slow
 (the spectra of a Frechet distance take seconds), decisions use the newest prepared version, and those it lacks count as pending.
+Of a policy that prepares rarely, any folded version can be scored on what was prepared before, and `scoring` is `committed`, too.
 
 Invariant: a decision is pending exactly once. It is in `in_flight` from before its append until `scoring` holds it, and counted
 by `scoring` from then on; `_folded_in_flight` says at which offset it moves from one to the other.

@@ -275,10 +275,10 @@ async def test_a_signal_that_never_comes_costs_nothing(service: Service) -> None
 
 
 @pytest.mark.parametrize("weights", [{"reward": 0.0}, {"latency_s": 1.0}])
-async def test_weights_that_make_all_arms_equal_are_played_in_turns(service: Service, weights: Json) -> None:
+async def test_weights_that_make_all_arms_equal_play_all_of_them(service: Service, weights: Json) -> None:
     await service.create(body={**TWO, "objective": weights})
-    await play(service, 20, rewards={"small": 0.2, "large": 0.8})
-    assert {arm["pulls"] for arm in (await service.bandit())["arms"]} <= {8, 9, 10, 11, 12}
+    await play(service, 60, rewards={"small": 0.2, "large": 0.8})
+    assert all(15 <= arm["pulls"] <= 45 for arm in (await service.bandit())["arms"]), "missed once in 10,000 runs by chance"
 
 
 @pytest.mark.parametrize("kind", ["auto", "greedy", "lin-ucb", "pak-ucb"])
