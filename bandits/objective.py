@@ -32,15 +32,40 @@ class Budget:
 
     def multiplier(self, *, count: int, total: float, reward_variance: float) -> float:
         """The weight that is subtracted. count, total: outcomes that carried the signal, and their sum, since the budget was set.
-        reward_variance: pooled over the arms.
+        reward_variance: over all arms (`variance_over_arms`); where rewards were all alike any weight will do, and 1 is taken.
         """
-        return self.pressure(count=count, total=total) * math.sqrt(max(reward_variance, 0.0)) / self.per_decision
+        return self.pressure(count=count, total=total) * math.sqrt(reward_variance or 1.0) / self.per_decision
 
     def pressure(self, *, count: int, total: float) -> float:
         """The multiplier in units of deviation of the reward / budget, in [0, CAP]: what was overspent, in budgets, over the root
         of the outcomes. Credit is kept.
         """
         return min(CAP, STEP * max(0.0, total / self.per_decision - count) / math.sqrt(max(count, 1)))
+
+
+class RewardMoments(NamedTuple):
+    """Of the rewards of one arm, by Welford's method. squares: of their distances from the mean."""
+
+    outcomes: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, reward: float) -> RewardMoments:
+        """One more."""
+        off = reward - self.mean
+        mean = self.mean + off / (self.outcomes + 1)
+        return RewardMoments(self.outcomes + 1, mean, self.squares + off * (reward - mean))
+
+
+def variance_over_arms(arms: Sequence[RewardMoments]) -> float:
+    """The variance of the reward if each arm that has one were played alike. Of the rewards as they came it would be the
+    noise of the arm that is played most, and three times that need not reach the difference to a cheaper arm.
+    """
+    seen = [arm for arm in arms if arm.outcomes]
+    if not seen:
+        return 0.0
+    mean = sum(arm.mean for arm in seen) / len(seen)
+    return sum(arm.squares / arm.outcomes + (arm.mean - mean) ** 2 for arm in seen) / len(seen)
 
 
 class Terms(NamedTuple):

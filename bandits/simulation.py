@@ -14,7 +14,7 @@ import torch
 
 from bandits import draw, drift
 from bandits import state as states
-from bandits.objective import COST, REWARD, Budget, PricesPer, Terms, learned_cost, terms
+from bandits.objective import COST, REWARD, Budget, PricesPer, RewardMoments, Terms, learned_cost, terms, variance_over_arms
 from bandits.types import Context, Observation, Policy, State, empty
 
 
@@ -68,22 +68,20 @@ class _Account:
 
     def __init__(self, objective: Objective, arms: int) -> None:
         self.objective = objective
-        self.total, self.rewards, self.counts = 0.0, [0.0, 0.0], [0] * arms
-        self.carried = 0
+        self.total, self.carried, self.rewards = 0.0, 0, [RewardMoments()] * arms
 
     def add(self, arm: int, reward: float, value: float) -> None:
         """One more outcome. value: of the signal that has the budget, NaN = missing."""
-        self.counts[arm] += 1
-        self.rewards = [self.rewards[0] + reward, self.rewards[1] + reward * reward]
+        self.rewards[arm] = self.rewards[arm].add(reward)
         if not math.isnan(value):
             self.carried, self.total = self.carried + 1, self.total + value
 
     def terms(self, signals: Sequence[str], prices: Sequence[float]) -> Terms:
         """Of the next decision: no multiplier until every arm has an outcome."""
         multipliers, budget = {}, self.objective.budget
-        if budget is not None and all(self.counts):
-            mean, square = (total / sum(self.counts) for total in self.rewards)
-            held = budget.multiplier(count=self.carried, total=self.total, reward_variance=square - mean * mean)
+        if budget is not None and all(arm.outcomes for arm in self.rewards):
+            variance = variance_over_arms(self.rewards)
+            held = budget.multiplier(count=self.carried, total=self.total, reward_variance=variance)
             multipliers = {budget.signal: held}
         return terms(signals, self.objective.weights, multipliers, prices=prices, prices_per=self.objective.prices_per)
 

@@ -158,7 +158,10 @@ class Auto(Policy):
         arms = list(state.arms)
         arms[seen.arm] = self.update(state, seen)
         posterior, waiting = self._stepped(shared, Step(seen.arm, seen.features, shifted), len(arms))
-        shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
+        due = shared.next_prepare
+        if posterior is not None and not waiting and posterior.misses(shifted):
+            due = 0  # a signal that had one value alone begins to vary: it would be a constant until the next prepare
+        shared = AutoShared(shared.outcomes + 1, due, shared.has_all, origin, posterior, waiting)
         return State(tuple(arms), self._scheduled(shared, tuple(arms), state.retired), state.cache, state.retired)
 
     def reset_arm(self, state: State, arm: int) -> State:
@@ -333,8 +336,7 @@ class Auto(Policy):
     def _score(self, shared: AutoShared, arms: Sequence[EvidenceArm], context: Context, allowed: NDArray[np.bool_]) -> _Scores:
         """What is maximized per arm, as of now: signals are learned apart, and weighed here."""
         if shared.posterior is None:
-            unknown = np.full(len(arms), np.nan)
-            return _Scores(False, 0, unknown, unknown, np.full((len(self.signals), len(arms)), np.nan))
+            return self._score_constants(shared, context, allowed)
         mean = np.array(context.constants) if context.constants else np.zeros(len(arms))
         comparable = bool(context.constants) and bool(np.ptp(mean[allowed]) > 0.0)
         posterior, factors = shared.posterior.with_arms(len(arms)), context.coefficients or ((1.0,) * len(arms),)
@@ -350,6 +352,16 @@ class Auto(Policy):
                 variance += factor * factor * spread
                 used, comparable = True, comparable or bool(posterior.signals[k].fits)
         return _Scores(comparable or not used, posterior.count, mean, np.sqrt(variance), signals)
+
+    def _score_constants(self, shared: AutoShared, context: Context, allowed: NDArray[np.bool_]) -> _Scores:
+        """While every signal has had one value alone: arms differ by what is known of them, such as their prices."""
+        arms = len(allowed)
+        signals = np.repeat(np.nan_to_num(shared.origin.numpy())[:, None], arms, 1)  # never seen: counts 0
+        mean = np.array(context.constants or (0.0,) * arms)
+        if context.coefficients:
+            mean = mean + (np.array(context.coefficients) * signals).sum(0)
+        comparable = bool(np.ptp(mean[allowed]) > 0.0)
+        return _Scores(comparable, 0, mean, np.zeros(arms), signals)
 
     # -- drift -----------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ def configuration(learner: Learner) -> dict[str, Any]:
     return {
         **{name: value for name, value in request.items() if name not in given},
         **{name: value for name, value in given.items() if value is not None},
-        "policy": {"kind": created.policy, **live.hyperparameters},
+        "policy": {**request["policy"], "kind": created.policy, **live.hyperparameters},
         "arms": [{"price": arm.price, "metadata": arm.metadata, "name": arm.name} for arm in ledger.arms if arm.active],
         "reward": {**request["reward"], "default": live.default_reward, "timeout_s": timeout},
         "seed": created.seed,
@@ -73,7 +73,11 @@ def _short(value: Any) -> str:
 def configured_event(learner: Learner, body: BanditPatch, now: datetime) -> Configured | None:
     """The event of a change, None where everything is so already. 409 `not_live` names what cannot change, 422 what is wrong."""
     kept, begun = configuration(learner), "is what the log was begun with"
-    fixed = [(name, begun) for name in sorted(body.model_fields_set - {*LIVE}) if getattr(body, name) != kept.get(name)]
+    fixed = [
+        (name, "PUT and DELETE .../arms/{arm} change arms" if name == "arms" else begun)
+        for name in sorted(body.model_fields_set - {*LIVE})
+        if getattr(body, name) != kept.get(name)
+    ]
     changes = _hyperparameters(learner, body.policy or {}, fixed) | _weighing(learner, body, fixed)
     for name, value in (body.reward or {}).items():
         field = {"default": "default_reward", "timeout_s": "timeout_s"}.get(name)
@@ -94,7 +98,10 @@ def _weighing(learner: Learner, body: BanditPatch, fixed: list[tuple[str, str]])
     for name, signals in named.items():
         if signals and not learner.policy.weighs_signals:
             raise invalid(name, f"is for policies that weigh signals, not for {learner.created.policy}; leave it out")
-        fixed += [(f"{name}.{one}", "is not learned here") for one in signals if one not in learner.created.learned]
+        unknown = [one for one in signals if one not in learner.created.learned]
+        fixed += [
+            ("budget.signal" if name == "budget" else f"objective.{one}", f"{one!r} is not learned here") for one in unknown
+        ]
     changes: dict[str, Any] = {}
     objective, spending = body.objective or {"reward": 1.0}, learner.ledger.spending
     if "objective" in body.model_fields_set and objective != learner.ledger.live.objective:

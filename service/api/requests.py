@@ -656,8 +656,8 @@ class BanditPatch(Body):
         if reward is not None:
             timeout = {} if reward.get("default") is None else {"timeout_s": 1.0}  # the bandit has one
             RewardSpec.model_validate({**timeout, **reward})
-            if "timeout_s" in reward and reward["timeout_s"] is None:
-                raise ValueError("timeout_s is null; send seconds")
+            if reward.get("timeout_s") is None:  # as a configuration has it where the server's default holds
+                reward = {name: value for name, value in reward.items() if name != "timeout_s"}
         return reward
 
 

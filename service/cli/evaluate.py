@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +40,7 @@ def parse_candidate(text: str) -> dict[str, Any]:
     return dict(found)
 
 
-async def _stored(settings: Settings, bandit: str) -> AsyncIterator[tuple[int, bytes]]:
+async def _stored(settings: Settings, bandit: str) -> AsyncGenerator[tuple[int, bytes]]:
     async with reading(settings) as storage:
         logs = {log.name: log for log in await storage.logs()}
         if bandit not in logs:
@@ -50,7 +52,7 @@ async def _stored(settings: Settings, bandit: str) -> AsyncIterator[tuple[int, b
             offset = entries[-1].offset
 
 
-async def _exported(path: Path) -> AsyncIterator[tuple[int, bytes]]:
+async def _exported(path: Path) -> AsyncGenerator[tuple[int, bytes]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -67,26 +69,33 @@ async def evaluate(
     quiet: bool = False,
 ) -> Evaluation:
     """The log read once, with all candidates. settings: of the store that has the bandit `source`; None = `source` is a file."""
-    entries = _exported(Path(source)) if settings is None else _stored(settings, source)
     evaluation: Evaluation | None = None
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task(f"evaluating on {source}", total=None)
-        async for offset, payload in entries:
-            event = _decode(source, offset, payload)
-            if evaluation is None:
-                if not isinstance(event, events.Created):
-                    raise StorageDamagedError(f"{source}, entry {offset}", "a log begins with the event that creates the bandit")
-                evaluation = _begun(event, candidates, since)
-            elif isinstance(event, events.Created):
-                raise StorageDamagedError(f"{source}, entry {offset}", "here another bandit's log begins; give one log at a time")
-            else:
-                try:
-                    evaluation.add(offset, event)
-                except Exception as error:
-                    raise StorageDamagedError(f"{source}, entry {offset}", str(error)) from error
-            progress.update(task, completed=offset)
+        async with aclosing(_exported(Path(source)) if settings is None else _stored(settings, source)) as entries:
+            async for offset, payload in entries:
+                evaluation = _added(evaluation, source, offset, payload, candidates=candidates, since=since)
+                progress.update(task, completed=offset)
     if evaluation is None:
         raise StorageDamagedError(source, "the log is empty")
+    return evaluation
+
+
+def _added(
+    evaluation: Evaluation | None, source: str, offset: int, payload: bytes, *, candidates: Sequence[dict[str, Any]], since: str
+) -> Evaluation:
+    """The evaluation with one more entry; the first one begins it."""
+    event = _decode(source, offset, payload)
+    if evaluation is None:
+        if not isinstance(event, events.Created):
+            raise StorageDamagedError(f"{source}, entry {offset}", "a log begins with the event that creates the bandit")
+        return _begun(event, candidates, since)
+    if isinstance(event, events.Created):
+        raise StorageDamagedError(f"{source}, entry {offset}", "here another bandit's log begins; give one log at a time")
+    try:
+        evaluation.add(offset, event)
+    except Exception as error:
+        raise StorageDamagedError(f"{source}, entry {offset}", str(error)) from error
     return evaluation
 
 
@@ -116,8 +125,17 @@ def as_json(evaluation: Evaluation, results: Sequence[Evaluated]) -> dict[str, A
         "bandit": evaluation.created.bandit,
         "decisions": len(evaluation.rows),
         "left_out": dict(evaluation.left_out),
-        "policies": [{**asdict(one), "interval": [*one.interval], "anytime": one.anytime and [*one.anytime]} for one in results],
+        "policies": [_without_nan(asdict(one)) for one in results],
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """What has no value is null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_table(evaluation: Evaluation, results: Sequence[Evaluated]) -> Table:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bandits import drift
 from bandits.errors import InvalidContext
-from bandits.objective import CAP, COST, REWARD, Budget, PricesPer, learned_cost, terms
+from bandits.objective import CAP, COST, REWARD, Budget, PricesPer, RewardMoments, learned_cost, terms, variance_over_arms
 from bandits.types import REFERENCE, Context, Moments, Observation, Policy
 from service.engine import events
 from service.engine.events import (
@@ -112,25 +112,21 @@ class Episode(msgspec.Struct):
 
 
 class BudgetAccount(msgspec.Struct):
-    """What a budget is held by: sums since it was set, and by Welford's method the moments of the reward meanwhile."""
+    """What a budget is held by: sums since it was set. rewards: moments per arm, as far as there are any."""
 
     budget: events.BudgetSet
     count: int = 0
     total: float = 0.0
-    rewards: int = 0
-    reward_mean: float = 0.0
-    reward_squares: float = 0.0
+    rewards: list[RewardMoments] = []
 
-    def add(self, values: Mapping[str, float]) -> None:
+    def add(self, arm: int, values: Mapping[str, float]) -> None:
         """One more outcome. values: the signals that it carried."""
         if self.budget.signal in values:
             self.count += 1
             self.total += values[self.budget.signal]
         if REWARD in values:
-            self.rewards += 1
-            off = values[REWARD] - self.reward_mean
-            self.reward_mean += off / self.rewards
-            self.reward_squares += off * (values[REWARD] - self.reward_mean)
+            self.rewards = [*self.rewards, *[RewardMoments()] * (arm + 1 - len(self.rewards))]
+            self.rewards[arm] = self.rewards[arm].add(values[REWARD])
 
     @property
     def running(self) -> float | None:
@@ -143,7 +139,7 @@ class BudgetAccount(msgspec.Struct):
     @property
     def multiplier(self) -> float:
         """The weight that is subtracted from the signal's."""
-        variance = self.reward_squares / self.rewards if self.rewards else 0.0
+        variance = variance_over_arms(self.rewards)
         return self._held().multiplier(count=self.count, total=self.total, reward_variance=variance)
 
     @property
@@ -512,7 +508,7 @@ class Ledger:
         )
         effects.append(learn)
         if self.spending is not None:
-            self.spending.add(_values(event))
+            self.spending.add(event.arm, _values(event))
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
         return effects
 
@@ -538,7 +534,7 @@ class Ledger:
             return self._remove_pending(decision)
         self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
         if self.spending is not None:
-            self.spending.add({REWARD: event.reward, COST: decision.price})
+            self.spending.add(decision.arm, {REWARD: event.reward, COST: decision.price})
         self.tallies.add_reward(decision.arm, event.reward, decision.propensity)
         return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
 

@@ -89,6 +89,12 @@ class Service:
     async def bandit(self, name: str = "b") -> Json:
         return answered(await self.get(f"/v1/bandits/{name}"))
 
+    async def settle(self, name: str = "b") -> None:
+        """Wait until all is prepared that is due."""
+        transport: Any = self.client._transport
+        learner = await transport.app.state.services.repository.get("", name)
+        await learner.projection.background.finish()
+
     async def arm(self, arm: str, name: str = "b") -> Json:
         return next(item for item in (await self.bandit(name))["arms"] if item["name"] == arm)
 

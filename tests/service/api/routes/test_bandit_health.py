@@ -16,11 +16,8 @@ PROMPTED: Json = {**TWO, "prompt": {"dim": 3}}
 
 async def health(service: Service, name: str = "b") -> tuple[str, dict[str, Json]]:
     """The status, and the checks by name."""
-    settled = {"x-nextarm-min-offset": str(await service.offset(name))}  # with what is prepared in the background
-    for _ in range(10):
-        response = await service.ask("GET", f"/v1/bandits/{name}/health", headers=settled)
-        if response.status_code != 503:
-            break
+    await service.settle(name)
+    response = await service.get(f"/v1/bandits/{name}/health")
     assert response.status_code == 200
     body = answered(response)
     assert list(body) == ["status", "checks"]

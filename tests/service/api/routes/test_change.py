@@ -64,7 +64,7 @@ async def test_equal_values_append_nothing(made: Service) -> None:
         ({"policy": {"ridge": 3.0}}, 409, "policy.ridge"),
         ({"policy": {"kind": "lin-ucb"}}, 409, "policy.kind"),
         ({"objective": {"reward": 1.0, "latency_s": -1.0}}, 409, "objective.latency_s"),
-        ({"budget": {"signal": "latency_s", "per_decision": 1.0}}, 409, "budget.latency_s"),
+        ({"budget": {"signal": "latency_s", "per_decision": 1.0}}, 409, "budget.signal"),
         ({"seed": 9}, 409, "seed"),
         ({"arms": []}, 409, "arms"),
         ({"prompt": {"dim": 4}}, 409, "prompt"),

@@ -185,7 +185,7 @@ async def test_a_path_with_an_empty_segment_says_how_it_is_sent(service: Service
     ("path", "methods"),
     [
         ("/v1/bandits", "GET, HEAD"),
-        ("/v1/bandits/b", "DELETE, GET, HEAD, PUT"),
+        ("/v1/bandits/b", "DELETE, GET, HEAD, PATCH, PUT"),
         ("/v1/bandits/b/arms/small", "DELETE, PUT"),
         ("/v1/bandits/b/decisions", "POST"),
         ("/v1/bandits/b/decisions/x", "DELETE, GET, HEAD"),
@@ -195,7 +195,7 @@ async def test_a_path_with_an_empty_segment_says_how_it_is_sent(service: Service
 )
 async def test_a_method_that_is_not_there_is_answered_with_those_that_are(service: Service, path: str, methods: str) -> None:
     await service.create()
-    for method in ("PATCH", "OPTIONS", "TRACE"):
+    for method in {"PATCH", "OPTIONS", "TRACE"} - {*methods.split(", ")}:
         response = await service.ask(method, path)
         assert response.headers["allow"] == methods
         assert failed(response) == (405, "method_not_allowed")

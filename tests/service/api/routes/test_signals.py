@@ -32,9 +32,7 @@ async def play(service: Service, rounds: int, *, rewards: Json, costs: Json | No
 
 async def preview(service: Service, **body: Any) -> Json:
     """The scores of a decision that is not made, with everything prepared."""
-    transport: Any = service.client._transport
-    learner = await transport.app.state.services.repository.get("", "b")
-    await learner.projection.background.finish()
+    await service.settle()
     scores: Json = (await service.decide(body={"dry_run": True, **body}))["scores"]
     return scores
 
@@ -233,6 +231,7 @@ async def test_what_is_not_declared_is_stored_and_not_learned(service: Service) 
         decision = await service.decide()
         latency = 1.0 if decision["arm"] == "small" else 3.0
         await service.observe(decision["id"], {"reward": 0.5, "signals": {"latency_s": latency, "tokens": 40.0, "cost": 0.2}})
+    await service.settle()
     bandit = await service.bandit()
     assert bandit["signals"] == [*bandit["report"]["signals"]] == ["reward", "cost", "latency_s"]
     observed = (await service.log())[-1]
