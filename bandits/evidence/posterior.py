@@ -360,12 +360,6 @@ class Posterior:
         )
         return Posterior(self.count, self.has_all, self.basis, signals, self.widths)
 
-    def misses(self, values: Floats) -> bool:
-        """Whether one of these signals (S,), measured from its first value, varies, and was taken for a constant."""
-        return any(
-            value != 0.0 and not math.isnan(value) and not one.fits for one, value in zip(self.signals, values, strict=True)
-        )
-
     def forget(self, arm: int) -> Posterior:
         """Nothing is known of this arm any more."""
         return replace(self, signals=tuple(one.forget(arm) for one in self.signals), widths=self.widths)

@@ -20,7 +20,7 @@ import torch
 
 from bandits import draw
 from bandits import state as states
-from bandits.objective import Budget, learned_cost, terms
+from bandits.objective import Budget, RewardMoments, learned_cost, terms, variance_over_arms
 from bandits.registry import build
 from bandits.types import Context, Observation
 from bench.experiments import resumed
@@ -76,14 +76,15 @@ def play(job: Job) -> Run:
     state, budget = states.start(policy, arms=arms), Budget("cost", per_decision(here, job.share)) if job.share else None
     prices, actual = np.zeros(arms) if job.factor == 1.0 else here.costs.mean(0), here.costs.copy()
     picks, paid, scores, weights = (np.zeros(len(order)) for _ in range(4))
-    tried: set[int] = set()
+    rewards = [RewardMoments()] * arms
     for t, row in enumerate(order):
         if t == len(order) // 2:
             prices[best] *= job.factor
             actual[:, best] *= job.factor
         multipliers = {}
-        if budget and len(tried) == arms:
-            multipliers["cost"] = budget.multiplier(count=t, total=paid.sum(), reward_variance=float(np.var(scores[:t])))
+        if budget and all(arm.outcomes for arm in rewards):
+            variance = variance_over_arms(rewards)
+            multipliers["cost"] = budget.multiplier(count=t, total=paid.sum(), reward_variance=variance)
         objective = {"reward": 1.0, "cost": -job.weight}
         now = terms(policy.signals, objective, multipliers, prices=prices.tolist(), prices_per="outcome")
         context = Context(features=features[row], allowed=(True,) * arms, **now._asdict())
@@ -94,7 +95,7 @@ def play(job: Job) -> Run:
         state = states.fold(policy, state, Observation(arm=arm, features=features[row], reward=score, cost=cost, signals=signals))
         state = policy.prepare(state)
         picks[t], paid[t], scores[t], weights[t] = arm, cost, score, chances[best]
-        tried.add(arm)
+        rewards[arm] = rewards[arm].add(score)
     means = [float(paid[:mark].mean()) for mark in MARKS]
     cheap = float((picks[len(picks) // 2 :] == cheapest).mean())
     return Run(float(scores.mean()), means, cheap, weights.round(6).tolist() if job.factor != 1.0 else [])

@@ -135,7 +135,7 @@ def runs() -> dict[str, Run]:
     return {}
 
 
-async def known(runs: dict[str, Run], form: str, *, rounds: int = 70) -> Run:
+async def known(runs: dict[str, Run], form: str, *, rounds: int = 90) -> Run:
     if form not in runs:
         runs[form] = await run_of(form, rounds=rounds)
     return runs[form]
@@ -181,7 +181,7 @@ async def test_a_restart_at_any_offset_changes_no_decision(runs: dict[str, Run],
 
 @pytest.mark.parametrize("storage", ["memory", "sqlite"])
 async def test_a_restart_with_prompts_changes_no_decision(runs: dict[str, Run], storage: str, tmp_path: Path) -> None:
-    run = await known(runs, "prompts", rounds=55)
+    run = await known(runs, "prompts")
     alarm = run.bandit.ledger.alarms[0].offset
     async with started(STORAGES[storage](tmp_path)) as opened:
         if storage == "memory":
