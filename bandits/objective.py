@@ -44,7 +44,7 @@ class Budget:
 
 
 class RewardMoments(NamedTuple):
-    """Of the rewards of one arm, by Welford's method. squares: of their distances from the mean."""
+    """Moments of the rewards of one arm, by Welford's method. squares: of their distances from the mean."""
 
     outcomes: int = 0
     mean: float = 0.0
