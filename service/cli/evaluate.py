@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bandits.errors import InvalidHyperparameter
-from service.cli.logs import PAGE, reading
+from service.cli.logs import PAGE, chosen, reading
 from service.engine import events
 from service.engine.evaluation import Evaluated, Evaluation
 from service.settings import Settings
@@ -42,11 +42,9 @@ def parse_candidate(text: str) -> dict[str, Any]:
 
 async def _stored(settings: Settings, bandit: str) -> AsyncGenerator[tuple[int, bytes]]:
     async with reading(settings) as storage:
-        logs = {log.name: log for log in await storage.logs()}
-        if bandit not in logs:
-            raise StorageUnavailableError(f"there is no bandit {bandit!r}; the store has {', '.join(logs) or 'none'}")
+        (log,) = await chosen(storage, bandit)
         offset = 0
-        while entries := await storage.read(logs[bandit], after=offset, limit=PAGE):
+        while entries := await storage.read(log, after=offset, limit=PAGE):
             for entry in entries:
                 yield entry.offset, entry.payload
             offset = entries[-1].offset

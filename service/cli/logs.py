@@ -41,14 +41,15 @@ async def reading(settings: Settings) -> AsyncIterator[Storage]:
         await storage.close()
 
 
-async def _chosen(storage: Storage, bandit: str | None) -> list[Log]:
+async def chosen(storage: Storage, bandit: str | None) -> list[Log]:
+    """The log of a bandit, or all of them; `StorageUnavailableError` where there is none of this name."""
     logs = await storage.logs()
-    chosen = [log for log in logs if bandit is None or log.name == bandit]
-    if bandit is not None and not chosen:
+    found = [log for log in logs if bandit is None or log.name == bandit]
+    if bandit is not None and not found:
         raise StorageUnavailableError(
             f"there is no bandit {bandit!r}; the store has {', '.join(log.name for log in logs) or 'none'}"
         )
-    return chosen
+    return found
 
 
 def _shown(progress: Progress, task: TaskID) -> Callable[[int], None]:
@@ -63,7 +64,7 @@ async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> lis
     torch.set_num_threads(1)  # as in the server: the same sums in the same order
     found = []
     async with reading(settings) as storage:
-        for log in await _chosen(storage, bandit):
+        for log in await chosen(storage, bandit):
             resumed = await Learner.load(storage, log, snapshot_every=0)
             end = resumed.versions.committed.offset  # a running server appends meanwhile: both are compared as of one offset
             with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
@@ -78,7 +79,7 @@ async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> lis
 async def export(settings: Settings, bandit: str, out: BinaryIO, *, quiet: bool) -> int:
     """Write every event as a line of JSON with its offset; how many were written."""
     async with reading(settings) as storage:
-        (log,) = await _chosen(storage, bandit)
+        (log,) = await chosen(storage, bandit)
         with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
             task = progress.add_task(f"exporting {bandit}", total=None)
             offset = 0

@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from bandits import state as states
 from bandits.errors import InvalidHyperparameter
@@ -76,7 +75,7 @@ class Candidate:
         if not self.is_prepared:
             self.state, self.is_prepared = self.policy.prepare(self.state), True
         allowed = {index: event.price if index == event.arm else None for index in event.allowed}
-        features = events.vector_tensor(event.features) if event.features else torch.empty(0, dtype=torch.float64)
+        features = events.vector_tensor(event.features)
         context = ledger.context(View.of(ledger.arms, {}), features=features, allowed=allowed, episode=event.episode)
         found: Floats = self.policy.weights(self.state, [context]).values[0].numpy()
         return found
