@@ -35,7 +35,7 @@ lint: install ## style, types, import contracts
 test: lint ## lint, and every test (the README's commands are run with curl, replicas with a redis-server behind nginx)
 	@PATH="$$PATH:/usr/sbin"; for program in curl redis-server nginx; do command -v $$program >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		apt-get install -y -qq $$program >/dev/null; } || { echo "$$program is missing: install it first" >&2; exit 1; }; done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
 	$(BIN)/python -m examples.digits
