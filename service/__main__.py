@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.console import Console
 from bandits.errors import BanditError
 from service.settings import InvalidSettings, Settings
 from service.storage.base import StorageError
+
+if TYPE_CHECKING:
+    from service.cli.logs import Source
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,6 +97,15 @@ def _settings(store: str | None) -> Settings:
     return settings
 
 
+def _source(name: str, store: str | None, *, url: str = "", api_key: str = "") -> Source:
+    """A bandit of the service at `url`, else the file of that name, else a bandit of the store."""
+    from service.cli.logs import Source
+
+    if url:
+        return Source(name, url=url, api_key=api_key)
+    return Source(name) if Path(name).is_file() else Source(name, _settings(store))
+
+
 @main.command()
 @click.argument("bandit", required=False)
 @store_option
@@ -121,13 +133,14 @@ def digest(bandit: str | None, store: str | None, quiet: bool) -> None:
 @store_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
-@click.option("--format", "form", type=click.Choice(["ndjson", "obp", "dsjson"]), default="ndjson", show_default=True)
+@click.option("--format", "form", type=click.Choice(["ndjson", "parquet", "obp", "dsjson"]), default="ndjson", show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @_plainly
 def export(bandit: str, store: str | None, out: Path | None, *, force: bool, form: str, quiet: bool) -> None:
     """Write the log of BANDIT as NDJSON, one event per line, as `GET /v1/bandits/BANDIT/log` streams it.
 
-    --format obp is a NumPy archive for Open Bandit Pipeline, dsjson is for Vowpal Wabbit: decisions with their rewards.
+    --format parquet is a table of all decisions with what came of each; obp is a NumPy archive for Open Bandit Pipeline, dsjson
+    is for Vowpal Wabbit: decisions with their rewards.
     """
     from service.cli.formats import convert
     from service.cli.logs import check_free
@@ -179,9 +192,8 @@ def evaluate(
     """
     from service.cli import evaluate as command
 
-    settings = None if Path(source).is_file() else _settings(store)
     candidates = [command.parse_candidate(text) for text in policies]
-    evaluation = asyncio.run(command.evaluate(settings, source, candidates, since=since, quiet=quiet))
+    evaluation = asyncio.run(command.evaluate(_source(source, store), candidates, since=since, quiet=quiet))
     results = command.finished(evaluation, options)
     if as_json:
         click.echo(json.dumps(command.as_json(evaluation, results)))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,10 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bandits.errors import InvalidHyperparameter
-from service.cli.logs import PAGE, chosen, reading
+from service.cli.logs import Source
 from service.engine import events
 from service.engine.evaluation import Evaluated, Evaluation
-from service.settings import Settings
 from service.storage.base import StorageDamagedError, StorageUnavailableError
 
 
@@ -40,42 +38,23 @@ def parse_candidate(text: str) -> dict[str, Any]:
     return dict(found)
 
 
-async def _stored(settings: Settings, bandit: str) -> AsyncGenerator[tuple[int, bytes]]:
-    async with reading(settings) as storage:
-        (log,) = await chosen(storage, bandit)
-        offset = 0
-        while entries := await storage.read(log, after=offset, limit=PAGE):
-            for entry in entries:
-                yield entry.offset, entry.payload
-            offset = entries[-1].offset
-
-
-async def _exported(path: Path) -> AsyncGenerator[tuple[int, bytes]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                raise StorageDamagedError(f"{path}, line {number}", "the line is torn: the export was cut off; export again")
-            yield number, line
-
-
 async def evaluate(
-    settings: Settings | None,
-    source: str,
+    source: Source,
     candidates: Sequence[dict[str, Any]],
     *,
     since: str = "",
     quiet: bool = False,
 ) -> Evaluation:
-    """The log read once, with all candidates. settings: of the store that has the bandit `source`; None = `source` is a file."""
+    """The log read once, with all candidates."""
     evaluation: Evaluation | None = None
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task(f"evaluating on {source}", total=None)
-        async with aclosing(_exported(Path(source)) if settings is None else _stored(settings, source)) as entries:
+        task = progress.add_task(f"evaluating on {source.name}", total=None)
+        async with aclosing(source.entries()) as entries:
             async for offset, payload in entries:
-                evaluation = _added(evaluation, source, offset, payload, candidates=candidates, since=since)
+                evaluation = _added(evaluation, source.name, offset, payload, candidates=candidates, since=since)
                 progress.update(task, completed=offset)
     if evaluation is None:
-        raise StorageDamagedError(source, "the log is empty")
+        raise StorageDamagedError(source.name, "the log is empty")
     return evaluation
 
 

@@ -1,106 +1,170 @@
-"""Formats of an exported log beside its own: what other tools for bandits read.
+"""Formats of an exported log beside its own: what other tools read.
 
+    parquet  a table with a row per decision, for pandas, polars, DuckDB and the like
     obp      a NumPy archive with the arrays of Open Bandit Pipeline's `bandit_feedback`
     dsjson   a line of JSON per decision, as Vowpal Wabbit's `--dsjson` reads it
 
-Exported are decisions with a reward of the arm that was suggested; the others have no propensity.
+The table has every decision; the other two those with a reward of the arm that was drawn, as the rest have no propensity.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from service.engine import events
-from service.engine.events import AnyEvent, ArmAdded, Created, Decided, Observed
+from service.cli.log_reader import Arm, Decision, LogError, LogReader
+from service.storage.base import StorageDamagedError, StorageUnavailableError
+
+Lines = Iterable[bytes]
+
+ROWS = 10_000
+"""Of a row group: as many decisions are held at once."""
 
 
-class Joined(NamedTuple):
-    """A decision with its outcome. reward: of the suggested arm."""
-
-    decided: Decided
-    observed: Observed
-    reward: float
-
-
-def join(log: Iterable[AnyEvent], arms: list[str]) -> Iterator[Joined]:
-    """Decisions with a reward, in the order of their outcomes. arms: takes up the names of the arms."""
-    waiting: dict[str, Decided] = {}
-    for event in log:
-        match event:
-            case Created():
-                arms.extend(arm.name for arm in event.arms)
-            case ArmAdded():
-                arms.append(event.name)
-            case Decided() if event.arm >= 0:
-                waiting[event.id] = event
-            case Observed() if event.id in waiting:
-                decided = waiting.pop(event.id)
-                if event.reward is not None and event.propensity is not None:
-                    yield Joined(decided, event, event.reward)
+def _rewarded(reader: LogReader, lines: Lines) -> Iterator[tuple[Decision, float]]:
+    """Decisions with a reward of the arm that was drawn, in the order of their outcomes."""
+    for decision in reader.read(lines):
+        if decision.state == "observed" and decision.reward is not None and not decision.is_overridden:
+            yield decision, decision.reward
 
 
-def write_obp(log: Iterable[AnyEvent], out: BinaryIO) -> int:
+def write_obp(lines: Lines, out: BinaryIO) -> int:
     """How many decisions were written. Arms that came later have the probability 0 before."""
-    arms: list[str] = []
-    rows = list(join(log, arms))
-    features = [np.frombuffer(row.decided.features, dtype="<f4") for row in rows]
-    logged = np.zeros((len(rows), len(arms), 1))
-    for place, row in enumerate(rows):
-        logged[place, : len(row.decided.weights), 0] = row.decided.weights
+    reader = LogReader()
+    rows = list(_rewarded(reader, lines))
+    features = [np.frombuffer(decision.features, dtype="<f4") for decision, _ in rows]
+    logged = np.zeros((len(rows), len(reader.arms), 1))
+    for place, (decision, _) in enumerate(rows):
+        logged[place, : len(decision.weights), 0] = decision.weights
     np.savez_compressed(
         out,
         n_rounds=len(rows),
-        n_actions=len(arms),
+        n_actions=len(reader.arms),
         context=np.array(features, dtype=np.float64).reshape(len(rows), -1),
-        action=np.array([row.decided.arm for row in rows], dtype=np.int64),
-        reward=np.array([row.reward for row in rows]),
+        action=np.array([decision.arm for decision, _ in rows], dtype=np.int64),
+        reward=np.array([reward for _, reward in rows]),
         position=np.zeros(len(rows), dtype=np.int64),
-        pscore=np.array([row.decided.propensity for row in rows]),
+        pscore=np.array([decision.propensity for decision, _ in rows]),
         pi_b=logged,
-        action_names=np.array(arms),
+        action_names=np.array([arm.name for arm in reader.arms]),
     )
     return len(rows)
 
 
-def write_dsjson(log: Iterable[AnyEvent], out: BinaryIO) -> int:
+def write_dsjson(lines: Lines, out: BinaryIO) -> int:
     """How many decisions were written. Actions are the allowed arms, the one that was played first, as the format wants it."""
-    arms: list[str] = []
-    count = 0
-    for count, row in enumerate(join(log, arms), 1):  # noqa: B007 - counted after the loop
-        out.write(json.dumps(_decision(row, arms), separators=(",", ":")).encode() + b"\n")
+    reader, count = LogReader(), 0
+    for count, (decision, reward) in enumerate(_rewarded(reader, lines), 1):  # noqa: B007 - counted after the loop
+        out.write(json.dumps(_action(decision, reward, reader.arms), separators=(",", ":")).encode() + b"\n")
     return count
 
 
-def _decision(row: Joined, arms: Sequence[str]) -> dict[str, object]:
-    decided = row.decided
-    order = [decided.arm, *(arm for arm in decided.allowed if arm != decided.arm)]
-    x = np.frombuffer(decided.features, dtype="<f4")
+def _action(decision: Decision, reward: float, arms: Sequence[Arm]) -> dict[str, object]:
+    order = [decision.arm, *(arm for arm in decision.allowed if arm != decision.arm)]
     return {
-        "_label_cost": -row.reward,
-        "_label_probability": decided.propensity,
-        "_label_Action": decided.allowed.index(decided.arm) + 1,
-        "_labelIndex": decided.allowed.index(decided.arm),
-        "Timestamp": decided.at.isoformat(),
+        "_label_cost": -reward,
+        "_label_probability": decision.propensity,
+        "_label_Action": decision.allowed.index(decision.arm) + 1,
+        "_labelIndex": decision.allowed.index(decision.arm),
+        "Timestamp": decision.at.isoformat(),
         "Version": "1",
-        "EventId": decided.id,
-        "a": [decided.allowed.index(arm) + 1 for arm in order],
-        "p": [decided.weights[arm] for arm in order],
+        "EventId": decision.id,
+        "a": [decision.allowed.index(arm) + 1 for arm in order],
+        "p": [decision.weights[arm] for arm in order],
         "c": {
-            "prompt": {str(i): float(value) for i, value in enumerate(x)},
-            "_multi": [{"arm": {arms[arm]: 1}} for arm in decided.allowed],
+            "prompt": {str(i): value for i, value in enumerate(decision.vector)},
+            "_multi": [{"arm": {arms[arm].name: 1}} for arm in decision.allowed],
         },
     }
 
 
-WRITERS = {"obp": write_obp, "dsjson": write_dsjson}
+def write_parquet(lines: Lines, out: BinaryIO) -> int:
+    """How many decisions were written: all, in the order in which they closed, those that are open last.
+
+    allowed: names of the arms that could be chosen.  weights, and each list in scores: in the same order.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise StorageUnavailableError("--format parquet needs pyarrow: pip install 'nextarm[parquet]'") from None
+    numbers, name = pa.list_(pa.float64()), pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema(
+        {
+            "offset": pa.int64(),
+            "at": pa.timestamp("us", tz="UTC"),
+            "id": pa.string(),
+            "episode": pa.string(),
+            "attempt": pa.int32(),
+            "state": name,
+            "arm": name,
+            "propensity": pa.float64(),
+            "price": pa.float64(),
+            "allowed": pa.list_(pa.string()),
+            "weights": numbers,
+            "scores": pa.map_(pa.string(), numbers),
+            "features": pa.list_(pa.float32()),
+            "closed_offset": pa.int64(),
+            "closed_at": pa.timestamp("us", tz="UTC"),
+            "played": name,
+            "is_overridden": pa.bool_(),
+            "reward": pa.float64(),
+            "cost": pa.float64(),
+            "signals": pa.map_(pa.string(), pa.float64()),
+        }
+    )
+    reader, count = LogReader(), 0
+    decisions = reader.read(lines)
+    with parquet.ParquetWriter(out, schema, compression="zstd") as writer:
+        while group := list(islice(decisions, ROWS)):
+            writer.write_table(pa.Table.from_pylist([_row(decision, reader.arms) for decision in group], schema=schema))
+            count += len(group)
+    return count
+
+
+def _row(decision: Decision, arms: Sequence[Arm]) -> dict[str, Any]:
+    def of_allowed(values: Sequence[float | None]) -> list[float | None]:
+        return [values[arm] for arm in decision.allowed]
+
+    def named(arm: int | None) -> str | None:
+        return None if arm is None or arm < 0 else arms[arm].name
+
+    return {
+        "offset": decision.offset,
+        "at": decision.at,
+        "id": decision.id,
+        "episode": decision.episode,
+        "attempt": decision.attempt,
+        "state": decision.state,
+        "arm": named(decision.arm),
+        "propensity": decision.propensity,
+        "price": decision.price,
+        "allowed": [arms[arm].name for arm in decision.allowed],
+        "weights": of_allowed(decision.weights),
+        "scores": [(name, of_allowed(values)) for name, values in decision.scores.items()],
+        "features": np.frombuffer(decision.features, dtype="<f4") if decision.features else None,
+        "closed_offset": decision.closed_offset,
+        "closed_at": decision.closed_at,
+        "played": named(decision.played),
+        "is_overridden": decision.is_overridden,
+        "reward": decision.reward,
+        "cost": decision.cost,
+        "signals": list(decision.signals.items()),
+    }
+
+
+WRITERS: Mapping[str, Callable[[Lines, BinaryIO], int]] = {"parquet": write_parquet, "obp": write_obp, "dsjson": write_dsjson}
 
 
 def convert(source: Path, out: BinaryIO, form: str) -> int:
     """Write an exported log in another form; how many decisions that are."""
     with source.open("rb") as lines:
-        return WRITERS[form]((events.decode(line) for line in lines), out)
+        try:
+            return WRITERS[form](lines, out)
+        except LogError as error:
+            raise StorageDamagedError(str(source), str(error)) from None

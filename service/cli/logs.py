@@ -1,13 +1,14 @@
-"""Commands on a store without a server: digest, export, back up. A running server is not disturbed."""
+"""Where commands find a log; digest, export and back up on a store without a server. A running server is not disturbed."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from urllib.parse import quote
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.progress import Progress, TaskID
 from service.engine import events
 from service.engine.learner import Learner
 from service.settings import Settings
-from service.storage.base import Log, Storage, StorageUnavailableError
+from service.storage.base import Log, Storage, StorageDamagedError, StorageUnavailableError
 
 PAGE = 500
 
@@ -52,6 +53,64 @@ async def chosen(storage: Storage, bandit: str | None) -> list[Log]:
     return found
 
 
+class Source(NamedTuple):
+    """A log to read: of the bandit `name` in a store or on a running service, or the exported file `name`.
+
+    settings: of the store.  url, api_key: of the service.  Neither = it is a file.
+    """
+
+    name: str
+    settings: Settings | None = None
+    url: str = ""
+    api_key: str = ""
+
+    def entries(self) -> AsyncGenerator[tuple[int, bytes]]:
+        """(offset, payload) of every entry. Payloads from a service or a file begin with the offset."""
+        if self.url:
+            return self._served()
+        return self._exported(Path(self.name)) if self.settings is None else self._stored(self.settings)
+
+    async def _stored(self, settings: Settings) -> AsyncGenerator[tuple[int, bytes]]:
+        async with reading(settings) as storage:
+            (log,) = await chosen(storage, self.name)
+            offset = 0
+            while entries := await storage.read(log, after=offset, limit=PAGE):
+                for entry in entries:
+                    yield entry.offset, entry.payload
+                offset = entries[-1].offset
+
+    async def _exported(self, path: Path) -> AsyncGenerator[tuple[int, bytes]]:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    raise StorageDamagedError(f"{path}, line {number}", "the line is torn: the export was cut off; export again")
+                yield number, line
+
+    async def _served(self) -> AsyncGenerator[tuple[int, bytes]]:
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise StorageUnavailableError("--url needs httpx: pip install 'nextarm[report]'") from None
+        address = f"{self.url.rstrip('/')}/v1/bandits/{quote(self.name, safe='')}/log"
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        try:
+            async with (
+                httpx.AsyncClient(timeout=httpx.Timeout(120.0, connect=10.0), headers=headers) as client,
+                client.stream("GET", address) as response,
+            ):
+                if not response.is_success:
+                    said = (await response.aread()).decode(errors="replace")
+                    raise StorageUnavailableError(f"{address}: {response.status_code} {said[:300]}")
+                number, rest = 0, b""
+                async for chunk in response.aiter_bytes():  # not by lines of text: a name may hold U+2028, which ends one there
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        number += 1
+                        yield number, line
+        except httpx.HTTPError as error:
+            raise StorageUnavailableError(f"{address}: {error or type(error).__name__}") from None
+
+
 def _shown(progress: Progress, task: TaskID) -> Callable[[int], None]:
     def show(offset: int) -> None:
         progress.update(task, completed=offset)
@@ -78,17 +137,15 @@ async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> lis
 
 async def export(settings: Settings, bandit: str, out: BinaryIO, *, quiet: bool) -> int:
     """Write every event as a line of JSON with its offset; how many were written."""
-    async with reading(settings) as storage:
-        (log,) = await chosen(storage, bandit)
-        with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-            task = progress.add_task(f"exporting {bandit}", total=None)
-            offset = 0
-            while entries := await storage.read(log, after=offset, limit=PAGE):
-                for entry in entries:
-                    out.write(events.line(entry.offset, entry.payload))
-                offset = entries[-1].offset
-                progress.update(task, completed=offset)
-                await asyncio.sleep(0)
+    offset = 0
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task(f"exporting {bandit}", total=None)
+        async with aclosing(Source(bandit, settings).entries()) as entries:
+            async for offset, payload in entries:
+                out.write(events.line(offset, payload))
+                if offset % PAGE == 0:
+                    progress.update(task, completed=offset)
+                    await asyncio.sleep(0)
     return offset
 
 

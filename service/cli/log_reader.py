@@ -1,0 +1,179 @@
+"""Reads a bandit's log and joins each decision with what came of it. It needs the standard library alone.
+
+    lines of NDJSON ──> LogReader ──> Decision, when it closes; `still_open` at the end
+
+Events and fields that it does not know are skipped, as docs/log.md asks of readers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+Closed = Literal["observed", "expired", "cancelled"]
+State = Closed | Literal["open", "stop"]
+
+
+class LogError(ValueError):
+    """A log that cannot be read, with the place and the reason."""
+
+
+@dataclass(slots=True)
+class Arm:
+    """An arm as of the entries read so far."""
+
+    name: str
+    price: float
+    is_active: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A decision, and what came of it.
+
+    offset, at: of the decision.  arm, allowed, played: indices of arms; -1 = a stop.  weights: by arm index, those that existed.
+    scores: name -> by arm index, None = not scored.  features: little-endian float32, empty without a prompt.
+    played: the arm that was called, None where none is known.  reward: what was learned; of an expired one the default.
+    is_overridden: another arm was called than the one that was drawn, so the outcome has no propensity.
+    """
+
+    offset: int
+    at: datetime
+    id: str
+    episode: str
+    attempt: int
+    arm: int
+    propensity: float
+    weights: tuple[float, ...]
+    scores: Mapping[str, tuple[float | None, ...]]
+    allowed: tuple[int, ...]
+    price: float
+    features: bytes
+    state: State = "open"
+    closed_offset: int | None = None
+    closed_at: datetime | None = None
+    played: int | None = None
+    reward: float | None = None
+    cost: float | None = None
+    signals: Mapping[str, float] = field(default_factory=dict)
+    is_overridden: bool = False
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """(d,) the prompt's features."""
+        return struct.unpack(f"<{len(self.features) // 4}f", self.features)
+
+
+class LogReader:
+    """The entries of one log, fed in order. created: the first event.  arms: by index.  offset: of the newest entry."""
+
+    def __init__(self) -> None:
+        self.created: Mapping[str, Any] = {}
+        self.arms: list[Arm] = []
+        self.offset = 0
+        self._open: dict[str, Decision] = {}
+
+    @property
+    def bandit(self) -> str:
+        """Its name."""
+        return str(self.created.get("bandit", ""))
+
+    def read(self, lines: Iterable[bytes | str]) -> Iterator[Decision]:
+        """Every decision as it closes, in the order in which they do, then those that are open at the end.
+
+        Raises `LogError` with the number of the line.
+        """
+        for number, line in enumerate(lines, 1):
+            if line[-1:] not in ("\n", b"\n"):
+                raise LogError(f"line {number}: it is torn, the export was cut off; export again")
+            try:
+                closed = self.add(line)
+            except LogError as error:
+                raise LogError(f"line {number}: {error}") from None
+            if closed is not None:
+                yield closed
+        yield from self.still_open()
+
+    def add(self, entry: bytes | str, *, offset: int | None = None) -> Decision | None:
+        """The decision that this entry closes. offset: where the entry does not carry its own. Raises `LogError`."""
+        try:
+            event = json.loads(entry)
+            kind = event["event"]
+            if offset is None:
+                offset = int(event.get("offset", self.offset + 1))
+            if not self.created and kind != "created":
+                raise LogError("a log begins with the event that creates the bandit")
+            closed = self._apply(kind, event, offset)
+        except (KeyError, IndexError, TypeError, ValueError, struct.error) as error:
+            if isinstance(error, LogError):
+                raise
+            lacking = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise LogError(f"this is no entry of a log: {lacking}") from None
+        self.offset = offset
+        return closed
+
+    def still_open(self) -> Iterator[Decision]:
+        """Decisions that no entry has closed, in their order."""
+        yield from self._open.values()
+
+    def _apply(self, kind: str, event: Mapping[str, Any], offset: int) -> Decision | None:
+        match kind:
+            case "created":
+                if self.created:
+                    raise LogError("here another bandit's log begins; give one log at a time")
+                self.arms = [Arm(arm["name"], arm.get("price", 0.0)) for arm in event["arms"]]
+                self.created = event
+            case "arm_added":
+                self.arms.append(Arm(event["name"], event["price"]))
+            case "arm_changed":
+                self.arms[event["arm"]] = replace(self.arms[event["arm"]], price=event["price"], is_active=True)
+            case "arm_retired":
+                self.arms[event["arm"]].is_active = False
+            case "decided":
+                return self._decided(event, offset)
+            case "observed" | "expired" | "cancelled":
+                return self._closed(kind, event, offset)
+        return None
+
+    def _decided(self, event: Mapping[str, Any], offset: int) -> Decision | None:
+        decision = Decision(
+            offset=offset,
+            at=datetime.fromisoformat(event["at"]),
+            id=event["id"],
+            episode=event["episode"],
+            attempt=event["attempt"],
+            arm=event["arm"],
+            propensity=event["propensity"],
+            weights=tuple(event["weights"]),
+            scores={name: tuple(values) for name, values in event["scores"].items()},
+            allowed=tuple(event["allowed"]),
+            price=event["price"],
+            features=base64.b64decode(event["features"]),
+            state="stop" if event["arm"] < 0 else "open",
+        )
+        if decision.state == "stop":
+            return decision
+        self._open[decision.id] = decision
+        return None
+
+    def _closed(self, kind: Closed, event: Mapping[str, Any], offset: int) -> Decision | None:
+        decision = self._open.pop(event["id"], None)
+        if decision is None:
+            return None
+        played = event["arm"] if kind == "observed" else None
+        return replace(
+            decision,
+            state=kind,
+            closed_offset=offset,
+            closed_at=datetime.fromisoformat(event["at"]),
+            played=played,
+            reward=event.get("reward"),
+            cost=event.get("cost"),
+            signals=event.get("signals", {}),
+            is_overridden=kind == "observed" and (event["propensity"] is None or played != decision.arm),
+        )
