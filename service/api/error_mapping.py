@@ -27,6 +27,7 @@ from service.engine.errors import (
     DecisionNotFoundError,
     DecisionWasStopError,
     EpisodeFinishedError,
+    ImportConflictError,
     LogNewerError,
     OffsetBeyondEndError,
     OpenDecisionLimitError,
@@ -80,6 +81,10 @@ ANSWERS: dict[type[Exception], _Answer] = {
     ),
     DecisionConflictError: _Answer("decision_conflict", "this id was used for another request; choose a new id"),
     ReferenceConflictError: _Answer("reference_conflict", "this id was used for other reference material; choose a new id"),
+    ImportConflictError: _Answer(
+        "import_conflict",
+        lambda error: f"{error}, which stays; nothing of this request was learned: send the first content again, or another id",
+    ),
     OutcomeConflictError: _Answer(
         "outcome_conflict",
         "this decision has another outcome already, which stays; GET .../decisions/{decision} shows it, "

@@ -45,7 +45,7 @@ async def parse_outcome_report(services: Services, learner: Learner, decision_id
     features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
     if features is None:  # nothing is embedded or scored twice
         return OutcomeReport(reward=body.reward, body=body_digest(*body.canonical()))
-    return await _outcome(services, learner, body, features=features)
+    return await checked_outcome(services, learner, body, features=features)
 
 
 async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
@@ -55,8 +55,8 @@ async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
     return features if closing is None and decided.event.arm >= 0 else None
 
 
-async def _outcome(services: Services, learner: Learner, body: OutcomeBody, *, features: bytes) -> OutcomeReport:
-    """Check, embed and score an outcome. features: of the decision, which a scorer may compare with the output.
+async def checked_outcome(services: Services, learner: Learner, body: OutcomeBody, *, features: bytes) -> OutcomeReport:
+    """Check, embed and score an outcome. features: of its prompt, which a scorer may compare with the output.
 
     Three rounds of checks, cheapest first: that the fields fit the bandit, before anything is embedded; the embedded output,
     before the scorer runs; the scorer's reward, before anything is logged.

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from service.api.auth import TENANT_HEADER
-from service.api.requests import OutcomeItem
+from service.api.requests import ImportRow, OutcomeItem
 from service.api.responses import ProblemAnswer
 
 REFERENCE = "#/components/schemas/{model}"
@@ -30,6 +30,7 @@ TAGS = [
     {"name": "bandits", "description": "Create them, look at them, change their arms."},
     {"name": "decisions", "description": "Ask for the next model to query."},
     {"name": "outcomes", "description": "Tell what came of it."},
+    {"name": "history", "description": "Learn from what happened before, or in another bandit."},
     {"name": "references", "description": "What outputs are compared with."},
     {"name": "log", "description": "Everything that was decided and learned."},
     {"name": "operations", "description": "Is it alive, can it work?"},
@@ -44,7 +45,8 @@ def document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             described = derive()
             # Named in error responses and in batches by reference alone, so that FastAPI does not see them.
-            _, extra = models_json_schema([(ProblemAnswer, "serialization"), (OutcomeItem, "validation")], ref_template=REFERENCE)
+            named = [(ProblemAnswer, "serialization"), (OutcomeItem, "validation"), (ImportRow, "validation")]
+            _, extra = models_json_schema(named, ref_template=REFERENCE)  # type: ignore[arg-type]
             parts = described.setdefault("components", {})
             for name, schema in extra["$defs"].items():
                 parts["schemas"].setdefault(name, schema)

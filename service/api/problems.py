@@ -34,6 +34,7 @@ CODES: dict[str, int] = {
     "request_timeout": 408,
     "bandit_exists": 409,
     "not_live": 409,
+    "import_conflict": 409,
     "outcome_conflict": 409,
     "decision_conflict": 409,
     "reference_conflict": 409,

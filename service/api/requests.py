@@ -10,6 +10,7 @@ import math
 import operator
 import re
 import unicodedata
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
@@ -65,6 +66,8 @@ MIN_BUDGET = 1e-12
 MAX_MOMENTS_DIM = 8_192
 MAX_CLASSES = 1_000
 MAX_MESSAGES = 10_000
+WEIGHTS_OFF = 1e-6
+"""By which weights that were written with fewer digits may miss a sum of 1."""
 PARAMETERS = scorers.parameters(scorers.SCORERS.values())
 """Of the service's own scorers, as they declare them."""
 SCORER_FIELDS = (*PARAMETERS, "options")
@@ -732,10 +735,8 @@ class DecisionBatch(Body):
     )
 
 
-class OutcomeBody(Body):
-    """What came of a decision."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"reward": 0.83, "cost": 0.0007}]})
+class Outcome(Body):
+    """What came of a call."""
 
     reward: Reward | None = Field(
         None, description="How good the answer was; higher is better. Left out where the bandit has a scorer."
@@ -751,16 +752,11 @@ class OutcomeBody(Body):
     reference: Content | None = Field(
         None, description="The real output for this prompt, for objectives and scorers that compare with it."
     )
-    arm: str | None = Field(None, description="The arm that was really called, where you overrode the suggestion.")
-    next: bool = Field(False, description="Also answer the next decision: the next attempt of the episode, or the next arm.")
 
-    def canonical(self) -> list[Any]:
-        """What tells two outcomes apart; `next` asks for more and is not part of it."""
+    def contents(self) -> list[Any]:
+        """What tells the contents of two outcomes apart."""
         outputs = None if self.output is None else [output.canonical() for output in self.output]
-        reference = None if self.reference is None else self.reference.canonical()
-        # younger than the others: it changes no digest where it is not given
-        signals = [sorted(self.signals.items())] if self.signals else []
-        return [self.reward, self.cost, outputs, reference, self.arm, *signals]
+        return [outputs, None if self.reference is None else self.reference.canonical()]
 
     @field_validator("signals")
     @classmethod
@@ -779,6 +775,21 @@ class OutcomeBody(Body):
             if self.signals and name in self.signals:
                 setattr(self, name, self.signals.pop(name))
         return self
+
+
+class OutcomeBody(Outcome):
+    """What came of a decision."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reward": 0.83, "cost": 0.0007}]})
+
+    arm: str | None = Field(None, description="The arm that was really called, where you overrode the suggestion.")
+    next: bool = Field(False, description="Also answer the next decision: the next attempt of the episode, or the next arm.")
+
+    def canonical(self) -> list[Any]:
+        """What tells two outcomes apart; `next` asks for more and is not part of it."""
+        # younger than the others: it changes no digest where it is not given
+        signals = [sorted(self.signals.items())] if self.signals else []
+        return [self.reward, self.cost, *self.contents(), self.arm, *signals]
 
 
 class OutcomeItem(OutcomeBody):
@@ -804,6 +815,113 @@ class OutcomeBatch(Body):
         description="Bodies of single outcomes, each with its `decision`.",
         examples=[[{"decision": "request-2", "reward": 0.4}]],
         json_schema_extra={"items": {"$ref": "#/components/schemas/OutcomeItem"}},
+    )
+
+
+def to_time(value: object) -> datetime:
+    """A time with a zone, from RFC 3339."""
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        time = None
+    if time is None:
+        raise ValueError('must be a time, e.g. "2026-01-31T12:00:00Z"')
+    if time.tzinfo is None:
+        raise ValueError('has no time zone; write "2026-01-31T12:00:00Z" for UTC')
+    return time
+
+
+Time = Annotated[
+    datetime,
+    BeforeValidator(to_time),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T12:00:00Z"]}),
+]
+
+
+Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class ImportRow(Outcome):
+    """An outcome of the past."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"id": "row-1", "prompt": {"vector": [0.1, -0.2, 0.3]}, "arm": "small", "reward": 0.83, "propensity": 0.5}
+            ]
+        }
+    )
+
+    id: Id | None = Field(
+        None, description="Your own id: learned once. null = the request's `id`, a slash, and the place of the row."
+    )
+    prompt: Prompt | None = Field(None, description="A string, or an object with text, messages, vector or image.")
+    arm: str = Field(description="Name of the arm that was called.", examples=["small"])
+    propensity: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = Field(
+        None, description="The probability with which this arm was drawn; null = the one in `weights`, or not known."
+    )
+    weights: Annotated[dict[str, Annotated[FiniteFloat, Field(ge=0, le=1)]], Field(min_length=1, max_length=MAX_ARMS)] | None = (
+        Field(
+            None,
+            description="The distribution over the arms that it was drawn from, by name (0 where left out); null = not known.",
+            examples=[{"small": 0.5, "large": 0.5}],
+        )
+    )
+    session: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        None, description="Stored, and never learned from."
+    )
+    metadata: Metadata | None = Field(None, description="JSON object of up to 4 KiB: stored, and never learned from.")
+    at: Time | None = Field(None, description="When it was observed: stored, and never learned from.")
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: dict[str, float] | None, known: ValidationInfo) -> dict[str, float] | None:
+        if weights is None:
+            return None
+        if abs(sum(weights.values()) - 1.0) > WEIGHTS_OFF:
+            raise ValueError("must sum to 1")
+        drawn, propensity = weights.get(known.data.get("arm", ""), 0.0), known.data.get("propensity")
+        if not drawn and "arm" in known.data:
+            raise ValueError("give 0 to the arm that was called, so it was not drawn from them; leave them out")
+        if propensity is not None and abs(propensity - drawn) > WEIGHTS_OFF:
+            raise ValueError("give the arm another probability than `propensity`; leave one of the two out")
+        return weights
+
+    def canonical(self) -> list[Any]:
+        """What tells two rows apart."""
+        prompt = None if self.prompt is None else self.prompt.canonical()
+        tables = [None if table is None else sorted(table.items()) for table in (self.signals, self.weights)]
+        metadata = None if self.metadata is None else msgspec.json.encode(self.metadata, order="sorted")
+        facts = [self.arm, self.reward, self.cost, self.propensity, self.session, metadata, self.at]
+        return [prompt, *self.contents(), *tables, *facts]
+
+
+class ImportBody(Body):
+    """Up to 1,024 outcomes of the past."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "january-1",
+                    "rows": [
+                        {"prompt": {"vector": [0.1, -0.2, 0.3]}, "arm": "small", "reward": 0.83},
+                        {"prompt": {"vector": [0.4, 0.1, -0.3]}, "arm": "large", "reward": 0.4, "cost": 0.011},
+                    ],
+                }
+            ]
+        }
+    )
+
+    id: Id | None = Field(
+        None, description="Of this request: rows without an id of their own are learned once under `<id>/<place of the row>`."
+    )
+    rows: list[Any] = Field(
+        min_length=1,
+        max_length=MAX_BATCH,
+        description="Outcomes, in the order in which they are learned.",
+        examples=[[{"id": "row-1", "prompt": {"vector": [0.4, 0.1, -0.3]}, "arm": "small", "reward": 0.83}]],
+        json_schema_extra={"items": {"$ref": "#/components/schemas/ImportRow"}},
     )
 
 

@@ -120,6 +120,14 @@ class OutcomesAnswer(Answer):
     outcomes: list[OutcomeAnswer | ProblemAnswer] = Field(description="In the order of the request.")
 
 
+class ImportAnswer(Answer):
+    """The receipt of an import."""
+
+    learned: int = Field(description="Rows that were learned now.", examples=[1024])
+    duplicates: int = Field(description="Rows that were learned before; they were not learned again.", examples=[0])
+    offset: int = Field(description="Where the last of them is in the log.", examples=[1026])
+
+
 class ReferenceAnswer(Answer):
     """The receipt of reference material."""
 
@@ -145,6 +153,7 @@ class ArmAnswer(BaseModel):
     active: bool = Field(description="False: retired, it is no longer chosen.")
     pulls: int = Field(description="Decisions for it.")
     outcomes: int = Field(description="Outcomes learned.")
+    imported: int = Field(description="Those of them that were imported.")
     pending: int = Field(description="Decisions without an outcome yet.")
     mean_reward: float | None = Field(description="Of the outcomes that carried a reward; null before the first of them.")
     total_cost: float = Field(description="Of all outcomes.")
@@ -500,6 +509,7 @@ def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None
         "active": arm.active,
         "pulls": arm.pulls,
         "outcomes": arm.outcomes,
+        "imported": arm.imported,
         "pending": arm.pending,
         "mean_reward": arm.reward_sum / arm.rewards if arm.rewards else None,
         "total_cost": arm.cost_sum,

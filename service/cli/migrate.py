@@ -13,12 +13,24 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from service.engine import events
-from service.engine.events import AnyEvent, ArmAdded, Cancelled, Created, Decided, Expired, Observed, ReferenceAdded
+from service.engine.events import (
+    AnyEvent,
+    ArmAdded,
+    Cancelled,
+    Cloned,
+    Created,
+    Decided,
+    Expired,
+    Imported,
+    Observed,
+    ReferenceAdded,
+)
 from service.engine.learner import Learner
 from service.settings import InvalidSettings, Settings
 from service.storage.base import Durability, Entry, Log, Receipt, Storage, StorageError, StorageUnavailableError
@@ -40,13 +52,13 @@ class Migrated(NamedTuple):
 
 def key_of(event: AnyEvent, offset: int) -> str:
     """The key under which a log holds this event; for events that need none of their own, a key that only this offset has."""
+    if event.cloned is not msgspec.UNSET:
+        return events.clone_key(event.cloned)
     match event:
         case Created():
             return "created"
-        case Decided():
-            return events.decided_key(event.id)
-        case Observed() | Expired() | Cancelled():
-            return events.closed_key(event.id)
+        case Decided() | Observed() | Expired() | Cancelled() | Imported() | Cloned():
+            return events.key_of(event)
         case ArmAdded():
             return events.added_key(event.name)
         case ReferenceAdded(id=str(reference)):

@@ -34,6 +34,14 @@ class ReferenceConflictError(EngineError):
     """The id belongs to other reference material already."""
 
 
+class ImportConflictError(EngineError):
+    """The id of a row belongs to another row already. row: its id."""
+
+    def __init__(self, row: str) -> None:
+        super().__init__(f"row {row!r} was imported with another content")
+        self.row = row
+
+
 class OutcomeConflictError(EngineError):
     """The decision has another outcome already."""
 

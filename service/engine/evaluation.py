@@ -3,7 +3,7 @@
 events ──> Ledger ──> context of each decision ──> weights of every candidate ──> LoggedDecisions ──> estimate, interval, verdict
 
 A candidate that learns sees what was logged and nothing else: at each decision it has learned the outcomes before it, of
-arms that the logged policy chose. A fixed arm is evaluated as it is.
+arms that the logged policy chose, and what was imported. A fixed arm is evaluated as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bandits.objective import REWARD
 from bandits.registry import POLICIES, build
 from bandits.types import Policy, State
 from service.engine import events
-from service.engine.events import AnyEvent, Cancelled, Created, Decided, Expired, Observed
+from service.engine.events import AnyEvent, Cancelled, Created, Decided, Expired, Imported, Observed
 from service.engine.ledger import Effect, Ledger, View
 from service.engine.projection import apply_effect
 
@@ -145,6 +145,8 @@ class Evaluation:
             case Cancelled(id=decision):
                 self._open.pop(decision, None)
                 self.left_out["cancelled"] += 1
+            case Imported():
+                self.left_out["imported"] += 1
         for candidate in self.candidates:
             candidate.learn(effects)
 

@@ -1,6 +1,7 @@
 """The events of a bandit's log and their codec: typed structs as JSON, vectors as base64 of little-endian float32.
 
     created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
+    imported . cloned
 
 `GET .../log` streams the log's bytes, byte for byte. An event says what happened, and with which numbers at that moment: weights,
 scores, a surprise. What else follows from it is derived.
@@ -74,10 +75,13 @@ def vector_tensor(data: bytes) -> Tensor:
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    """What all events share: when it was accepted. The only clock that the service knows is this field."""
+    """What all events share: when it was accepted. The only clock that the service knows is this field.
+    cloned: in a clone, the offset of the event in the log that it was copied from.
+    """
 
     at: datetime
     v: int = VERSION
+    cloned: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def _check_finite(*numbers: float) -> None:
@@ -104,11 +108,20 @@ class BudgetSet(msgspec.Struct, frozen=True, kw_only=True):
         _check_finite(self.per_decision)
 
 
+class CloneOf(msgspec.Struct, frozen=True, kw_only=True):
+    """What a clone has learned from: a bandit, the id of its log, and the last offset that was copied."""
+
+    bandit: str
+    log: str
+    until: int
+
+
 class Created(Event, frozen=True, kw_only=True, tag="created"):
     """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one).
 
     signals: names of those that are learned, in order; unset = the reward alone.
     objective, budget, prices_per: as in the request; unset where they were not given.
+    clone_of: unset where it was begun with nothing.
 
     prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
     are older than the distinction.
@@ -137,6 +150,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     objective: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     budget: BudgetSet | msgspec.UnsetType = msgspec.UNSET
     prices_per: Literal["call", "outcome"] | msgspec.UnsetType = msgspec.UNSET
+    clone_of: CloneOf | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -266,7 +280,59 @@ class Cancelled(Event, frozen=True, kw_only=True, tag="cancelled"):
     id: str
 
 
-AnyEvent = Created | Configured | ArmAdded | ArmChanged | ArmRetired | ReferenceAdded | Decided | Observed | Expired | Cancelled
+class Imported(Event, frozen=True, kw_only=True, tag="imported"):
+    """An outcome without a decision of this bandit: history, or what a clone has copied. It is learned like any other, and left
+    out of tallies, budgets and the watch on drift.
+    id: of the row.  price: of the arm at that time.  features: of the prompt.  happened_at: when it was observed elsewhere.
+    propensity, weights: what the arm was drawn with, and from, per arm index; unset = not known.
+    source, signals, cost_posted: as of `Observed`.  session, metadata: stored, and never learned from.
+    """
+
+    id: str
+    arm: int
+    reward: float | None
+    cost: float
+    price: float
+    features: bytes
+    propensity: float | msgspec.UnsetType = msgspec.UNSET
+    weights: list[float] | msgspec.UnsetType = msgspec.UNSET
+    source: str | msgspec.UnsetType = msgspec.UNSET
+    signals: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    cost_posted: bool | msgspec.UnsetType = msgspec.UNSET
+    session: str | msgspec.UnsetType = msgspec.UNSET
+    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    happened_at: datetime | msgspec.UnsetType = msgspec.UNSET
+    output: Matrix = EMPTY
+    reference: Matrix = EMPTY
+    body: str
+
+    def __post_init__(self) -> None:
+        signals = () if self.signals is msgspec.UNSET else self.signals.values()
+        weights = () if self.weights is msgspec.UNSET else self.weights
+        propensity = 1.0 if self.propensity is msgspec.UNSET else self.propensity
+        _check_finite(self.cost, self.price, self.reward or 0.0, propensity, *signals, *weights)
+
+
+class Cloned(Event, frozen=True, kw_only=True, tag="cloned"):
+    """The copy is complete: this clone decides from now on. learned: outcomes that were copied."""
+
+    learned: int
+
+
+AnyEvent = (
+    Created
+    | Configured
+    | ArmAdded
+    | ArmChanged
+    | ArmRetired
+    | ReferenceAdded
+    | Decided
+    | Observed
+    | Expired
+    | Cancelled
+    | Imported
+    | Cloned
+)
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 """How events of this version are tagged."""
@@ -333,9 +399,31 @@ def closed_key(decision: str) -> str:
     return f"{decision}/closed"
 
 
+CLONED = "clone/cloned"
+"""The key of the event that ends a copy."""
+
+
+def clone_key(offset: int) -> str:
+    """Under this key a clone holds the copy of the event at this offset of its source."""
+    return f"clone/{offset}"
+
+
+def import_key(row: str) -> str:
+    """Under this key a log holds at most one `imported` of a row's id. (Two slashes: a decision may be called `imported`.)"""
+    return f"imported//{row}"
+
+
 def key_of(event: AnyEvent) -> str:
-    """The key of an event that makes or closes a decision; the log holds one event under it. Others get theirs from callers."""
+    """The key of an event that makes or closes a decision, or has an id of its own; the log holds one event under it. Others get
+    theirs from callers.
+    """
+    if event.cloned is not msgspec.UNSET:
+        return clone_key(event.cloned)
     match event:
+        case Imported():
+            return import_key(event.id)
+        case Cloned():
+            return CLONED
         case Decided():
             return decided_key(event.id)
         case Observed() | Expired() | Cancelled():

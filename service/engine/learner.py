@@ -16,6 +16,7 @@ from service.engine.errors import ReferenceConflictError
 from service.engine.events import Created
 from service.engine.executor import AdaptiveExecutor, TaskGroup
 from service.engine.health import Check, Subject, calibration, examine, gain, notices
+from service.engine.imports import HistoryImporter
 from service.engine.ledger import KnownReference
 from service.engine.notices import notices_of_arms, notices_of_rewards
 from service.engine.outcomes import OutcomeRecorder
@@ -27,7 +28,7 @@ class Learner:
     """One bandit in one process.
 
     projection, ledger, versions: what was folded from its log.
-    decisions, outcomes: accept requests.  committer: appends any other event.
+    decisions, outcomes, imports: accept requests.  committer: appends any other event.
 
     clock: the time of events.  snapshot_every: events between two snapshots, 0 = none.  max_open: decisions open at a time.
     device: where decisions may be scored, as `Settings.where` names it.
@@ -62,6 +63,7 @@ class Learner:
         self.committer = LogCommitter(self.projection)
         self.decisions = DecisionMaker(self.projection, self.committer, clock=clock, max_open=max_open)
         self.outcomes = OutcomeRecorder(self.projection, self.committer, clock=clock)
+        self.imports = HistoryImporter(self.projection, self.committer)
         self._storage = storage
         self._executor = AdaptiveExecutor()
 

@@ -31,10 +31,12 @@ from service.engine.events import (
     ArmChanged,
     ArmRetired,
     Cancelled,
+    Cloned,
     Configured,
     Created,
     Decided,
     Expired,
+    Imported,
     Observed,
     ReferenceAdded,
 )
@@ -51,7 +53,8 @@ KEPT_REFERENCES = 10_000
 
 
 class ArmRecord(msgspec.Struct, frozen=True):
-    """What the log says about an arm. pulls counts decisions for it, outcomes what was learned, pending what is open.
+    """What the log says about an arm. pulls counts decisions for it, outcomes what was learned, imported those of them that were
+    not decided here, pending what is open.
 
     Replaced, never written to: a tuple of them is a view that stays as it was.
     """
@@ -68,6 +71,7 @@ class ArmRecord(msgspec.Struct, frozen=True):
     rewards: int = 0  # outcomes that carried a reward
     surprise: drift.Sums = drift.START  # sums of the drift detector
     alarms: int = 0  # of the drift detector, ever
+    imported: int = 0
 
     @property
     def is_gone(self) -> bool:
@@ -160,6 +164,16 @@ class Alarm(msgspec.Struct, frozen=True):
     outcomes: int = 0
 
 
+class CloneProgress(msgspec.Struct, frozen=True):
+    """How far the copy of another log has come. source: what is copied.  offset: of the source, the last one that was copied.
+    learned: outcomes so far.
+    """
+
+    source: events.CloneOf
+    offset: int = 1
+    learned: int = 0
+
+
 class LiveSettings(msgspec.Struct, frozen=True):
     """What of the configuration can change while the bandit lives, as it is now."""
 
@@ -206,6 +220,7 @@ class Snapshot(msgspec.Struct):
     alarms: list[Alarm] = []
     live: LiveSettings | None = None
     tallies: Tallies | None = None  # none in a snapshot that is older than they are: they begin there
+    cloning: CloneProgress | None = None
 
 
 class View(NamedTuple):
@@ -220,7 +235,7 @@ class View(NamedTuple):
     def of(arms: Sequence[ArmRecord], in_flight: Mapping[int, int]) -> View:
         """in_flight: arm index -> decisions that `arms` does not count yet."""
         pending = tuple(arm.pending + in_flight.get(i, 0) for i, arm in enumerate(arms))
-        decided = tuple(arm.pulls + in_flight.get(i, 0) for i, arm in enumerate(arms))
+        decided = tuple(arm.pulls + arm.imported + in_flight.get(i, 0) for i, arm in enumerate(arms))
         return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending, decided)
 
     def present(self) -> list[int]:
@@ -284,7 +299,7 @@ class InconsistentEventError(Exception):
     """An event that cannot follow the ones before it; a log that contains one is damaged."""
 
 
-def _values(event: Observed) -> dict[str, float]:
+def _values(event: Observed | Imported) -> dict[str, float]:
     """Signals that an outcome carried, by name."""
     values = {} if event.signals is msgspec.UNSET else dict(event.signals)
     if event.reward is not None:
@@ -312,6 +327,7 @@ class Ledger:
         self.spending = None if created.budget is msgspec.UNSET else BudgetAccount(created.budget)
         self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
         self.tallies = Tallies.start(arms=len(self.arms), signals=len(created.learned))
+        self.cloning = None if created.clone_of is msgspec.UNSET else CloneProgress(created.clone_of)  # None = it decides
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -335,7 +351,7 @@ class Ledger:
         """
         if self.spending is None:
             return {}
-        ready = all(arm.outcomes or arm.pulls > arm.pending for arm in self.arms if arm.active)
+        ready = all(arm.outcomes > arm.imported or arm.pulls > arm.pending for arm in self.arms if arm.active)
         return {self.spending.budget.signal: self.spending.multiplier if ready else 0.0}
 
     @property
@@ -398,10 +414,15 @@ class Ledger:
         if offset != self.offset + 1:
             raise InconsistentEventError(f"offset {offset} after {self.offset}")
         effects = self._apply(offset, event, policy, features)
+        if self.cloning is not None and event.cloned is not msgspec.UNSET:
+            learned = self.cloning.learned + isinstance(event, Imported)
+            self.cloning = msgspec.structs.replace(self.cloning, offset=event.cloned, learned=learned)
         self.offset = offset
         return effects
 
-    def _apply(self, offset: int, event: AnyEvent, policy: Policy, features: Tensor | None) -> list[Effect]:
+    def _apply(  # noqa: C901, PLR0912 - one case per kind of event
+        self, offset: int, event: AnyEvent, policy: Policy, features: Tensor | None
+    ) -> list[Effect]:
         match event:
             case Decided():
                 return self._decided(offset, event, policy, features)
@@ -428,6 +449,10 @@ class Ledger:
                 return [Retire(self.retired())]
             case ReferenceAdded():
                 return self._referenced(offset, event)
+            case Imported():
+                return [self._imported(event)]
+            case Cloned():
+                self.cloning = None
             case Created():
                 raise InconsistentEventError("a log is created once")
         return []
@@ -497,7 +522,7 @@ class Ledger:
         if event.surprise is not msgspec.UNSET and event.surprise is not None:
             effects += self._watch(event.arm, event.surprise, event.at)
         learn = self._learn(
-            decision,
+            decision.features,
             event.arm,
             reward=reward,
             cost=event.cost,
@@ -536,11 +561,28 @@ class Ledger:
         if self.spending is not None:
             self.spending.add(decision.arm, {REWARD: event.reward, COST: decision.price})
         self.tallies.add_reward(decision.arm, event.reward, decision.propensity)
-        return [self._learn(decision, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
+        return [self._learn(decision.features, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
+
+    def _imported(self, event: Imported) -> Learn:
+        """What was learned elsewhere says nothing of how this bandit decides, so it is neither a pull nor tallied nor spent."""
+        if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
+            raise InconsistentEventError(f"row {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
+        arm = self._arm(event.arm)
+        self._update(event.arm, imported=arm.imported + 1, rewards=arm.rewards + (event.reward is not None))
+        return self._learn(
+            event.features,
+            event.arm,
+            reward=0.0 if event.reward is None else event.reward,
+            cost=event.cost,
+            output=event.output,
+            reference=event.reference,
+            was_pending=False,
+            signals=self._signals(event, event.price),
+        )
 
     def _learn(
         self,
-        decision: OpenDecision,
+        features: bytes,
         index: int,
         *,
         reward: float,
@@ -557,7 +599,7 @@ class Ledger:
         return Learn(
             Observation(
                 arm=index,
-                features=events.vector_tensor(decision.features),
+                features=events.vector_tensor(features),
                 reward=reward,
                 cost=cost,
                 output=output.tensor(),
@@ -567,7 +609,7 @@ class Ledger:
             )
         )
 
-    def _signals(self, event: Observed, price: float) -> tuple[float, ...]:
+    def _signals(self, event: Observed | Imported, price: float) -> tuple[float, ...]:
         """Values of the learned signals, NaN = missing; empty where the reward alone is learned.
 
         A cost that is only the price by default is not learned with prices per call: there the expected cost is the price.
@@ -668,6 +710,7 @@ class Ledger:
                 self.alarms,
                 self.live,
                 self.tallies,
+                self.cloning,
             )
         )
 
@@ -692,5 +735,6 @@ class Ledger:
         if kept.live is not None:
             ledger.spending = kept.spending  # which may have been taken away
         ledger.tallies = kept.tallies or Tallies.start(arms=len(kept.arms), signals=len(created.learned))
+        ledger.cloning = kept.cloning
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

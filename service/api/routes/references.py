@@ -61,8 +61,8 @@ async def post_references(learner: RoutedLearner, body: ReferenceBody, services:
     def check() -> None:
         if body.id and learner.known_reference(body.id, digest):
             raise _LearnedMeanwhile
-        if policy.reference_frozen and learner.ledger.decided:
-            raise Problem("reference_frozen", "the reference cannot change after the first decision; create another bandit")
+        if policy.reference_frozen and (learner.ledger.decided or any(arm.imported for arm in learner.ledger.arms)):
+            raise Problem("reference_frozen", "the reference cannot change once there is a decision; create another bandit")
         policy.check_reference(learner.versions.committed.state, seen)
 
     if not body.id:

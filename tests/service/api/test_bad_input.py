@@ -53,6 +53,7 @@ WRITES = [
     ("PUT", OUTCOME),
     ("POST", "/v1/bandits/b/outcomes/batch"),
     ("POST", "/v1/bandits/b/references"),
+    ("POST", "/v1/bandits/b/import"),
 ]
 
 NOT_JSON = {

@@ -105,6 +105,26 @@ ROUTES: dict[str, tuple[str, str, list[Json]]] = {
         [{"reward": 0.5, "cost": 0.25, "output": None, "reference": None, "arm": "small", "next": False}],
     ),
     "outcomes": ("POST", "/v1/bandits/plain/outcomes/batch", [{"outcomes": [{"decision": "open", "reward": 0.5, "next": True}]}]),
+    "import": (
+        "POST",
+        "/v1/bandits/b/import",
+        [
+            {
+                "id": "x",
+                "rows": [
+                    {**PROMPT, "arm": "small", "reward": 0.5, "weights": {"small": 0.25, "large": 0.75}, "session": "s"},
+                    {**PROMPT, "arm": "large", "reward": 0.5, "id": "r", "propensity": 0.5, "at": "2026-01-01T00:00:00Z"},
+                    {
+                        **PROMPT,
+                        "arm": "large",
+                        "cost": 0.5,
+                        "signals": {"reward": 0.5, "tokens": 7},
+                        "metadata": {"x": [1, None]},
+                    },
+                ],
+            }
+        ],
+    ),
     "references": (
         "POST",
         "/v1/bandits/shown/references",

@@ -27,6 +27,7 @@ from service.engine.events import (
     Cancelled,
     Decided,
     Expired,
+    Imported,
     Matrix,
     MomentsGiven,
     Observed,
@@ -125,6 +126,32 @@ def test_an_outcome_of_another_arm_is_learned_for_that_arm_and_releases_the_sugg
     assert same(effects[0], RemovePending(1, X))
     assert isinstance(effects[1], Learn)
     assert (effects[1].observation.arm, effects[1].observation.was_pending) == (2, False)
+
+
+def imported(row: str, arm: int = 1, **changes: Any) -> Imported:
+    facts = {"at": NOW, "id": row, "arm": arm, "reward": 0.4, "cost": 0.3, "price": 0.5, "features": FEATURES, "body": ""}
+    return Imported(**{**facts, **changes})
+
+
+def test_an_imported_outcome_is_learned_and_is_neither_a_pull_nor_open() -> None:
+    book, effects = ledger_of(imported("r", 1))
+    assert book.arms[1] == ArmRecord("arm 1", 0.5, {}, True, 0, 1, 0, 0.4, 0.3, 1, imported=1)
+    assert (book.decided, list(book.recent), book.open) == (0, [], {})
+    assert (book.tallies.missing.count, book.tallies.last_outcome, book.tallies.arms[1].outcomes) == (0, None, 0)
+    assert len(effects) == 1
+    seen = Observation(
+        arm=1, features=X, reward=0.4, cost=0.3, output=events.EMPTY.tensor(), reference=events.EMPTY.tensor(), was_pending=False
+    )
+    assert same(effects[0], Learn(seen))
+    assert View.of(book.arms, {}).decided[1] == 1, "no arm is tried because it is new"
+    assert Ledger.unpack(book.created, book.pack()).arms == book.arms
+
+
+@pytest.mark.parametrize("changes", [{"arm": 3}, {"features": b"\0" * 12}])
+def test_an_imported_outcome_that_fits_no_arm_or_prompt_is_damage(changes: dict[str, Any]) -> None:
+    book = Ledger(created(dim=2))
+    with pytest.raises(InconsistentEventError):
+        book.apply(2, imported("r", **changes), POLICY)
 
 
 def test_a_missing_reward_is_learned_as_zero() -> None:
