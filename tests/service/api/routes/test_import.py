@@ -136,12 +136,9 @@ async def test_every_wrong_row_is_named_up_to_a_bound(service: Service) -> None:
     assert paths(await service.post(IMPORT, {"rows": short})) == [f"rows.{i}.prompt.vector" for i in range(3)]
 
 
-def _reported(g: Any, *, arms: int) -> Json:
-    return {
-        "reward": round(float(g.random()), 3),
-        "cost": round(float(g.random()), 3),
-        "arm": ARMS[int(g.integers(arms))]["name"],
-    }
+def _reported(g: Any) -> Json:
+    arm = ARMS[int(g.integers(2))]["name"]
+    return {"reward": round(float(g.random()), 3), "cost": round(float(g.random()), 3), "arm": arm}
 
 
 OUTPUTS: Json = {"arms": ARMS, "prompt": {"dim": 3}, "output": {"dim": 2}, "seed": 7}
