@@ -17,7 +17,8 @@ from service.engine import events
 from service.engine.events import Created
 from service.engine.ledger import Ledger
 
-BUILD = f"torch {torch.__version__}"
+BUILD = f"torch {torch.__version__}, detector 2"
+"""Another torch may round differently, and another detector of drift (`bandits/drift.py`) raises its alarms at other offsets."""
 
 
 class SnapshotRefused(Exception):
@@ -57,7 +58,7 @@ def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = F
     if hashlib.sha256(sealed.content).digest() != sealed.sha256:
         raise SnapshotRefused("the checksum does not match")
     kept = msgspec.msgpack.decode(sealed.content, type=Content)
-    # Another build may round differently, so it folds the log itself; any_build: where the log does not reach back so far.
+    # A snapshot of another build is passed over, and the log folded; any_build: where the log does not reach back so far.
     if kept.version != events.VERSION or (kept.build != BUILD and not any_build):
         raise SnapshotRefused(f"version {kept.version} of {kept.build}, this is {events.VERSION} of {BUILD}")
     ledger = Ledger.unpack(created, kept.ledger)

@@ -34,7 +34,46 @@ def test_a_fall_is_seen_within_two_dozen_outcomes_whatever_the_unit(unit: float)
     assert [300 < t < 324 for t in alarms(-unit * noise)[:1]] == [True]
 
 
-@pytest.mark.parametrize("failures", [0.03, 0.1, 0.5])
+def measured(surprises: list[float], sums: drift.Sums = drift.START) -> drift.Sums:
+    for surprise in surprises:
+        sums, _ = drift.add(sums, surprise)
+    return sums
+
+
+STEADY = [-1.0, 1.0] * 10
+"""Their root mean square is 1 after each of them; `up` is .6 behind them, and `down` 0."""
+
+
+@pytest.mark.parametrize("unit", [1.0, -1.0, 2.0**-40, 2.0**40])
+def test_the_first_surprises_of_a_change_do_not_widen_what_those_after_them_are_measured_by(unit: float) -> None:
+    """The policy adapts. The root mean square of all is 4 after three of them; the later ones are less than that."""
+    change = [-12.0, -11.0, -10.0] + [-3.0] * 7
+    assert alarms(unit * np.array([*STEADY, *change])) == [20 + 9], "ten times 3 - .4 is the first sum above 25"
+
+
+def test_a_sum_keeps_its_scale_until_it_is_0_again() -> None:
+    sums = measured([*STEADY, -1.5, -1.0, -7.0])
+    assert sums.scale_down == 1.0
+    assert sums.down == pytest.approx(1.5 + 1.0 + 3.0 - 3 * 0.4)
+    assert sums.scale_up == pytest.approx(((20 + 1.5**2 + 1.0) / 22) ** 0.5), "the other sum stood at 0"
+    assert (sums.outcomes, sums.squares) == (23, 20 + 1.5**2 + 1.0 + 7.0**2)
+    ended = measured([9.0] * 3, sums)
+    assert ended.down == 0.0
+    later = measured([-1.0], ended)
+    assert later.scale_down == pytest.approx((ended.squares / 26) ** 0.5), "what ended its excursion is counted for the next one"
+
+
+def test_a_scale_of_0_is_replaced_by_the_first_that_is_not() -> None:
+    flat = measured([0.0] * 15)
+    first = measured([-0.5], flat)
+    assert (first.down, first.scale_down) == (2.6, 0.0)
+    second = measured([-0.1], first)
+    assert second.scale_down == 0.125
+    assert second.down == pytest.approx(2.6 + 0.1 / 0.125 - 0.4)
+    assert measured([-0.1], second).scale_down == 0.125
+
+
+@pytest.mark.parametrize("failures", [0.03, 0.1, 0.2, 0.3, 0.5])
 def test_rewards_that_fail_now_and_then_raise_no_alarm(failures: float) -> None:
     arm, surprises = MeanArm(), []
     for reward in (np.random.default_rng(2).random(20_000) >= failures).astype(float).tolist():

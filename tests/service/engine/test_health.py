@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bandits import drift
 from bandits.registry import POLICIES, build
 from service.engine import health, tallies
 from service.engine.events import ArmAdded, ArmRetired, BudgetSet, Expired
@@ -95,8 +96,10 @@ async def test_a_snapshot_that_is_older_than_the_tallies_is_read_and_they_begin_
     del older["tallies"]
     for arm in older["arms"]:
         del arm["alarms"]
+        arm["surprise"] = arm["surprise"][:4]
     resumed = Ledger.unpack(log.ledger.created, msgspec.json.encode(older))
     assert resumed.tallies == tallies.Tallies.start(arms=2, signals=2)
+    assert [arm.surprise for arm in resumed.arms] == [drift.START] * 2
     log.ledger = resumed
     assert log.checks()["missing_outcomes"].value is None
     log.play(1, signals={"latency_s": 2.0})
@@ -219,8 +222,8 @@ def test_a_drift_alarm_is_said_for_a_thousand_outcomes_and_counted_for_ever() ->
     assert "exploration_floor" in check.fix
     assert notices(log.subject()) == [f"{check.detail} {check.fix}"]
     for k in range(11):
-        log.play(0, surprise=1.25 if k == 10 else 1.0 if k % 2 else -1.0)
-    assert log.checks()["drift"].value == {"arm 0": pytest.approx(1.0 / 20.0), "arm 1": 0.0}
+        log.play(0, surprise=1.4 if k == 10 else 1.0 if k % 2 else -1.0)
+    assert log.checks()["drift"].value == {"arm 0": pytest.approx(1.0 / 25.0), "arm 1": 0.0}
     for k in range(1000):
         log.play(k % 2, k % 3)
     assert (log.checks()["drift"].status, notices(log.subject())) == ("ok", [])

@@ -32,11 +32,12 @@ def body_of(name: str, **changes: Any) -> Json:
 
 
 async def play(service: Service, body: Json, *, rounds: int, means: dict[str, float], **asked: Any) -> None:
-    """asked: further fields of each decision."""
+    """The same decisions in every run: named, since names key the draws. asked: further fields of each decision."""
     g = default_rng(rounds)
-    for _ in range(rounds):
+    for i in range(rounds):
+        await service.settle()
         prompt = {"prompt": {"vector": [float(x) for x in g.standard_normal(3)]}} if "prompt" in body else {}
-        decision = await service.decide(body={**prompt, **asked})
+        decision = await service.decide(body={"id": f"{i + 1}-of-{rounds}", **prompt, **asked})
         reward = means[decision["arm"]] + 0.05 * float(g.standard_normal())
         await service.observe(decision["id"], {"reward": reward})
 
