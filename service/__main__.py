@@ -171,19 +171,38 @@ def export(bandit: str, store: str | None, out: Path | None, *, force: bool, for
 @click.argument("source")
 @store_option
 @click.option(
-    "--policy", "policies", multiple=True, help="Its kind, or a JSON object as a bandit's `policy`; any number of them."
+    "--policy",
+    "policies",
+    multiple=True,
+    help="Its kind, a JSON object as a bandit's `policy`, or frozen:OFFSET for the bandit's own as it was then; any number.",
 )
 @click.option("--since", default="", help="Count decisions from this offset or time (RFC 3339) on.")
 @click.option(
     "--reward-range", nargs=2, type=float, help="Lowest and highest reward that is possible; adds the anytime interval."
 )
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
-@click.option("--estimator", type=click.Choice(["snips", "ips", "dr", "sndr", "dm"]), default="snips", show_default=True)
+@click.option(
+    "--estimator",
+    "estimators",
+    multiple=True,
+    type=click.Choice(["snips", "ips", "dr", "sndr", "dm"]),
+    help="The first one is shown, JSON has all that are named. [snips]",
+)
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the policies.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @_plainly
 def evaluate(
-    source: str, store: str | None, policies: tuple[str, ...], since: str, *, as_json: bool, quiet: bool, **options: Any
+    source: str,
+    store: str | None,
+    policies: tuple[str, ...],
+    reward_range: tuple[float, float] | None,
+    estimators: tuple[str, ...],
+    *,
+    jobs: int,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """What would other policies have earned on the decisions of SOURCE: a bandit of the store, or a file that `export` wrote.
 
@@ -191,14 +210,22 @@ def evaluate(
     disturbed. The verdict says whether the log can answer.
     """
     from service.cli import evaluate as command
+    from service.engine.evaluation_process import Plan
 
-    candidates = [command.parse_candidate(text) for text in policies]
-    evaluation = asyncio.run(command.evaluate(_source(source, store), candidates, since=since, quiet=quiet))
-    results = command.finished(evaluation, options)
+    plan = Plan(
+        source=source,
+        settings=None if Path(source).is_file() else _settings(store).model_dump(),
+        policies=[command.parse_candidate(text) for text in policies],
+        reward_range=reward_range,
+        estimators=estimators or ("snips",),
+        **options,
+    )
+    results = asyncio.run(command.evaluate(plan, jobs=jobs, quiet=quiet))
     if as_json:
-        click.echo(json.dumps(command.as_json(evaluation, results)))
+        click.echo(json.dumps(results))
     else:
-        Console().print(command.as_table(evaluation, results))
+        console = Console()
+        console.print(command.as_table(results, width=console.width))
 
 
 @main.command()

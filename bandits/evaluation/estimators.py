@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from bandits.evaluation.moments import BASE, MASS, RESIDUAL, REWARD, WEIGHT, Block, Floats, Moments, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,51 +46,32 @@ class LoggedDecisions:
         if not (self.logged[np.arange(n), self.arms] > 0.0).all():
             raise ValueError("a played arm has the logged probability 0: leave out decisions that the client overrode")
 
-    def _played(self, table: Floats) -> Floats:
-        played: Floats = table[np.arange(len(self.arms)), self.arms]
-        return played
+    @cached_property
+    def block(self) -> Block:
+        """The same without the evaluated policy; a model that is missing is 0."""
+        model = self.model if self.model.size else np.zeros(self.logged.shape)
+        return Block(arms=self.arms, rewards=self.rewards, logged=self.logged, model=model)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """Of the evaluated policy, (n, 1)."""
+        return self.block.of_tables(self.evaluated[:, None, :])
 
     @cached_property
     def weights(self) -> Floats:
         """(n,) w."""
-        weights: Floats = self._played(self.evaluated) / self._played(self.logged)
-        return weights
+        return self.terms.weights[:, 0]
 
     @cached_property
     def base(self) -> Floats:
         """(n,) what the model expects of the evaluated policy."""
-        base: Floats = (self.evaluated * self.model).sum(1)
-        return base
+        return self.terms.base[:, 0]
 
-    @cached_property
-    def residuals(self) -> Floats:
-        """(n,) rewards that the model did not expect."""
-        residuals: Floats = self.rewards - self._played(self.model)
-        return residuals
-
-    @cached_property
-    def supported(self) -> Floats:
-        """(n,) mass of the evaluated policy on arms that the logged one could have drawn."""
-        supported: Floats = np.where(self.logged > 0.0, self.evaluated, 0.0).sum(1)
-        return supported
-
-    @property
-    def weight_error(self) -> float:
-        """Standard error of the mean weight, from the logged distributions: E w^2 is sum_a evaluated^2 / logged. (From the
-        weights themselves it would be too small: the rare large ones may not have been drawn yet.)
-        """
-        squares = (self.evaluated**2 / np.where(self.logged > 0.0, self.logged, np.inf)).sum(1)
-        return float(np.sqrt(max((squares - self.supported**2).sum(), 0.0)) / len(self.arms))
-
-    def supported_above(self, least: float) -> float:
-        """Mean mass on arms whose logged probability is at least this: what lies below hardly ever shows in the log."""
-        return float(np.where(self.logged >= least, self.evaluated, 0.0).sum(1).mean())
-
-    @property
-    def effective_sample(self) -> float:
-        """(sum w)^2 / sum w^2: as many equally weighted decisions say as much."""
-        squares = float((self.weights**2).sum())
-        return float(self.weights.sum()) ** 2 / squares if squares else 0.0
+    def moments(self, *, clip: float = np.inf) -> Moments:
+        """Their sums. clip: weights are no larger."""
+        found = Moments(1)
+        found.add(self.block, self.terms._replace(weights=np.minimum(self.terms.weights, clip)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -101,53 +82,104 @@ class Estimate:
     error: float
 
 
-def _mean(terms: Floats) -> Estimate:
-    return Estimate(float(terms.mean()), float(terms.std() / np.sqrt(len(terms))))
+# -- of sums: those without a parameter ------------------------------------------------------------------------------------
 
 
-def _self_normalized(weights: Floats, terms: Floats, base: Floats | float = 0.0) -> Estimate:
-    """Mean of base plus sum w terms / sum w; its error by the delta method."""
-    total = weights.sum()
-    if not total:
-        return Estimate(float("nan"), float("nan"))
-    ratio = float((weights * terms).sum() / total)
-    linear = base - np.mean(base) + weights * (terms - ratio) * (len(weights) / total)
-    return Estimate(float(np.mean(base)) + ratio, float(np.sqrt((linear**2).sum()) / len(weights)))
+def _coefficients(moments: Moments, **terms: float | Floats) -> Floats:
+    """(P, 5) of a linear form of the terms."""
+    found = np.zeros((moments.policies, 5))
+    places = {"base": BASE, "reward": REWARD, "residual": RESIDUAL, "weight": WEIGHT, "mass": MASS}
+    for name, values in terms.items():
+        found[:, places[name]] = values
+    return found
+
+
+def _normalized(moments: Moments, term: int) -> tuple[Floats, Floats]:
+    """(P,) the ratio sum of a term / sum w, and the mean weight; NaN where every weight is 0."""
+    weights = np.where(moments.sums[:, WEIGHT] > 0.0, moments.sums[:, WEIGHT], np.nan)
+    return moments.sums[:, term] / weights, weights / moments.count
+
+
+def _ips(moments: Moments) -> tuple[Floats, Floats]:
+    return moments.linear(_coefficients(moments, reward=1.0, weight=moments.center))
+
+
+def _snips(moments: Moments) -> tuple[Floats, Floats]:
+    ratio, mean = _normalized(moments, REWARD)
+    _, errors = moments.linear(_coefficients(moments, reward=1.0 / mean, weight=-ratio / mean))  # by the delta method
+    return ratio + moments.center, errors
+
+
+def _dm(moments: Moments) -> tuple[Floats, Floats]:
+    return moments.linear(_coefficients(moments, base=1.0, mass=moments.center))
+
+
+def _dr(moments: Moments) -> tuple[Floats, Floats]:
+    return moments.linear(_coefficients(moments, base=1.0, residual=1.0, mass=moments.center))
+
+
+def _sndr(moments: Moments) -> tuple[Floats, Floats]:
+    ratio, mean = _normalized(moments, RESIDUAL)
+    base, _ = _dm(moments)
+    form = _coefficients(moments, base=1.0, residual=1.0 / mean, weight=-ratio / mean, mass=moments.center)
+    return base + ratio, moments.linear(form)[1]
+
+
+ESTIMATORS: Mapping[str, Callable[[Moments], tuple[Floats, Floats]]] = {
+    "ips": _ips,
+    "snips": _snips,
+    "dm": _dm,
+    "dr": _dr,
+    "sndr": _sndr,
+}
+"""Values and standard errors, (P,), of those without a parameter, by name; dm, dr and sndr need a model."""
+
+
+def _only(name: str, moments: Moments) -> Estimate:
+    (value,), (error,) = ESTIMATORS[name](moments)
+    return Estimate(float(value), float(error))
 
 
 def ips(log: LoggedDecisions, *, clip: float = np.inf) -> Estimate:
     """Inverse propensity scoring: unbiased where every arm is supported and nothing is clipped."""
-    return _mean(np.minimum(log.weights, clip) * log.rewards)
+    return _only("ips", log.moments(clip=clip))
 
 
 def snips(log: LoggedDecisions) -> Estimate:
     """Self-normalized: weights that do not average 1 cancel; a little biased, of much less variance."""
-    return _self_normalized(log.weights, log.rewards)
+    return _only("snips", log.moments())
 
 
 def dm(log: LoggedDecisions) -> Estimate:
     """The direct method: what the model says, with the model's bias."""
-    return _mean(log.base)
+    return _only("dm", log.moments())
 
 
 def dr(log: LoggedDecisions, *, clip: float = np.inf) -> Estimate:
     """Doubly robust: right if the model or the propensities are."""
-    return _mean(log.base + np.minimum(log.weights, clip) * log.residuals)
+    return _only("dr", log.moments(clip=clip))
 
 
 def sndr(log: LoggedDecisions) -> Estimate:
     """Self-normalized doubly robust."""
-    return _self_normalized(log.weights, log.residuals, log.base)
+    return _only("sndr", log.moments())
+
+
+# -- of rows: those with a parameter ---------------------------------------------------------------------------------------
+
+
+def _mean(terms: Floats) -> Estimate:
+    return Estimate(float(terms.mean()), float(terms.std() / np.sqrt(len(terms))))
 
 
 def switch_dr(log: LoggedDecisions, *, above: float) -> Estimate:
     """Doubly robust where the weight is at most `above`, the model alone elsewhere."""
-    return _mean(log.base + np.where(log.weights <= above, log.weights, 0.0) * log.residuals)
+    return _mean(log.base + np.where(log.weights <= above, log.weights, 0.0) * log.block.residuals)
 
 
 def dr_shrunk(log: LoggedDecisions, *, shrinkage: float) -> Estimate:
     """Doubly robust with optimistic shrinkage: weights l w / (w^2 + l)."""
-    return _mean(log.base + shrinkage * log.weights / (log.weights**2 + shrinkage) * log.residuals)
+    return _mean(log.base + shrinkage * log.weights / (log.weights**2 + shrinkage) * log.block.residuals)
 
 
 def _subgaussian(weights: Floats, power: float) -> Floats:
@@ -161,20 +193,10 @@ def ips_subgaussian(log: LoggedDecisions, *, power: float) -> Estimate:
 
 def dr_subgaussian(log: LoggedDecisions, *, power: float) -> Estimate:
     """Doubly robust with the same weights."""
-    return _mean(log.base + _subgaussian(log.weights, power) * log.residuals)
+    return _mean(log.base + _subgaussian(log.weights, power) * log.block.residuals)
 
 
 def replay(log: LoggedDecisions) -> Estimate:
     """Rejection: the mean over decisions where a deterministic policy would have played the same; for uniform logs."""
     matched = log.weights > 0.0
     return _mean(log.rewards[matched]) if matched.any() else Estimate(float("nan"), float("nan"))
-
-
-ESTIMATORS: Mapping[str, Callable[[LoggedDecisions], Estimate]] = {
-    "ips": ips,
-    "snips": snips,
-    "dm": dm,
-    "dr": dr,
-    "sndr": sndr,
-}
-"""Those without a parameter, by name; dm, dr and sndr need a model."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from bandits.evaluation.estimators import LoggedDecisions
-from bandits.evaluation.intervals import LARGEST_WEIGHT, Interval
+from bandits.evaluation.intervals import Interval
+from bandits.evaluation.moments import LARGEST_WEIGHT, Moments
 
 LEAST_SUPPORT = 0.99
 LEAST_EFFECTIVE_SAMPLE = 50.0
@@ -28,34 +28,62 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def judge(log: LoggedDecisions, interval: Interval, *, without_weights: int = 0) -> Verdict:
+class Diagnostics(NamedTuple):
+    """The diagnostics of one policy; see `Moments`. supported: what the mean weight should be.  largest: of the weights.  spread: of rewards."""
+
+    support: float
+    supported: float
+    mean_weight: float
+    weight_error: float
+    largest: float
+    effective_sample: float
+    spread: float
+
+    @staticmethod
+    def of(moments: Moments) -> list[Diagnostics]:
+        """Of every policy."""
+        supported = moments.supported / moments.count
+        return [
+            Diagnostics(
+                float(moments.support[policy]),
+                float(supported[policy]),
+                float(moments.mean_weight[policy]),
+                float(moments.weight_error[policy]),
+                float(moments.largest[policy]),
+                float(moments.effective_sample[policy]),
+                moments.spread,
+            )
+            for policy in range(moments.policies)
+        ]
+
+
+def judge(found: Diagnostics, interval: Interval, *, without_weights: int = 0) -> Verdict:
     """The verdict on the interval of an estimate. without_weights: outcomes whose decision has no logged distribution."""
-    support = log.supported_above(1.0 / LARGEST_WEIGHT)
-    if support < LEAST_SUPPORT:
+    if found.support < LEAST_SUPPORT:
         return Verdict(
             "cannot_answer",
-            f"{1.0 - support:.1%} of what it would choose has a logged probability below 1/{LARGEST_WEIGHT:g}: the log cannot "
-            "show what would have come of it. Set exploration_floor (.01 is enough) and evaluate what is logged from then on.",
+            f"{1.0 - found.support:.1%} of what it would choose has a logged probability below 1/{LARGEST_WEIGHT:g}: the log "
+            "cannot show what would have come of it. Set exploration_floor (.01 is enough) and evaluate what is logged from then "
+            "on.",
         )
-    error = log.weight_error
-    off = abs(float(log.weights.mean()) - float(log.supported.mean()))
-    if off > MOST_ERRORS * error and off > 1e-9:
+    off = abs(found.mean_weight - found.supported)
+    if off > MOST_ERRORS * found.weight_error and off > 1e-9:
+        how_far = f"{off / found.weight_error:.1f} standard errors off" if found.weight_error else "and nothing could vary"
         return Verdict(
             "cannot_answer",
-            f"the mean weight is {log.weights.mean():.3f} where {log.supported.mean():.3f} is expected, {off / error:.1f} "
-            "standard errors off: the arms were not drawn with the probabilities that the log has.",
+            f"the mean weight is {found.mean_weight:.3f} where {found.supported:.3f} is expected, {how_far}: the arms were not "
+            "drawn with the probabilities that the log has.",
         )
-    if log.effective_sample < LEAST_EFFECTIVE_SAMPLE:
+    if found.effective_sample < LEAST_EFFECTIVE_SAMPLE:
         return Verdict(
             "cannot_answer",
-            f"the log says as much as {log.effective_sample:.0f} decisions of this policy would, and {LEAST_EFFECTIVE_SAMPLE:g} "
-            "are needed: wait for more, or evaluate a policy that is nearer to the one that decides.",
+            f"the log says as much as {found.effective_sample:.0f} decisions of this policy would, and "
+            f"{LEAST_EFFECTIVE_SAMPLE:g} are needed: wait for more, or evaluate a policy that is nearer to the one that decides.",
         )
     if without_weights:
         return Verdict("bounded", f"{without_weights} outcomes have no logged distribution and are left out.")
-    spread = float(log.rewards.std())
-    if interval.high - interval.low > WIDE * spread:
-        return Verdict(
-            "wide", f"the interval is {(interval.high - interval.low) / spread:.2f} standard deviations wide: wait for more."
-        )
+    width = interval.high - interval.low
+    if width > WIDE * found.spread:
+        wide = f"{width / found.spread:.2f} standard deviations" if found.spread else f"{width:.3g}"
+        return Verdict("wide", f"the interval is {wide} wide: wait for more.")
     return Verdict("answer", "")

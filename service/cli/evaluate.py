@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bandits.errors import InvalidHyperparameter
-from service.cli.logs import Source
-from service.engine import events
-from service.engine.evaluation import Evaluated, Evaluation
-from service.storage.base import StorageDamagedError, StorageUnavailableError
+from service.engine.evaluation_process import EvaluationFailed, Plan, evaluate_in_process, evaluate_source
+from service.storage.base import StorageUnavailableError
 
 
 class InvalidCandidate(StorageUnavailableError):
@@ -26,9 +21,15 @@ class InvalidCandidate(StorageUnavailableError):
 
 
 def parse_candidate(text: str) -> dict[str, Any]:
-    """`pak-ucb`, or a JSON object as the `policy` of a bandit."""
-    if not text.lstrip().startswith("{"):
-        return {"kind": text.strip()}
+    """`pak-ucb`, `frozen:OFFSET`, or a JSON object as the `policy` of a bandit."""
+    text = text.strip()
+    if text.startswith("frozen:"):
+        offset = text.removeprefix("frozen:")
+        if not (offset.isascii() and offset.isdigit() and int(offset)):
+            raise InvalidCandidate(f"--policy {text!r}: behind the colon stands an offset of the log, 1 or more")
+        return {"frozen": int(offset)}
+    if not text.startswith("{"):
+        return {"kind": text}
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -38,108 +39,84 @@ def parse_candidate(text: str) -> dict[str, Any]:
     return dict(found)
 
 
-async def evaluate(
-    source: Source,
-    candidates: Sequence[dict[str, Any]],
-    *,
-    since: str = "",
-    quiet: bool = False,
-) -> Evaluation:
-    """The log read once, with all candidates."""
-    evaluation: Evaluation | None = None
+async def evaluate(plan: Plan, *, jobs: int = 1, quiet: bool = False) -> dict[str, Any]:
+    """The results. jobs: processes, each with its share of the policies and a pass over the log of its own."""
+    shares = [plan.policies[job::jobs] for job in range(min(jobs, len(plan.policies)))] or [[]]
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task(f"evaluating on {source.name}", total=None)
-        async with aclosing(source.entries()) as entries:
-            async for offset, payload in entries:
-                evaluation = _added(evaluation, source.name, offset, payload, candidates=candidates, since=since)
-                progress.update(task, completed=offset)
-    if evaluation is None:
-        raise StorageDamagedError(source.name, "the log is empty")
-    return evaluation
+        task = progress.add_task(f"evaluating on {plan.source}", total=plan.until or None)
+        reached = [0] * len(shares)
+
+        def shown(job: int) -> Callable[[int], None]:
+            def show(offset: int) -> None:
+                reached[job] = offset
+                progress.update(task, completed=min(reached))
+
+            return show
+
+        try:
+            if len(shares) == 1:
+                return await evaluate_source(plan, shown(0))
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(evaluate_in_process(msgspec.structs.replace(plan, policies=share), shown(job)))
+                    for job, share in enumerate(shares)
+                ]
+        except ExceptionGroup as errors:
+            raise InvalidCandidate(str(errors.exceptions[0])) from None
+        except EvaluationFailed as error:
+            raise InvalidCandidate(str(error)) from None
+    results = tasks[0].result()
+    found = [iter(task.result()["policies"]) for task in tasks]
+    results["policies"] = [next(found[place % len(found)]) for place in range(len(plan.policies))]
+    return results
 
 
-def _added(
-    evaluation: Evaluation | None, source: str, offset: int, payload: bytes, *, candidates: Sequence[dict[str, Any]], since: str
-) -> Evaluation:
-    """The evaluation with one more entry; the first one begins it."""
-    event = _decode(source, offset, payload)
-    if evaluation is None:
-        if not isinstance(event, events.Created):
-            raise StorageDamagedError(f"{source}, entry {offset}", "a log begins with the event that creates the bandit")
-        return _begun(event, candidates, since)
-    if isinstance(event, events.Created):
-        raise StorageDamagedError(f"{source}, entry {offset}", "here another bandit's log begins; give one log at a time")
-    try:
-        evaluation.add(offset, event)
-    except Exception as error:
-        raise StorageDamagedError(f"{source}, entry {offset}", str(error)) from error
-    return evaluation
-
-
-def _decode(source: str, offset: int, payload: bytes) -> events.AnyEvent:
-    try:
-        return events.decode(payload)
-    except events.UnreadableEvent as error:
-        raise StorageDamagedError(f"{source}, entry {offset}", str(error)) from None
-
-
-def _begun(created: events.Created, candidates: Sequence[dict[str, Any]], since: str) -> Evaluation:
-    try:
-        start = datetime.fromisoformat(since) if since and not since.isdigit() else None
-    except ValueError:
-        raise InvalidCandidate(f"--since {since!r} is neither an offset nor a time such as 2026-01-31T12:00:00Z") from None
-    if start is not None and start.tzinfo is None:
-        raise InvalidCandidate(f"--since {since!r} has no time zone; write {since}Z for UTC")
-    try:
-        return Evaluation(created, candidates, since_offset=int(since) if since.isdigit() else 0, since_time=start)
-    except InvalidHyperparameter as error:
-        raise InvalidCandidate(f"--policy: {error}") from None
-
-
-def as_json(evaluation: Evaluation, results: Sequence[Evaluated]) -> dict[str, Any]:
-    """What `--json` prints."""
-    return {
-        "bandit": evaluation.created.bandit,
-        "decisions": len(evaluation.rows),
-        "left_out": dict(evaluation.left_out),
-        "policies": [_without_nan(asdict(one)) for one in results],
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    """What has no value is null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def as_table(evaluation: Evaluation, results: Sequence[Evaluated]) -> Table:
-    """The same to look at, the best value first."""
-    left_out = ", ".join(f"{count} {why}" for why, count in sorted(evaluation.left_out.items()) if count)
+def as_table(results: dict[str, Any], *, width: int = 80) -> Table:
+    """The same to look at, the best value first; reasons stand below it. width: columns of the terminal."""
+    left_out = ", ".join(f"{count} {why}" for why, count in sorted(results["left_out"].items()))
+    has_anytime = results["behaviour"]["anytime_interval"] is not None
     table = Table(
-        title=f"{evaluation.created.bandit}: {len(evaluation.rows)} decisions with a reward"
-        + (f" (left out: {left_out})" if left_out else "")
+        title=f"{results['bandit']}: {results['decisions']} decisions with a reward"
+        + (f" (left out: {left_out})" if left_out else ""),
+        caption="\n".join(_reasons(results)) or None,
+        caption_justify="left",
+        padding=(0, 1, 0, 0),
+        box=None,
+        width=width,
     )
-    for name in ("policy", "reward", "interval", "anytime", "support", "effective sample", "verdict"):
-        table.add_column(name, justify="left" if name in ("policy", "verdict") else "right")
-    for one in sorted(results, key=lambda each: -each.value if each.value == each.value else float("inf")):
+    table.add_column("policy", overflow="fold", ratio=1)
+    for name in ("reward", "interval", *(["anytime"] if has_anytime else []), "sample", "verdict"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for one in _ordered(results):
         table.add_row(
-            one.label,
-            f"{one.value:.4g}",
-            f"{one.interval.low:.4g} to {one.interval.high:.4g}",
-            "" if one.anytime is None else f"{one.anytime.low:.4g} to {one.anytime.high:.4g}",
-            f"{one.support:.3f}",
-            f"{one.effective_sample:.0f}",
-            f"{one.verdict.kind}: {one.verdict.reason}" if one.verdict.reason else one.verdict.kind,
+            one["label"],
+            _text(one["value"]),
+            _interval(one["interval"]),
+            *([_interval(one["anytime_interval"])] if has_anytime else []),
+            f"{one['effective_sample']:.0f}",
+            one["verdict"],
         )
     return table
 
 
-def finished(evaluation: Evaluation, options: Mapping[str, Any]) -> list[Evaluated]:
-    """The results; a failure in words of the command line."""
-    try:
-        return evaluation.results(**options)
-    except ValueError as error:
-        raise InvalidCandidate(str(error)) from None
+def _ordered(results: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """The best value first. The best fixed arm is among the fixed arms, so the table has it once."""
+    several = [results["behaviour"], *results["policies"], *results["fixed_arms"]]
+    return sorted(several, key=lambda one: -one["value"] if one["value"] is not None else float("inf"))
+
+
+def _reasons(results: dict[str, Any]) -> list[str]:
+    """Each reason once, with the policies that it is about."""
+    about: dict[str, list[str]] = {}
+    for one in _ordered(results):
+        if one["reason"]:
+            about.setdefault(one["reason"], []).append(one["label"])
+    return [f"{', '.join(labels)}: {reason}" for reason, labels in about.items()]
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _interval(pair: Sequence[float | None]) -> str:
+    return f"{_text(pair[0])} to {_text(pair[1])}"

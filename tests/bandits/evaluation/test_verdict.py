@@ -7,7 +7,7 @@ from numpy.random import default_rng
 
 from bandits.evaluation import estimators, intervals
 from bandits.evaluation.estimators import LoggedDecisions
-from bandits.evaluation.verdict import Verdict, judge
+from bandits.evaluation.verdict import Diagnostics, Verdict, judge
 
 
 def drawn(logged: np.ndarray, evaluated: np.ndarray, *, seed: int = 0, claimed: np.ndarray | None = None) -> LoggedDecisions:
@@ -23,7 +23,8 @@ def drawn(logged: np.ndarray, evaluated: np.ndarray, *, seed: int = 0, claimed: 
 
 
 def verdict(log: LoggedDecisions, **options: int) -> Verdict:
-    return judge(log, intervals.ordinary(estimators.snips(log), confidence=0.95), **options)
+    (found,) = Diagnostics.of(log.moments())
+    return judge(found, intervals.ordinary(estimators.snips(log), confidence=0.95), **options)
 
 
 def test_a_log_that_shows_every_arm_answers() -> None:

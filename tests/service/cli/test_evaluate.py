@@ -25,6 +25,7 @@ def reward(g: np.random.Generator, arm: int) -> float:
     return float(g.random() < MEANS[arm])
 
 
+ALL = ("--estimator", "snips", "--estimator", "ips")
 EPSILON = Example(kind="epsilon-greedy", settings={"epsilon": 0.6}, reward=reward)
 PAK_DEFAULT = Example(kind="pak-ucb", dim=DIM, reward=reward)
 
@@ -47,32 +48,33 @@ async def exported(folder: Path, example: Example, *, rounds: int = 400) -> Path
 
 async def run(*words: object) -> tuple[int, str]:
     """Exit code and output. (In a thread: the command starts an event loop of its own.)"""
-    result = await asyncio.to_thread(CliRunner().invoke, main, ["evaluate", "--quiet", *map(str, words)])
+    result = await asyncio.to_thread(CliRunner().invoke, main, ["evaluate", "--quiet", *map(str, words)], catch_exceptions=False)
     return result.exit_code, result.output
 
 
 async def evaluated(*words: object) -> dict[str, Any]:
-    """The JSON, its policies by name."""
+    """The JSON, with all policies by name."""
     code, output = await run(*words, "--json")
     assert code == 0, output
     found: dict[str, Any] = json.loads(output)
-    return {**found, "policies": {policy["label"]: policy for policy in found["policies"]}}
+    several = [found["behaviour"], *found["policies"], *found["fixed_arms"]]
+    return {**found, "by_name": {policy["label"]: policy for policy in several}}
 
 
 async def test_fixed_arms_and_learning_policies_are_evaluated_where_the_log_supports_them(tmp_path: Path) -> None:
     path = await exported(tmp_path, EPSILON, rounds=1_500)
-    found = await evaluated(path, "--policy", "greedy", "--policy", '{"kind": "thompson"}', "--reward-range", 0, 1)
-    assert set(found["policies"]) == {"as logged", "greedy", "thompson", "always arm 0", "always arm 1", "always arm 2"}
+    found = await evaluated(path, "--policy", "greedy", "--policy", '{"kind": "thompson"}', "--reward-range", 0, 1, *ALL)
+    assert set(found["by_name"]) == {"as logged", "greedy", "thompson", "always arm 0", "always arm 1", "always arm 2"}
     for arm, mean in enumerate(MEANS):
-        policy = found["policies"][f"always arm {arm}"]
+        policy = found["by_name"][f"always arm {arm}"]
         assert policy["support"] == 1.0
-        assert policy["anytime"][0] <= mean <= policy["anytime"][1]
+        assert policy["anytime_interval"][0] <= mean <= policy["anytime_interval"][1]
         assert abs(policy["value"] - mean) < 4.0 * (policy["interval"][1] - policy["interval"][0]) / 3.92
-    best, logged = found["policies"]["always arm 2"], found["policies"]["as logged"]
-    assert best["verdict"][0] == logged["verdict"][0] == "answer"
+    best, logged = found["by_name"]["always arm 2"], found["by_name"]["as logged"]
+    assert best["verdict"] == logged["verdict"] == "answer"
     assert best["value"] > logged["value"]
-    assert logged["value"] == pytest.approx(logged["estimates"]["ips"])
-    assert abs(found["policies"]["greedy"]["value"] - best["value"]) < 0.1, "it learns soon which arm is best"
+    assert logged["value"] == pytest.approx(logged["estimates"]["ips"]["value"])
+    assert abs(found["by_name"]["greedy"]["value"] - best["value"]) < 0.1, "it learns soon which arm is best"
     assert found["left_out"]["overridden"] == 1_500 // 20 - 1_500 // 60  # one in three of them stays open
     assert found["left_out"]["open"] == 1_500 // 30
     assert found["decisions"] == 1_500 - sum(found["left_out"].values())
@@ -80,10 +82,10 @@ async def test_fixed_arms_and_learning_policies_are_evaluated_where_the_log_supp
 
 async def test_a_log_without_support_does_not_answer(tmp_path: Path) -> None:
     path = await exported(tmp_path, PAK_DEFAULT)
-    found = (await evaluated(path))["policies"]
-    assert found["as logged"]["verdict"][0] == "answer"
-    assert found["always arm 0"]["verdict"][0] == "cannot_answer"
-    assert "exploration_floor" in found["always arm 0"]["verdict"][1]
+    found = (await evaluated(path))["by_name"]
+    assert found["as logged"]["verdict"] == "answer"
+    assert found["always arm 0"]["verdict"] == "cannot_answer"
+    assert "exploration_floor" in found["always arm 0"]["reason"]
 
 
 async def test_earlier_decisions_are_learned_and_not_counted(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ async def test_earlier_decisions_are_learned_and_not_counted(tmp_path: Path) -> 
     assert (await evaluated(path, "--since", "2026-01-01T00:00:00Z"))["decisions"] == whole["decisions"]
     assert await run(path, "--since", "2100-01-01T00:00:00Z") == (
         1,
-        "nextarm: the log holds no decision with a reward that could be used\n",
+        "nextarm: since: the log holds no decision with a reward that could be used (it holds none)\n",
     )
     assert "no time zone" in (await run(path, "--since", "2026-01-01T00:00:00"))[1]
     assert "neither an offset nor a time" in (await run(path, "--since", "yesterday"))[1]
