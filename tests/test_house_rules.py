@@ -53,6 +53,7 @@ NO_PREDICATES = {
     "_expected": "a participle: the failure was expected",
     "_serve_one": "an action; false once there is nothing left to do",
     "_look_at": "an action; true where the request was refused",
+    "swap_record": "an action; false where another record was found",
     "_resume": "an action; false where there is nothing to resume",
     "_resume_from": "an action; false where there is nothing to resume",
 }

@@ -1,8 +1,9 @@
-"""The storage protocol: named logs of events with unique keys, and snapshots beside them.
+"""The storage protocol: named logs of events with unique keys, snapshots beside them, and small records that change.
 
     create(name) ──> Log ──> append(key, payload) ──> Receipt(offset)            durable before it returns
                          ├─> read(after) ──> entries in offset order, 1, 2, 3, ...   every accepted entry, exactly once
                          └─> wait(after) ──> the end, as soon as it is behind `after`
+    swap_record(key, value, expected)    a record of a log, or of the store: replaced only if it still is what was expected
     wait_for_changes() ──> {name: end} of the logs that grew, were created or deleted, by whichever process
 
 Failures:
@@ -229,6 +230,17 @@ class Storage(Protocol):
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
         """The kept snapshots, newest first; damaged ones are left out."""
+
+    async def records(self, log: Log | None) -> dict[str, bytes]:
+        """The records of a log, None = of the store itself, by key. Damaged ones are left out."""
+
+    async def find_record(self, log: Log | None, key: str) -> bytes | None:
+        """The record under a key."""
+
+    async def swap_record(self, log: Log | None, key: str, value: bytes | None, *, expected: bytes | None) -> bool:
+        """Replace a record, durably, if it is `expected`; whether it was. None = there is none. For a few hundred records of some
+        kilobytes; they are deleted with their log, and `LogNotFoundError` says that it was.
+        """
 
 
 KEPT_SNAPSHOTS = 2

@@ -34,6 +34,7 @@ class MemoryStorage:
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
+        self._records: dict[str, dict[str, bytes]] = {}  # by id of the log, "" = of the store
         self._notifier = Notifier()
 
     async def start(self) -> None: ...
@@ -65,6 +66,7 @@ class MemoryStorage:
 
     async def delete(self, log: Log) -> None:
         if self._kept.pop(log.id, None) is not None:
+            self._records.pop(log.id, None)
             del self._names[log.name]
             self._notifier.publish(log.name)
 
@@ -116,6 +118,24 @@ class MemoryStorage:
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
         return list(self._of(log).snapshots)
+
+    async def records(self, log: Log | None) -> dict[str, bytes]:
+        return dict(self._records_of(log))
+
+    async def find_record(self, log: Log | None, key: str) -> bytes | None:
+        return self._records_of(log).get(key)
+
+    async def swap_record(self, log: Log | None, key: str, value: bytes | None, *, expected: bytes | None) -> bool:
+        records = self._records_of(log)
+        if records.get(key) != expected:
+            return False
+        records.pop(key, None)
+        if value is not None:
+            records[key] = value
+        return True
+
+    def _records_of(self, log: Log | None) -> dict[str, bytes]:
+        return self._records.setdefault("" if log is None else self._of(log).log.id, {})
 
     def _of(self, log: Log) -> _Kept:
         if log.id not in self._kept:

@@ -25,6 +25,7 @@ class LogKeys:
     keys: bytes
     snapshots: bytes
     alive: bytes
+    records: bytes
 
     @property
     def three(self) -> list[bytes]:
@@ -61,6 +62,7 @@ class Keyspace:
         self.prefix = prefix.encode()
         self.names = self.prefix + b":logs"
         self.news = self.prefix + b":news"
+        self.records = self.prefix + b":records"
 
     def pattern(self) -> bytes:
         """Which keys are heads, for SCAN."""
@@ -73,7 +75,7 @@ class Keyspace:
     def of(self, name: str) -> LogKeys:
         """Those of the log that has a name."""
         stem = self.prefix + b":{" + name.encode() + b"}:"
-        return LogKeys(stem + b"head", stem + b"log", stem + b"keys", stem + b"snapshots", stem + b"alive")
+        return LogKeys(*(stem + name for name in (b"head", b"log", b"keys", b"snapshots", b"alive", b"records")))
 
 
 class RedisClient:

@@ -5,6 +5,7 @@
     PREFIX:{NAME}:log           stream  OFFSET-0 -> k key, p payload, c crc32 of both
     PREFIX:{NAME}:keys          hash    key -> offset
     PREFIX:{NAME}:snapshots     hash    offset -> crc32, blob
+    PREFIX:{NAME}:records       hash    key -> crc32, value; PREFIX:records are those of the store itself
     PREFIX:{NAME}:alive         string  written where nothing else is, so that WAIT has something to wait for
     PREFIX:{NAME}:deleted:ID    string  for an hour after the log was deleted: one that is missing without it was lost
     PREFIX:news                 stream  names of logs that grew, came or went; the last thousand or so
@@ -73,9 +74,9 @@ def _script(*names: str) -> Script:
     return Script(b"".join(resources.files("service.storage.redis").joinpath(f"lua/{name}.lua").read_bytes() for name in names))
 
 
-CREATE, DELETE, SETTLE = map(_script, ("create", "delete", "settle"))
+CREATE, DELETE, SETTLE, SWAP = map(_script, ("create", "delete", "settle", "swap"))
 STATE, ACCEPT, FIND, SAVE, TRIM = (_script("sound", name) for name in ("state", "accept", "find", "save", "trim"))
-SCRIPTS = (CREATE, DELETE, SETTLE, STATE, ACCEPT, FIND, SAVE, TRIM)
+SCRIPTS = (CREATE, DELETE, SETTLE, SWAP, STATE, ACCEPT, FIND, SAVE, TRIM)
 
 
 class RedisStorage:
@@ -206,7 +207,7 @@ class RedisStorage:
     async def delete(self, log: Log) -> None:
         keys, names = self._keys(log.name), self._keyspace.names
         four, note = [keys.head, keys.log, keys.keys, keys.snapshots], keys.deleted(log.id)
-        command = DELETE([*four, note], log.id.encode(), DELETED_S)
+        command = DELETE([*four, note, keys.records], log.id.encode(), DELETED_S)
         await self._ask(keys.head, command, writing=True, topic=log.name)
         await self._ask(names, SETTLE([names], log.name.encode(), log.id.encode(), b""), writing=True)
         self._guard.forget(log)
@@ -342,8 +343,7 @@ class RedisStorage:
 
     async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
         epoch = self._guard.epoch(log)
-        sealed = zlib.crc32(blob).to_bytes(4, "little") + blob
-        command = self._call(log, SAVE, offset, sealed, KEPT_SNAPSHOTS, snapshots=True)
+        command = self._call(log, SAVE, offset, _sealed(blob), KEPT_SNAPSHOTS, snapshots=True)
         answer = await self._execute_on_log(log, command, writing=True, confirmed=False, patience_s=SNAPSHOT_PATIENCE_S)
         await self._interpret(log, answer.values[0], epoch)
         if self.lacks_snapshot(log):
@@ -375,6 +375,41 @@ class RedisStorage:
             _, _, left = await self._interpret(log, answer.values[0], epoch)
             if not int(left):
                 return
+
+    # -- records -----------------------------------------------------------------------------------------------------------
+
+    async def records(self, log: Log | None) -> dict[str, bytes]:
+        flat = await self._of_records(log, b"HGETALL")
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        opened = {bytes(key).decode(): _unsealed(bytes(sealed)) for key, sealed in pairs}
+        return {key: value for key, value in opened.items() if value is not None}
+
+    async def find_record(self, log: Log | None, key: str) -> bytes | None:
+        sealed = await self._of_records(log, b"HGET", key.encode())
+        return None if sealed is None else _unsealed(bytes(sealed))
+
+    async def _of_records(self, log: Log | None, command: bytes, *values: bytes) -> Any:
+        """Read the hash of records; that of a log only while the log is there."""
+        if log is None:
+            return (await self._ask(self._keyspace.records, (command, self._keyspace.records, *values))).values[0]
+        keys = self._keys(log.name)
+        found, now = (await self._execute_on_log(log, (command, keys.records, *values), (b"HGET", keys.head, b"id"))).values
+        if now != log.id.encode():
+            raise await self._missing_log_error(log)
+        return found
+
+    async def swap_record(self, log: Log | None, key: str, value: bytes | None, *, expected: bytes | None) -> bool:
+        was, becomes = (b"" if one is None else _sealed(one) for one in (expected, value))
+        if log is None:
+            records = self._keyspace.records
+            command = SWAP([records], b"", key.encode(), was, becomes)
+            answer = (await self._ask(records, command, writing=True)).values[0]
+        else:
+            keys, epoch = self._keys(log.name), self._guard.epoch(log)
+            command = SWAP([keys.records, keys.head], log.id.encode(), key.encode(), was, becomes)
+            found = (await self._execute_on_log(log, command, writing=True)).values[0]
+            answer = await self._interpret(log, found, epoch)
+        return bool(answer[0] == b"swapped")
 
     # -- notifications -----------------------------------------------------------------------------------------------------
 
@@ -443,6 +478,15 @@ class RedisStorage:
 
     def _keys(self, name: str) -> LogKeys:
         return self._keyspace.of(name)
+
+
+def _sealed(value: bytes) -> bytes:
+    """With its checksum."""
+    return zlib.crc32(value).to_bytes(4, "little") + value
+
+
+def _unsealed(sealed: bytes) -> bytes | None:
+    return sealed[4:] if zlib.crc32(sealed[4:]).to_bytes(4, "little") == sealed[:4] else None
 
 
 def _crc(key: bytes, payload: bytes) -> int:

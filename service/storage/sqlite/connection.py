@@ -8,8 +8,8 @@ from pathlib import Path
 
 from service.storage.base import StorageDamagedError, StorageError, StorageUnavailableError
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+FIRST = """
 CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS events (
     position INTEGER PRIMARY KEY,              -- log number * 2^40 + offset: the order of a log is the order of the table
@@ -18,7 +18,12 @@ CREATE UNIQUE INDEX IF NOT EXISTS events_by_key ON events (log, key);
 CREATE TABLE IF NOT EXISTS snapshots (
     log INTEGER NOT NULL, "offset" INTEGER NOT NULL, blob BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (log, "offset"));
 """
-"""Compared, text for text, with what a store holds: a table that is missing is damage. A change of it is a new version."""
+RECORDS = """
+CREATE TABLE IF NOT EXISTS records (              -- log 0 = of the store itself
+    log INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (log, key));
+"""
+SCHEMAS = {1: FIRST, 2: FIRST + RECORDS}
+"""By version. Compared, text for text, with what a store holds: a table that is missing is damage. A change is a new version."""
 CHECKED_BYTES = 64 * 2**20
 """Up to this size the whole file is checked at the start; beyond it, what is read is checked as it is read."""
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -41,10 +46,11 @@ def open_writer(path: Path) -> sqlite3.Connection:
     connection = open_reader(path)
     try:
         _check_version(path, connection)
-        if is_new(connection):
-            connection.executescript(SCHEMA)
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        check_schema(path, connection)
+        if not is_new(connection):
+            check_schema(path, connection)
+        if _version(connection) < SCHEMA_VERSION:  # tables that an earlier version lacks
+            connection.executescript(f"BEGIN; {SCHEMAS[SCHEMA_VERSION]} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            check_schema(path, connection)
         if path.stat().st_size <= CHECKED_BYTES:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
@@ -93,19 +99,23 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(connection)
     if version > SCHEMA_VERSION:
         raise StorageDamagedError(str(path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
 
 
 def is_new(connection: sqlite3.Connection) -> bool:
     """Whether nothing was ever stored there."""
-    return bool(connection.execute("PRAGMA user_version").fetchone()[0] == 0)
+    return _version(connection) == 0
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """`StorageDamagedError` where a table is missing, or another."""
-    if _schema(connection) != _fresh_schema():
+    if _schema(connection) != _fresh_schema(_version(connection)):
         raise StorageDamagedError(str(path), "its tables are not those of this service; restore a backup")
 
 
@@ -113,7 +123,7 @@ def _schema(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")]
 
 
-def _fresh_schema() -> list[str]:
+def _fresh_schema(version: int) -> list[str]:
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(SCHEMA)
+        connection.executescript(SCHEMAS[version])
         return _schema(connection)

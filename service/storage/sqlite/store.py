@@ -59,6 +59,8 @@ logger = logging.getLogger("nextarm.storage")
 T = TypeVar("T")
 
 SHIFT = 40
+OF_STORE = 0
+"""What records of the store itself have in place of the number of a log."""
 TAIL = 256
 """Entries per log kept in memory after their commit, so that folding what was just accepted reads no file."""
 ROOM_BYTES = 256 * 2**10
@@ -275,6 +277,7 @@ class SqliteStorage:
                 self._acknowledged.forget(number)
             connection.execute("DELETE FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1))
             connection.execute("DELETE FROM snapshots WHERE log = ?", (number,))
+            connection.execute("DELETE FROM records WHERE log = ?", (number,))
             connection.execute("DELETE FROM logs WHERE number = ?", (number,))
             self._ends.pop(number, None)
             self._grown.pop(number, None)
@@ -323,6 +326,22 @@ class SqliteStorage:
             )
 
         await self._submit(run, Durability.PROCESS)
+
+    async def swap_record(self, log: Log | None, key: str, value: bytes | None, *, expected: bytes | None) -> bool:
+        number = OF_STORE if log is None else self._number(log)
+
+        def run(connection: sqlite3.Connection) -> int:
+            if log is not None and not connection.execute("SELECT 1 FROM logs WHERE number = ?", (number,)).fetchone():
+                raise LogNotFoundError(log.name)
+            row = connection.execute("SELECT value FROM records WHERE log = ? AND key = ?", (number, key)).fetchone()
+            if (None if row is None else row[0]) != expected:
+                return 0
+            connection.execute("DELETE FROM records WHERE log = ? AND key = ?", (number, key))
+            if value is not None:
+                connection.execute("INSERT INTO records VALUES (?, ?, ?, ?)", (number, key, value, zlib.crc32(value)))
+            return 1
+
+        return bool(await self._submit(run, Durability.POWER, size=len(value or b"")))
 
     def _insert(
         self, connection: sqlite3.Connection, log: Log, number: int, key: str, payload: bytes, *, expected: int | None = None
@@ -435,6 +454,22 @@ class SqliteStorage:
             ).fetchall()
         )
         return [(offset, blob) for offset, blob, crc in rows if zlib.crc32(blob) == crc]
+
+    async def records(self, log: Log | None) -> dict[str, bytes]:
+        number = OF_STORE if log is None else self._number(log)
+        rows = await self._read(
+            lambda connection: connection.execute("SELECT key, value, crc FROM records WHERE log = ?", (number,)).fetchall()
+        )
+        return {key: value for key, value, crc in rows if zlib.crc32(value) == crc}
+
+    async def find_record(self, log: Log | None, key: str) -> bytes | None:
+        number = OF_STORE if log is None else self._number(log)
+        rows = await self._read(
+            lambda connection: connection.execute(
+                "SELECT value, crc FROM records WHERE log = ? AND key = ?", (number, key)
+            ).fetchall()
+        )
+        return next((bytes(value) for value, crc in rows if zlib.crc32(value) == crc), None)
 
     async def _read(self, run: Callable[[sqlite3.Connection], T]) -> T:
         assert self._reading is not None

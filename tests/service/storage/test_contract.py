@@ -415,3 +415,41 @@ async def _play(opener: Opener, operations: list[tuple[Any, ...]]) -> None:
         assert await everything(storage, handles[name]) == expected_entries
     assert [log.name for log in await storage.logs()] == sorted(model.logs)
     await storage.close()
+
+
+async def test_a_record_is_replaced_only_if_it_is_what_was_expected(opener: Opener) -> None:
+    async with started(opener) as storage:
+        log, other = await a_log(storage), await a_log(storage, "other")
+        for owner in (log, None):
+            assert await storage.find_record(owner, "a") is None
+            assert not await storage.swap_record(owner, "a", b"new", expected=b"old")
+            assert await storage.swap_record(owner, "a", b"one", expected=None)
+            assert not await storage.swap_record(owner, "a", b"two", expected=None)
+            assert await storage.swap_record(owner, "a", b"", expected=b"one"), "an empty one is one"
+            assert not await storage.swap_record(owner, "a", b"three", expected=None)
+            assert await storage.swap_record(owner, "b/\u00e4", b"x" * 10_000, expected=None)
+            assert await storage.records(owner) == {"a": b"", "b/\u00e4": b"x" * 10_000}
+            assert await storage.swap_record(owner, "a", None, expected=b"")
+            assert await storage.swap_record(owner, "a", None, expected=None), "what is not there stays so"
+        assert await storage.records(other) == {}
+        swapped = await asyncio.gather(*(storage.swap_record(log, "c", b"%d" % i, expected=None) for i in range(8)))
+        assert swapped.count(True) == 1
+        won = await storage.find_record(log, "c")
+        assert won == b"%d" % swapped.index(True)
+    async with started(opener) as storage:
+        assert set(await storage.records(log)) == {"b/\u00e4", "c"}
+        assert set(await storage.records(None)) == {"b/\u00e4"}
+
+
+async def test_records_are_deleted_with_their_log(storage: Storage) -> None:
+    log = await a_log(storage)
+    await storage.swap_record(log, "a", b"one", expected=None)
+    await storage.swap_record(None, "a", b"of the store", expected=None)
+    await storage.delete(log)
+    with pytest.raises(LogNotFoundError):
+        await storage.swap_record(log, "a", b"two", expected=b"one")
+    with pytest.raises(LogNotFoundError):
+        await storage.records(log)
+    again, _ = await storage.create(Log("another id", log.name), b"created")
+    assert await storage.records(again) == {}
+    assert await storage.records(None) == {"a": b"of the store"}

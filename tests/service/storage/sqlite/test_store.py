@@ -174,13 +174,27 @@ async def test_a_store_of_a_newer_build_is_refused(path: Path) -> None:
     async with opened(path):
         pass
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version=2")
+        connection.execute("PRAGMA user_version=3")
     for read_only in (False, True):
-        with pytest.raises(StorageDamagedError, match="version 2, this build reads up to 1"):
+        with pytest.raises(StorageDamagedError, match="version 3, this build reads up to 2"):
             await SqliteStorage(path, read_only=read_only).start()
 
 
-@pytest.mark.parametrize("table", ["events", "logs", "snapshots"])
+async def test_a_store_of_the_first_version_gets_its_records(path: Path) -> None:
+    async with opened(path) as storage:
+        log = await filled(storage)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE records; PRAGMA user_version=1")
+    async with opened(path, read_only=True) as storage:
+        assert len(await everything(storage, log)) == 12, "it can be read as it is"
+    async with opened(path) as storage:
+        assert await storage.swap_record(log, "a", b"one", expected=None)
+        assert len(await everything(storage, log)) == 12
+    async with opened(path) as storage:
+        assert await storage.records(log) == {"a": b"one"}
+
+
+@pytest.mark.parametrize("table", ["events", "logs", "snapshots", "records"])
 async def test_a_table_that_is_missing_is_damage_and_not_a_new_store(path: Path, table: str) -> None:
     async with opened(path) as storage:
         await filled(storage)
