@@ -29,7 +29,10 @@ class Verdict(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """The diagnostics of one policy; see `Moments`. supported: what the mean weight should be.  largest: of the weights.  spread: of rewards."""
+    """The diagnostics of one policy; see `Moments`.
+
+    supported: what the mean weight should be.  largest: of the weights.  spread: of the rewards.
+    """
 
     support: float
     supported: float

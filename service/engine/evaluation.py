@@ -327,8 +327,9 @@ def _pair(interval: Interval) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of one evaluation. behaviour: the policy that decided, on the same decisions.  policies: as they were asked for.
+    """The results of one evaluation.
 
+    behaviour: the policy that decided, on the same decisions.  policies: as they were asked for.
     best_fixed_arm: chosen among all arms on these very decisions; its intervals hold for all of them at once. None where the log
     can say nothing of any arm.  left_out: why decisions were not used, and how many.
     """
@@ -423,44 +424,53 @@ class Evaluation:
 
     def add(self, offset: int, payload: bytes) -> None:
         """The next entry, behind the one that creates the bandit. Raises `InvalidRow`."""
+        if offset != self.offset + 1:
+            self._check_gap(offset)
+        self.offset = offset
+        event = _read(offset, payload)
+        row = self._before_fold(offset, event)
+        if self._own is not None:
+            self._fold(self._own, offset, events.decode(payload), row)
+        match event:
+            case _Observed():
+                self._observed(offset, event)
+            case _Imported(reward=float(reward)) if row is not None:
+                self._take(offset, row, reward)
+            case _Expired():
+                self.left_out["expired"] += self._open.pop(event.id, None) is not None
+            case _Cancelled():
+                self.left_out["cancelled"] += self._open.pop(event.id, None) is not None
+
+    def _check_gap(self, offset: int) -> None:
         if offset <= self.offset:
             raise InvalidRow(
                 offset, "offset", f"follows {self.offset}; the log was put together from several: give one at a time"
             )
-        if self.candidates and offset != self.offset + 1:
+        if self.candidates:
             raise InvalidRow(
                 offset,
                 "offset",
                 f"entries {self.offset + 1} to {offset - 1} are missing, which a policy that is replayed must have learned; "
                 "evaluate fixed arms alone, or a log from its beginning",
             )
-        self.offset = offset
-        event = _read(offset, payload)
-        row = None
+
+    def _before_fold(self, offset: int, event: _Read | None) -> _Row | None:
+        """What is to be known of an entry before it is learned: the row of one that counts, if it has an outcome."""
         match event:
             case _Decided():
-                row = self._decided(offset, event)
-            case _Imported(weights=list(weights)) if event.reward is not None:
-                row = self._decided(offset, event.as_decided(weights))
-            case _Imported(reward=None):
-                self.left_out["without a reward"] += self._is_counted(offset, event.at)
-            case _Imported():
-                self.left_out[WITHOUT_WEIGHTS] += self._is_counted(offset, event.at)
+                row = self._row(offset, event)
+                if row is not None and self._open.setdefault(event.id, row) is not row:
+                    raise InvalidRow(offset, "field id", f"decision {event.id!r} was made before; are these two logs in one?")
+                return row
+            case _Imported() if self._is_counted(offset, event.at):
+                if event.reward is not None and event.weights is not None:
+                    return self._row(offset, event.as_decided(event.weights))
+                self.left_out["without a reward" if event.reward is None else WITHOUT_WEIGHTS] += 1
             case _Created():
                 raise InvalidRow(offset, "event", "here another bandit's log begins; give one log at a time")
             case _ArmAdded():
                 self._add_arm(event.name)
-        if self._own is not None:
-            self._fold(self._own, offset, events.decode(payload), row)
-        match event:
-            case _Observed():
-                self._observed(offset, event.id, event.reward, suggested=event.propensity is not None, arm=event.arm)
-            case _Imported():
-                self._observed(offset, event.id, event.reward, suggested=True, arm=event.arm)
-            case _Expired():
-                self.left_out["expired"] += self._open.pop(event.id, None) is not None
-            case _Cancelled():
-                self.left_out["cancelled"] += self._open.pop(event.id, None) is not None
+        return None
 
     def _fold(self, own: Own, offset: int, event: events.AnyEvent, row: _Row | None) -> None:
         """Let the candidates decide and learn."""
@@ -487,8 +497,8 @@ class Evaluation:
         if self._anytime is not None:
             self._anytime.copy_policy(self._absent)
 
-    def _decided(self, offset: int, event: _Decided) -> _Row | None:
-        """The row of a decision that counts, if its outcome comes."""
+    def _row(self, offset: int, event: _Decided) -> _Row | None:
+        """The row of a decision that counts, if its outcome comes. Raises `InvalidRow`."""
         if event.arm < 0:
             self.left_out["stops"] += 1
             return None
@@ -513,11 +523,7 @@ class Evaluation:
                 f"it is {propensity:g} where `weights` give the arm {event.weights[played]:g}; both are the probability with "
                 "which it was drawn",
             )
-        if event.id in self._open:
-            raise InvalidRow(offset, "field id", f"decision {event.id!r} was made before; are these two logs in one?")
-        row = _Row(offset, event, self._model(event.scores, arms), [])
-        self._open[event.id] = row
-        return row
+        return _Row(offset, event, self._model(event.scores, arms), [])
 
     def _model(self, scores: _Scores, arms: int) -> list[float]:
         """(K,) what the deciding policy expected of each arm; where it did not say, the mean of the rewards so far."""
@@ -533,27 +539,31 @@ class Evaluation:
     def _is_counted(self, offset: int, at: datetime) -> bool:
         return self.since is None or (offset >= self.since if isinstance(self.since, int) else at >= self.since)
 
-    def _observed(self, offset: int, decision: str, reward: float | None, *, suggested: bool, arm: int) -> None:
-        row = self._open.pop(decision, None)
+    def _observed(self, offset: int, event: _Observed) -> None:
+        row = self._open.pop(event.id, None)
         if row is None:
             return  # before `since`
-        if reward is None:
+        if event.reward is None:
             self.left_out["without a reward"] += 1
-        elif not suggested or arm != row.event.arm:
+        elif event.propensity is None or event.arm != row.event.arm:
             self.left_out["overridden"] += 1
         else:
-            if self.reward_range is not None and not self.reward_range[0] <= reward <= self.reward_range[1]:
-                raise InvalidRow(
-                    offset,
-                    "field reward",
-                    f"{reward:g} is outside of reward_range, {self.reward_range[0]:g} to {self.reward_range[1]:g}; name "
-                    "the lowest and the highest reward that is possible, or leave it out (then there is no anytime interval)",
-                )
-            self._counts[row.event.arm] += 1
-            self._totals[row.event.arm] += reward
-            self._waiting.append((row, reward))
-            if len(self._waiting) >= min(BLOCK, max(BLOCK_NUMBERS // (self._absent * len(self.arms)), 1)):
-                self._flush()
+            self._take(offset, row, event.reward)
+
+    def _take(self, offset: int, row: _Row, reward: float) -> None:
+        """Count a decision whose reward is known."""
+        if self.reward_range is not None and not self.reward_range[0] <= reward <= self.reward_range[1]:
+            raise InvalidRow(
+                offset,
+                "field reward",
+                f"{reward:g} is outside of reward_range, {self.reward_range[0]:g} to {self.reward_range[1]:g}; name the lowest "
+                "and the highest reward that is possible, or leave it out (then there is no anytime interval)",
+            )
+        self._counts[row.event.arm] += 1
+        self._totals[row.event.arm] += reward
+        self._waiting.append((row, reward))
+        if len(self._waiting) >= min(BLOCK, max(BLOCK_NUMBERS // (self._absent * len(self.arms)), 1)):
+            self._flush()
 
     def _flush(self) -> None:
         """Add the decisions that wait to the sums."""

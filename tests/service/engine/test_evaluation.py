@@ -14,7 +14,7 @@ from bandits.evaluation.estimators import LoggedDecisions
 from service.engine import evaluation as module
 from service.engine import events
 from service.engine.evaluation import Evaluation, InvalidRequest, InvalidRow
-from service.engine.events import ArmAdded, Created, Decided, NewArm, Observed
+from service.engine.events import ArmAdded, Created, Decided, Imported, NewArm, Observed
 from service.engine.learner import Learner
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
@@ -209,6 +209,30 @@ def test_a_log_without_its_middle_serves_fixed_arms_and_no_replay() -> None:
     assert found.results().decisions == 10
     with pytest.raises(InvalidRow, match="entries 2 to 21 are missing"):
         Evaluation(first, [{"kind": "greedy"}]).add(22, events.encode(log[21]))
+
+
+def test_imported_rows_count_where_they_have_their_weights() -> None:
+    """The first half of the decisions as history of another service, and two rows that say less."""
+    log = written(rounds=200)
+    imported: list[events.AnyEvent] = [log[0]]
+    for made, closed in zip(log[1:201:2], log[2:202:2], strict=True):
+        assert isinstance(made, Decided)
+        assert isinstance(closed, Observed)
+        imported.append(row_of(made.id, made.arm, closed.reward, weights=made.weights))
+    found = evaluated([*imported, *log[201:]], {"kind": "greedy"}).results()
+    whole = evaluated(log, {"kind": "greedy"}).results()
+    for name in ("ips", "snips"):
+        for one, other in zip(found.fixed_arms[1:], whole.fixed_arms[1:], strict=True):
+            assert one.estimates[name][0] == pytest.approx(other.estimates[name][0])
+        assert found.policies[0].estimates[name][0] == pytest.approx(whole.policies[0].estimates[name][0], rel=0.05)
+    assert found.behaviour.verdict == "answer"
+    found = evaluated([*imported, row_of("less", 0, 1.0), row_of("least", 0, None), *log[201:]]).results()
+    assert found.left_out == {"imported without weights": 1, "without a reward": 1}
+    assert found.behaviour.verdict == "bounded"
+
+
+def row_of(name: str, arm: int, reward: float | None, **changes: Any) -> Imported:
+    return Imported(at=AT, id=name, arm=arm, reward=reward, cost=0.0, price=0.0, features=b"", body="b", **changes)
 
 
 def test_large_rewards_keep_their_digits() -> None:
