@@ -29,6 +29,8 @@ from service.engine.errors import (
     EpisodeFinishedError,
     ImportConflictError,
     LogNewerError,
+    NotCloneableError,
+    NotReadyError,
     OffsetBeyondEndError,
     OpenDecisionLimitError,
     OutcomeConflictError,
@@ -81,6 +83,8 @@ ANSWERS: dict[type[Exception], _Answer] = {
     ),
     DecisionConflictError: _Answer("decision_conflict", "this id was used for another request; choose a new id"),
     ReferenceConflictError: _Answer("reference_conflict", "this id was used for other reference material; choose a new id"),
+    NotReadyError: _Answer("not_ready", lambda error: f"this bandit is a clone that still learns: {error}; try again"),
+    NotCloneableError: _Answer("not_cloneable", lambda error: f"this log cannot be cloned so: {error}"),
     ImportConflictError: _Answer(
         "import_conflict",
         lambda error: f"{error}, which stays; nothing of this request was learned: send the first content again, or another id",

@@ -896,6 +896,21 @@ class ImportRow(Outcome):
         return [prompt, *self.contents(), *tables, *facts]
 
 
+class CloneBody(Body):
+    """A new bandit that has learned what this one has, under another policy."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "candidate", "policy": {"kind": "pak-ucb"}}]})
+
+    name: Annotated[str, StringConstraints(pattern=NAME)] = Field(description="Of the new bandit.", examples=["candidate"])
+    policy: AnyPolicy = Field(
+        description="`kind` and its hyperparameters; everything else is as in the configuration of this bandit.",
+        examples=[{"kind": "pak-ucb"}],
+    )
+    until: int | None = Field(
+        None, ge=1, description="The last offset that it learns from; null = all that is there now.", examples=[4711]
+    )
+
+
 class ImportBody(Body):
     """Up to 1,024 outcomes of the past."""
 

@@ -229,6 +229,13 @@ class BudgetAnswer(Answer):
     feasible: bool = Field(description="False: the multiplier is at its cap, and the mean is above the budget all the same.")
 
 
+class CloningAnswer(Answer):
+    """How far a clone is."""
+
+    learned: int = Field(description="Outcomes that it has learned.", examples=[1024])
+    until: int = Field(description="The offset of the other bandit up to which it learns.", examples=[4711])
+
+
 class BanditAnswer(Answer):
     """Configuration and what was learned."""
 
@@ -247,6 +254,7 @@ class BanditAnswer(Answer):
     prices_per: Literal["call", "outcome"] = Field(description="What prices are for.")
     budget: BudgetAnswer | None = Field(description="Null: none is held.")
     seed: int = Field(description="Of random frequencies and draws.")
+    cloning: CloningAnswer | None = Field(description="Of a clone that still learns and decides nothing; null otherwise.")
     configuration: dict[str, Any] = Field(description="A body that creates this bandit as it is now; PUT it back at any time.")
     offset: int = Field(description="What is learned up to here.")
     decisions: int = Field(description="Decisions ever.")
@@ -543,6 +551,12 @@ def _budget_json(ledger: Ledger) -> dict[str, Any] | None:
     }
 
 
+def _cloning_json(ledger: Ledger) -> dict[str, int] | None:
+    """How far a clone is; None where it decides."""
+    cloning = ledger.cloning
+    return None if cloning is None else {"learned": cloning.learned, "until": cloning.source.until}
+
+
 async def health_json(learner: Learner, now: datetime) -> dict[str, Any]:
     """Every check of a bandit, and the worst status."""
     checks = await learner.health(now)
@@ -578,6 +592,7 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
         "prices_per": learner.ledger.prices_per,
         "budget": _budget_json(learner.ledger),
         "seed": created.seed,
+        "cloning": _cloning_json(learner.ledger),
         "configuration": configuration(learner),
         "offset": learner.versions.committed.offset,
         "decisions": learner.ledger.decided,

@@ -57,6 +57,7 @@ class LogCommitter:
         Returns: per event a receipt, or the failure of that event alone. Raises: a failure that concerns all of them.
         Must not be cancelled (`TaskGroup.run_shielded`).
         """
+        self._projection.ledger.check_ready()
         encoded = [(events.key_of(event), events.encode(event)) for event in made]
         try:
             receipts = await self._append(encoded, durability)
@@ -94,6 +95,7 @@ class LogCommitter:
             async with self._record_lock:
                 for _ in range(RECORD_TRIES):
                     await self._projection.fold_log()
+                    self._projection.ledger.check_ready()
                     check()
                     try:
                         receipt = await self._append_after(self._versions.committed.offset, key, event)

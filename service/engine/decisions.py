@@ -71,6 +71,7 @@ class DecisionMaker:
         """Choose an arm and log it; it is enqueued when this returns. The same id again is the same decision."""
         if self._versions.fault is not None:
             self._versions.check_sound()
+        self._ledger.check_ready()
         if len(self._ledger.open) >= self._max_open:
             raise OpenDecisionLimitError(f"{self._max_open} decisions are open")
         return self._batcher.submit(request)
@@ -82,6 +83,7 @@ class DecisionMaker:
 
     async def preview(self, request: DecisionRequest) -> Decided:
         """The decision that would be made now; it is neither logged nor pending."""
+        self._ledger.check_ready()
         (found,) = await self._choose([request])
         if isinstance(found, Exception):
             raise found

@@ -34,6 +34,14 @@ class ReferenceConflictError(EngineError):
     """The id belongs to other reference material already."""
 
 
+class NotReadyError(EngineError):
+    """The bandit is a clone that has not learned everything yet."""
+
+
+class NotCloneableError(EngineError):
+    """The log lacks what the policy of the clone learns from."""
+
+
 class ImportConflictError(EngineError):
     """The id of a row belongs to another row already. row: its id."""
 

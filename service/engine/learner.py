@@ -30,6 +30,8 @@ class Learner:
     projection, ledger, versions: what was folded from its log.
     decisions, outcomes, imports: accept requests.  committer: appends any other event.
 
+    clone_fault: why the copy of another log cannot be completed; "" = nothing is in its way.
+
     clock: the time of events.  snapshot_every: events between two snapshots, 0 = none.  max_open: decisions open at a time.
     device: where decisions may be scored, as `Settings.where` names it.
     """
@@ -64,6 +66,7 @@ class Learner:
         self.decisions = DecisionMaker(self.projection, self.committer, clock=clock, max_open=max_open)
         self.outcomes = OutcomeRecorder(self.projection, self.committer, clock=clock)
         self.imports = HistoryImporter(self.projection, self.committer)
+        self.clone_fault = ""
         self._storage = storage
         self._executor = AdaptiveExecutor()
 
@@ -115,6 +118,8 @@ class Learner:
         state, _, arms = self.versions.scoring
         lost = await self._executor.run(self.policy.arms_without_estimate, state)
         seen = notices(Subject(policy=self.policy, ledger=self.ledger))
+        if self.clone_fault:
+            seen.append(f"This clone cannot be completed ({self.clone_fault}): delete it.")
         return [*notices_of_rewards(self.policy, self.ledger), *notices_of_arms(self.policy, arms, lost), *seen]
 
     async def entries(self, *, after: int, limit: int) -> list[tuple[int, bytes]]:

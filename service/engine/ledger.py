@@ -25,6 +25,7 @@ from bandits.errors import InvalidContext
 from bandits.objective import CAP, COST, REWARD, Budget, PricesPer, RewardMoments, learned_cost, terms, variance_over_arms
 from bandits.types import REFERENCE, Context, Moments, Observation, Policy
 from service.engine import events
+from service.engine.errors import NotReadyError
 from service.engine.events import (
     AnyEvent,
     ArmAdded,
@@ -335,6 +336,11 @@ class Ledger:
     def index(self, name: str) -> int | None:
         """The index of an arm, retired ones included."""
         return self._index.get(name)
+
+    def check_ready(self) -> None:
+        """Raise `NotReadyError` for a clone that is not complete: nothing but its copy is written into its log."""
+        if self.cloning is not None:
+            raise NotReadyError(f"{self.cloning.learned} outcomes of {self.cloning.source.bandit!r} are learned so far")
 
     def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""

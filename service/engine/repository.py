@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from uuid_utils.compat import uuid7
 
 from service.engine import events
+from service.engine.clones import Cloner
 from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError, LogNewerError
 from service.engine.events import Created
 from service.engine.follower import LogFollower
@@ -69,6 +70,7 @@ class BanditRepository:
         self._tasks: list[asyncio.Task[None]] = []
         self._follower = LogFollower(storage, self._learners, clock=clock, discover=self._discover)
         self.clock = self._follower.clock if storage.shared else clock
+        self._cloner = Cloner(storage, clock=self.clock)
         self._load_slots = asyncio.Semaphore(LOADING_AT_ONCE)
 
     async def start(self) -> None:
@@ -107,6 +109,7 @@ class BanditRepository:
             log, receipt = await self.storage.create(wanted, events.encode(created))
             if receipt.first is None:
                 self._learners[name] = learner
+                self._cloner.start(learner)
                 self._unloaded.pop(name, None)
                 self._damaged.pop(name, None)
                 return learner, True
@@ -228,6 +231,8 @@ class BanditRepository:
             raise LogNotFoundError(log.name)
         del self._unloaded[log.name]
         self._learners[log.name] = learner
+        if not self.storage.shared:  # else the process that began it may be at work
+            self._cloner.start(learner)
         self._on_load(learner.created)
         return learner
 
@@ -305,6 +310,7 @@ class BanditRepository:
             for log in list(self._unloaded.values()):
                 self._start_loading(log)
             await self._inspect()
+            self._cloner.look([learner for learner in self._learners.values() if learner.versions.fault is None])
             for learner in list(self._learners.values()):
                 if learner.versions.fault is not None:
                     continue

@@ -17,6 +17,7 @@ ALWAYS = (
     "headers_too_large",
     "invalid_request",
     "rate_limited",
+    "not_ready",
     "storage_unavailable",
     "replica_behind",
     "overloaded",

@@ -59,6 +59,7 @@ ROUTES: list[tuple[str, str, Any, str]] = [
     ("DELETE", "/v1/bandits/b/arms/new", None, "admin"),
     ("PUT", "/v1/bandits/new", GREEDY, "admin"),
     ("POST", "/v1/bandits/b/import", {"rows": [{"id": "r", "arm": "small", "reward": 0.5}]}, "admin"),
+    ("POST", "/v1/bandits/b/clone", {"name": "copy", "policy": {"kind": "greedy"}}, "admin"),
     ("DELETE", "/v1/bandits/b", None, "admin"),
 ]
 RANK = {"reader": 0, "router": 1, "admin": 2}

@@ -54,6 +54,7 @@ WRITES = [
     ("POST", "/v1/bandits/b/outcomes/batch"),
     ("POST", "/v1/bandits/b/references"),
     ("POST", "/v1/bandits/b/import"),
+    ("POST", "/v1/bandits/b/clone"),
 ]
 
 NOT_JSON = {
