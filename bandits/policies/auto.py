@@ -373,7 +373,12 @@ class Auto(Policy):
 
     def trust(self, state: State) -> float | None:
         posterior: Posterior | None = state.reference.posterior  # that of the newest prepare may be adopted a moment later
-        return None if posterior is None else posterior.signals[0].trust
+        return None if posterior is None or not self._has_choice(state) else posterior.signals[0].trust
+
+    @staticmethod
+    def _has_choice(state: State) -> bool:
+        """Whether outcomes tell of two arms at least: of one alone, nothing can be said of what decides between arms."""
+        return len([arm for index, arm in enumerate(state.arms) if arm.pulls and index not in state.retired]) > 1
 
     # -- bytes -----------------------------------------------------------------------------------------------------------
 
@@ -401,13 +406,14 @@ class Auto(Policy):
         report: dict[str, Any] = {"arms": arms, "prepared": None, "trust": None, "variance": None, "noise": None, "signals": {}}
         if posterior is None:
             return report
-        posterior = posterior.with_arms(len(arms))
+        posterior, has_choice = posterior.with_arms(len(arms)), self._has_choice(state)
         report["prepared"] = posterior.count
         for k, name in enumerate(self.signals):
             one = posterior.signals[k]
-            report["signals"][name] = {"outcomes": one.count, "varies": bool(one.fits), "trust": one.trust}
+            trust = one.trust if has_choice else None
+            report["signals"][name] = {"outcomes": one.count, "varies": bool(one.fits), "trust": trust}
         reward = posterior.signals[0]
-        report["trust"] = reward.trust
+        report["trust"] = reward.trust if has_choice else None
         if reward.fits:
             fit = reward.fits[0]
             for index, arm in enumerate(arms):  # at the average prompt: w = (1, 0, ..., 0)
@@ -419,7 +425,8 @@ class Auto(Policy):
                 "arm_and_prompt": float(fit.scales.own.sum()),
                 "noise": fit.scales.noise,
             }
-            report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
+            if has_choice:
+                report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
             report["noise"] = float(reward.root * np.sqrt(fit.scales.noise))  # a deviation, in the unit of the rewards
         return report
 
