@@ -26,6 +26,8 @@ GRID = 160
 REACH = 4.5
 """Standard deviations around each mean that the grid covers; an arm that ends below where all others begin is not considered."""
 ROOT_2_PI = float(np.sqrt(2.0 * np.pi))
+SMALLEST = 1e-100
+"""Of the largest deviation, in the unit of the values: of a smaller one the squares would be 0, so another unit is taken."""
 THOMPSON_SHARE = 0.1
 """Of the weight that goes to arms by their probability of being best: it never gives an arm up, and propensities stay above 0."""
 
@@ -61,6 +63,8 @@ def weights(
     >>> weights(np.array([1.0, 0.2]), np.array([0.05, 0.05]))
     array([1., 0.])
     """
+    if (largest := float(deviation.max())) < SMALLEST:
+        mean, deviation = mean / largest, deviation / largest
     chosen, lowest = np.zeros(len(mean)), (mean - REACH * deviation).max()
     live = np.flatnonzero(mean + REACH * deviation >= lowest)
     if len(live) == 1:

@@ -46,6 +46,8 @@ which arm is best has had so many outcomes to fade.
 """
 DROWNED = 1e-3
 """Of the widest weighted signal: a reward that moves the objective less decides nothing."""
+TOO_SMALL = 1e-150
+"""A difference of rewards whose square is next to no number."""
 OVERSPENT = 1.1
 RECENT_ALARM = 1000
 """Outcomes for which an alarm of the detector is reported."""
@@ -225,7 +227,21 @@ def _reward_range(subject: Subject) -> Check | None:
         return Check(
             "reward_range", "warn", seen, f"All {count} rewards so far are {seen[0]:g}: they tell no arm from another.", fix
         )
-    return Check("reward_range", "ok", seen, f"Rewards from {seen[0]:g} to {seen[1]:g} were learned.", fix)
+    detail = f"Rewards from {seen[0]:g} to {seen[1]:g} were learned"
+    if 0.0 < seen[1] - seen[0] < TOO_SMALL:
+        detail += ": they differ by so little that the square of it is next to 0, and are learned badly or not at all."
+        return Check("reward_range", "warn", seen, detail, "Post rewards multiplied by a constant, in another bandit.")
+    if (steps := subject.ledger.tallies.steps.outlying()) is not None:
+        detail += (
+            f": two in a row are apart by some {steps[0]:.1g}, and a few by up to {steps[1]:.1g}. Beside so large a reward all "
+            "others are alike, and what tells arms apart is found late or never."
+        )
+        fix = (
+            "Cap rewards or take their logarithm before you post them, in another bandit: this one remembers what it has learned "
+            "(one with forget_half_life drops it in time)."
+        )
+        return Check("reward_range", "warn", seen, detail, fix)
+    return Check("reward_range", "ok", seen, f"{detail}.", fix)
 
 
 def _drift(subject: Subject) -> Check | None:
@@ -412,11 +428,14 @@ def _objective(subject: Subject) -> Check | None:
             moves[name] = None if low is None or high is None else abs(weight) * (high - low)
     if not any(ledger.live.objective.values()):
         return Check("objective", "warn", moves, "Every weight of objective is 0: all arms are equal, and chosen at random.", fix)
-    # costs are left out: with prices they are not what was learned
-    widest = max((moved or 0.0 for name, moved in moves.items() if name != COST), default=0.0)
+    if ledger.prices_per == "outcome" or any(subject.arm(index).price for index in subject.active):
+        compared = {name: moved for name, moved in moves.items() if name != COST}  # what is weighed is not what was learned
+    else:
+        compared = moves
+    widest = max((moved or 0.0 for moved in compared.values()), default=0.0)
     reward = moves.get(REWARD)
     if reward is not None and subject.outcomes >= ENOUGH and reward < DROWNED * widest:
-        name = max((name for name in moves if name != COST), key=lambda name: moves[name] or 0.0)
+        name = max(compared, key=lambda name: compared[name] or 0.0)
         detail = (
             f"Rewards move the objective by {reward:.3g}, and {name!r} by {widest:.3g}: beside it the reward decides nothing."
         )

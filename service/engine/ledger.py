@@ -456,7 +456,7 @@ class Ledger:
             case ReferenceAdded():
                 return self._referenced(offset, event)
             case Imported():
-                return [self._imported(event)]
+                return [self._imported(event, policy)]
             case Cloned():
                 self.cloning = None
             case Created():
@@ -524,7 +524,7 @@ class Ledger:
             self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
             self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
         signals = self._signals(event, decision.price if not overridden else self._arm(event.arm).price)
-        self._tally(event, decision, signals)
+        self._tally(event, decision, signals, policy)
         if event.surprise is not msgspec.UNSET and event.surprise is not None:
             effects += self._watch(event.arm, event.surprise, event.at)
         learn = self._learn(
@@ -543,14 +543,14 @@ class Ledger:
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
         return effects
 
-    def _tally(self, event: Observed, decision: OpenDecision, signals: tuple[float, ...]) -> None:
+    def _tally(self, event: Observed, decision: OpenDecision, signals: tuple[float, ...], policy: Policy) -> None:
         tallies, reward = self.tallies, event.reward
         tallies.last_outcome = event.at
         tallies.missing.add(0.0)
         tallies.add_outcome(event.arm, signals or (() if reward is None else (reward,)))
         if reward is None:
             return
-        tallies.add_reward(event.arm, reward, event.propensity)
+        tallies.add_reward(event.arm, reward, event.propensity, half_life=policy.forget_half_life)
         if decision.estimate is not None and event.arm == decision.arm:
             tallies.errors.add(reward - decision.estimate)
 
@@ -566,14 +566,18 @@ class Ledger:
         self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
         if self.spending is not None:
             self.spending.add(decision.arm, {REWARD: event.reward, COST: decision.price})
-        self.tallies.add_reward(decision.arm, event.reward, decision.propensity)
+        self.tallies.add_reward(decision.arm, event.reward, decision.propensity, half_life=policy.forget_half_life)
         return [self._learn(decision.features, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
 
-    def _imported(self, event: Imported) -> Learn:
-        """What was learned elsewhere says nothing of how this bandit decides, so it is neither a pull nor tallied nor spent."""
+    def _imported(self, event: Imported, policy: Policy) -> Learn:
+        """What was learned elsewhere says nothing of how this bandit decides: it is neither a pull nor spent, and of the tallies
+        only its size counts.
+        """
         if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
             raise InconsistentEventError(f"row {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
         arm = self._arm(event.arm)
+        if event.reward is not None:
+            self.tallies.steps.add(event.reward, half_life=policy.forget_half_life)
         self._update(event.arm, imported=arm.imported + 1, rewards=arm.rewards + (event.reward is not None))
         return self._learn(
             event.features,

@@ -11,6 +11,7 @@ they are, they begin at its offset. Memory grows with arms, not with outcomes.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -23,6 +24,10 @@ RECENT_OUTCOMES = 1000
 """Outcomes over which a `RecentMean` forgets."""
 LARGEST = 1e100
 """Rewards beyond it are taken for it: the square of a larger one is no number that a snapshot could hold."""
+LEAST_STEPS, FEW_STEPS, FEW, FAR = 20, 4, 0.01, 10
+"""Distances between rewards below which nothing is said of a typical one; how many, and which share of them, are few (one reward
+makes two); and how many powers of two beyond the typical one is far.
+"""
 LEAST_EFFECTIVE = 50.0
 """Outcomes, in effect, below which nothing is said of an arm's value."""
 DEVIATIONS, LEAST_SUPPORT = 3.0, 0.99
@@ -51,6 +56,45 @@ class RecentMean(msgspec.Struct, array_like=True):
     def deviation(self) -> float:
         """The standard deviation."""
         return math.sqrt(self.variance)
+
+
+class Steps(msgspec.Struct, array_like=True):
+    """How far rewards that come one after the other are apart, counted by powers of two: it shows one reward of another size,
+    whatever their zero is.
+
+    newer, older: exponent -> count, alike rewards left out. With a half life, what is older than two of them is dropped.
+    seen: rewards since the last drop.
+    """
+
+    newer: dict[int, int] = {}
+    older: dict[int, int] = {}
+    last: float | None = None
+    seen: int = 0
+
+    def add(self, reward: float, *, half_life: int | None = None) -> None:
+        """One more reward."""
+        if self.last is not None and reward != self.last:
+            _, exponent = math.frexp(min(abs(reward - self.last), LARGEST))
+            self.newer[exponent] = self.newer.get(exponent, 0) + 1
+        self.last = reward
+        self.seen += 1
+        if half_life is not None and self.seen >= half_life:
+            self.older, self.newer, self.seen = self.newer, {}, 0
+
+    def outlying(self) -> tuple[float, float] | None:
+        """The typical (median) and the largest distance, each about, where the largest is 1,000 times as far or more and only a
+        few are; None otherwise, and before the first `LEAST_STEPS`. (Where many are, they are what there is to learn.)
+        """
+        counts = Counter(self.newer) + Counter(self.older)
+        passed = 0
+        for exponent in sorted(counts):
+            passed += counts[exponent]
+            if 2 * passed >= counts.total() >= LEAST_STEPS:
+                largest = max(counts)
+                large = sum(count for one, count in counts.items() if one > exponent + FAR)
+                is_rare = 0 < large <= FEW_STEPS + FEW * counts.total()
+                return (math.ldexp(0.75, exponent), math.ldexp(0.75, largest)) if is_rare else None
+        return None
 
 
 class ArmTally(msgspec.Struct, array_like=True):
@@ -116,7 +160,7 @@ class Tallies(msgspec.Struct):
     arms: by index.  origin: the first reward; others are measured from it, so that large ones do not cancel.
     counted, total, squares: outcomes with a propensity, and the sums of their rewards.
     missing: of decisions that closed, 1 = expired.  errors: reward - estimate at the decision.
-    lowest, highest: per learned signal.
+    lowest, highest: per learned signal.  steps: of rewards.
     """
 
     arms: list[ArmTally]
@@ -130,6 +174,7 @@ class Tallies(msgspec.Struct):
     errors: RecentMean = msgspec.field(default_factory=RecentMean)
     last_decision: datetime | None = None
     last_outcome: datetime | None = None
+    steps: Steps = msgspec.field(default_factory=Steps)
 
     @staticmethod
     def start(*, arms: int, signals: int) -> Tallies:
@@ -144,8 +189,11 @@ class Tallies(msgspec.Struct):
         signals = len(self.lowest)
         self.arms.append(ArmTally(since=self.counted, carried=[0] * signals, totals=[0.0] * signals))
 
-    def add_reward(self, arm: int, reward: float, propensity: float | None) -> None:
-        """One more reward, where the arm was drawn with a known propensity; any other says nothing of another rule."""
+    def add_reward(self, arm: int, reward: float, propensity: float | None, *, half_life: int | None = None) -> None:
+        """One more reward. Where the arm was not drawn with a known propensity, it says nothing of another rule.
+        half_life: of the policy.
+        """
+        self.steps.add(reward, half_life=half_life)
         if propensity is None or not propensity > 0.0:
             return
         if self.origin is None:

@@ -132,3 +132,10 @@ def test_an_arm_that_may_be_best_has_a_weight() -> None:
     found = weights(np.array([0.5, 0.4, 0.1]), np.array([0.05, 0.05, 0.05]))
     assert (found[:2] > 0).all()
     assert found[2] < 1e-6
+
+
+def test_values_next_to_nothing_are_weighed_like_others() -> None:
+    mean, deviation = np.array([0.2, 0.5, 0.4]), np.array([0.3, 0.1, 0.2])
+    expected = weights(mean, deviation)
+    for unit in (1e-90, 1e-160, 1e-300):
+        assert_allclose(weights(unit * mean, unit * deviation), expected, rtol=1e-9)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.engine import tallies
-from service.engine.tallies import MAX_WEIGHT, Gain, RecentMean, Tallies
+from service.engine.tallies import MAX_WEIGHT, Gain, RecentMean, Steps, Tallies
+
+Floats = NDArray[np.float64]
 
 Row = tuple[int, float, float | None]
 """(arm, reward, propensity) of one outcome."""
@@ -145,3 +149,58 @@ def test_signals_are_counted_where_they_come() -> None:
         (1, [1, 1], [0.75, -2.0]),
     ]
     assert (found.lowest, found.highest) == ([0.25, -2.0], [0.75, 4.0])
+
+
+# -- one reward of another size --------------------------------------------------------------------------------------------------
+
+
+def steps_of(rewards: Sequence[float] | Floats, *, half_life: int | None = None) -> Steps:
+    found = Steps()
+    for reward in rewards:
+        found.add(float(reward), half_life=half_life)
+    return found
+
+
+SMALL: Floats = 0.5 + 0.1 * np.random.default_rng(2).standard_normal(200)
+
+
+@pytest.mark.parametrize("zero", [0.0, -1000.0, 1e9])
+@pytest.mark.parametrize("place", [0, 100, 199])
+def test_one_reward_of_another_size_is_seen_wherever_it_comes(zero: float, place: int) -> None:
+    rewards = zero + SMALL
+    assert steps_of(rewards).outlying() is None
+    rewards[place] += 1e12
+    found = steps_of(rewards).outlying()
+    assert found is not None
+    distances = np.abs(np.diff(rewards))
+    assert np.array(found) / [np.median(distances), distances.max()] == pytest.approx(1.0, abs=0.51)
+    packed = msgspec.json.encode(steps_of(rewards))
+    assert msgspec.json.decode(packed, type=Steps).outlying() == found
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        pytest.param([1.0, 0.0] * 5, id="few"),
+        pytest.param([0.5] * 500, id="all alike"),
+        pytest.param(([0.0] * 500 + [1.0]) * 4, id="rare successes"),
+        pytest.param(np.exp(np.random.default_rng(1).standard_normal(5000)), id="a long tail"),
+        pytest.param(np.where(np.arange(500) % 20, 1.0, 0.0) + 1e-7 * np.resize(SMALL, 500), id="failures beside small changes"),
+        pytest.param(np.where(np.arange(500) % 2, 1e6, 0.0) + np.resize(SMALL, 500), id="arms far apart"),
+    ],
+)
+def test_rewards_that_differ_as_rewards_do_are_not(rewards: Floats) -> None:
+    assert steps_of(rewards).outlying() is None
+
+
+def test_what_the_policy_forgets_is_forgotten() -> None:
+    rewards = np.concatenate([SMALL[:20], [1e12], SMALL[20:]])
+    assert steps_of(rewards).outlying() is not None
+    assert steps_of(rewards[:90], half_life=50).outlying() is not None
+    assert steps_of(rewards[:101], half_life=50).outlying() is None
+
+
+def test_a_distance_that_is_no_number_is_taken_for_the_largest() -> None:
+    found = steps_of([*SMALL, 1e308, -1e308, *SMALL]).outlying()
+    assert found is not None
+    assert math.isfinite(found[1])

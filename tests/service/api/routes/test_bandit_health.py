@@ -138,6 +138,39 @@ async def test_one_arm_alone(service: Service) -> None:
     status, checks = await health(service)
     assert (status, checks["arms"]["detail"]) == ("warn", "One arm is active: there is nothing to choose.")
     assert checks["gain"]["value"] == {"value": 0.0, "interval": [0.0, 0.0], "best_fixed": "large"}
+    assert (checks["prompt_pays"]["value"], checks["variance"]["value"]) == (None, None), "there is nothing to decide"
+    report = (await service.bandit())["report"]
+    assert (report["trust"], report["variance"]) == (None, None)
+    assert report["noise"] > 0.0
+    assert 'nextarm_prompt_trust{bandit="b"}' not in (await service.get("/metrics")).text
+    await service.put("/v1/bandits/b/arms/small", {})
+    await play(service, 24, dim=3, reward=better)
+    status, checks = await health(service)
+    assert status == "ok"
+    assert checks["prompt_pays"]["value"] >= 0.1
+    assert sum(checks["variance"]["value"].values()) == pytest.approx(1.0)
+
+
+async def test_one_reward_of_another_size(service: Service) -> None:
+    await service.create(body=TWO)
+    await play(service, 40, reward=better)
+    assert (await health(service))[0] == "ok"
+    await play(service, 1, reward=1e12)
+    await play(service, 3, reward=better)
+    status, checks = await health(service)
+    assert (status, checks["reward_range"]["status"]) == ("warn", "warn")
+    assert "apart by some 0.2, and a few by up to 8e+11" in checks["reward_range"]["detail"]
+    assert "Cap rewards or take their logarithm" in checks["reward_range"]["fix"]
+    assert (await service.bandit())["notices"] == [f"{checks['reward_range']['detail']} {checks['reward_range']['fix']}"]
+
+
+async def test_rewards_that_are_next_to_nothing(service: Service) -> None:
+    await service.create(body=TWO)
+    await play(service, 24, reward=lambda arm, noise: 1e-160 * better(arm, noise))
+    status, checks = await health(service)
+    assert (status, checks["reward_range"]["status"]) == ("warn", "warn")
+    assert "the square of it is next to 0" in (await service.bandit())["notices"][0]
+    assert "multiplied by a constant" in checks["reward_range"]["fix"]
 
 
 async def test_prompts_of_zeros_are_prompts(service: Service) -> None:
@@ -177,6 +210,18 @@ async def test_a_signal_that_drowns_the_reward(service: Service) -> None:
     assert checks["signals"]["value"] == {"tokens": 1.0}
     decision = await service.decide(body={"prompt": {"vector": [0.5, 0.25, 1.0]}})
     assert sum(decision["weights"].values()) == pytest.approx(1.0)
+
+
+async def test_costs_that_drown_the_reward_where_there_are_no_prices(service: Service) -> None:
+    """With prices, what is posted is not what is weighed."""
+    for name, arms in (("b", TWO["arms"]), ("priced", ARMS)):
+        await service.create(name, {"arms": arms, "seed": 7, "objective": {"reward": 1.0, "cost": -1.0}})
+        for number in range(24):
+            decision = await service.decide(name, {"id": f"d{number}"})
+            await service.observe(decision["id"], {"reward": 0.1 * (number % 5), "cost": 1e12 if number == 9 else 0.1}, name=name)
+    _, checks = await health(service)
+    assert "'cost' by 1e+12: beside it the reward decides nothing" in checks["objective"]["detail"]
+    assert (await health(service, "priced"))[1]["objective"]["status"] == "ok"
 
 
 async def test_weights_that_make_all_arms_equal(service: Service) -> None:
