@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -51,6 +52,17 @@ class _ArmConvertor(Convertor[str]):
 
 register_url_convertor("arm", _ArmConvertor())
 
+TAGGED: dict[str, Any] = {
+    "headers": {
+        "ETag": {
+            "description": "The bandit's `offset`, for `If-Match`.",
+            "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
+            "example": '"4711"',
+        }
+    }
+}
+"""Of responses that show a bandit, in the OpenAPI document."""
+
 router = APIRouter(tags=["bandits"], route_class=StrictJSONRoute)
 
 
@@ -85,8 +97,8 @@ def _policy_json(kind: str) -> dict[str, Any]:
     summary="Create a bandit",
     status_code=201,
     responses={
-        201: {"model": BanditAnswer, "description": "Created."},
-        200: {"model": BanditAnswer, "description": "It exists, with the same configuration."},
+        201: {"model": BanditAnswer, "description": "Created.", **TAGGED},
+        200: {"model": BanditAnswer, "description": "It exists, with the same configuration.", **TAGGED},
         **problems("bandit_exists", body=True),
     },
 )
@@ -101,7 +113,7 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
     if not is_new:
         await learner.projection.refresh()
         check_same(learner, body)
-    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)), status=201 if is_new else 200)
+    return await _shown(learner, services, status=201 if is_new else 200)
 
 
 async def _create(name: str, body: BanditBody, tenant: str, services: Services) -> tuple[Learner, bool]:
@@ -136,25 +148,38 @@ async def list_bandits(
     "/v1/bandits/{name}",
     summary="Configuration and what was learned",
     response_model=BanditAnswer,
-    responses=problems("bandit_not_found"),
+    responses={200: TAGGED, **problems("bandit_not_found")},
 )
 async def show_bandit(learner: ReadLearner, services: Shared) -> Response:
     """Per arm: pulls, outcomes, pending, mean reward, total cost, share of the last 1,000 decisions; and the policy's report."""
-    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)))
+    return await _shown(learner, services)
+
+
+async def _shown(learner: Learner, services: Services, *, status: int = 200) -> Response:
+    """A bandit, with its offset as the entity tag."""
+    shown = await bandit_json(learner, notices(services.embeddings, learner.created))
+    response = answer(shown, status=status)
+    response.headers["etag"] = f'"{shown["offset"]}"'
+    return response
 
 
 @router.patch(
     "/v1/bandits/{name}",
     summary="Change what can change while the bandit lives",
     response_model=BanditAnswer,
-    responses=problems("bandit_not_found", "not_live", "offset_conflict", body=True),
+    responses={200: TAGGED, **problems("bandit_not_found", "not_live", "offset_conflict", body=True)},
 )
 async def change_bandit(
     learner: ManagedLearner,
     body: BanditPatch,
     services: Shared,
     if_match: Annotated[
-        str | None, Header(description="An offset: change only if nothing was logged behind it, else 412.", examples=["4711"])
+        str | None,
+        Header(
+            description="An `ETag` of this bandit, or its offset: change only if nothing was logged behind it, else 412. Also a "
+            "list of them, or `*`.",
+            examples=['"4711"'],
+        ),
     ] = None,
 ) -> Response:
     """Objective, budget, default reward and time, and hyperparameters that no statistic depends on. All of it or nothing; values
@@ -165,18 +190,24 @@ async def change_bandit(
     event = configured_event(learner, body, services.repository.clock())
     if event is not None:
         await learner.committer.record(event, key=f"configured/{uuid7()}", check=lambda: _check_offset(learner, if_match))
-    return answer(await bandit_json(learner, notices(services.embeddings, learner.created)))
+    return await _shown(learner, services)
+
+
+_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"|[0-9]+'
+_TAGS = re.compile(rf"[ \t]*(?:{_TAG})(?:[ \t]*,[ \t]*(?:{_TAG}))*[ \t]*")
 
 
 def _check_offset(learner: Learner, if_match: str | None) -> None:
-    """Raise `offset_conflict` where the log has grown behind the offset that the client knows."""
-    if if_match is None:
+    """Raise `offset_conflict` where the log has grown behind the offset that the client knows (RFC 9110, 13.1.1: any of the tags
+    may be it, and a weak one never is).
+    """
+    if if_match is None or if_match.strip() == "*":
         return
-    text, now = if_match.strip('"'), learner.versions.committed.offset
-    if not text.isdigit():
-        raise invalid("If-Match", "must be an offset, as answers have it")
-    if int(text) != now:
-        raise Problem("offset_conflict", f"the log is at offset {now}, not at {text}; look at the bandit again")
+    if not _TAGS.fullmatch(if_match):
+        raise invalid("If-Match", 'must be an offset, as answers have it, an ETag such as "4711", a list of them, or *')
+    now = learner.versions.committed.offset
+    if f"{now}" not in (tag.strip('"') for tag in re.findall(_TAG, if_match)):
+        raise Problem("offset_conflict", f"the log is at offset {now}, not at {if_match[:64]}; look at the bandit again")
 
 
 @router.get(

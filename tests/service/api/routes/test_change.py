@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.http_client import Clock, Service, answered, opened
+from tests.service.http_client import Clock, Service, answered, opened, paths
 
 PAK: dict[str, Any] = {
     "policy": {"kind": "pak-ucb", "random_features": 8},
@@ -92,6 +92,25 @@ async def test_a_change_can_be_conditional_on_an_offset(made: Service) -> None:
     assert (stale.status_code, stale.json()["code"]) == (412, "offset_conflict")
     assert (await made.patch(PATH, change, **{"If-Match": "soon"})).status_code == 422
     assert answered(await made.patch(PATH, change, **{"If-Match": '"1"'}))["offset"] == 2
+
+
+async def test_an_entity_tag_is_the_offset_and_makes_a_change_conditional(made: Service) -> None:
+    await decide(made, 1)
+    shown = [await made.get(PATH), await made.put(PATH, PAK), await made.patch(PATH, {})]
+    assert [response.headers["etag"] for response in shown] == ['"2"'] * 3
+    assert [answered(response)["offset"] for response in shown] == [2] * 3
+    assert (await made.put("/v1/bandits/new", PAK)).headers["etag"] == '"1"'
+    change = {"objective": {"reward": 2.0}}
+    for tags in ('"1"', 'W/"2"', '"1", W/"2"', '"another"', "1", '""', "99999999999999999999"):
+        refused = await made.patch(PATH, change, **{"If-Match": tags})
+        assert (refused.status_code, refused.json()["code"]) == (412, "offset_conflict"), tags
+    for tags in ('"2', "W/2", "*, *", '"1" "2"', "-2", "²", "9" * 5000 + "x", ""):
+        refused = await made.ask("PATCH", PATH, json=change, headers=[(b"If-Match", tags.encode("latin-1"))])
+        assert (refused.status_code, paths(refused)) == (422, ["If-Match"]), tags
+    assert await made.offset() == 2
+    for offset, tags in enumerate(("2", '"3"', '"1", "4"', "*"), start=3):
+        response = await made.patch(PATH, {"objective": {"reward": float(offset)}}, **{"If-Match": tags})
+        assert (response.status_code, response.headers["etag"]) == (200, f'"{offset}"'), tags
 
 
 async def test_a_new_time_holds_for_later_decisions(made: Service, clock: Clock) -> None:
