@@ -95,12 +95,14 @@ def configured_event(learner: Learner, body: BanditPatch, now: datetime) -> Conf
 def _weighing(learner: Learner, body: BanditPatch, fixed: list[tuple[str, str]]) -> dict[str, Any]:
     """The objective and the budget where they change; signals that are not learned are added to `fixed`."""
     named = {"objective": list(body.objective or ()), "budget": [body.budget.signal] if body.budget else []}
+    learned = ", ".join(learner.created.learned)
     for name, signals in named.items():
         if signals and not learner.policy.weighs_signals:
             raise invalid(name, f"is for policies that weigh signals, not for {learner.created.policy}; leave it out")
         unknown = [one for one in signals if one not in learner.created.learned]
         fixed += [
-            ("budget.signal" if name == "budget" else f"objective.{one}", f"{one!r} is not learned here") for one in unknown
+            ("budget.signal" if name == "budget" else f"objective.{one}", f"{one!r} is not learned here, but {learned}")
+            for one in unknown
         ]
     changes: dict[str, Any] = {}
     objective, spending = body.objective or {"reward": 1.0}, learner.ledger.spending

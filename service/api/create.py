@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import secrets
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 from bandits import state as states
 from bandits.errors import BanditError, InvalidHyperparameter
 from bandits.hyperparameters import declared
-from bandits.objective import REWARD
+from bandits.objective import COST, REWARD
 from bandits.registry import POLICIES, build
 from bandits.types import Context, Observation, Policy, empty
 from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
@@ -34,6 +35,8 @@ from service.scorers.base import CLIENT, InvalidParameter, ScorerError, ScorerSp
 
 COPIES = 3
 """What is derived from the sums takes about twice their memory again: an inverse, and one that counts pending decisions."""
+SIMILAR = 0.8
+"""Of the names of two signals (`difflib`): `rewards`, `rewrad` and `costs` are errors, `host` and `forward` are not."""
 _FOR: dict[Kind, str] = {
     "probabilities": "set 'probabilities' and their number as `dim`, 'imagenet' for images, or 'open-clip' with `classes`",
     "vector": "set 'vector' and the length as `dim`, or an embedder of GET /v1/embedders",
@@ -130,7 +133,25 @@ def _learned_signals(body: BanditBody) -> list[str]:
     learned = body.learned_signals()
     if len(learned) > MAX_SIGNALS + 2:
         raise invalid("signals", f"at most {MAX_SIGNALS} are learned beside reward and cost; name fewer")
+    _check_spelling(body)
     return learned
+
+
+def _check_spelling(body: BanditBody) -> None:
+    """Refuse (422) a signal whose name is nearly that of a known one: no outcome would carry it, and it would count 0. (Not asked
+    of bandits that exist: some have such names.)
+    """
+    known = [REWARD, COST, *(body.signals or ())]
+    named = [(f"objective.{name}", name) for name in body.objective or ()]
+    if body.budget is not None:
+        named.append(("budget.signal", body.budget.signal))
+    wrong = []
+    for path, name in named:
+        if name not in known and (close := difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)):
+            fix = f"is nearly {close[0]!r}; write that, or list {name!r} in `signals` if it is a signal of its own"
+            wrong.append((path, fix))
+    if wrong:
+        raise invalid_fields(wrong)
 
 
 def _check_arm_names(body: BanditBody) -> None:

@@ -599,7 +599,7 @@ class BanditBody(Body):
     def _signals_differ(cls, signals: list[str] | None) -> list[str] | None:
         if signals is not None and len({*signals}) < len(signals):
             raise ValueError("a signal is named twice; name each once")
-        return signals
+        return signals or None  # none, whichever way it is said
 
     def request(self) -> dict[str, Any]:
         """The request with every default filled in: equal for bodies that mean the same. Fields younger than the first release
@@ -652,6 +652,11 @@ class BanditPatch(Body):
     prices_per: str | None = Field(None, description="Not live.")
     signals: list[str] | None = Field(None, description="Not live.")
     seed: int | None = Field(None, description="Not live.")
+
+    @field_validator("signals")
+    @classmethod
+    def _none_is_null(cls, signals: list[str] | None) -> list[str] | None:
+        return signals or None
 
     @field_validator("reward")
     @classmethod

@@ -91,7 +91,9 @@ class DecisionState(DecisionAnswer):
 
     state: Literal["open", "observed", "expired", "cancelled"] = Field(description="A stop counts as observed.")
     reward: float | None = Field(description="What was learned; null while open, and where nothing was learned.")
-    cost: float | None = Field(description="What the call cost; null without an outcome.")
+    cost: float | None = Field(
+        description="What the call cost; the price where a default reward was learned, null where nothing was."
+    )
     decided_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
     closed_at: str | None = Field(description="RFC 3339, UTC; null while open.")
 
@@ -479,16 +481,19 @@ def _best_arms(decided: Decided) -> list[int]:
     return sorted({*best, decided.arm} - {-1})
 
 
-def closed_json(closing: Recorded | None, *, stop: bool) -> dict[str, Any]:
-    """What became of a decision. A stop has no outcome to wait for: it counts as observed."""
+def closed_json(closing: Recorded | None, decided: Decided) -> dict[str, Any]:
+    """What became of a decision. A stop has no outcome to wait for: it counts as observed. A default reward comes with the price
+    as its cost, as the arm's total has it.
+    """
     event = None if closing is None else closing.event
-    state = "observed" if stop else "open"
+    state = "observed" if decided.arm < 0 else "open"
     reward = cost = None
     match event:
         case Observed():
             state, reward, cost = "observed", event.reward, event.cost
         case Expired():
             state, reward = "expired", event.reward
+            cost = None if reward is None else decided.price
         case Cancelled():
             state = "cancelled"
     return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at)}

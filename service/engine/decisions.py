@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bandits import draw
 from bandits.errors import BanditError, InvalidContext
+from bandits.objective import COST
 from bandits.types import Context, Policy, State, Weights
 from service.engine import events
 from service.engine.batcher import MicroBatcher
@@ -30,6 +31,8 @@ from service.engine.ledger import View
 from service.engine.projection import Projection
 from service.storage.base import Durability, Receipt, StorageError
 
+_COST = f"signals.{COST}"
+"""The score that shows what a call of each arm is expected to cost: with prices per call its price, where it has one."""
 MICRO_BATCH = 32
 """Decisions scored together, at most: between two batches they are added as pending."""
 
@@ -184,10 +187,12 @@ class DecisionMaker:
             batch.prepared = weights.prepared
             if len(contexts) == 1:
                 batch.choose(0, rows[0])
-            now = self._clock()
+            now, prices_are_costs = self._clock(), self._ledger.prices_per == "call"
             shown = msgspec.UNSET if len(present) == len(arms) else present
             for i, place in enumerate(places):
                 scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
+                if _COST in scores and prices_are_costs:
+                    scores[_COST] = [price or learned for price, learned in zip(contexts[i].prices, scores[_COST], strict=True)]
                 found[place] = self._to_event(batch, i, rows[i], scores, present=shown, now=now), vectors[place]
         return [found[place] for place in range(len(requests))]
 

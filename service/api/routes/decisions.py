@@ -64,7 +64,7 @@ async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
     return answer(
         {
             **decision_json(learner, decided.event, offset=decided.offset, full=True),
-            **closed_json(closing, stop=decided.event.arm < 0),
+            **closed_json(closing, decided.event),
             "decided_at": time_text(decided.event.at),
         }
     )

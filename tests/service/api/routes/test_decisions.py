@@ -379,6 +379,7 @@ async def test_a_decision_tells_what_became_of_it(service: Service, clock: Clock
     assert [state["state"] for state in states] == ["observed", "cancelled", "expired", "open"]
     assert (states[0]["reward"], states[0]["cost"], states[0]["closed_at"]) == (0.5, 3.0, "2026-01-31T12:00:59Z")
     assert (states[1]["reward"], states[2]["reward"]) == (None, None)
+    assert (states[1]["cost"], states[2]["cost"]) == (None, None), "nothing was learned of them"
     assert failed(await service.get("/v1/bandits/b/decisions/nobody")) == (404, "decision_not_found")
 
 

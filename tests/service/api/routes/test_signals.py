@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from numpy.random import default_rng
 
-from service.api.requests import BanditBody, OutcomeBody
+from service.api.requests import BanditBody, OutcomeBody, completed
 from service.engine.events import body_digest
 from tests.service.http_client import ARMS, GREEDY, JSON, VECTOR, Clock, Json, Service, answered, failed, paths
 
@@ -148,6 +148,40 @@ async def test_a_wrong_field_of_a_bandit_is_named(service: Service, fields: Json
     response = await service.ask("PUT", "/v1/bandits/b", content=content, headers=JSON)
     assert (response.status_code, paths(response)) == (422, [path])
     assert "openapi" not in response.text, "the message says what is taken"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "known"),
+    [
+        ({"objective": {"rewards": 1.0}}, "objective.rewards", "reward"),
+        ({"objective": {"reward": 1.0, "costs": -1.0}}, "objective.costs", "cost"),
+        ({"budget": {"signal": "cos", "per_decision": 1.0}}, "budget.signal", "cost"),
+        ({"objective": {"latency": -1.0}, "signals": ["latency_s"]}, "objective.latency", "latency_s"),
+    ],
+)
+async def test_a_signal_that_is_nearly_a_known_one_is_an_error(service: Service, fields: Json, path: str, known: str) -> None:
+    response = await service.put("/v1/bandits/b", {**TWO, **fields})
+    assert (response.status_code, paths(response)) == (422, [path])
+    named = path.removeprefix("objective.") if "objective" in fields else fields["budget"]["signal"]
+    assert f"is nearly '{known}'" in response.text
+    assert f"list '{named}' in `signals`" in response.text
+    made = await service.create(body={**TWO, **fields, "signals": [*fields.get("signals", []), named]})
+    assert named in made["signals"]
+
+
+async def test_other_names_of_signals_are_taken_and_a_bandit_that_has_a_strange_one_is_served(service: Service) -> None:
+    made = await service.create(body={**TWO, "objective": {"reward": 1.0, "host": 1.0, "forward": 1.0, "total_cost": -1.0}})
+    assert made["signals"] == ["reward", "cost", "host", "forward", "total_cost"]
+    strange = BanditBody.model_validate({**TWO, "objective": {"rewards": 1.0}})
+    assert completed(strange.request()) == strange.request(), "what is stored was taken by an earlier version"
+
+
+async def test_no_signals_are_none_whichever_way_it_is_said(service: Service) -> None:
+    first = await service.create(body={**TWO, "signals": []})
+    for same in (TWO, {**TWO, "signals": None}, {**TWO, "signals": []}, first["configuration"]):
+        assert (await service.put("/v1/bandits/b", same)).status_code == 200
+    assert answered(await service.patch("/v1/bandits/b", {"signals": []}))["offset"] == 1
+    assert "signals" not in (await service.log())[0]["request"], "as in a log of the first release"
 
 
 @pytest.mark.parametrize(
@@ -336,6 +370,19 @@ async def test_a_price_per_call_is_the_expected_cost(service: Service, body: Jso
     assert once["large"]["estimate"] - before["large"]["estimate"] == pytest.approx(-0.5 * (2.5 - 4.0))
 
 
+@pytest.mark.parametrize("kind", ["auto", "greedy", "pak-ucb"])
+async def test_with_prices_per_call_the_cost_that_is_shown_is_the_price(service: Service, kind: str) -> None:
+    await service.create(body={**PRICED, **WEIGHED, "prompt": {"dim": 3}, "policy": {"kind": kind}})
+    prompt: Json = {"prompt": {"vector": [0.5, 0.25, 1.0]}}
+    for i in range(6):
+        decision = await service.decide(body={"id": f"d{i}", **prompt})
+        await service.observe(decision["id"], {"reward": 0.1 * i})
+    scores = await preview(service, **prompt, arms=["small", {"name": "large", "price": 2.5}])
+    assert [scores[arm]["signals"]["cost"] for arm in ("small", "large")] == [0.25, 2.5]
+    for arm in ("small", "large"):
+        assert scores[arm]["estimate"] == pytest.approx(scores[arm]["signals"]["reward"] - 0.5 * scores[arm]["signals"]["cost"])
+
+
 async def test_a_price_per_outcome_is_times_the_learned_ratio(service: Service) -> None:
     await service.create(body={**PRICED, **WEIGHED, "prices_per": "outcome"})
     prices = {"small": 0.25, "large": 4.0}
@@ -429,3 +476,5 @@ async def test_a_default_reward_counts_its_price_as_spent(service: Service, cloc
     clock.forward(60)
     await service.put(f"/v1/bandits/b/decisions/{decision['id']}/outcome", {"reward": 1.0})
     assert (await service.bandit())["budget"]["running"] == 0.25 == (await service.arm("small"))["total_cost"]
+    shown = answered(await service.get(f"/v1/bandits/b/decisions/{decision['id']}"))
+    assert (shown["state"], shown["reward"], shown["cost"]) == ("expired", 0.0, 0.25)
