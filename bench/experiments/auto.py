@@ -1,7 +1,7 @@
 """Does `auto` pay? It beside its rivals on recorded tables, on fresh orders, paired order by order.
 
     python -m bench.experiments.auto                    what out/auto lacks; most important first, about an hour of two cores
-    python -m bench.experiments.auto --only paired      a part: paired, scales, rivals, locks, draws, batches
+    python -m bench.experiments.auto --only paired      a part: paired, scales, rivals, locks, blind, draws, batches
     python -m bench.experiments.auto --show             no runs: the tables of what is kept
 
 Order n is `numpy.random.default_rng(n).permutation(N)` cut to the rounds, and the seed of the policy is n. Orders 0 to 99 are for
@@ -128,6 +128,7 @@ def jobs(*, reference: bool, locks: int) -> dict[str, list[Job]]:
         "scales": [Job(name, "auto", orders[0], scale=scale) for name, orders in TABLES.items() for scale in SCALES],
         "rivals": [Job(name, one, n) for name, n in spread for one in RIVALS if one != "auto"],
         "locks": [Job("mmlu_pro", "auto", n, rounds=LOCK_ROUNDS) for n in range(locks)],
+        "blind": [Job("mmlu_pro", "auto without prompt", n, rounds=LOCK_ROUNDS) for n in range(locks)],
         "draws": [Job(name, SAME_DRAWS, n) for name, n in few],
         "batches": [Job(name, one, n, batch=BATCH) for name, n in few for one in pair],
     }
@@ -194,7 +195,7 @@ def main() -> None:
     """Play what is missing, then show the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.experiments.auto", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--only", default="paired,scales,rivals,locks,draws,batches", help="parts, separated by commas (default: all)"
+        "--only", default="paired,scales,rivals,locks,blind,draws,batches", help="parts, separated by commas (default: all)"
     )
     parser.add_argument("--tables", default=",".join(TABLES), help="tables, separated by commas (default: all)")
     parser.add_argument("--reference", type=Path, help="folder of evidence.py")
