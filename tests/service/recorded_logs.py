@@ -45,6 +45,7 @@ POLICIES: dict[str, Json] = {
     "epsilon-greedy": {"kind": "epsilon-greedy", "epsilon": 0.3},
     "thompson-beta": {"kind": "thompson", "posterior": "beta"},
     "thompson-gaussian": {"kind": "thompson", "posterior": "gaussian"},
+    "thompson-student": {"kind": "thompson", "posterior": "student"},
     "lin-ucb": {"kind": "lin-ucb"},
     "lin-ucb-unscaled": {"kind": "lin-ucb", "normalize": False, "ridge": 0.5},
     "pak-ucb": {"kind": "pak-ucb", "random_features": 6},
@@ -84,6 +85,7 @@ FIELDS: dict[str, Json] = {
         "budget": {"signal": "cost", "per_decision": 0.4},
     },
     "auto-no-prompt": {"prices_per": "outcome", "budget": {"signal": "latency_s", "per_decision": 1.2}},
+    "thompson-student": {"signals": ["latency_s"], "objective": {"reward": 1.0, "cost": -0.5}},
 }
 """name -> further fields of the bandit's body."""
 
