@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bandits.functional import linalg
 from bandits.functional.inverse import Inverse, quadratics
+from bandits.objective import RewardMoments
 from bandits.types import cached_field
 
 
@@ -45,7 +46,7 @@ class MeanArm:
 
 @dataclass(frozen=True)
 class SpreadArm:
-    """The statistic of policies that look at average and spread, by Welford's method: no digits are lost to a large average.
+    """The statistic of policies that look at average and spread (`RewardMoments`): no digits are lost to a large average.
 
     squares: sum of the squared distances from the average.
     """
@@ -56,9 +57,7 @@ class SpreadArm:
 
     def update(self, reward: float) -> SpreadArm:
         """One more reward."""
-        off = reward - self.average
-        average = self.average + off / (self.pulls + 1)
-        return SpreadArm(self.pulls + 1, average, self.squares + off * (reward - average))
+        return SpreadArm(*RewardMoments(self.pulls, self.average, self.squares).add(reward))
 
     def surprise(self, reward: float) -> float | None:
         """As of `MeanArm`."""

@@ -14,7 +14,7 @@ from bandits import state as states
 from bandits.errors import InvalidHyperparameter, InvalidObservation
 from bandits.hyperparameters import declared
 from bandits.policies import thompson
-from bandits.policies.thompson import Thompson, beta, gaussian, probability_best, student
+from bandits.policies.thompson import Posteriors, Thompson, beta, gaussian, probability_best, student
 from bandits.simulation import World, simulate
 from bandits.types import Context, Observation, State
 
@@ -28,6 +28,14 @@ def folded(policy: Thompson, *outcomes: tuple[int, float], arms: int) -> State:
     for arm, reward in outcomes:
         state = states.fold(policy, state, Observation(arm=arm, reward=reward))
     return policy.prepare(state)
+
+
+def by_a_finer_rule(posteriors: Posteriors) -> Tensor:
+    """`probability_best` with more nodes on each panel."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(("NODES", "WEIGHTS", "INTEGRAL"), thompson._rule(24), strict=True):
+            patch.setattr(thompson, name, value)
+        return probability_best(posteriors)
 
 
 def allowing(*allowed: bool, **others: Any) -> Context:
@@ -111,13 +119,7 @@ def test_wild_posteriors_give_a_distribution_that_a_finer_rule_confirms(counts: 
         p = probability_best(posteriors)
         assert bool((p >= 0).all())
         assert abs(float(p.sum()) - 1.0) < 1e-12
-        rule = thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL
-        thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL = thompson._rule(24)
-        try:
-            finer = probability_best(posteriors)
-        finally:
-            thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL = rule
-        torch.testing.assert_close(p, finer, rtol=0, atol=1e-11)
+        torch.testing.assert_close(p, by_a_finer_rule(posteriors), rtol=0, atol=1e-11)
 
 
 def test_arms_that_no_number_can_tell_apart_are_still_compared() -> None:
@@ -250,13 +252,7 @@ def test_student_probabilities_are_confirmed_by_a_finer_rule(arms: list[tuple[fl
     mean, log_scale, degrees = (vector(*column) for column in zip(*arms, strict=True))
     posteriors = student(mean, log_scale.exp(), degrees)
     p = probability_best(posteriors)
-    rule = thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL
-    thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL = thompson._rule(24)
-    try:
-        finer = probability_best(posteriors)
-    finally:
-        thompson.NODES, thompson.WEIGHTS, thompson.INTEGRAL = rule
-    torch.testing.assert_close(p, finer, rtol=0, atol=1e-9)
+    torch.testing.assert_close(p, by_a_finer_rule(posteriors), rtol=0, atol=1e-9)
 
 
 def test_the_unit_and_the_zero_of_rewards_change_no_pick() -> None:
