@@ -63,8 +63,8 @@ class Objective:
     budget: Budget | None = None
 
 
-class _Account:
-    """The sums that hold a budget, in a simulation."""
+class Account:
+    """The sums that hold a budget, in a simulation; what is maximized follows from them."""
 
     def __init__(self, objective: Objective, arms: int) -> None:
         self.objective = objective
@@ -110,7 +110,7 @@ def simulate(
     picks = np.empty(rounds, dtype=np.uint8 if arms < 256 else np.int64)
     propensities = np.empty(rounds)
     prices = np.broadcast_to(np.array(world.prices if len(world.prices) else np.zeros(arms)), (rounds, arms))
-    spending = None if objective is None else _Account(objective, arms)
+    spending = None if objective is None else Account(objective, arms)
     watched, alarms = [drift.START] * arms, []
     for t in range(rounds):
         x = empty() if features is None else features[t]

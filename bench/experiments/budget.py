@@ -20,8 +20,9 @@ import torch
 
 from bandits import draw
 from bandits import state as states
-from bandits.objective import Budget, RewardMoments, learned_cost, terms, variance_over_arms
+from bandits.objective import Budget, learned_cost
 from bandits.registry import build
+from bandits.simulation import Account, Objective
 from bandits.types import Context, Observation
 from bench.experiments import resumed
 from bench.experiments.defaults.tables import CodingTasks, coding_tasks
@@ -76,18 +77,13 @@ def play(job: Job) -> Run:
     state, budget = states.start(policy, arms=arms), Budget("cost", per_decision(here, job.share)) if job.share else None
     prices, actual = np.zeros(arms) if job.factor == 1.0 else here.costs.mean(0), here.costs.copy()
     picks, paid, scores, weights = (np.zeros(len(order)) for _ in range(4))
-    rewards = [RewardMoments()] * arms
+    account = Account(Objective(weights={"reward": 1.0, "cost": -job.weight}, prices_per="outcome", budget=budget), arms)
     for t, row in enumerate(order):
         if t == len(order) // 2:
             prices[best] *= job.factor
             actual[:, best] *= job.factor
-        multipliers = {}
-        if budget and all(arm.outcomes for arm in rewards):
-            variance = variance_over_arms(rewards)
-            multipliers["cost"] = budget.multiplier(count=t, total=paid.sum(), reward_variance=variance)
-        objective = {"reward": 1.0, "cost": -job.weight}
-        now = terms(policy.signals, objective, multipliers, prices=prices.tolist(), prices_per="outcome")
-        context = Context(features=features[row], allowed=(True,) * arms, **now._asdict())
+        terms = account.terms(policy.signals, prices.tolist())
+        context = Context(features=features[row], allowed=(True,) * arms, **terms._asdict())
         chances = policy.weights(state, [context]).values[0].tolist()
         arm, _ = draw.draw_at(chances, draw.uniform(f"{policy.seed}/{t}"))
         score, cost = float(here.scores[row, arm]), float(actual[row, arm])
@@ -95,7 +91,7 @@ def play(job: Job) -> Run:
         state = states.fold(policy, state, Observation(arm=arm, features=features[row], reward=score, cost=cost, signals=signals))
         state = policy.prepare(state)
         picks[t], paid[t], scores[t], weights[t] = arm, cost, score, chances[best]
-        rewards[arm] = rewards[arm].add(score)
+        account.add(arm, score, cost)
     means = [float(paid[:mark].mean()) for mark in MARKS]
     cheap = float((picks[len(picks) // 2 :] == cheapest).mean())
     return Run(float(scores.mean()), means, cheap, weights.round(6).tolist() if job.factor != 1.0 else [])
