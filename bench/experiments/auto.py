@@ -40,6 +40,7 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "pak-ucb": ("pak-ucb", {}),
     "lin-ucb": ("lin-ucb", {}),
     "thompson": ("thompson", {"posterior": "beta"}),
+    "thompson, student": ("thompson", {"posterior": "student"}),
     "greedy": ("greedy", {}),
     "epsilon-greedy": ("epsilon-greedy", {}),
 }
@@ -93,7 +94,7 @@ def play(job: Job, *, data: Path, reference: Path | None) -> Run:
         picks = np.asarray(loaded(reference).run(here.features, rewards, order, job.order, batch=job.batch))
     else:
         kind, setting = RIVALS.get(job.candidate, ("auto", {}))
-        if kind == "thompson":
+        if job.candidate == "thompson":
             setting = {"posterior": "beta" if 0.0 <= rewards.min() <= rewards.max() <= 1.0 else "gaussian"}
         world = World(features=here.features[order], rewards=rewards[order], expected=rewards[order])
         delays = [job.batch - 1 - t % job.batch for t in range(len(order))] if job.batch > 1 else []
