@@ -229,6 +229,32 @@ def evaluate(
 
 
 @main.command()
+@click.argument("source")
+@store_option
+@click.option("--url", default="", help="A running service that has the bandit SOURCE; its log is read over HTTP.")
+@click.option("--api-key", default="", envvar="NEXTARM_API_KEY", help="For --url, of any role. [NEXTARM_API_KEY]")
+@click.option("--format", "form", type=click.Choice(["text", "json", "html"]), help="[default: by the ending of -o, else text]")
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
+@click.option(
+    "--reward-range", nargs=2, type=float, help="Lowest and highest reward that is possible; adds an interval of the gain."
+)
+@click.option("--groups", type=click.IntRange(2, 50), default=6, show_default=True, help="Of prompts, at most.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_plainly
+def report(source: str, store: str | None, url: str, api_key: str, **options: Any) -> None:
+    """What a bandit earned and cost so far, by its own log: SOURCE is a bandit of the store, or a file that `export` wrote.
+
+    The gain over the best fixed arm, what exploration cost, where the prompt pays, cost per solved prompt, what is missing, and
+    every arm. Nothing is changed, a running server is not disturbed.
+    """
+    from service.cli.report.command import run
+
+    run(_source(source, store, url=url, api_key=api_key), **options)
+
+
+@main.command()
 @click.argument("destination", type=click.Path(dir_okay=False, path_type=Path))
 @store_option
 @click.option("--force", is_flag=True, help="Replace a file that exists.")

@@ -8,8 +8,10 @@ are shown; "..." is anything.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,15 @@ def test_the_commands_work_as_pasted_and_answer_what_is_shown(page: str, tmp_pat
         for block, shown in TESTED.findall(PAGES[page]):
             script = block.replace("localhost:8000", url.removeprefix("http://")).replace("curl -s", "curl -sS --fail-with-body")
             bash = ["bash", "-euo", "pipefail", "-c", script]
-            done = subprocess.run(bash, cwd=tmp_path, capture_output=True, text=True, check=False)
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `nextarm`
+            done = subprocess.run(
+                bash,
+                cwd=tmp_path,
+                env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
             expected = documents(shown)
             answered = documents(done.stdout)[-len(expected) :] if expected else []

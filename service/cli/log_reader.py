@@ -70,12 +70,16 @@ class Decision:
 
 
 class LogReader:
-    """The entries of one log, fed in order. created: the first event.  arms: by index.  offset: of the newest entry."""
+    """The entries of one log, fed in order.
+
+    created: the first event.  arms: by index.  offset: of the newest entry.  imported: outcomes without a decision of this log.
+    """
 
     def __init__(self) -> None:
         self.created: Mapping[str, Any] = {}
         self.arms: list[Arm] = []
         self.offset = 0
+        self.imported = 0
         self._open: dict[str, Decision] = {}
 
     @property
@@ -134,6 +138,8 @@ class LogReader:
                 self.arms[event["arm"]] = replace(self.arms[event["arm"]], price=event["price"], is_active=True)
             case "arm_retired":
                 self.arms[event["arm"]].is_active = False
+            case "imported":
+                self.imported += 1
             case "decided":
                 return self._decided(event, offset)
             case "observed" | "expired" | "cancelled":

@@ -1,0 +1,205 @@
+"""`nextarm report`: its numbers are those of the log and of `nextarm evaluate`, in every format."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from service.__main__ import main
+from service.cli.log_reader import LogReader
+from service.engine import events
+from service.engine.events import NewArm
+from service.engine.learner import Learner
+from service.storage.base import Log
+from service.storage.memory import MemoryStorage
+from tests.bandits.examples import DIM, Example
+from tests.service.drivers import Clock, ask, created, outcome
+
+NAMES = ("small", "<b>&large</b>", "third [bold] $x$ " + 60 * "n")
+COSTS = (0.001, 0.004, 0.02)
+
+
+def reward(g: np.random.Generator, arm: int) -> float:
+    """0 or 1."""
+    return float(g.random() < (0.3, 0.6, 0.5)[arm])
+
+
+EXAMPLE = Example(kind="lin-ucb", settings={"exploration_floor": 0.5}, dim=DIM, reward=reward)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported log of 600 decisions; of twenty one is overridden, one is cancelled, one expires."""
+    path = tmp_path_factory.mktemp("report") / "router.ndjson"
+    asyncio.run(write(path))
+    return path
+
+
+async def write(path: Path) -> None:
+    clock, g, storage = Clock(), np.random.default_rng(1), MemoryStorage()
+    arms = [NewArm(name=name, price=cost) for name, cost in zip(NAMES, COSTS, strict=True)]
+    first = msgspec.structs.replace(created(EXAMPLE, name="router"), arms=arms)
+    kept, _ = await storage.create(Log("id", "router"), events.encode(first))
+    bandit = await Learner.load(storage, kept, clock=clock)
+    for i in range(600):
+        arm = (await bandit.decisions.submit(ask(EXAMPLE, g, f"d{i}"))).event.arm
+        played = {3: (arm + 1) % 3}.get(i % 20, arm)
+        if i % 20 == 7:
+            await bandit.outcomes.cancel(f"d{i}")
+        elif i % 20 == 11:
+            clock.advance(200.0)
+            await bandit.outcomes.expire()
+        elif i != 599:
+            given = None if played == arm else played
+            await bandit.outcomes.submit(f"d{i}", outcome(EXAMPLE, g, played, arm=given, cost=COSTS[played]))
+    entries = await bandit.entries(after=0, limit=10_000)
+    path.write_bytes(b"".join(events.line(offset, payload) for offset, payload in entries))
+
+
+def run(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(main, list(map(str, words)), env={"COLUMNS": "80"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def reported(*words: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("report", "--quiet", *words, "--format", "json"))
+    return found
+
+
+def test_values_of_fixed_arms_are_those_of_evaluate(log: Path) -> None:
+    found, evaluated = (
+        reported(log),
+        json.loads(run("evaluate", log, "--json", "--quiet", "--estimator", "snips", "--estimator", "dr")),
+    )
+    policies, behaviour = {policy["label"]: policy for policy in evaluated["fixed_arms"]}, evaluated["behaviour"]
+    assert found["reward"]["value"] == pytest.approx(behaviour["value"])
+    for arm in found["arms"]:
+        policy = policies[f"always {arm['name']}"]
+        assert arm["always"]["value"] == pytest.approx(policy["value"])
+        assert arm["always"]["interval"] == pytest.approx(policy["interval"])
+        assert (arm["verdict"], arm["reason"]) == (policy["verdict"], policy["reason"])
+    gain, best = found["gain"], max(found["arms"], key=lambda arm: arm["always"]["value"])
+    assert gain["best_fixed"] == best["name"] == NAMES[1]
+    assert gain["value"] == pytest.approx(found["reward"]["value"] - best["always"]["value"])
+    assert gain["doubly_robust"]["value"] == pytest.approx(
+        behaviour["value"] - policies[f"always {best['name']}"]["estimates"]["dr"]["value"]
+    )
+    assert gain["interval"][0] < gain["value"] < gain["interval"][1]
+
+
+def test_counts_and_costs_are_those_of_the_log(log: Path) -> None:
+    with log.open("rb") as lines:
+        decisions = list(LogReader().read(lines))
+    found, observed = reported(log), [decision for decision in decisions if decision.state == "observed"]
+    assert found["decisions"] == {
+        "decisions": 600, "observed": len(observed), "without_reward": 0, "overridden": 30, "expired": 30, "cancelled": 30,
+        "open": 1, "stop": 0, "imported": 0,
+    }  # fmt: skip
+    cost, solved = (sum(getattr(decision, name) for decision in observed) for name in ("cost", "reward"))
+    assert found["cost_per_reward"]["value"] == pytest.approx(cost / solved)
+    for index, arm in enumerate(found["arms"]):
+        called = [decision for decision in observed if decision.played == index]
+        assert arm["decisions"] == sum(decision.arm == index for decision in decisions)
+        assert arm["outcomes"] == len(called)
+        assert arm["reward"] == pytest.approx(np.mean([decision.reward for decision in called]))
+        assert arm["cost"] == pytest.approx(COSTS[index])
+    drawn = [decision for decision in observed if not decision.is_overridden]
+    estimates = np.array([decision.scores["estimate"] for decision in drawn], dtype=float)
+    lost = estimates.max(1) - (estimates * [decision.weights for decision in drawn]).sum(1)
+    assert found["exploration"]["expected"]["value"] == pytest.approx(lost.mean())
+    groups = found["prompt"]["groups"]
+    assert sum(group["decisions"] for group in groups) == len(drawn)
+    assert {name for group in groups for name in group["examples"]} <= {decision.id for decision in drawn}
+
+
+def test_the_text_fits_a_terminal_and_answers(log: Path) -> None:
+    text = run("report", log, "--quiet", "--reward-range", 0, 1)
+    assert max(map(len, text.splitlines())) <= 80
+    for said in ("Gain over the best fixed arm", "What exploration cost", "Where the prompt pays", "Cost per solved prompt",
+                 "What is missing", "At every moment at once", "30 expired without an outcome", "[bold] $x$"):  # fmt: skip
+        assert said in re.sub(r"\s+", " ", text)
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.policy = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "srcset")]
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"] or ""
+
+
+def test_the_page_needs_no_script_and_no_network(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    run("report", log, "--quiet", "-o", path)
+    text = path.read_text()
+    page = Page(text)
+    assert page.policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert page.tags.count("svg") == 4
+    assert {"script", "link", "img", "iframe", "b"}.isdisjoint(page.tags), "names are escaped"
+    assert [link for link in page.loads if not link.startswith("#")] == []
+    assert "url(http" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "&lt;b&gt;&amp;large&lt;/b&gt;" in text
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    run("report", log, "--quiet", "-o", path, "--force")
+    assert path.read_text() == text, "the same log gives the same page"
+
+
+def test_formats_follow_the_file_and_nothing_is_overwritten(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    run("report", log, "--quiet", "-o", path)
+    assert json.loads(path.read_text()) == reported(log)
+    assert "exists" in run("report", log, "-o", path, code=1)
+    assert "needs -o FILE" in run("report", log, "--format", "html", code=2)
+    run("report", log, "--quiet", "-o", tmp_path / "report.txt")
+    assert "What exploration cost" in (tmp_path / "report.txt").read_text()
+
+
+def test_a_log_that_says_nothing_is_reported_as_that(log: Path, tmp_path: Path) -> None:
+    lines = log.read_bytes().splitlines(keepends=True)
+    path = tmp_path / "new.ndjson"
+    path.write_bytes(lines[0])
+    found = reported(path)
+    assert (found["gain"], found["reward"], found["prompt"], found["cost_per_reward"]) == (None, None, None, None)
+    assert "not known" in run("report", path, "--quiet")
+    run("report", path, "--quiet", "-o", tmp_path / "new.html")
+    path.write_bytes(b"".join(lines[:40]))
+    assert [arm["verdict"] for arm in reported(path)["arms"]] == ["cannot_answer"] * 3
+    run("report", path, "--quiet", "-o", tmp_path / "new.html", "--force")
+
+
+def test_what_is_wrong_is_named(log: Path, tmp_path: Path) -> None:
+    lines = log.read_bytes().splitlines(keepends=True)
+    path = tmp_path / "torn.ndjson"
+    for content, message in [
+        (b"", "the log is empty"),
+        (lines[1], "entry 1: a log begins with the event that creates the bandit"),
+        (lines[0] + lines[1][:-9], "line 2: the line is torn"),
+        (lines[0] + lines[0], "entry 2: here another bandit's log begins"),
+    ]:
+        path.write_bytes(content)
+        assert message in run("report", path, "--quiet", code=1)
+    assert "outside of reward_range" in run("report", log, "--quiet", "--reward-range", 0, 0.5, code=2)
+    assert "none.db" in run("report", "other", "--store", f"sqlite:///{tmp_path}/none.db", "--quiet", code=1)
+    assert "127.0.0.1:9" in run("report", "router", "--url", "http://127.0.0.1:9", "--quiet", code=1)
