@@ -30,6 +30,7 @@ from service.engine.events import (
     Imported,
     Observed,
     ReferenceAdded,
+    ShadowPromoted,
 )
 from service.engine.learner import Learner
 from service.settings import InvalidSettings, Settings
@@ -63,6 +64,8 @@ def key_of(event: AnyEvent, offset: int) -> str:
             return events.added_key(event.name)
         case ReferenceAdded(id=str(reference)):
             return events.reference_key(reference)
+        case ShadowPromoted():
+            return events.promoted_key(event.id)
         case _:
             return f"migrated//{offset}"
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from service.engine import events
 from service.engine.events import AnyEvent, Decided
 from service.engine.projection import Projection
+from service.engine.readiness import Versions
 from service.storage.base import (
     Durability,
     LogDamagedError,
@@ -48,8 +49,11 @@ class LogCommitter:
         self._storage = projection.storage
         self._log = projection.log
         self._projection = projection
-        self._versions = projection.versions
         self._record_lock = asyncio.Lock()
+
+    @property
+    def _versions(self) -> Versions:
+        return self._projection.versions
 
     async def commit(self, made: Sequence[AnyEvent], durability: Durability) -> list[Receipt | StorageError]:
         """Append each event unless its key (`events.key_of`) is taken, and fold what was appended.
@@ -64,7 +68,7 @@ class LogCommitter:
         except BaseException:
             for event in made:
                 if isinstance(event, Decided):
-                    self._versions.drop_in_flight(event.id)
+                    self._projection.drop_in_flight(event.id)
             raise
         known: dict[bytes, AnyEvent] = {}
         last = 0
@@ -72,7 +76,7 @@ class LogCommitter:
             if isinstance(receipt, Receipt) and receipt.first is None:
                 known[payload] = event
             elif isinstance(event, Decided):
-                self._versions.drop_in_flight(event.id)
+                self._projection.drop_in_flight(event.id)
             last = max(last, receipt.offset if isinstance(receipt, Receipt) else 0)
         if not last:
             return receipts

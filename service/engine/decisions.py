@@ -18,17 +18,20 @@ import msgspec
 from torch import Tensor
 
 from bandits import draw
-from bandits.errors import BanditError, InvalidContext
+from bandits.errors import InvalidContext
 from bandits.objective import COST
-from bandits.types import Context, Policy, State, Weights
+from bandits.types import Context, State, Weights
 from service.engine import events
 from service.engine.batcher import MicroBatcher
 from service.engine.commit import LogCommitter, Recorded
 from service.engine.errors import DecisionConflictError, OpenDecisionLimitError
-from service.engine.events import Decided
+from service.engine.events import Decided, ShadowWeights
 from service.engine.executor import AdaptiveExecutor
 from service.engine.ledger import View
+from service.engine.policies import check_distribution, takes_features
 from service.engine.projection import Projection
+from service.engine.readiness import Versions
+from service.engine.shadows import LIMIT_S, ShadowScorer
 from service.storage.base import Durability, Receipt, StorageError
 
 _COST = f"signals.{COST}"
@@ -54,21 +57,35 @@ class DecisionRequest:
 
 
 class DecisionMaker:
-    """Chooses an arm per request and logs it. clock: the time of events.  max_open: decisions open at a time."""
+    """Chooses an arm per request and logs it. clock: the time of events.  max_open: decisions open at a time.
+    shadow_limit_s: see `ShadowScorer`.
+    """
 
-    def __init__(self, projection: Projection, committer: LogCommitter, *, clock: Callable[[], datetime], max_open: int) -> None:
+    def __init__(
+        self,
+        projection: Projection,
+        committer: LogCommitter,
+        *,
+        clock: Callable[[], datetime],
+        max_open: int,
+        shadow_limit_s: float = LIMIT_S,
+    ) -> None:
         self._storage = projection.storage
         self._log = projection.log
         self._created = projection.created
         self._projection = projection
         self._ledger = projection.ledger
-        self._versions = projection.versions
         self._committer = committer
         self._clock = clock
         self._max_open = max_open
         self._draw_prefix = f"{projection.log.name}/{projection.created.seed}/"
         self._batcher = MicroBatcher(self._decide_batch, limit=MICRO_BATCH, background=projection.background)
         self._executor = AdaptiveExecutor()
+        self.shadows = ShadowScorer(projection, limit_s=shadow_limit_s)
+
+    @property
+    def _versions(self) -> Versions:
+        return self._projection.versions
 
     def submit(self, request: DecisionRequest) -> asyncio.Future[Recorded]:
         """Choose an arm and log it; it is enqueued when this returns. The same id again is the same decision."""
@@ -85,9 +102,9 @@ class DecisionMaker:
         return None if entry is None else self._duplicate(Receipt(entry.offset, entry.payload), body)
 
     async def preview(self, request: DecisionRequest) -> Decided:
-        """The decision that would be made now; it is neither logged nor pending."""
+        """The decision that would be made now; it is neither logged nor pending, and no shadow is asked."""
         self._ledger.check_ready()
-        (found,) = await self._choose([request])
+        (found,) = await self._choose([request], ask_shadows=False)
         if isinstance(found, Exception):
             raise found
         return found[0]
@@ -117,7 +134,7 @@ class DecisionMaker:
                 results[place] = one
             else:
                 made[place], vector = one
-                self._versions.track_in_flight(made[place], vector)
+                self._projection.track_in_flight(made[place], vector)
         receipts = await self._committer.commit(list(made.values()), Durability.PROCESS) if made else []
         for (place, decided), receipt in zip(made.items(), receipts, strict=True):
             results[place] = self._to_result(decided, receipt, requests[place])
@@ -143,9 +160,12 @@ class DecisionMaker:
     async def _choose_isolating_failures(
         self, requests: Sequence[DecisionRequest]
     ) -> Sequence[tuple[Decided, Tensor] | Exception]:
-        """Choose for all together; if that fails, one by one, so that the failure is the result of its cause alone."""
+        """Choose for all together, unless different policies decide; if that fails, one by one, so that the failure is the result
+        of its cause alone.
+        """
         try:
-            return await self._choose(requests)
+            if len(requests) == 1 or len({self._decides(request).number for request in requests}) == 1:
+                return await self._choose(requests)
         except Exception as error:
             if len(requests) == 1:
                 return [error]
@@ -153,11 +173,20 @@ class DecisionMaker:
         for request in requests:
             (one,) = await self._choose_isolating_failures([request])
             if not isinstance(one, Exception):
-                self._versions.track_in_flight(*one)  # pending for those after it
+                self._projection.track_in_flight(*one)  # pending for those after it
             found.append(one)
         return found
 
-    async def _choose(self, requests: Sequence[DecisionRequest]) -> list[tuple[Decided, Tensor] | Exception]:
+    def _decides(self, request: DecisionRequest) -> Versions:
+        """The policy that decides; in an episode that another one began before it became a shadow, that one."""
+        episode = self._ledger.episodes.get(request.episode) if request.episode and self._ledger.promotions else None
+        if episode is None or not self._projection.policy.episodic:
+            return self._versions
+        return self._projection.tracks.get(episode.policy, self._versions)
+
+    async def _choose(
+        self, requests: Sequence[DecisionRequest], *, ask_shadows: bool = True
+    ) -> list[tuple[Decided, Tensor] | Exception]:
         """Choose in order: each choice is pending for the requests after it. A request without a usable arm fails alone.
 
         Returns: per request the event with the vector of its features, or why there is none.
@@ -167,13 +196,16 @@ class DecisionMaker:
             await self._projection.refresh()
             await self._versions.wait_until_prepared()
         vectors = [events.vector_tensor(each.features) if each.vector is None else each.vector for each in requests]
-        (state, _, arms), in_flight = self._versions.with_in_flight()  # one version for all, whatever is folded meanwhile
+        deciding = self._decides(requests[0])
+        (state, _, arms), in_flight = deciding.with_in_flight()  # one version for all, whatever is folded meanwhile
         view = View.of(arms, in_flight)
         present = view.present()
         found: dict[int, tuple[Decided, Tensor] | Exception] = {}
         places, contexts = [], []
         for place, request in enumerate(requests):
             try:
+                if self._ledger.promotions and not takes_features(deciding.policy, vectors[place]):
+                    raise InvalidContext("prompt", f"is not one that {deciding.policy.kind} can decide on, which decides by now")
                 context = self._ledger.context(view, features=vectors[place], allowed=request.allowed, episode=request.episode)
             except InvalidContext as error:
                 found[place] = error
@@ -181,12 +213,15 @@ class DecisionMaker:
                 places.append(place)
                 contexts.append(context)
         if contexts:
-            batch = _DecisionBatch([requests[place] for place in places], contexts, self._projection.policy, self._draw_prefix)
+            shadows = self.shadows.capture(deciding) if ask_shadows and self._ledger.shadows else []
+            batch = _DecisionBatch([requests[place] for place in places], contexts, deciding, self._draw_prefix)
             weights = await self._score(state, batch)
             rows, tables = weights.values.tolist(), {name: table.tolist() for name, table in weights.scores.items()}
             batch.prepared = weights.prepared
             if len(contexts) == 1:
                 batch.choose(0, rows[0])
+            if shadows:
+                batch.shadows = await self.shadows.weigh(shadows, batch.contexts, batch.pending)
             now, prices_are_costs = self._clock(), self._ledger.prices_per == "call"
             shown = msgspec.UNSET if len(present) == len(arms) else present
             for i, place in enumerate(places):
@@ -198,7 +233,7 @@ class DecisionMaker:
 
     async def _score(self, state: State, batch: _DecisionBatch) -> Weights:
         """The weights of a batch. Several requests are drawn on the way, row by row; a single one has no order to respect."""
-        policy, contexts = self._projection.policy, batch.contexts
+        policy, contexts = batch.policy, batch.contexts
         is_prepared = policy.is_prepared(state, contexts)
         if len(contexts) > 1:
             work = partial(policy.weights_in_order, state, contexts, batch.choose)
@@ -239,6 +274,8 @@ class DecisionMaker:
             multipliers=self._ledger.multipliers() or msgspec.UNSET,
             timeout_s=msgspec.UNSET if (own := self._ledger.live.timeout_s) == self._created.timeout_s else own,
             running={spending.budget.signal: spending.running} if (spending := self._ledger.spending) else msgspec.UNSET,
+            policy=msgspec.UNSET if batch.number == events.FIRST else batch.number,
+            shadows=batch.shadows[place] or msgspec.UNSET,
         )
 
 
@@ -249,22 +286,30 @@ class _DecisionBatch:
     counts once.  draw_prefix: of the keys of all draws; the id of the decision follows.
     """
 
-    def __init__(self, requests: Sequence[DecisionRequest], contexts: list[Context], policy: Policy, draw_prefix: str) -> None:
+    def __init__(
+        self, requests: Sequence[DecisionRequest], contexts: list[Context], deciding: Versions, draw_prefix: str
+    ) -> None:
         self.requests = requests
         self.contexts = contexts
+        self.policy = deciding.policy
+        self.number = deciding.number
         self.draws: list[draw.Draw] = []
+        self.pending: list[int] = []  # per row that was drawn: the arm that is pending for those after it, or `draw.STOP`
         self.prepared: int | None = None  # see `bandits.types.Weights`
-        self._policy = policy
+        self.shadows: list[dict[str, ShadowWeights]] = [{} for _ in requests]
         self._draw_prefix = draw_prefix
 
     def choose(self, place: int, row: Sequence[float]) -> int:
         """See `bandits.types.Choose`."""
         request = self.requests[place]
-        _check_distribution(row, self.contexts[place], self._policy)
+        check_distribution(row, self.contexts[place], self.policy)
         self.draws.append(draw.draw(row, self._draw_prefix + request.id))
         arm = self.draws[place].arm
         if arm < 0 or any(earlier.id == request.id for earlier in self.requests[:place]):
-            return draw.STOP
+            arm = draw.STOP
+        self.pending.append(arm)
+        if arm < 0:
+            return arm
         for later in range(place + 1, len(self.requests) if request.episode else 0):
             if self.requests[later].episode == request.episode:
                 context = self.contexts[later]
@@ -276,14 +321,6 @@ class _DecisionBatch:
         """How many other decisions of its episode come before it in the batch."""
         request = self.requests[place]
         return len({one.id for one in self.requests[:place] if request.episode and one.episode == request.episode} - {request.id})
-
-
-def _check_distribution(row: Sequence[float], context: Context, policy: Policy) -> None:
-    """Raise unless the row is a distribution over the allowed arms: a NaN in the log could never be read back."""
-    total = sum(row)
-    sound = abs(total - 1.0) < 1e-9 or total == 0.0
-    if not sound or min(row) < 0.0 or any(weight and not ok for weight, ok in zip(row, context.allowed, strict=True)):
-        raise BanditError(f"{policy.kind} gave weights that are no distribution over the allowed arms")
 
 
 def _finite(value: float) -> float | None:

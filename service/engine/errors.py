@@ -74,6 +74,13 @@ class OpenDecisionLimitError(EngineError):
     """The bandit has as many open decisions as it may."""
 
 
+class ShadowBehindError(EngineError):
+    """A shadow has not learned the log up to now yet. reached, end: offsets."""
+
+    def __init__(self, shadow: str, reached: int, end: int) -> None:
+        super().__init__(f"shadow {shadow!r} has learned the log up to offset {reached} of {end}; wait until it has caught up")
+
+
 class ReplicaBehindError(EngineError):
     """An offset was not folded by this process in time. offset: the one wanted.  reached: the one folded."""
 

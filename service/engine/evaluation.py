@@ -33,8 +33,9 @@ from bandits.registry import POLICIES, build
 from bandits.types import Policy, State
 from service.engine import events
 from service.engine.events import Created
-from service.engine.ledger import Effect, Ledger, View
-from service.engine.projection import apply_effect, policy_of
+from service.engine.ledger import Effect, Ledger, Reset, View
+from service.engine.policies import Learned, apply_effect, deciding_policy, policy_of, shadow_policy
+from service.storage.base import Log
 
 BLOCK = 2_048
 """Decisions that are summed together, where there are few policies and arms; in all `BLOCK_NUMBERS` at most in one array."""
@@ -241,25 +242,49 @@ class Frozen:
 
 
 class Own:
-    """The bandit itself. policy: with the hyperparameters of now.  state: folded up to `until`."""
+    """The bandit itself. policy: the one that decides, with the hyperparameters of now.  state: its, folded up to `until`."""
 
     def __init__(self, created: Created, *, until: int) -> None:
         self.until = until
+        self.created = created
+        self._log = Log(created.bandit, created.bandit)  # as errors name it
         self.ledger = Ledger(created)
         self.policy = policy_of(created)
-        self.state = states.start(self.policy, arms=len(created.arms))
+        self._learned = {events.FIRST: Learned.start(events.FIRST, self.policy, arms=len(created.arms), is_own=True)}
         self._hyperparameters = self.ledger.live.hyperparameters
 
+    @property
+    def state(self) -> State:
+        """Of the policy that decides. Raises `InvalidRequest` for one that had learned the log from its start as a shadow: this
+        reads the log once.
+        """
+        if self.ledger.live.number not in self._learned:
+            raise InvalidRequest(
+                "frozen",
+                f"the policy that decided at offset {self.ledger.offset} was a shadow that learned from the start, and cannot be "
+                "frozen here; evaluate it as a policy that learns, or clone the bandit until that offset",
+            )
+        return self._learned[self.ledger.live.number].state
+
     def fold(self, offset: int, event: events.AnyEvent) -> list[Effect]:
-        """The next entry, and what follows from it."""
+        """The next entry, and what follows from it for a policy that learns along."""
         effects = self.ledger.apply(offset, event, self.policy)
-        if self.ledger.live.hyperparameters is not self._hyperparameters:
-            self._hyperparameters = self.ledger.live.hyperparameters
-            self.policy = replace(self.policy, **self._hyperparameters)
+        live = self.ledger.live
+        if live.hyperparameters is not self._hyperparameters:
+            self._hyperparameters, self.policy = live.hyperparameters, deciding_policy(self.created, live)
         if offset <= self.until:
-            for effect in effects:
-                self.state = apply_effect(self.policy, self.state, effect, is_live=False)
-        return effects
+            self._learn(offset, event, effects)
+        return [one for one in effects if not isinstance(one, Reset) or one.policy == live.number]
+
+    def _learn(self, offset: int, event: events.AnyEvent, effects: list[Effect]) -> None:
+        if isinstance(event, events.ShadowCreated) and event.learns_from == "now":
+            policy = shadow_policy(self.created, self.ledger.shadows[event.shadow])
+            arms, retired = len(self.ledger.arms), self.ledger.retired()
+            self._learned[offset] = Learned.start(offset, policy, arms=arms, retired=retired)
+        for number, one in self._learned.items():
+            policy = self.policy if number == self.ledger.live.number else one.policy
+            known = replace(one, policy=policy, is_own=one.is_own and not self.ledger.promotions)
+            self._learned[number] = known.fold(self._log, [(offset, effect) for effect in effects], is_live=False)
 
 
 def _elsewhere(event: events.Imported, decided: _Decided) -> events.Decided:

@@ -2,6 +2,7 @@
 
     created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
     imported . cloned
+    shadow_created . shadow_deleted . shadow_promoted
 
 `GET .../log` streams the log's bytes, byte for byte. An event says what happened, and with which numbers at that moment: weights,
 scores, a surprise. What else follows from it is derived.
@@ -23,6 +24,9 @@ import torch
 from torch import Tensor
 
 VERSION = 1
+
+FIRST = 1
+"""The number of a bandit's first policy. A policy is named by the offset of the event that it came with."""
 
 utc_now: Callable[[], datetime] = partial(datetime.now, UTC)
 """The clock of this machine."""
@@ -210,12 +214,49 @@ class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
     moments: MomentsGiven | None = None
 
 
+class ShadowCreated(Event, frozen=True, kw_only=True, tag="shadow_created"):
+    """A policy that learns what the bandit's own learns, and decides nothing. Its offset is the number of this policy.
+    learns_from: the first outcome that it learns: the next one, or that of the log's start.
+    """
+
+    shadow: str
+    policy: str
+    hyperparameters: dict[str, Any]
+    fingerprint: str
+    learns_from: Literal["now", "start"]
+
+
+class ShadowDeleted(Event, frozen=True, kw_only=True, tag="shadow_deleted"):
+    """The shadow is gone, with what it learned."""
+
+    shadow: str
+
+
+class ShadowPromoted(Event, frozen=True, kw_only=True, tag="shadow_promoted"):
+    """From here on the policy of the shadow decides, and the policy that decided is the shadow of this name.
+    id: the client's.  shadow_offset: of the event that the shadow was created or last exchanged by.
+    """
+
+    id: str
+    shadow: str
+    shadow_offset: int
+
+
+class ShadowWeights(msgspec.Struct, frozen=True):
+    """What a shadow would have drawn from. policy: its number. weights: per arm index."""
+
+    policy: int
+    weights: list[float]
+
+
 class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     """A decision. weights and scores are per arm index; null = not scored. arm = -1 is a stop, which is closed at once.
     present: the arms that answers show, where others are gone (retired, with nothing open); unset = all.
     prepared: outcomes behind the newest preparation of the policy; unset where that does not matter.
     multipliers, running: of the signal that has a budget, the weight that was subtracted and its running mean; unset without.
     timeout_s: seconds after which it expires, where that is not the first event's.
+    policy: number of the policy that decided; unset = the first one.
+    shadows: by name, of those that were quick enough; unset = none.
     """
 
     id: str
@@ -234,9 +275,25 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     multipliers: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     running: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
     timeout_s: float | msgspec.UnsetType = msgspec.UNSET
+    policy: int | msgspec.UnsetType = msgspec.UNSET
+    shadows: dict[str, ShadowWeights] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_finite(self.propensity, self.price, *self.weights)
+        for shadow in () if self.shadows is msgspec.UNSET else self.shadows.values():
+            _check_finite(*shadow.weights)
+
+    @property
+    def decided_by(self) -> int:
+        """The number of the policy that decided."""
+        return FIRST if self.policy is msgspec.UNSET else self.policy
+
+    def weights_of(self, policy: int) -> list[float] | None:
+        """The distribution of the policy of this number, whether it decided or was a shadow; None where it is not in the log."""
+        if policy == self.decided_by:
+            return self.weights
+        known = () if self.shadows is msgspec.UNSET else self.shadows.values()
+        return next((shadow.weights for shadow in known if shadow.policy == policy), None)
 
 
 class Observed(Event, frozen=True, kw_only=True, tag="observed"):
@@ -244,6 +301,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     the reward where the bandit has a scorer: its name, or `client`; unset where every reward is posted.
     signals: others than reward and cost; unset = none.  cost_posted: whether the client gave the cost; unset where only its sum
     counts.  surprise: of the reward, in the unit of the policy, where drift is watched; null = nothing was expected.
+    surprises: those of shadows, by the number of their policy; unset = no shadow watches drift.
     """
 
     id: str
@@ -255,6 +313,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     signals: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     cost_posted: bool | msgspec.UnsetType = msgspec.UNSET
     surprise: float | msgspec.UnsetType | None = msgspec.UNSET
+    surprises: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
     output: Matrix = EMPTY
     reference: Matrix = EMPTY
     body: str
@@ -332,6 +391,9 @@ AnyEvent = (
     | Cancelled
     | Imported
     | Cloned
+    | ShadowCreated
+    | ShadowDeleted
+    | ShadowPromoted
 )
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
@@ -440,3 +502,8 @@ def reference_key(reference: str) -> str:
 def added_key(arm: str) -> str:
     """Under this key a log holds the arrival of an arm. (Two slashes: a decision may be called `arm`, and an arm `decided`.)"""
     return f"arm//{arm}"
+
+
+def promoted_key(promotion: str) -> str:
+    """Under this key a log holds at most one `shadow_promoted` of a client's id."""
+    return f"promoted//{promotion}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from bandits import state as states
 from bandits.gpu import mirror
-from bandits.types import NoReference, Policy
+from bandits.types import Policy
 from service.engine import events
 from service.engine.commit import LogCommitter
 from service.engine.decisions import MICRO_BATCH, DecisionMaker
@@ -20,7 +22,10 @@ from service.engine.imports import HistoryImporter
 from service.engine.ledger import KnownReference
 from service.engine.notices import notices_of_arms, notices_of_rewards
 from service.engine.outcomes import OutcomeRecorder
-from service.engine.projection import Projection, policy_of
+from service.engine.policies import Learned, policy_of, takes_reference
+from service.engine.projection import Projection
+from service.engine.readiness import Versions
+from service.engine.shadows import LIMIT_S
 from service.storage.base import Log, Storage, StorageDamagedError
 
 
@@ -33,7 +38,7 @@ class Learner:
     clone_fault: why the copy of another log cannot be completed; "" = nothing is in its way.
 
     clock: the time of events.  snapshot_every: events between two snapshots, 0 = none.  max_open: decisions open at a time.
-    device: where decisions may be scored, as `Settings.where` names it.
+    device: where decisions may be scored, as `Settings.where` names it.  shadow_limit_s: see `ShadowScorer`.
     """
 
     def __init__(
@@ -46,11 +51,11 @@ class Learner:
         snapshot_every: int = 10_000,
         max_open: int = 100_000,
         device: str = "cpu",
+        shadow_limit_s: float = LIMIT_S,
     ) -> None:
         self.log = log
         self.created = created
         policy = policy_of(created)
-        self.takes_reference = not isinstance(policy.init_reference(), NoReference)
         self.projection = Projection(
             storage,
             log,
@@ -58,17 +63,28 @@ class Learner:
             TaskGroup(),
             policy=policy,
             snapshot_every=snapshot_every,
-            mirror=mirror.of(policy, device=device, batch=MICRO_BATCH),
+            mirror_of=partial(mirror.of, device=device, batch=MICRO_BATCH),
         )
         self.ledger = self.projection.ledger
-        self.versions = self.projection.versions
         self.committer = LogCommitter(self.projection)
-        self.decisions = DecisionMaker(self.projection, self.committer, clock=clock, max_open=max_open)
+        self.decisions = DecisionMaker(
+            self.projection, self.committer, clock=clock, max_open=max_open, shadow_limit_s=shadow_limit_s
+        )
         self.outcomes = OutcomeRecorder(self.projection, self.committer, clock=clock)
         self.imports = HistoryImporter(self.projection, self.committer)
         self.clone_fault = ""
         self._storage = storage
         self._executor = AdaptiveExecutor()
+
+    @property
+    def versions(self) -> Versions:
+        """Of the policy that decides."""
+        return self.projection.versions
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the policy compares with reference material."""
+        return takes_reference(self.policy)
 
     @property
     def policy(self) -> Policy:
@@ -129,9 +145,8 @@ class Learner:
         return [(entry.offset, entry.payload) for entry in await self._storage.read(self.log, after=after, limit=limit)]
 
     def digest(self) -> tuple[int, str]:
-        """(offset, sha256 of the packed state)."""
-        state, offset, _ = self.versions.committed
-        return offset, states.digest(self.policy, state)
+        """(offset, sha256 of the packed state; with shadows, sha256 of theirs and of this, by name)."""
+        return digest_of(*self.projection.learned())
 
     def known_reference(self, reference: str, body: str) -> KnownReference | None:
         """The reference material that was learned under this id, if any; `ReferenceConflictError` where its body was another."""
@@ -139,3 +154,12 @@ class Learner:
         if known is not None and known.body != body:
             raise ReferenceConflictError(reference)
         return known
+
+
+def digest_of(offset: int, deciding: Learned, shadows: Mapping[str, Learned]) -> tuple[int, str]:
+    """(offset, digest) of what was learned at one moment (`Projection.learned`)."""
+    digest = states.digest(deciding.policy, deciding.state)
+    if not shadows:
+        return offset, digest
+    lines = [digest, *(f"{name} {states.digest(one.policy, one.state)}" for name, one in sorted(shadows.items()))]
+    return offset, hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -40,6 +40,9 @@ from service.engine.events import (
     Imported,
     Observed,
     ReferenceAdded,
+    ShadowCreated,
+    ShadowDeleted,
+    ShadowPromoted,
 )
 from service.engine.tallies import Tallies
 
@@ -106,7 +109,7 @@ class KnownReference(msgspec.Struct, frozen=True):
 class Episode(msgspec.Struct):
     """Decisions on one prompt. attempts: made and without success, per arm index: those that expired count, those that were
     cancelled do not; open: not closed yet, per arm index; made: all decisions; features: of the first one, empty where there
-    are none.
+    are none.  policy: number of the one that began it, which decides to its end.
     """
 
     attempts: dict[int, int] = {}
@@ -114,6 +117,7 @@ class Episode(msgspec.Struct):
     features: bytes = b""
     made: int = 0
     finished: bool = False
+    policy: int = events.FIRST
 
 
 class BudgetAccount(msgspec.Struct):
@@ -176,12 +180,20 @@ class CloneProgress(msgspec.Struct, frozen=True):
 
 
 class LiveSettings(msgspec.Struct, frozen=True):
-    """What of the configuration can change while the bandit lives, as it is now."""
+    """What of the configuration can change while the bandit lives, as it is now.
+
+    policy, number, fingerprint: of the policy that decides; policy None = the first event's.
+    outcomes: of the bandit, before it began to learn.
+    """
 
     hyperparameters: dict[str, Any]
     objective: dict[str, float]
     default_reward: float | None
     timeout_s: float
+    policy: str | None = None
+    number: int = events.FIRST
+    fingerprint: str = ""
+    outcomes: int = 0
 
     @staticmethod
     def of(created: Created) -> LiveSettings:
@@ -201,6 +213,66 @@ class LiveSettings(msgspec.Struct, frozen=True):
         if event.timeout_s is not msgspec.UNSET:
             found = msgspec.structs.replace(found, timeout_s=event.timeout_s)
         return found
+
+    def promoted(self, shadow: ShadowRecord) -> LiveSettings:
+        """After a promotion of this shadow."""
+        return msgspec.structs.replace(
+            self,
+            hyperparameters=shadow.hyperparameters,
+            policy=shadow.policy,
+            number=shadow.number,
+            fingerprint=shadow.fingerprint,
+            outcomes=shadow.outcomes,
+        )
+
+
+class ShadowRecord(msgspec.Struct):
+    """What the log says about a shadow.
+
+    offset: of the event that made it what it is: created, or exchanged by a promotion.  number: of its policy, which outlives
+    a promotion.  outcomes: of the bandit, before this policy began to learn.
+
+    decisions: with its weights in them.  left_out: without, since `offset`.  overlap: sum over the decisions of the mass that its
+    weights share with those that were drawn from.  weights: per arm index, their sum.
+    surprise: sums of the drift detector per arm index, as far as there are any.  alarms: of it.
+    """
+
+    name: str
+    offset: int
+    number: int
+    policy: str
+    hyperparameters: dict[str, Any]
+    fingerprint: str
+    learns_from: Literal["now", "start"]
+    at: datetime
+    outcomes: int = 0
+    decisions: int = 0
+    left_out: int = 0
+    overlap: float = 0.0
+    weights: list[float] = []
+    surprise: list[drift.Sums] = []
+    alarms: int = 0
+
+    def add(self, event: Decided) -> None:
+        """One more decision, unless this policy made it: of an episode that it began before it became a shadow."""
+        if event.decided_by == self.number:
+            return
+        own = event.weights_of(self.number)
+        if own is None:
+            self.left_out += 1
+            return
+        self.decisions += 1
+        self.overlap += sum(map(min, own, event.weights))
+        self.weights = [*self.weights, *[0.0] * (len(own) - len(self.weights))]
+        for arm, weight in enumerate(own):
+            self.weights[arm] += weight
+
+    def watch(self, arm: int, surprise: float) -> bool:
+        """Add a surprise to the detector of an arm; whether that is an alarm."""
+        self.surprise = [*self.surprise, *[drift.START] * (arm + 1 - len(self.surprise))]
+        self.surprise[arm], alarm = drift.add(self.surprise[arm], surprise)
+        self.alarms += alarm
+        return alarm
 
 
 class Snapshot(msgspec.Struct):
@@ -222,6 +294,8 @@ class Snapshot(msgspec.Struct):
     live: LiveSettings | None = None
     tallies: Tallies | None = None  # none in a snapshot that is older than they are: they begin there
     cloning: CloneProgress | None = None
+    shadows: list[ShadowRecord] = []
+    promotions: int = 0
 
 
 class View(NamedTuple):
@@ -246,9 +320,10 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Learn:
-    """Fold this observation."""
+    """Fold this observation. has_reward: false where the outcome carried none, which some policies need."""
 
     observation: Observation
+    has_reward: bool = True
 
 
 @dataclass(frozen=True)
@@ -281,9 +356,10 @@ class Retire:
 
 @dataclass(frozen=True)
 class Reset:
-    """Forget what was learned of this arm."""
+    """Forget what was learned of this arm. policy: the number of the one that shall."""
 
     arm: int
+    policy: int = events.FIRST
 
 
 def moments_of(given: events.MomentsGiven) -> Moments:
@@ -329,6 +405,8 @@ class Ledger:
         self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
         self.tallies = Tallies.start(arms=len(self.arms), signals=len(created.learned))
         self.cloning = None if created.clone_of is msgspec.UNSET else CloneProgress(created.clone_of)  # None = it decides
+        self.shadows: dict[str, ShadowRecord] = {}
+        self.promotions = 0  # ever
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -346,6 +424,11 @@ class Ledger:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
         timeout_s = self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
         return (now - decision.at).total_seconds() >= timeout_s
+
+    @property
+    def outcomes(self) -> int:
+        """Learned so far, of all arms."""
+        return sum(arm.outcomes for arm in self.arms)
 
     def retired(self) -> frozenset[int]:
         """Indices of the arms that are not active."""
@@ -447,11 +530,9 @@ class Ledger:
                 self.arms.append(ArmRecord(event.name, event.price, event.metadata))
                 self.tallies.add_arm()
                 return [GrowArms()]
-            case ArmChanged():
-                self._update(event.arm, price=event.price, metadata=event.metadata, active=True)
-                return [Retire(self.retired())]
-            case ArmRetired():
-                self._update(event.arm, active=False)
+            case ArmChanged() | ArmRetired():
+                values = {"price": event.price, "metadata": event.metadata} if isinstance(event, ArmChanged) else {}
+                self._update(event.arm, active=bool(values), **values)
                 return [Retire(self.retired())]
             case ReferenceAdded():
                 return self._referenced(offset, event)
@@ -459,6 +540,8 @@ class Ledger:
                 return [self._imported(event, policy)]
             case Cloned():
                 self.cloning = None
+            case ShadowCreated() | ShadowDeleted() | ShadowPromoted():
+                self._change_shadows(offset, event)
             case Created():
                 raise InconsistentEventError("a log is created once")
         return []
@@ -469,16 +552,67 @@ class Ledger:
         if event.budget is not msgspec.UNSET:
             self.spending = None if event.budget is None else BudgetAccount(event.budget)
 
+    def _change_shadows(self, offset: int, event: ShadowCreated | ShadowDeleted | ShadowPromoted) -> None:
+        is_known = event.shadow in self.shadows
+        if isinstance(event, ShadowCreated) == is_known:
+            raise InconsistentEventError(f"shadow {event.shadow} {'was created before' if is_known else 'is not there'}")
+        match event:
+            case ShadowCreated():
+                self._shadow_created(offset, event)
+            case ShadowDeleted():
+                del self.shadows[event.shadow]
+            case ShadowPromoted():
+                self._promoted(offset, event)
+
+    def _shadow_created(self, offset: int, event: ShadowCreated) -> None:
+        self.shadows[event.shadow] = ShadowRecord(
+            event.shadow,
+            offset,
+            offset,
+            event.policy,
+            event.hyperparameters,
+            event.fingerprint,
+            event.learns_from,
+            event.at,
+            outcomes=self.outcomes if event.learns_from == "now" else 0,
+        )
+
+    def _promoted(self, offset: int, event: ShadowPromoted) -> None:
+        """Exchange the policy that decides with a shadow's, and the sums of their drift detectors with them."""
+        new = self.shadows[event.shadow]
+        if new.offset != event.shadow_offset:
+            raise InconsistentEventError(f"shadow {event.shadow} is of offset {new.offset}, not {event.shadow_offset}")
+        self.shadows[event.shadow] = ShadowRecord(
+            event.shadow,
+            offset,
+            self.live.number,
+            self.live.policy or self.created.policy,
+            self.live.hyperparameters,
+            self.created.fingerprint if self.live.policy is None else self.live.fingerprint,
+            "start" if self.live.outcomes == 0 else "now",
+            event.at,
+            outcomes=self.live.outcomes,
+            surprise=[arm.surprise for arm in self.arms],
+        )
+        for index in range(len(self.arms)):
+            self._update(index, surprise=new.surprise[index] if index < len(new.surprise) else drift.START)
+        self.live = self.live.promoted(new)
+        self.promotions += 1
+
     def _decided(self, offset: int, event: Decided, policy: Policy, features: Tensor | None) -> list[Effect]:
         if event.id in self.open:
             raise InconsistentEventError(f"decision {event.id} was made before")
         if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
             raise InconsistentEventError(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
         self.decided += 1
+        for shadow in self.shadows.values():
+            shadow.add(event)
         known = self.episodes.get(event.episode)
         self.skipped += event.arm < 0 and (known is None or known.made == 0)
         if policy.episodic or event.episode != event.id:  # else no later request can name this episode
             episode = self._episode(event.episode)
+            if not episode.made:
+                episode.policy = event.decided_by
             episode.made += 1
             episode.features = episode.features or event.features
             if event.arm >= 0:
@@ -525,8 +659,7 @@ class Ledger:
             self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
         signals = self._signals(event, decision.price if not overridden else self._arm(event.arm).price)
         self._tally(event, decision, signals, policy)
-        if event.surprise is not msgspec.UNSET and event.surprise is not None:
-            effects += self._watch(event.arm, event.surprise, event.at)
+        effects += self._watch(event)
         learn = self._learn(
             decision.features,
             event.arm,
@@ -536,6 +669,7 @@ class Ledger:
             reference=event.reference,
             was_pending=not overridden,
             signals=signals,
+            has_reward=event.reward is not None,
         )
         effects.append(learn)
         if self.spending is not None:
@@ -588,6 +722,7 @@ class Ledger:
             reference=event.reference,
             was_pending=False,
             signals=self._signals(event, event.price),
+            has_reward=event.reward is not None,
         )
 
     def _learn(
@@ -601,6 +736,7 @@ class Ledger:
         reference: events.Matrix = events.EMPTY,
         was_pending: bool,
         signals: tuple[float, ...] = (),
+        has_reward: bool = True,
     ) -> Learn:
         arm = self._arm(index)
         low, high = self.reward_range or (reward, reward)
@@ -616,7 +752,8 @@ class Ledger:
                 reference=reference.tensor(),
                 signals=signals,
                 was_pending=was_pending,
-            )
+            ),
+            has_reward,
         )
 
     def _signals(self, event: Observed | Imported, price: float) -> tuple[float, ...]:
@@ -634,18 +771,26 @@ class Ledger:
             values[COST] = learned_cost(values[COST], price, self.prices_per)
         return tuple(values.get(name, math.nan) for name in learned)
 
-    def _watch(self, index: int, surprise: float, at: datetime) -> list[Effect]:
-        """Add a surprise to the detector of an arm; an alarm resets the arm. The sum is of logged numbers alone, so every
-        replica and every replay resets at the same offset.
+    def _watch(self, event: Observed) -> list[Effect]:
+        """Add the surprises of an outcome to the detectors of its arm; an alarm resets the arm. The sums are of logged numbers
+        alone, so every replica and every replay resets at the same offset.
         """
-        sums, alarm = drift.add(self._arm(index).surprise, surprise)
+        index = event.arm
+        others = {} if event.surprises is msgspec.UNSET else event.surprises
+        effects: list[Effect] = []
+        for shadow in self.shadows.values():
+            surprise = others.get(str(shadow.number))
+            if surprise is not None and shadow.watch(index, surprise):
+                effects.append(Reset(index, shadow.number))
+        if event.surprise is msgspec.UNSET or event.surprise is None:
+            return effects
+        sums, alarm = drift.add(self._arm(index).surprise, event.surprise)
         self._update(index, surprise=sums)
         if not alarm:
-            return []
-        outcomes = sum(arm.outcomes for arm in self.arms)
-        self.alarms = [*self.alarms, Alarm(index, self.offset + 1, at, outcomes)][-KEPT_ALARMS:]
+            return effects
+        self.alarms = [*self.alarms, Alarm(index, self.offset + 1, event.at, self.outcomes)][-KEPT_ALARMS:]
         self._update(index, alarms=self._arm(index).alarms + 1)
-        return [Reset(index)]
+        return [*effects, Reset(index, self.live.number)]
 
     def _referenced(self, offset: int, event: ReferenceAdded) -> list[Effect]:
         moments = None if event.moments is None else moments_of(event.moments)
@@ -721,6 +866,8 @@ class Ledger:
                 self.live,
                 self.tallies,
                 self.cloning,
+                list(self.shadows.values()),
+                self.promotions,
             )
         )
 
@@ -746,5 +893,7 @@ class Ledger:
             ledger.spending = kept.spending  # which may have been taken away
         ledger.tallies = kept.tallies or Tallies.start(arms=len(kept.arms), signals=len(created.learned))
         ledger.cloning = kept.cloning
+        ledger.shadows = {shadow.name: shadow for shadow in kept.shadows}
+        ledger.promotions = kept.promotions
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

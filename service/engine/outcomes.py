@@ -28,7 +28,9 @@ from service.engine.errors import (
 )
 from service.engine.events import AnyEvent, Cancelled, Expired, Matrix, Observed
 from service.engine.ledger import InconsistentEventError, OpenDecision
+from service.engine.policies import takes_features
 from service.engine.projection import READ_BATCH, Projection
+from service.engine.readiness import Versions
 from service.storage.base import Durability, Receipt, StorageError
 
 
@@ -118,12 +120,16 @@ class OutcomeRecorder:
         price = self._ledger.arms[arm].price if overridden else decision.price
         learns_cost = COST in self._projection.created.learned
         surprise: float | msgspec.UnsetType | None = msgspec.UNSET
-        policy = self._projection.policy
-        if policy.watches_drift and outcome.reward is not None:
+        surprises: dict[str, float | None] = {}
+        for track in (self._projection.versions, *self._projection.shadows().values()):
+            if not track.policy.watches_drift or outcome.reward is None:
+                continue
             features = events.vector_tensor(decision.features)
-            seen = Observation(arm=arm, features=features, reward=outcome.reward)
-            surprise = policy.surprise(self._projection.versions.committed.state, seen)
-            surprise = surprise if surprise is not None and math.isfinite(surprise) else None  # JSON has no other numbers
+            found = self._surprise(track, Observation(arm=arm, features=features, reward=outcome.reward))
+            if track is self._projection.versions:
+                surprise = found
+            else:
+                surprises[str(track.number)] = found
         return Observed(
             at=now,
             id=decision.id,
@@ -135,10 +141,19 @@ class OutcomeRecorder:
             signals=dict(outcome.signals) or msgspec.UNSET,
             cost_posted=outcome.cost is not None if learns_cost else msgspec.UNSET,
             surprise=surprise,
+            surprises=surprises or msgspec.UNSET,
             output=outcome.output,
             reference=outcome.reference,
             body=outcome.body,
         )
+
+    def _surprise(self, track: Versions, seen: Observation) -> float | None:
+        """What a policy says of a reward; None = nothing was expected."""
+        is_own = track.number == events.FIRST and not self._ledger.promotions
+        if not is_own and not takes_features(track.policy, seen.features):
+            return None
+        surprise = track.policy.surprise(track.committed.state, seen)
+        return surprise if surprise is not None and math.isfinite(surprise) else None  # JSON has no other numbers
 
     async def _to_result(
         self, event: Observed | None, receipt: Receipt | StorageError | None, decision_id: str, outcome: OutcomeReport

@@ -1,6 +1,7 @@
 """The projection of one bandit's log: its ledger and its policy's state, derived from the log alone.
 
-    log ──read──> Ledger.apply ──effects──> fold ──> Versions.advance   (readiness.py)
+    log ──read──> Ledger.apply ──effects──> Learned.fold ──> Versions.commit   (policies.py, readiness.py)
+                                            once for the policy that decides, and once for each shadow
 
 `fold_log` is the only code that advances it: at the start, live, and in a replay.
 """
@@ -8,25 +9,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from bandits import state as states
-from bandits.errors import BanditError
 from bandits.gpu.mirror import DeviceMirror
-from bandits.hyperparameters import declared
-from bandits.registry import POLICIES, build
-from bandits.types import REFERENCE, Observation, Policy, State
+from bandits.types import Policy, State
 from service.engine import events, snapshots
-from service.engine.errors import OffsetBeyondEndError, ReplicaBehindError, damage_at
-from service.engine.events import AnyEvent, Created, Decided
-from service.engine.executor import AdaptiveExecutor, TaskGroup
-from service.engine.ledger import AddPending, Effect, GrowArms, Learn, Ledger, RemovePending, Reset, Retire
+from service.engine.errors import OffsetBeyondEndError, ReplicaBehindError, ShadowBehindError, damage_at
+from service.engine.events import AnyEvent, Created, Decided, ShadowCreated, ShadowDeleted, ShadowPromoted
+from service.engine.executor import BACKGROUND_POOL, AdaptiveExecutor, TaskGroup
+from service.engine.ledger import Effect, Ledger, ShadowRecord
+from service.engine.policies import Learned, shadow_policy, takes_features
 from service.engine.readiness import Version, Versions
 from service.storage.base import (
     Entry,
@@ -36,6 +38,7 @@ from service.storage.base import (
     LogTruncatedError,
     Storage,
     StorageDamagedError,
+    StorageError,
     StorageUnavailableError,
 )
 
@@ -50,47 +53,39 @@ REMEMBERED_IDS = 10_000
 """Decisions whose ids are remembered, so that a repeated request is known before anything is scored: 1.5 MB."""
 
 
-def policy_of(created: Created) -> Policy:
-    """The policy that a log's first event names; refuses to run on other random numbers than it was started with."""
-    if created.policy not in POLICIES:
-        raise events.NewerEvent(f"the policy {created.policy[:64]!r}")
-    if unknown := set(created.hyperparameters) - {item.name for item in declared(POLICIES[created.policy])}:
-        raise events.NewerEvent(f"the hyperparameter {min(unknown)[:64]!r} of {created.policy}")
-    policy = build(
-        created.policy,
-        created.hyperparameters,
-        dim=created.dim,
-        output_dim=created.output_dim,
-        seed=created.seed,
-        signals=created.learned,
-    )
-    if policy.fingerprint != created.fingerprint:
-        raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
-    return policy
+CAUGHT_UP = READ_BATCH
+"""Entries behind the end from which on a shadow that learns from the start is made to catch up within one fold."""
 
 
-def apply_effect(policy: Policy, state: State, effect: Effect, *, is_live: bool) -> State:
-    """The state after one effect. A replay (is_live false) skips pending decisions: those open at its end are added then."""
-    match effect:
-        case Learn(seen):
-            return states.fold(policy, state, seen if is_live else replace(seen, was_pending=False))
-        case AddPending(arm, features) if is_live:
-            return states.with_arm(state, arm, policy.add_pending(state.arms[arm], features))
-        case RemovePending(arm, features) if is_live:
-            return states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
-        case GrowArms():
-            return states.add_arm(policy, state)
-        case Retire(arms):
-            return replace(state, retired=arms)
-        case Reset(arm):
-            return policy.reset_arm(state, arm)
-    return state
+RETRY_S = 1.0
+"""Until a shadow that catches up asks a store again that was unavailable."""
+
+
+class CatchingUp:
+    """A shadow that learns the log from its start,, and is not at its end yet."""
+
+    def __init__(self, created: Created, record: ShadowRecord, policy: Policy) -> None:
+        self.record = record
+        self.ledger = Ledger(created)
+        self.learned = Learned.start(record.number, policy, arms=len(created.arms))
+        self.lock = asyncio.Lock()
+
+    def fold(self, log: Log, entries: list[Entry]) -> None:
+        """Learn what these entries say. The effects do not depend on the policy that decided."""
+        effects: list[tuple[int, Effect]] = []
+        for entry in entries:
+            applied = self.ledger.apply(entry.offset, events.decode(entry.payload), self.learned.policy)
+            effects += zip(itertools.repeat(entry.offset), applied)
+        self.learned = self.learned.fold_safely(log, effects, is_live=False)
 
 
 class Projection:
     """The ledger and the versions of one bandit, folded from its log.
 
     ledger: arms, open decisions and episodes; ahead of both versions while a fold is under way.
+    tracks: the versions of every policy that learns here, by its number; deciding: the number of the one that decides.
+    catching_up: shadows that learn the log from its start and are not at its end, by number.
+    mirror_of: the device on which a policy is scored, if any.
     recent_ids: of the decisions folded last.  background: tasks of this bandit that outlive a request.
     """
 
@@ -103,24 +98,73 @@ class Projection:
         *,
         policy: Policy,
         snapshot_every: int,
-        mirror: DeviceMirror | None = None,
+        mirror_of: Callable[[Policy], DeviceMirror | None] = lambda policy: None,
     ) -> None:
         self.ledger = Ledger(created)
         start = Version(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
-        self.versions = Versions(policy, log, background, start, mirror=mirror)
+        self.deciding = events.FIRST
+        self.tracks = {events.FIRST: Versions(policy, log, background, start, mirror=mirror_of(policy))}
+        self.catching_up: dict[int, CatchingUp] = {}
         self.recent_ids: dict[str, None] = {}
         self.storage = storage
         self.log = log
         self.created = created
-        self.policy = policy
+        self._created_policy = policy
+        self._mirror_of = mirror_of
         self._hyperparameters = self.ledger.live.hyperparameters  # which `policy` has
         self.background = background
         self._lock = asyncio.Lock()
         self._is_live = True  # false during a replay: there are no decisions, and nothing is prepared
-        self._executor = AdaptiveExecutor(bursty="output" in policy.needs and policy.output_dim >= WIDE)
+        self._executor = AdaptiveExecutor()
+        self._adapt()
         self._snapshot_every = snapshot_every
         self._snapshot_at = 1  # of the last one
         self._snapshot_tried = 1
+
+    # -- the policies that learn here ----------------------------------------------------------------------------------------
+
+    @property
+    def versions(self) -> Versions:
+        """Of the policy that decides."""
+        return self.tracks[self.deciding]
+
+    @property
+    def policy(self) -> Policy:
+        """The one that decides, with the hyperparameters of now."""
+        return self.versions.policy
+
+    def shadows(self) -> dict[str, Versions]:
+        """Those that have learned the log to its end, by name."""
+        return {name: self.tracks[one.number] for name, one in self.ledger.shadows.items() if one.number in self.tracks}
+
+    def learned(self) -> tuple[int, Learned, dict[str, Learned]]:
+        """The offset, what the policy that decides has learned, and what each shadow has, all of one moment.
+
+        Raises `ShadowBehindError` where a shadow is not there yet.
+        """
+        offset = self.versions.committed.offset
+        for one in self.catching_up.values():
+            raise ShadowBehindError(one.record.name, one.ledger.offset, offset)
+        return offset, self._learned(self.versions), {name: self._learned(track) for name, track in self.shadows().items()}
+
+    def _learned(self, track: Versions) -> Learned:
+        is_own = track.number == events.FIRST and not self.ledger.promotions
+        return Learned(track.number, track.policy, track.committed.state, is_own, track.left, track.failure)
+
+    def track_in_flight(self, decided: Decided, features: Tensor) -> None:
+        """Count a decision as pending from now on, for every policy, before it is in the log."""
+        for track in self.tracks.values():
+            if track is self.versions or takes_features(track.policy, features):
+                track.track_in_flight(decided, features)
+
+    def drop_in_flight(self, decision_id: str) -> None:
+        """Stop counting a decision that was refused and will not be in the log."""
+        for track in self.tracks.values():
+            track.drop_in_flight(decision_id)
+
+    def _adapt(self) -> None:
+        policies = [track.policy for track in self.tracks.values()]
+        self._executor.bursty = any("output" in policy.needs and policy.output_dim >= WIDE for policy in policies)
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
@@ -129,22 +173,25 @@ class Projection:
 
         until: the last offset to fold; None = all.  each: called with the offset after every batch.
         """
+        self._is_live = False
         blobs = [blob for _, blob in await self.storage.load_snapshots(self.log)] if use_snapshots else []
         if not await self._resume_from(blobs) and blobs and await self._is_compacted():
             logger.warning("the log is trimmed: a snapshot of another build has to do", extra={"bandit": self.log.name})
             await self._resume_from(blobs, any_build=True)
-        self._is_live = False
-        versions = self.versions
-        while until is None or versions.committed.offset < until:
-            before = versions.committed.offset
+        while until is None or self.versions.committed.offset < until:
+            before = self.versions.committed.offset
             await self.fold_log(before + READ_BATCH, at_most=until)
-            each(versions.committed.offset)
-            if versions.committed.offset == before:
+            each(self.versions.committed.offset)
+            if self.versions.committed.offset == before:
                 break
-        state = await asyncio.to_thread(self._with_open_pending, versions.committed.state)
-        versions.restart(versions.committed._replace(state=state))
-        await versions.prepare()
+        decisions = list(self.ledger.open.values())
+        for track in self.tracks.values():
+            learned = await asyncio.to_thread(self._learned(track).with_pending, self.log, decisions)
+            track.restart(track.committed._replace(state=learned.state))
+            await (track.prepare() if track is self.versions else self._prepare_shadow(track.prepare))
         self._is_live = True
+        for one in self.catching_up.values():
+            self.background.spawn(self._catch_up_behind(one))
 
     async def _resume_from(self, blobs: list[bytes], *, any_build: bool = False) -> bool:
         for blob in blobs:
@@ -163,7 +210,8 @@ class Projection:
     async def _resume(self, blob: bytes, *, any_build: bool) -> bool:
         unpack = partial(snapshots.unpack, any_build=any_build)
         try:
-            ledger, state = await asyncio.to_thread(unpack, self.policy, self.created, blob)
+            found = await asyncio.to_thread(unpack, self._created_policy, self.created, blob)
+            ledger = found.ledger
             if not await self.storage.read(self.log, after=ledger.offset - 1, limit=1):
                 raise snapshots.SnapshotRefused(f"it is of offset {ledger.offset}, the log ends before")
         except (StorageUnavailableError, LogNotFoundError, LogTruncatedError):
@@ -173,14 +221,26 @@ class Projection:
             logger.warning("a snapshot cannot be used and is passed over", extra={"bandit": self.log.name, "reason": reason})
             return False
         self.ledger.adopt(ledger)
+        if ledger.live.number != self.deciding:
+            self.deciding, self._hyperparameters = ledger.live.number, ledger.live.hyperparameters
+            self.tracks = {self.deciding: self._track(found.policy, self.deciding, found.state)}
+            self.versions.mirror = self._mirror_of(found.policy)
         self._configure()
         self._snapshot_at = self._snapshot_tried = ledger.offset
-        self.versions.restart(Version(state, ledger.offset, tuple(ledger.arms)))
+        self.versions.left = found.left
+        self.versions.restart(Version(found.state, ledger.offset, tuple(ledger.arms)))
+        for one in found.shadows:
+            self._attach(one)
         return True
+
+    def _track(self, policy: Policy, number: int, state: State) -> Versions:
+        start = Version(state, self.ledger.offset, tuple(self.ledger.arms))
+        return Versions(policy, self.log, self.background, start, number=number)
 
     async def close(self) -> None:
         """Wait for background work and write a snapshot, so that the next start is quick."""
-        self.versions.is_closing = True
+        for track in self.tracks.values():
+            track.is_closing = True
         await self.background.finish()
         if self.versions.fault is None and self.versions.committed.offset > self._snapshot_at:
             await self.snapshot()
@@ -195,7 +255,7 @@ class Projection:
     @property
     def _is_behind(self) -> bool:
         """Whether a fold may have to do now what the background could not do in time: it leaves the event loop for that."""
-        return self._is_live and self.policy.folds_slowly(self.versions.committed.state)
+        return self._is_live and any(track.policy.folds_slowly(track.committed.state) for track in self.tracks.values())
 
     async def catch_up(self, at_least: int = 0) -> None:
         """Fold the log to its end; with `at_least`, return as soon as that offset is folded."""
@@ -212,18 +272,17 @@ class Projection:
 
         Raises `ReplicaBehindError` after `timeout_s`, `OffsetBeyondEndError` if the log ends before the offset.
         """
-        versions = self.versions
-        if offset > versions.committed.offset and offset > (end := await self.storage.end(self.log)):
+        if offset > self.versions.committed.offset and offset > (end := await self.storage.end(self.log)):
             raise OffsetBeyondEndError(offset, end)
         try:
             async with asyncio.timeout(timeout_s):
-                while (reached := versions.committed.offset) < offset:
+                while (reached := self.versions.committed.offset) < offset:
                     end = await self.storage.wait(self.log, after=reached, timeout_s=timeout_s)
-                    if end > versions.committed.offset:
+                    if end > self.versions.committed.offset:
                         await self.catch_up(min(end, offset))
-                await versions.wait_until_prepared()
+                await self.versions.wait_until_prepared()
         except TimeoutError:
-            raise ReplicaBehindError(offset, versions.committed.offset) from None
+            raise ReplicaBehindError(offset, self.versions.committed.offset) from None
 
     async def fold_log(
         self, at_least: int = 0, *, at_most: int | None = None, known: Mapping[bytes, AnyEvent] = MappingProxyType({})
@@ -233,11 +292,11 @@ class Projection:
         at_least: return as soon as this offset is folded; 0 = fold to the end.  at_most: fold nothing behind this offset.
         known: events by their payload, which saves decoding them.
         """
-        versions = self.versions
-        if at_least and versions.committed.offset >= at_least:
+        if at_least and self.versions.committed.offset >= at_least:
             return
         async with self._lock:
-            while not at_least or versions.committed.offset < at_least:
+            while not at_least or self.versions.committed.offset < at_least:
+                versions = self.versions  # a promotion exchanges them
                 if versions.fault is not None:
                     versions.check_sound()
                 offset = versions.committed.offset
@@ -250,22 +309,27 @@ class Projection:
                 if not entries:
                     break
                 await self._fold(entries, known)
-        if self._snapshot_every and versions.committed.offset - self._snapshot_tried >= self._snapshot_every:
-            self._snapshot_tried = versions.committed.offset
+        if self._snapshot_every and self.versions.committed.offset - self._snapshot_tried >= self._snapshot_every:
+            self._snapshot_tried = self.versions.committed.offset
             self.background.spawn(self._try_snapshot())
 
     async def _fold(self, entries: list[Entry], known: Mapping[bytes, AnyEvent]) -> None:
-        """Fold all of the entries, or stop the bandit: on failure the ledger may be ahead of the state."""
+        """Fold the entries up to the first that changes which policies learn here, or that one alone; or stop the bandit: on
+        failure the ledger may be ahead of the state.
+        """
         versions = self.versions
         effects: list[tuple[int, Effect]] = []
         decided: list[tuple[int, str]] = []
         fault: StorageDamagedError | None = None
+        last = 0
         for entry in entries:
             features = None
             try:
                 event = (known.get(entry.payload) if known else None) or events.decode(
                     entry.payload
                 )  # a lookup hashes the payload
+                if isinstance(event, ShadowCreated | ShadowDeleted | ShadowPromoted):
+                    break
                 if isinstance(event, Decided):
                     own = versions.in_flight.get(event.id)
                     # Another process may have logged another decision under the id of one that is in flight here.
@@ -274,25 +338,150 @@ class Projection:
             except Exception as error:
                 fault = damage_at(self.log, entry.offset, error)
                 break
+            last = entry.offset
             if isinstance(event, Decided):
                 decided.append((entry.offset, event.id))
                 self.recent_ids[event.id] = None
+        if not last and fault is None:
+            assert isinstance(event, ShadowCreated | ShadowDeleted | ShadowPromoted)
+            await self._fold_shadow(entries[0].offset, event)
+            return
         self._configure()
         while len(self.recent_ids) > REMEMBERED_IDS:
             del self.recent_ids[next(iter(self.recent_ids))]
         try:
-            folding = partial(self._apply_all, versions.committed.state, effects)
-            state = await (asyncio.to_thread(folding) if self._is_behind else self._executor.run(folding, units=len(effects)))
+            folding = partial(self._fold_all, effects)
+            folded = await (asyncio.to_thread(folding) if self._is_behind else self._executor.run(folding, units=len(effects)))
         except StorageDamagedError as error:  # its offset is before the one that the ledger refused
             fault = error
         if fault is not None:
             versions.stop(fault)
             raise fault
-        version = Version(state, entries[-1].offset, tuple(self.ledger.arms))
+        await self._commit(last, folded, decided)
+
+    def _fold_all(self, effects: list[tuple[int, Effect]]) -> list[Learned]:
+        """What every policy knows after these effects: what is learned is learned here, by the one that decides and by its
+        shadows alike.
+        """
+        deciding = self.versions
+        return [
+            self._learned(track).fold(self.log, effects, is_live=self._is_live)
+            if track is deciding
+            else self._learned(track).fold_safely(self.log, effects, is_live=self._is_live)
+            for track in self.tracks.values()
+        ]
+
+    async def _commit(self, offset: int, folded: Sequence[Learned], decided: Sequence[tuple[int, str]] = ()) -> None:
+        """Make `folded` the committed versions of their policies, all of them before anything else runs; then prepare them."""
+        arms = tuple(self.ledger.arms)
+        for one in folded:
+            track = self.tracks[one.number]
+            track.left, track.failure = one.left, one.failure
+            if self._is_live:
+                track.commit(Version(one.state, offset, arms), decided)
+            else:
+                track.restart(Version(one.state, offset, arms))
         if self._is_live:
-            await versions.advance(version, decided)
-        else:
-            versions.restart(version)
+            await self.versions.schedule_prepare()
+            for track in self.shadows().values():
+                await self._prepare_shadow(track.schedule_prepare)
+
+    async def _prepare_shadow(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A shadow that cannot be prepared has no weights, and the bandit goes on."""
+        with contextlib.suppress(StorageDamagedError):
+            await work()
+
+    # -- shadows -------------------------------------------------------------------------------------------------------------
+
+    async def _fold_shadow(self, offset: int, event: ShadowCreated | ShadowDeleted | ShadowPromoted) -> None:
+        """Fold an entry that changes which policies learn here, or stop the bandit."""
+        before, known = self.versions, self.ledger.shadows.get(event.shadow)
+        try:
+            if isinstance(event, ShadowPromoted) and known is not None and known.number in self.catching_up:
+                await self._finish(self.catching_up[known.number])
+            self.ledger.apply(offset, event, self.policy)
+            if isinstance(event, ShadowCreated):
+                await self._start_shadow(self.ledger.shadows[event.shadow])
+        except (StorageDamagedError, LogTruncatedError, LogCompactedError) as error:
+            before.stop(error)
+            raise
+        except StorageError:
+            raise  # another attempt finishes what was begun
+        except Exception as error:
+            fault = damage_at(self.log, offset, error)
+            before.stop(fault)
+            raise fault from error
+        if isinstance(event, ShadowDeleted) and known is not None:
+            self.tracks.pop(known.number, None)
+            self.catching_up.pop(known.number, None)
+        if isinstance(event, ShadowPromoted):
+            self.deciding, self._hyperparameters = self.ledger.live.number, self.ledger.live.hyperparameters
+            before.mirror, self.versions.mirror = None, self._mirror_of(self.policy)
+        self._adapt()
+        await self._commit(offset, [self._learned(track) for track in self.tracks.values()])
+
+    async def _start_shadow(self, record: ShadowRecord) -> None:
+        policy = await asyncio.to_thread(shadow_policy, self.created, record)
+        if record.learns_from == "start":
+            one = self.catching_up[record.number] = CatchingUp(self.created, record, policy)
+            if self._is_live:
+                self.background.spawn(self._catch_up_behind(one))
+            return
+        learned = Learned.start(record.number, policy, arms=len(self.ledger.arms), retired=self.ledger.retired())
+        self._attach(learned.with_pending(self.log, list(self.ledger.open.values())) if self._is_live else learned)
+
+    def _attach(self, learned: Learned) -> None:
+        """Let a policy learn what comes from here on."""
+        track = self.tracks[learned.number] = self._track(learned.policy, learned.number, learned.state)
+        track.left, track.failure = learned.left, learned.failure
+        for one in self.versions.in_flight.values():
+            if one.decided.id not in self.recent_ids and takes_features(learned.policy, one.features):
+                track.track_in_flight(*one)
+        if self._is_live:
+            track.start_preparing()
+        self._adapt()
+
+    async def _catch_up_behind(self, one: CatchingUp) -> None:
+        """Let a shadow learn the log from its start, while everything else goes on."""
+        number = one.record.number
+        try:
+            while self.catching_up.get(number) is one and not self.versions.is_closing:
+                await self._learn_next(one)
+                if self.versions.committed.offset - one.ledger.offset <= CAUGHT_UP:
+                    async with self._lock:
+                        if self.catching_up.get(number) is one:
+                            await self._finish(one)
+        except StorageUnavailableError:
+            await asyncio.sleep(RETRY_S)
+            self.background.spawn(self._catch_up_behind(one))
+        except StorageError as error:  # trimmed meanwhile: create it again, or start again where another process has learned it
+            logger.error("a shadow cannot learn from the start", extra={"bandit": self.log.name, "reason": str(error)})
+
+    async def _learn_next(self, one: CatchingUp) -> bool:
+        """The next entries of the log, for a shadow that catches up; whether there were any."""
+        async with one.lock:
+            limit = min(READ_BATCH, self.versions.committed.offset - one.ledger.offset)
+            entries = await self.storage.read(self.log, after=one.ledger.offset, limit=limit) if limit > 0 else []
+            if entries:
+                await asyncio.get_running_loop().run_in_executor(BACKGROUND_POOL, one.fold, self.log, entries)
+            return bool(entries)
+
+    async def _finish(self, one: CatchingUp) -> None:
+        """Let a shadow catch up with what is committed, and learn on with the others; nothing else is folded meanwhile."""
+        while await self._learn_next(one):
+            pass
+        learned = one.learned
+        if self._is_live:
+            learned = await asyncio.to_thread(learned.with_pending, self.log, list(self.ledger.open.values()))
+        del self.catching_up[one.record.number]
+        self._attach(learned)
+
+    async def wait_for_shadows(self) -> None:
+        """Wait until every shadow has learned the log to its end; raises what keeps one from it."""
+        for one in list(self.catching_up.values()):
+            async with self._lock:
+                if self.catching_up.get(one.record.number) is one:
+                    await self._finish(one)
 
     def _configure(self) -> None:
         """Give the policy the hyperparameters of now. Only those can change that no statistic depends on (`Hyperparameter.live`),
@@ -301,60 +490,7 @@ class Projection:
         wanted = self.ledger.live.hyperparameters
         if wanted is not self._hyperparameters:
             self._hyperparameters = wanted
-            self.policy = self.versions.policy = replace(self.policy, **wanted)
-
-    def _apply_all(self, state: State, effects: list[tuple[int, Effect]]) -> State:
-        """The state after these effects in log order; the result does not depend on the read batches.
-
-        Runs of pending decisions are applied together, and runs of outcomes where the policy updates arms independently.
-        """
-        for kind, run in itertools.groupby(effects, key=lambda numbered: type(numbered[1])):
-            several = list(run)
-            together = (
-                len(several) > 1 and self._is_live and (kind is AddPending or (kind is Learn and self.policy.arms_independent))
-            )
-            state = self._apply_by_arm(state, several) if together else self._apply_each(state, several)
-        return state
-
-    def _apply_each(self, state: State, effects: list[tuple[int, Effect]]) -> State:
-        for offset, effect in effects:
-            try:
-                state = apply_effect(self.policy, state, effect, is_live=self._is_live)
-            except Exception as error:
-                raise damage_at(self.log, offset, error) from error
-        return state
-
-    def _apply_by_arm(self, state: State, effects: list[tuple[int, Effect]]) -> State:
-        """Apply a run of effects arm by arm; on failure one by one, so that the error names the entry."""
-        by_arm: dict[int, list[Any]] = {}
-        for _, effect in effects:
-            match effect:
-                case Learn(seen) if seen.arm != REFERENCE:
-                    by_arm.setdefault(seen.arm, []).append(seen)
-                case AddPending(arm, features):
-                    by_arm.setdefault(arm, []).append(features)
-                case _:
-                    return self._apply_each(state, effects)
-        arms, policy = list(state.arms), self.policy
-        try:
-            for index, several in by_arm.items():
-                learns = isinstance(several[0], Observation)
-                arms[index] = (
-                    policy.update_many(state, several) if learns else policy.add_pending_many(state.arms[index], several)
-                )
-        except Exception:
-            return self._apply_each(state, effects)
-        return replace(state, arms=tuple(arms))
-
-    def _with_open_pending(self, state: State) -> State:
-        """The state of a replay with every decision that is open at its end added as pending."""
-        for decision in self.ledger.open.values():
-            try:
-                arm = self.policy.add_pending(state.arms[decision.arm], events.vector_tensor(decision.features))
-            except Exception as error:
-                raise damage_at(self.log, decision.offset, error) from error
-            state = states.with_arm(state, decision.arm, arm)
-        return state
+            self.versions.policy = replace(self.policy, **wanted)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 
@@ -365,10 +501,14 @@ class Projection:
             logger.warning("no snapshot was written", extra={"bandit": self.log.name, "reason": str(error)})
 
     async def snapshot(self) -> None:
-        """Write a snapshot at the committed offset."""
+        """Write a snapshot at the committed offset, unless a shadow is not there yet."""
         async with self._lock:
-            state, offset, _ = self.versions.committed
+            if self.catching_up:
+                return  # it would lack a shadow, and the log before it may then be trimmed
+            offset, deciding, shadows = self.learned()
+            promoted = self.ledger.promotions > 0
             ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
-        blob = await asyncio.to_thread(snapshots.pack, self.policy, state, ledger, offset)
+        packing = partial(snapshots.pack, shadows=list(shadows.values()), left=deciding.left, promoted=promoted)
+        blob = await asyncio.to_thread(packing, deciding.policy, deciding.state, ledger, offset)
         await self.storage.save_snapshot(self.log, offset, blob)
         self._snapshot_at = offset

@@ -18,7 +18,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from bandits import state as states
 from bandits.gpu.mirror import DeviceMirror
 from bandits.types import Policy, State
 from service.engine.errors import damage_at
-from service.engine.events import Decided
+from service.engine.events import FIRST, Decided
 from service.engine.executor import BACKGROUND_POOL, DECAY, SLOW_DECAY, AdaptiveExecutor, TaskGroup
 from service.engine.ledger import ArmRecord
 from service.storage.base import Log, LogCompactedError, LogTruncatedError, StorageDamagedError
@@ -62,15 +62,32 @@ class InFlightState(NamedTuple):
 
 
 class Versions:
-    """The committed and the scoring version of one bandit.
+    """The committed and the scoring version of one policy of a bandit.
 
+    number: of the policy.  left, failure: see `Learned`.
+    pace: of its weights, while it is a shadow.  late: the computation of them that a decision did not wait for.
     committed: the newest folded version.  scoring: the newest prepared version, which decisions use.
     in_flight: the decisions that `scoring` lacks, by id.
-    policy: with the hyperparameters of now; the projection replaces it.
+    policy: with the hyperparameters of now; the projection replaces it.  mirror: where it is scored on a device.
     fault: why neither changes any more: a damaged log stops the bandit; one that was truncated or trimmed is loaded again.
     """
 
-    def __init__(self, policy: Policy, log: Log, background: TaskGroup, start: Version, *, mirror: DeviceMirror | None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        log: Log,
+        background: TaskGroup,
+        start: Version,
+        *,
+        number: int = FIRST,
+        mirror: DeviceMirror | None = None,
+    ) -> None:
+        self.number = number
+        self.left = 0
+        self.failure = ""
+        self.mirror = mirror
+        self.pace = AdaptiveExecutor()
+        self.late: asyncio.Task[Any] | None = None
         self.committed = self.scoring = start
         self.in_flight: dict[str, InFlight] = {}
         self.fault: StorageDamagedError | LogTruncatedError | LogCompactedError | None = None
@@ -78,7 +95,6 @@ class Versions:
         self.policy = policy
         self._log = log
         self._background = background
-        self._mirror = mirror
         # only what is derived from outputs takes long now and then: spectra, mixtures
         self._executor = AdaptiveExecutor(
             BACKGROUND_POOL, decay=SLOW_DECAY if "output" in policy.needs else DECAY, bursty=policy.prepares_rarely
@@ -128,7 +144,8 @@ class Versions:
             cached = InFlightState(self.scoring, frozenset(), self.scoring.state)
         waiting: dict[int, list[Tensor]] = {}
         for decision_id, (decided, features) in self.in_flight.items():
-            if decided.arm >= 0 and decision_id not in cached.ids:
+            # an arm that `scoring` lacks is one of a decision by another policy
+            if 0 <= decided.arm < len(cached.state.arms) and decision_id not in cached.ids:
                 waiting.setdefault(decided.arm, []).append(features)
         state = cached.state
         for arm, several in waiting.items():
@@ -144,14 +161,13 @@ class Versions:
         """Begin with a version that was loaded; nothing of it is prepared yet."""
         self.committed = self.scoring = version
 
-    async def advance(self, version: Version, decided: Iterable[tuple[int, str]]) -> None:
-        """Replace `committed`, and prepare it or let it be prepared. decided: (offset, id) of the decisions new in it."""
+    def commit(self, version: Version, decided: Iterable[tuple[int, str]]) -> None:
+        """Replace `committed`; `schedule_prepare` has to follow. decided: (offset, id) of the decisions new in it."""
         state = version.state
         if state is not self.committed.state:  # `scoring` may have been prepared again while this was folded
             version = version._replace(state=replace(state, cache=self.scoring.state.cache))
         self.committed = version
         self._folded_in_flight.extend(decided)
-        await self._schedule_prepare()
 
     async def wait_until_current(self) -> None:
         """Wait until `scoring` has reached what is committed now, if preparing is known to be quick.
@@ -164,16 +180,22 @@ class Versions:
             if not done:
                 return
 
+    def start_preparing(self) -> None:
+        """Prepare in the background what `restart` began with."""
+        self._preparing = self._background.spawn(
+            self._prepare_behind() if self.policy.prepares_rarely else self._prepare_in_background()
+        )
+
     async def wait_until_prepared(self) -> None:
         """Wait until `scoring` has reached what is committed now, however long that takes."""
         offset = self.committed.offset
         while self.scoring.offset < offset and not self.is_closing:
             self.check_sound()
-            await self._schedule_prepare()
+            await self.schedule_prepare()
             if self._preparing is not None:
                 await asyncio.wait([self._preparing])
 
-    async def _schedule_prepare(self) -> None:
+    async def schedule_prepare(self) -> None:
         """Prepare the newest version: inline where that is quick, else in the background, one at a time."""
         if self.policy.prepares_rarely:  # what is folded can be scored at once, on what was prepared before
             self._publish_scoring(self.committed, self.committed.state)
@@ -212,31 +234,31 @@ class Versions:
         finally:
             self._preparing = None
         if self.scoring.offset < self.committed.offset and not self.is_closing:
-            await self._schedule_prepare()
+            await self.schedule_prepare()
 
     async def prepare(self) -> None:
         """Derive the caches of `committed`, which is then `scoring`."""
         committed = self.committed
-        work = self.policy.prepare if self._mirror is None else self._prepare_with_mirror
+        work = self.policy.prepare if self.mirror is None else self._prepare_with_mirror
         try:
             state = await self._executor.run(work, committed.state)
         except Exception as error:
             damage = damage_at(self._log, committed.offset, error)
             self.stop(damage)
             raise damage from error
-        if self._mirror is not None and self._mirror.broken:
-            about = {"bandit": self._log.name, "device": str(self._mirror.device), "reason": self._mirror.broken}
+        if self.mirror is not None and self.mirror.broken:
+            about = {"bandit": self._log.name, "device": str(self.mirror.device), "reason": self.mirror.broken}
             logger.warning("a device failed: this bandit scores on the CPU until the next start", extra=about)
-            self._mirror = None
+            self.mirror = None
         self._publish_scoring(committed, state)
 
     def _prepare_with_mirror(self, state: State) -> State:
         """The prepared state, with the device mirror synced with it."""
         state = self.policy.prepare(state)
-        if self._mirror is None:
+        if self.mirror is None:
             return state
-        self._mirror.sync(state.arms)
-        return replace(state, cache=self._mirror)
+        self.mirror.sync(state.arms)
+        return replace(state, cache=self.mirror)
 
     def _publish_scoring(self, prepared: Version, state: State) -> None:
         """Replace `scoring`, and drop from `in_flight` what it counts from now on. There is no await in between: another task

@@ -6,7 +6,9 @@ A snapshot only saves time. One that cannot be used is skipped, and the log is f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -16,13 +18,26 @@ from bandits.types import Policy, State
 from service.engine import events
 from service.engine.events import Created
 from service.engine.ledger import Ledger
+from service.engine.policies import Learned, deciding_policy, shadow_policy
 
 BUILD = f"torch {torch.__version__}, detector 2"
 """Another torch may round differently, and another detector of drift (`bandits/drift.py`) raises its alarms at other offsets."""
+WITH_SHADOWS = 2
+"""The version of a snapshot with shadows or promotions, which builds that know of neither pass over."""
 
 
 class SnapshotRefused(Exception):
     """A snapshot that must not replace the log up to its offset."""
+
+
+class ShadowContent(msgspec.Struct, frozen=True):
+    """What a snapshot holds of a shadow, by the number of its policy; see `Content` and `Learned`."""
+
+    number: int
+    sums: bytes
+    derived: bytes
+    left: int
+    failure: str
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -34,6 +49,18 @@ class Content(msgspec.Struct, frozen=True):
     ledger: bytes
     sums: bytes
     derived: bytes = b""
+    shadows: list[ShadowContent] = []
+    left: int = 0
+
+
+class Unpacked(NamedTuple):
+    """A snapshot: the ledger, the state of the policy that decides, that policy, what it could not learn, and the shadows."""
+
+    ledger: Ledger
+    state: State
+    policy: Policy
+    left: int
+    shadows: list[Learned]
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -43,29 +70,56 @@ class Sealed(msgspec.Struct, frozen=True):
     sha256: bytes
 
 
-def pack(policy: Policy, state: State, ledger: bytes, offset: int) -> bytes:
+def pack(
+    policy: Policy,
+    state: State,
+    ledger: bytes,
+    offset: int,
+    *,
+    shadows: Sequence[Learned] = (),
+    left: int = 0,
+    promoted: bool = False,
+) -> bytes:
     """The snapshot of a state and of its packed ledger, both as of `offset`."""
     sums, derived = states.pack(policy, state), policy.pack_derived(state)
-    content = msgspec.msgpack.encode(Content(events.VERSION, offset, BUILD, ledger, sums, derived))
+    version = WITH_SHADOWS if shadows or promoted else events.VERSION
+    others = [
+        ShadowContent(one.number, states.pack(one.policy, one.state), one.policy.pack_derived(one.state), one.left, one.failure)
+        for one in shadows
+    ]
+    content = msgspec.msgpack.encode(Content(version, offset, BUILD, ledger, sums, derived, others, left))
     return msgspec.msgpack.encode(Sealed(content, hashlib.sha256(content).digest()))
 
 
-def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = False) -> tuple[Ledger, State]:
-    """The ledger and the state, nothing derived yet but what the snapshot keeps for this build; raises whatever is wrong with the
-    bytes.
+def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = False) -> Unpacked:
+    """The ledger and the states, nothing derived yet but what the snapshot keeps for this build; raises whatever is wrong with
+    the bytes. policy: as the first event names it.
     """
     sealed = msgspec.msgpack.decode(blob, type=Sealed)
     if hashlib.sha256(sealed.content).digest() != sealed.sha256:
         raise SnapshotRefused("the checksum does not match")
     kept = msgspec.msgpack.decode(sealed.content, type=Content)
     # A snapshot of another build is passed over, and the log folded; any_build: where the log does not reach back so far.
-    if kept.version != events.VERSION or (kept.build != BUILD and not any_build):
+    if kept.version not in (events.VERSION, WITH_SHADOWS) or (kept.build != BUILD and not any_build):
         raise SnapshotRefused(f"version {kept.version} of {kept.build}, this is {events.VERSION} of {BUILD}")
     ledger = Ledger.unpack(created, kept.ledger)
-    state = states.unpack(policy, kept.sums)
-    if kept.build == BUILD:
-        state = policy.unpack_derived(state, kept.derived)
-    state = replace(state, retired=ledger.retired())
-    if (kept.offset, len(state.arms)) != (ledger.offset, len(ledger.arms)):
+    policy = policy if ledger.live.policy is None else deciding_policy(created, ledger.live)
+
+    def state_of(policy: Policy, sums: bytes, derived: bytes) -> State:
+        state = states.unpack(policy, sums)
+        if kept.build == BUILD:
+            state = policy.unpack_derived(state, derived)
+        if len(state.arms) != len(ledger.arms):
+            raise SnapshotRefused("its parts are not of one moment")
+        return replace(state, retired=ledger.retired())
+
+    state = state_of(policy, kept.sums, kept.derived)
+    packed, shadows = {one.number: one for one in kept.shadows}, []
+    for record in ledger.shadows.values():
+        if record.number not in packed:
+            raise SnapshotRefused("its parts are not of one moment")
+        one, own = packed[record.number], shadow_policy(created, record)
+        shadows.append(Learned(one.number, own, state_of(own, one.sums, one.derived), left=one.left, failure=one.failure))
+    if kept.offset != ledger.offset:
         raise SnapshotRefused("its parts are not of one moment")
-    return ledger, state
+    return Unpacked(ledger, state, policy, kept.left, shadows)

@@ -8,7 +8,19 @@ import msgspec
 
 from service.engine import events
 from service.engine.decisions import DecisionRequest
-from service.engine.events import ArmAdded, ArmChanged, ArmRetired, Cancelled, Configured, Decided, Expired, Observed
+from service.engine.events import (
+    ArmAdded,
+    ArmChanged,
+    ArmRetired,
+    Cancelled,
+    Configured,
+    Decided,
+    Expired,
+    Observed,
+    ShadowCreated,
+    ShadowDeleted,
+    ShadowPromoted,
+)
 from service.engine.learner import Learner
 from service.engine.outcomes import OutcomeReport
 from service.storage.base import Durability, Log, Storage
@@ -56,7 +68,7 @@ async def reenact(bandit: Learner, clock: Clock, payload: bytes, *, is_settled: 
         case Expired():
             await bandit.outcomes.expire()
             written = event
-        case ArmAdded() | ArmChanged() | ArmRetired() | Configured():
+        case ArmAdded() | ArmChanged() | ArmRetired() | Configured() | ShadowCreated() | ShadowDeleted() | ShadowPromoted():
             await bandit.committer.record(event, key=f"entry {bandit.versions.committed.offset + 1}")
             written = event
         case _:

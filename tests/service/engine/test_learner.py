@@ -364,7 +364,7 @@ async def test_weights_that_are_no_distribution_over_the_allowed_arms_are_never_
     storage: MemoryStorage, weights: list[float]
 ) -> None:
     bandit = await learner_of(storage)
-    bandit.projection.policy = Unsound()
+    bandit.versions.policy = Unsound()
     WRONG["weights"] = weights
     with pytest.raises(BanditError, match="no distribution"):
         await bandit.decisions.submit(ask(GREEDY, default_rng(9), "d1", allowed={0: None, 1: None}))
@@ -373,7 +373,7 @@ async def test_weights_that_are_no_distribution_over_the_allowed_arms_are_never_
 
 async def test_a_stop_is_logged_and_has_nothing_to_observe(storage: MemoryStorage) -> None:
     bandit = await learner_of(storage)
-    bandit.projection.policy = Unsound()
+    bandit.versions.policy = Unsound()
     WRONG["weights"] = [0.0, 0.0, 0.0]
     kept = await bandit.decisions.submit(ask(GREEDY, default_rng(10), "d1"))
     assert (kept.event.arm, kept.event.propensity, kept.event.price) == (-1, 1.0, 0.0)
@@ -716,9 +716,9 @@ def resumed_from(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     unpack = snapshots.unpack
 
     def watched(*values: Any, **options: Any) -> Any:
-        ledger, state = unpack(*values, **options)
-        taken.append(ledger.offset)
-        return ledger, state
+        found = unpack(*values, **options)
+        taken.append(found.ledger.offset)
+        return found
 
     monkeypatch.setattr(snapshots, "unpack", watched)
     return taken
@@ -747,7 +747,7 @@ async def test_a_snapshot_of_another_build_bandit_or_moment_is_passed_over(clock
     storage = Blobs()
     bandit, blob = await with_snapshot(storage, clock)
     live = facts(bandit)
-    ledger, state = snapshots.unpack(bandit.policy, bandit.created, blob)
+    ledger, state, *_ = snapshots.unpack(bandit.policy, bandit.created, blob)
     other = await learner_of(storage, EXAMPLES["lin-ucb"][0], name="other")
     unfit = [
         snapshots.pack(bandit.policy, state, ledger.pack(), ledger.offset + 1),
@@ -842,7 +842,7 @@ async def test_a_snapshot_taken_under_traffic_is_of_one_moment(
         deciding = [after(n, partial(bandit.decisions.submit, ask(PAK, g, f"d{i}/{n}"))) for n in range(6)]
         await asyncio.gather(after(i, bandit.projection.snapshot), *deciding)
         (offset, blob), *_ = await storage.load_snapshots(bandit.log)
-        ledger, state = snapshots.unpack(bandit.policy, bandit.created, blob)
+        ledger, state, *_ = snapshots.unpack(bandit.policy, bandit.created, blob)
         then = await replayed(bandit, storage, use_snapshots=False, until=offset)
         assert (ledger.pack(), states.digest(bandit.policy, state)) == (then.ledger.pack(), then.digest()[1])
 

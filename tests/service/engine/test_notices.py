@@ -58,7 +58,7 @@ async def test_rewards_that_are_small_beside_the_optimism_are_noticed_with_the_f
     settings: dict[str, Any], count: int, rewards: tuple[float, float], is_noticed: bool
 ) -> None:
     learner = await learner_of(MemoryStorage(), PAK)
-    learner.projection.policy = build(settings.pop("kind"), settings, dim=2, output_dim=2)
+    learner.versions.policy = build(settings.pop("kind"), settings, dim=2, output_dim=2)
     learner.ledger.reward_range = rewards
     first, *others = learner.ledger.arms
     learner.ledger.arms = type(learner.ledger.arms)([msgspec.structs.replace(first, rewards=count), *others])
@@ -110,7 +110,7 @@ async def test_what_is_advised_for_lost_numbers_can_be_set_for_that_policy(
     monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any], ways: str
 ) -> None:
     learner: Learner = await learner_of(MemoryStorage(), PAK)
-    learner.projection.policy = build(kind, settings, dim=2, output_dim=2)
+    learner.versions.policy = build(kind, settings, dim=2, output_dim=2)
     monkeypatch.setattr(type(learner.policy), "arms_without_estimate", lambda *_: [0])
     (notice,) = await learner.notices()
     assert notice.endswith(f"create another bandit with {ways}.")

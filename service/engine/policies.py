@@ -1,0 +1,256 @@
+"""Policies as a log names them, and what each of several learns of the same events.
+
+    Created, ShadowCreated ──> policy_of ──> Policy
+    effects ──> Learned.fold ──> Learned        once per policy: the one that decides, and every shadow
+
+A log speaks to the policy that decided. Another one may need what an outcome lacks, or refuse its prompt: it leaves that outcome
+out, by its own checks alone, so that every replica and every replay leaves out the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from bandits import state as states
+from bandits.errors import BanditError, FieldError
+from bandits.hyperparameters import declared
+from bandits.objective import REWARD
+from bandits.registry import POLICIES, build
+from bandits.types import REFERENCE, Context, NoReference, Observation, Policy, State
+from service.engine import events
+from service.engine.errors import damage_at
+from service.engine.events import Created
+from service.engine.ledger import (
+    AddPending,
+    Effect,
+    GrowArms,
+    Learn,
+    LiveSettings,
+    OpenDecision,
+    RemovePending,
+    Reset,
+    Retire,
+    ShadowRecord,
+)
+from service.storage.base import Log
+
+logger = logging.getLogger("nextarm.folding")
+
+
+def policy_of(created: Created) -> Policy:
+    """The policy that a log's first event names; refuses to run on other random numbers than it was started with."""
+    return _built(created, created.policy, created.hyperparameters, created.fingerprint)
+
+
+def deciding_policy(created: Created, live: LiveSettings) -> Policy:
+    """The policy that decides now, with its present hyperparameters."""
+    if live.policy is None:
+        return replace(policy_of(created), **live.hyperparameters)
+    return _built(created, live.policy, live.hyperparameters, live.fingerprint)
+
+
+def shadow_policy(created: Created, shadow: ShadowRecord) -> Policy:
+    """The policy of a shadow, on the random numbers of the bandit."""
+    return _built(created, shadow.policy, shadow.hyperparameters, shadow.fingerprint)
+
+
+def _built(created: Created, kind: str, hyperparameters: Mapping[str, Any], fingerprint: str) -> Policy:
+    if kind not in POLICIES:
+        raise events.NewerEvent(f"the policy {kind[:64]!r}")
+    if unknown := {*hyperparameters} - {item.name for item in declared(POLICIES[kind])}:
+        raise events.NewerEvent(f"the hyperparameter {min(unknown)[:64]!r} of {kind}")
+    policy = build_for(created, kind, hyperparameters)
+    if policy.fingerprint != fingerprint:
+        raise BanditError("the random frequencies differ from those that the bandit was created with (another NumPy?)")
+    return policy
+
+
+def build_for(created: Created, kind: str, hyperparameters: Mapping[str, Any]) -> Policy:
+    """A policy of this kind as it would learn from this bandit's log. Raises `InvalidHyperparameter`."""
+    return build(
+        kind,
+        dict(hyperparameters),
+        dim=created.dim,
+        output_dim=created.output_dim,
+        seed=created.seed,
+        signals=created.learned if kind not in POLICIES or POLICIES[kind].weighs_signals else (REWARD,),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def takes_reference(policy: Policy) -> bool:
+    """Whether it compares with reference material."""
+    return not isinstance(policy.init_reference(), NoReference)
+
+
+def apply_effect(policy: Policy, state: State, effect: Effect, *, is_live: bool) -> State:
+    """The state after one effect. A replay (is_live false) skips pending decisions: those open at its end are added then."""
+    match effect:
+        case Learn(seen):
+            return states.fold(policy, state, seen if is_live else replace(seen, was_pending=False))
+        case AddPending(arm, features) if is_live:
+            return states.with_arm(state, arm, policy.add_pending(state.arms[arm], features))
+        case RemovePending(arm, features) if is_live:
+            return states.with_arm(state, arm, policy.remove_pending(state.arms[arm], features))
+        case GrowArms():
+            return states.add_arm(policy, state)
+        case Retire(arms):
+            return replace(state, retired=arms)
+        case Reset(arm):
+            return policy.reset_arm(state, arm)
+    return state
+
+
+def takes_features(policy: Policy, features: Tensor) -> bool:
+    """Whether a policy can decide on these features, and learn from an outcome with them."""
+    if not len(features):
+        return not policy.contextual
+    try:
+        policy.check_context(Context(allowed=(True,), features=features))
+    except FieldError:
+        return False
+    return True
+
+
+def can_learn(policy: Policy, state: State, effect: Effect) -> bool:
+    """Whether an effect of a log that was written for another policy can be applied: by the checks that its own requests would
+    have met.
+    """
+    match effect:
+        case Learn(seen) if seen.arm == REFERENCE:
+            frozen = policy.reference_frozen and any(arm.pulls for arm in state.arms)
+            if frozen or not takes_reference(policy):
+                return False
+            try:
+                policy.check_reference(state, seen)
+            except FieldError:
+                return False
+        case Learn(seen, has_reward):
+            lacking = ("reward" in policy.needs and not has_reward) or ("output" in policy.needs and not len(seen.output))
+            if lacking or not takes_features(policy, seen.features):
+                return False
+            try:
+                policy.check_observation(seen, state=state)
+            except FieldError:
+                return False
+        case AddPending(_, features) | RemovePending(_, features):
+            return takes_features(policy, features)
+    return True
+
+
+def check_distribution(row: Sequence[float], context: Context, policy: Policy) -> None:
+    """Raise unless the row is a distribution over the allowed arms: a NaN in the log could never be read back."""
+    total = sum(row)
+    sound = abs(total - 1.0) < 1e-9 or total == 0.0
+    if not sound or min(row) < 0.0 or any(weight and not ok for weight, ok in zip(row, context.allowed, strict=True)):
+        raise BanditError(f"{policy.kind} gave weights that are no distribution over the allowed arms")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one policy made of a log.
+
+    number: of the policy (`events.FIRST`).  is_own: the log was written for it alone, so that nothing is left out.
+    left: outcomes that it could not learn.  failure: why it learns nothing more; "" = it learns.
+    """
+
+    number: int
+    policy: Policy
+    state: State
+    is_own: bool = False
+    left: int = 0
+    failure: str = ""
+
+    @staticmethod
+    def start(number: int, policy: Policy, *, arms: int, retired: frozenset[int] = frozenset(), is_own: bool = False) -> Learned:
+        """Before the first outcome. arms: how many there are."""
+        return Learned(number, policy, replace(states.start(policy, arms=arms), retired=retired), is_own)
+
+    def fold(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:
+        """After these effects, (offset, effect) in log order; the result does not depend on the read batches.
+
+        Raises the damage that an effect means which cannot be applied.
+        """
+        if not self.is_own:
+            return self._fold_what_it_can(log, effects, is_live=is_live)
+        state = self.state
+        # Runs of pending decisions are applied together, and runs of outcomes where the policy updates arms independently.
+        for kind, run in itertools.groupby(effects, key=lambda numbered: type(numbered[1])):
+            several = list(run)
+            together = len(several) > 1 and is_live and (kind is AddPending or (kind is Learn and self.policy.arms_independent))
+            state = (self._by_arm if together else self._one_by_one)(log, state, several, is_live=is_live)
+        return replace(self, state=state)
+
+    def _one_by_one(self, log: Log, state: State, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> State:
+        for offset, effect in effects:
+            if isinstance(effect, Reset) and effect.policy != self.number:
+                continue
+            try:
+                state = apply_effect(self.policy, state, effect, is_live=is_live)
+            except Exception as error:
+                raise damage_at(log, offset, error) from error
+        return state
+
+    def _by_arm(self, log: Log, state: State, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> State:
+        """Apply a run of effects arm by arm; on failure one by one, so that the error names the entry."""
+        by_arm: dict[int, list[Any]] = {}
+        for _, effect in effects:
+            match effect:
+                case Learn(seen) if seen.arm != REFERENCE:
+                    by_arm.setdefault(seen.arm, []).append(seen)
+                case AddPending(arm, features):
+                    by_arm.setdefault(arm, []).append(features)
+                case _:
+                    return self._one_by_one(log, state, effects, is_live=is_live)
+        arms, policy = list(state.arms), self.policy
+        try:
+            for index, several in by_arm.items():
+                learns = isinstance(several[0], Observation)
+                arms[index] = (
+                    policy.update_many(state, several) if learns else policy.add_pending_many(state.arms[index], several)
+                )
+        except Exception:
+            return self._one_by_one(log, state, effects, is_live=is_live)
+        return replace(state, arms=tuple(arms))
+
+    def _fold_what_it_can(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:
+        state, left = self.state, self.left
+        for offset, effect in effects:
+            if can_learn(self.policy, state, effect):
+                state = self._one_by_one(log, state, [(offset, effect)], is_live=is_live)
+            else:
+                left += isinstance(effect, Learn)
+        return replace(self, state=state, left=left)
+
+    def fold_safely(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:
+        """`fold` of a shadow: one that cannot be folded learns nothing more, and the bandit goes on."""
+        if self.failure:
+            return self
+        try:
+            return self.fold(log, effects, is_live=is_live)
+        except Exception as error:
+            logger.error("a shadow learns nothing more", extra={"bandit": log.name, "policy": self.number, "reason": str(error)})
+            return replace(self, failure=str(error))
+
+    def with_pending(self, log: Log, decisions: Sequence[OpenDecision]) -> Learned:
+        """With open decisions added as pending."""
+        if self.failure:
+            return self
+        state = self.state
+        for decision in decisions:
+            features = events.vector_tensor(decision.features)
+            if not self.is_own and not takes_features(self.policy, features):
+                continue
+            try:
+                arm = self.policy.add_pending(state.arms[decision.arm], features)
+            except Exception as error:
+                raise damage_at(log, decision.offset, error) from error
+            state = states.with_arm(state, decision.arm, arm)
+        return replace(self, state=state)
