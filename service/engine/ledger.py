@@ -267,12 +267,12 @@ class ShadowRecord(msgspec.Struct):
         for arm, weight in enumerate(own):
             self.weights[arm] += weight
 
-    def watch(self, arm: int, surprise: float) -> bool:
-        """Add a surprise to the detector of an arm; whether that is an alarm."""
+    def watch(self, arm: int, surprise: float) -> list[Effect]:
+        """Add a surprise to the detector of an arm; an alarm resets the arm."""
         self.surprise = [*self.surprise, *[drift.START] * (arm + 1 - len(self.surprise))]
         self.surprise[arm], alarm = drift.add(self.surprise[arm], surprise)
         self.alarms += alarm
-        return alarm
+        return [Reset(arm, self.number)] if alarm else []
 
 
 class Snapshot(msgspec.Struct):
@@ -780,8 +780,8 @@ class Ledger:
         effects: list[Effect] = []
         for shadow in self.shadows.values():
             surprise = others.get(str(shadow.number))
-            if surprise is not None and shadow.watch(index, surprise):
-                effects.append(Reset(index, shadow.number))
+            if surprise is not None:
+                effects += shadow.watch(index, surprise)
         if event.surprise is msgspec.UNSET or event.surprise is None:
             return effects
         sums, alarm = drift.add(self._arm(index).surprise, event.surprise)

@@ -457,14 +457,14 @@ class Projection:
         except StorageError as error:  # trimmed meanwhile: create it again, or start again where another process has learned it
             logger.error("a shadow cannot learn from the start", extra={"bandit": self.log.name, "reason": str(error)})
 
-    async def _learn_next(self, one: CatchingUp) -> bool:
-        """The next entries of the log, for a shadow that catches up; whether there were any."""
+    async def _learn_next(self, one: CatchingUp) -> int:
+        """Let a shadow that catches up learn the next entries of the log; how many there were."""
         async with one.lock:
             limit = min(READ_BATCH, self.versions.committed.offset - one.ledger.offset)
             entries = await self.storage.read(self.log, after=one.ledger.offset, limit=limit) if limit > 0 else []
             if entries:
                 await asyncio.get_running_loop().run_in_executor(BACKGROUND_POOL, one.fold, self.log, entries)
-            return bool(entries)
+            return len(entries)
 
     async def _finish(self, one: CatchingUp) -> None:
         """Let a shadow catch up with what is committed, and learn on with the others; nothing else is folded meanwhile."""
