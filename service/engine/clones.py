@@ -37,10 +37,14 @@ from service.engine.events import (
     Imported,
     Observed,
     ReferenceAdded,
+    ShadowCreated,
+    ShadowDeleted,
+    ShadowPromoted,
 )
 from service.engine.learner import Learner
 from service.engine.ledger import moments_of
-from service.engine.projection import READ_BATCH, policy_of
+from service.engine.policies import policy_of
+from service.engine.projection import READ_BATCH
 from service.storage.base import (
     Durability,
     Entry,
@@ -87,7 +91,7 @@ class OutcomeJoin:
                 self._prices[arm] = price
             case ArmRetired() | ReferenceAdded():
                 pass
-            case Created() | Configured() | Cloned():
+            case Created() | Configured() | Cloned() | ShadowCreated() | ShadowDeleted() | ShadowPromoted():
                 return None
             case _:
                 raise NotCloneableError(f"offset {offset} holds an event that cannot be copied: {type(event).__name__.lower()}")

@@ -48,7 +48,7 @@ async def test_the_reader_reads_a_log(tmp_path: Path, monkeypatch: pytest.Monkey
     entries = await bandit.entries(after=0, limit=10_000)
     (tmp_path / "bandit.ndjson").write_bytes(b"".join(events.line(offset, payload) for offset, payload in entries))
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     assert len(names["rows"]) == sum(arm.rewards for arm in bandit.ledger.arms) > 5
