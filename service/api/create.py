@@ -133,13 +133,12 @@ def _learned_signals(body: BanditBody) -> list[str]:
     learned = body.learned_signals()
     if len(learned) > MAX_SIGNALS + 2:
         raise invalid("signals", f"at most {MAX_SIGNALS} are learned beside reward and cost; name fewer")
-    _check_spelling(body)
     return learned
 
 
-def _check_spelling(body: BanditBody) -> None:
-    """Refuse (422) a signal whose name is nearly that of a known one: no outcome would carry it, and it would count 0. (Not asked
-    of bandits that exist: some have such names.)
+def check_spelling(body: BanditBody) -> None:
+    """Refuse (422) a signal whose name is nearly that of a known one: no outcome would carry it, and it would count 0. Asked of a
+    request alone: bandits that exist may have such names, and so may clones of them.
     """
     known = [REWARD, COST, *(body.signals or ())]
     named = [(f"objective.{name}", name) for name in body.objective or ()]

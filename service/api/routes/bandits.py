@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from bandits.hyperparameters import declared
 from bandits.registry import POLICIES
 from service.api.change import check_same, configured_event
-from service.api.create import check_size, created_event
+from service.api.create import check_size, check_spelling, created_event
 from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.api.embedder_choice import load_for, notices
 from service.api.json_bodies import StrictJSONRoute
@@ -127,6 +127,7 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
         clock=services.repository.clock,
         sources=services.settings.sources(),
     )
+    check_spelling(body)
     await load_for(services.embeddings, created)
     return await services.repository.create(created)  # another request may have come first
 

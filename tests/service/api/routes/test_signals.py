@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from numpy.random import default_rng
 
-from service.api.requests import BanditBody, OutcomeBody, completed
+from service.api.create import created_event
+from service.api.requests import BanditBody, OutcomeBody
 from service.engine.events import body_digest
 from tests.service.http_client import ARMS, GREEDY, JSON, VECTOR, Clock, Json, Service, answered, failed, paths
 
@@ -169,11 +170,23 @@ async def test_a_signal_that_is_nearly_a_known_one_is_an_error(service: Service,
     assert named in made["signals"]
 
 
-async def test_other_names_of_signals_are_taken_and_a_bandit_that_has_a_strange_one_is_served(service: Service) -> None:
+async def test_other_names_of_signals_are_taken(service: Service) -> None:
     made = await service.create(body={**TWO, "objective": {"reward": 1.0, "host": 1.0, "forward": 1.0, "total_cost": -1.0}})
     assert made["signals"] == ["reward", "cost", "host", "forward", "total_cost"]
-    strange = BanditBody.model_validate({**TWO, "objective": {"rewards": 1.0}})
-    assert completed(strange.request()) == strange.request(), "what is stored was taken by an earlier version"
+
+
+async def test_a_bandit_that_has_such_a_signal_is_served_and_cloned(service: Service) -> None:
+    """As an earlier version created it."""
+    body: Json = {**TWO, "objective": {"rewards": 1.0}, "seed": 7}
+    transport: Any = service.client._transport
+    repository = transport.app.state.services.repository
+    made = BanditBody.model_validate(body)
+    await repository.create(created_event("b", "", made, default_timeout_s=60.0, max_bytes=1 << 30, clock=repository.clock))
+    assert (await service.put("/v1/bandits/b", body)).status_code == 200
+    await play(service, 4, rewards={"small": 0.2, "large": 0.8})
+    assert (await service.put("/v1/bandits/b", (await service.bandit())["configuration"])).status_code == 200
+    assert (await service.post("/v1/bandits/b/clone", {"name": "c", "policy": {"kind": "greedy"}})).status_code == 202
+    assert failed(await service.put("/v1/bandits/d", body)) == (422, "invalid_request")
 
 
 async def test_no_signals_are_none_whichever_way_it_is_said(service: Service) -> None:
