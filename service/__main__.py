@@ -292,7 +292,14 @@ def _add_replay() -> None:
     main.add_command(replay)
 
 
+def _add_import() -> None:
+    from service.cli.import_command import import_history
+
+    main.add_command(import_history)
+
+
 _add_replay()
+_add_import()
 
 if __name__ == "__main__":
     main()

@@ -29,7 +29,7 @@ DOORS: dict[str, set[str]] = {
     "matplotlib": {"service/cli/replay/plot.py", "service/cli/report/plots.py"},
     "sklearn": set(),
     "pandas": set(),
-    "pyarrow": {"service/cli/formats.py"},
+    "pyarrow": {"service/cli/formats.py", "service/cli/replay/records.py"},
     "scipy": set(),
     "httpx": {"service/cli/replay", "service/cli/logs.py"},
     "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/cli/replay"},

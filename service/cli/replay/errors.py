@@ -7,6 +7,7 @@ ReplayError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import IO, Any
 
 import click
@@ -27,6 +28,10 @@ class BadInput(ReplayError):
 
 
 class ServerError(ReplayError):
-    """The server could not be reached, refused a request, or did not start."""
+    """The server could not be reached, refused a request, or did not start. wrong: (path, message) of fields that it named."""
 
     exit_code = 1
+
+    def __init__(self, message: str, *, wrong: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.wrong = tuple(wrong)

@@ -60,6 +60,7 @@ class Api:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON answer of one request; `ServerError` for anything but a 2xx. Busy servers and torn connections are retried."""
+        wrong: list[tuple[str, str]] = []
         for attempt in range(_TRIES):
             pause = 0.1 * 2**attempt
             try:
@@ -71,13 +72,13 @@ class Api:
             else:
                 if response.is_success:
                     return _json(response) if response.content else None
-                failure = _problem(method, path, response)
+                failure, wrong = _problem(method, path, response), _wrong_fields(response)
                 if response.status_code not in _BUSY:
                     break
                 pause = max(pause, _seconds(response.headers.get("retry-after", "")))
             if attempt + 1 < _TRIES:
                 time.sleep(min(pause, 30.0))
-        raise ServerError(failure)
+        raise ServerError(failure, wrong=wrong)
 
 
 @contextmanager
@@ -106,6 +107,14 @@ def _problem(method: str, path: str, response: httpx.Response) -> str:
     except (ValueError, AttributeError, KeyError, TypeError):
         said = response.text[:200] or response.reason_phrase
     return f"{method} {path} answered {response.status_code}: {' '.join(said.split())}"
+
+
+def _wrong_fields(response: httpx.Response) -> list[tuple[str, str]]:
+    """(path, message) of each field that a problem document names."""
+    try:
+        return [(str(error["path"]), str(error["message"])) for error in response.json().get("errors") or ()]
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return []
 
 
 def _seconds(retry_after: str) -> float:

@@ -1,4 +1,4 @@
-"""Reads the rows of a CSV or JSONL file, plain or gzipped, each with its line number."""
+"""Reads the rows of a CSV or JSONL file, plain or gzipped, or of a Parquet file, each with its line number."""
 
 from __future__ import annotations
 
@@ -20,17 +20,28 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 _LONGEST_CELL = 64 * 1024 * 1024  # characters; the csv module refuses prompts above 128 KiB by default
 
 
+_PARQUET = b"PAR1"
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row: its line in the file, and its cells by column (text from a CSV, any JSON value from a JSONL)."""
+    """One row: its line in the file (of Parquet its number, from 1), and its cells by column (text from a CSV, any JSON value
+    from a JSONL, what the schema says from Parquet).
+    """
 
     line: int
     cells: Mapping[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row, or `BadInput` naming the line that is wrong. JSONL where the first character is `{`, else CSV."""
+    """Every row, or `BadInput` naming the line that is wrong. Parquet by its first bytes, JSONL where the first character is `{`,
+    else CSV.
+    """
     try:
+        if path.is_file() and not path.name.endswith(".gz"):
+            with path.open("rb") as raw:
+                if raw.read(len(_PARQUET)) == _PARQUET:
+                    return _parquet(path)
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as raw:
             text = raw.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -41,6 +52,21 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise BadInput(f"{path.name} has no rows")
     return rows
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise BadInput(f"{path.name} is Parquet, which needs pyarrow: pip install 'nextarm[parquet]'") from None
+    try:
+        cells = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise BadInput(f"{path.name} cannot be read: {error}") from None
+    if not cells:
+        raise BadInput(f"{path.name} has no rows")
+    return [Row(number, row) for number, row in enumerate(cells, start=1)]
 
 
 def is_missing(value: Any) -> bool:
