@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bandits.types import ArmState, Context, Observation
+from bandits.types import Amendment, ArmState, Context, Observation
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,26 @@ def update(
         for k, (one, value) in enumerate(zip(arm.signals, values, strict=True))
     )
     return SignalArm(arm.pulls + 1, tuple(learned))
+
+
+def amend(
+    arm: ArmState,
+    change: Amendment,
+    *,
+    learn: Callable[[int, ArmState, float], ArmState],
+    correct: Callable[[int, ArmState, float, float], ArmState],
+) -> ArmState:
+    """With new values. learn: (k, its statistic, value) of a signal that was missing.  correct: (k, its statistic, old, new)."""
+
+    def amended(k: int, one: ArmState) -> ArmState:
+        old, new = change.old[k], change.new[k]
+        if math.isnan(new):
+            return one
+        return learn(k, one, new) if math.isnan(old) else correct(k, one, old, new)
+
+    if not isinstance(arm, SignalArm):
+        return amended(0, arm)
+    return SignalArm(arm.pulls, tuple(amended(k, one) for k, one in enumerate(arm.signals)))
 
 
 def weigh(contexts: Sequence[Context], means: Sequence[Tensor], widths: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bandits.errors import CorruptState
-from bandits.types import REFERENCE, ArmState, Observation, Policy, State
+from bandits.types import REFERENCE, Amendment, ArmState, Observation, Policy, State
 
 FORMAT = 1
 
@@ -35,16 +35,48 @@ def fold(policy: Policy, state: State, seen: Observation) -> State:
     """The state after one observation; only the statistic of its arm is a new object, except where older outcomes are dropped."""
     if seen.arm == REFERENCE:
         return replace(state, reference=policy.update_reference(state, seen))
-    folded = policy.fold(state, seen)
+    folded = policy.fold(state, _within(seen, state.since))
     if policy.forget_half_life is None:
         return folded
     recent, outcomes = list(state.recent), state.outcomes + 1
-    recent[seen.arm] = policy.update(replace(folded, arms=state.recent), replace(seen, was_pending=False))
+    again = _within(replace(seen, was_pending=False), state.recent_since)
+    recent[seen.arm] = policy.update(replace(folded, arms=state.recent), again)
     if outcomes % policy.forget_half_life:
         return replace(folded, recent=tuple(recent), outcomes=outcomes)
     arms = tuple(policy.carry_pending(old, new) for old, new in zip(folded.arms, recent, strict=True))
     empty = tuple(policy.init() for _ in arms)
-    return policy.dropped(replace(folded, arms=arms, recent=empty, outcomes=outcomes))
+    since, recent_since = state.recent_since, (seen.offset + 1,) * len(arms)
+    return policy.dropped(replace(folded, arms=arms, recent=empty, outcomes=outcomes, since=since, recent_since=recent_since))
+
+
+def _within(seen: Observation, since: Sequence[int]) -> Observation:
+    """As sums see it that hold what came from these offsets on."""
+    first = since[seen.arm] if seen.arm < len(since) else 0
+    return seen if not seen.held or seen.held >= first else replace(seen, held=0)
+
+
+def amend(policy: Policy, state: State, change: Amendment) -> State:
+    """The state after values of an earlier decision changed, wherever its sums still hold the old ones."""
+    amended, here = state, change.within(state.since)
+    if not here.is_empty:
+        amended = policy.amend(state, here)
+    there = change.within(state.recent_since)
+    if policy.forget_half_life is None or there.is_empty:
+        return amended
+    recent = list(state.recent)
+    recent[change.arm] = policy.amend_arm(replace(amended, arms=state.recent), there)
+    return replace(amended, recent=tuple(recent))
+
+
+def reset_arm(policy: Policy, state: State, arm: int, *, offset: int) -> State:
+    """The state in which nothing is known of an arm from before `offset`."""
+
+    def moved(since: tuple[int, ...]) -> tuple[int, ...]:
+        padded = [*since, *[0] * (len(state.arms) - len(since))]
+        padded[arm] = offset
+        return tuple(padded)
+
+    return replace(policy.reset_arm(state, arm), since=moved(state.since), recent_since=moved(state.recent_since))
 
 
 def add_arm(policy: Policy, state: State) -> State:

@@ -99,6 +99,8 @@ class Observation:
     moments:  reference moments, set at once instead of samples.
     signals:  (S,) values of `Policy.signals`, NaN = missing; empty = the reward alone.
     was_pending: `Policy.add_pending` was called for this decision when it was made (see there).
+    offset: place in the log, 0 = none.  held: offset of the newest event that taught other signals of this decision, which are
+    missing here; 0 = none did.
     """
 
     arm: int = REFERENCE
@@ -110,10 +112,46 @@ class Observation:
     moments: Moments | None = None
     signals: tuple[float, ...] = ()
     was_pending: bool = False
+    offset: int = 0
+    held: int = 0
 
     def values(self, signals: int) -> tuple[float, ...]:
         """(S,) one value per learned signal, NaN = missing: where none were given, the reward is the first and only one."""
         return self.signals or (self.reward, *[math.nan] * (signals - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amendment:
+    """New values for signals of one decision. It is no further outcome: counts and Gram matrices stay as they are, except those
+    of signals that were missing.
+
+    features: (d,) of the decision.  old, new: (S,) values of `Policy.signals`; new NaN = unchanged, old NaN = it was missing.
+    learned: (S,) offsets of the events that taught the old values.  offset, held: as in `Observation`.
+    has_output: whether the outcome came with one, which policies need that learn from outputs.
+    """
+
+    arm: int
+    features: Tensor
+    old: tuple[float, ...]
+    new: tuple[float, ...]
+    learned: tuple[int, ...]
+    offset: int
+    held: int
+    has_output: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing changes."""
+        return all(map(math.isnan, self.new))
+
+    def within(self, since: Sequence[int]) -> Amendment:
+        """What of it concerns sums that hold what came from these offsets on, one per arm: a value that was dropped from them
+        cannot be corrected in them.
+        """
+        first = since[self.arm] if self.arm < len(since) else 0
+        gone = [offset < first and not math.isnan(old) for offset, old in zip(self.learned, self.old, strict=True)]
+        new = tuple(math.nan if dropped else value for dropped, value in zip(gone, self.new, strict=True))
+        return replace(self, new=new, held=self.held if self.held >= first else 0)
 
 
 @dataclass(frozen=True)
@@ -161,6 +199,8 @@ class State:
     recent, outcomes: where a policy forgets (`forget_half_life`), the statistics of what came since the last drop, and the count
     of all outcomes. Every half life `recent` takes the place of `arms` and starts again, so that `arms` knows the outcomes since
     the drop before the last. Nothing is pending in `recent`.
+    since, recent_since: offsets in the log from which on outcomes are in `arms` and in `recent`, one per arm; arms that are left
+    out hold all of theirs.
     cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that
     it was made for these very `arms`, and may use an older one as a warm start.
     """
@@ -171,6 +211,8 @@ class State:
     retired: frozenset[int] = frozenset()
     recent: tuple[ArmState, ...] = ()
     outcomes: int = 0
+    since: tuple[int, ...] = ()
+    recent_since: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +235,7 @@ class Policy(ABC):
     outputs: ClassVar[Literal["vectors", "probabilities"]] = "vectors"  # what an output is, where outputs are needed
     uses_prompt: ClassVar[bool] = False  # takes features where there are any, although it does not need them
     weighs_signals: ClassVar[bool] = False  # learns several signals, and weighs them as a context says
+    not_amendable: ClassVar[frozenset[str]] = frozenset()  # signals whose old value cannot be taken out of the statistic
     prepares_rarely: ClassVar[bool] = False  # `prepare` takes a tenth of a second now and then, and nothing in between
 
     dim: int = hyperparameters.setting(0, "length d of the features; 0 = the bandit takes no prompts")
@@ -229,6 +272,11 @@ class Policy(ABC):
         return None
 
     @property
+    def drops_outcomes(self) -> bool:
+        """Whether older outcomes may be gone from its sums, so that it matters at which offsets they were learned."""
+        return self.watches_drift or self.forget_half_life is not None
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the random numbers drawn at the start; "" where there are none. Stands in the log's first event."""
         return ""
@@ -262,6 +310,16 @@ class Policy(ABC):
         arms = list(state.arms)
         arms[seen.arm] = self.update(state, seen)
         return replace(state, arms=tuple(arms))
+
+    def amend(self, state: State, change: Amendment) -> State:
+        """The state after values of an earlier decision changed. Here: `amend_arm` of its statistic."""
+        arms = list(state.arms)
+        arms[change.arm] = self.amend_arm(state, change)
+        return replace(state, arms=tuple(arms))
+
+    def amend_arm(self, state: State, change: Amendment) -> ArmState:
+        """The statistic of arm `change.arm` with the new values in place of the old ones. Here: it holds no signals."""
+        return state.arms[change.arm]
 
     def reset_arm(self, state: State, arm: int) -> State:
         """The state in which nothing was ever seen of an arm: what it returns has changed. Its open decisions stay pending."""

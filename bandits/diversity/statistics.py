@@ -53,11 +53,13 @@ class DiversityArm:
         assert self.regression is not None
         return self.regression
 
-    def update(self, x: Tensor, target: float, labels: Tensor, *, using: Regression, was_pending: bool) -> DiversityArm:
+    def update(
+        self, x: Tensor, target: float, labels: Tensor, *, using: Regression, was_pending: bool, offset: int = 0
+    ) -> DiversityArm:
         """One more prompt x (d,), its reward and its labels (q,). q may grow with the arms: a later arm had no history
         to compare with, so earlier labels against it are 0, as every label against an empty history is.
         """
-        learned = using.update(self.fitted(using), x, target, was_pending=was_pending)
+        learned = using.update(self.fitted(using), x, target, was_pending=was_pending, offset=offset)
         design, rewards = _parts(learned)
         known = _widen(self.labels, len(labels))
         coefficients = None
@@ -69,6 +71,11 @@ class DiversityArm:
         return replace(
             self, pulls=learned.pulls, design=design, rewards=rewards, labels=known, regression=learned, coefficients=coefficients
         )
+
+    def correct(self, x: Tensor, old: float, new: float, *, using: Regression, learned: int) -> DiversityArm:
+        """With the target `old` of a prompt x (d,) replaced. learned: the offset of that observation."""
+        regression = using.correct(self.fitted(using), x, old, new, learned=learned)
+        return replace(self, rewards=_parts(regression)[1], regression=regression)
 
     def _extended(self, labels: Tensor, learned: KernelArm, using: Regression) -> Tensor | None:
         """`solved` with one more row, O(n q), where the factor is the old one with one more row; None where it forgot."""

@@ -269,6 +269,12 @@ class Fit:
         narrower = np.multiply.outer(gain, gain / variance)
         return self.with_arm(arm, theta, np.subtract(covariance, narrower, out=narrower))
 
+    def correct(self, arm: int, w: Floats, by: float) -> Fit:
+        """With one of the standardized values of an arm raised: theta is linear in it, and no covariance changes."""
+        theta, covariance = self.theta[arm].copy(), self.covariances[arm]
+        theta[: self.own] += covariance @ w[: self.own] * (by / self.scales.noise)
+        return self.with_arm(arm, theta, covariance)
+
     def narrowed(self, arm: int, pending: Sequence[Floats]) -> Floats:
         """(k, k) the covariance of an arm as if the outcomes of its open decisions w (q,) had come: what they will bring is not
         needed for that. In the order given, so that equal sets give equal bits.
@@ -309,6 +315,10 @@ class SignalPosterior:
         y = (value - self.mean) / self.root
         fits = tuple(fit.step(arm, w, y) for fit in self.fits)
         return SignalPosterior(self.count, self.mean, self.root, fits, self.trust)
+
+    def correct(self, arm: int, w: Floats, by: float) -> SignalPosterior:
+        """With one of the values of an arm raised."""
+        return replace(self, fits=tuple(fit.correct(arm, w, by / self.root) for fit in self.fits))
 
     def forget(self, arm: int) -> SignalPosterior:
         """Nothing is known of this arm any more."""
@@ -357,6 +367,15 @@ class Posterior:
         signals = tuple(
             one if math.isnan(value) else one.step(arm, w, value)
             for one, value in zip(self.signals, values.tolist(), strict=True)
+        )
+        return Posterior(self.count, self.has_all, self.basis, signals, self.widths)
+
+    def correct(self, arm: int, z: Floats, by: Floats) -> Posterior:
+        """With values of one of the outcomes raised. z: (p,).  by: (S,), NaN = not."""
+        w = self.basis.project(z)
+        signals = tuple(
+            one if math.isnan(raised) else one.correct(arm, w, raised)
+            for one, raised in zip(self.signals, by.tolist(), strict=True)
         )
         return Posterior(self.count, self.has_all, self.basis, signals, self.widths)
 

@@ -154,27 +154,45 @@ class EvidenceArm:
         """The Gram matrix over the outcomes that carry this signal."""
         return self.grams[int(self.gram_of[signal])]
 
-    def update(self, x: Tensor, z: Floats, values: Floats, features: EvidenceFeatures) -> EvidenceArm:
-        """One more outcome. x: (d,).  z: (p,) its features.  values: (S,) shifted signals, NaN = missing."""
+    def update(self, x: Tensor, z: Floats, values: Floats, features: EvidenceFeatures, *, held: bool = False) -> EvidenceArm:
+        """One more outcome. x: (d,).  z: (p,) its features.  values: (S,) shifted signals, NaN = missing.  held: other signals
+        of it are here already.
+        """
         carried = np.isfinite(values)
-        grams, gram_of = self.grams, self.gram_of
-        if not carried.all() or len(grams) > 1:
-            grams, gram_of = self._split(carried)
-            carrying = {0} | {int(gram_of[k]) for k in np.flatnonzero(carried)}
-            grams = tuple(gram.update(x, features) if i in carrying else gram for i, gram in enumerate(grams))
-        else:
-            grams = (grams[0].update(x, features),)
+        grams, gram_of = self._with_prompt(x, carried, features, held=held)
         carried_or_0 = np.where(carried, values, 0.0)
         moments = self.moments.numpy() + np.multiply.outer(carried_or_0, z)
         sums = torch.from_numpy(moments), torch.from_numpy(self.squares.numpy() + carried_or_0 * carried_or_0)
         return EvidenceArm(self.pulls + 1, self.answered + 1, grams, gram_of, *sums, self.pending)
 
-    def _split(self, carried: NDArray[np.bool_]) -> tuple[tuple[Gram, ...], Tensor]:
+    def amend(self, x: Tensor, z: Floats, old: Floats, new: Floats, features: EvidenceFeatures, *, held: bool) -> EvidenceArm:
+        """With new values (S,) of a decision, NaN = unchanged, in place of the old ones, NaN = it was missing. The others as in
+        `update`.
+        """
+        changed, added = np.isfinite(new), np.isfinite(new) & np.isnan(old)
+        grams, gram_of = self._with_prompt(x, added, features, held=held) if added.any() else (self.grams, self.gram_of)
+        before, after = np.where(changed & ~added, old, 0.0), np.where(changed, new, 0.0)
+        moments = self.moments.numpy() + np.multiply.outer(after - before, z)
+        squares = self.squares.numpy() + (after * after - before * before)
+        sums = torch.from_numpy(moments), torch.from_numpy(np.maximum(squares, 0.0))
+        return EvidenceArm(self.pulls, self.answered, grams, gram_of, *sums, self.pending)
+
+    def _with_prompt(
+        self, x: Tensor, carried: NDArray[np.bool_], features: EvidenceFeatures, *, held: bool
+    ) -> tuple[tuple[Gram, ...], Tensor]:
+        """The Gram matrices with a prompt (d,) for the signals that are carried, and in the first one unless it is held there."""
+        if carried.all() and len(self.grams) == 1:
+            return (self.grams[0].update(x, features),), self.gram_of
+        grams, gram_of = self._split(carried, first=1 if held else 0)
+        carrying = {int(gram_of[k]) for k in np.flatnonzero(carried)} | (set() if held else {0})
+        return tuple(gram.update(x, features) if i in carrying else gram for i, gram in enumerate(grams)), gram_of
+
+    def _split(self, carried: NDArray[np.bool_], *, first: int) -> tuple[tuple[Gram, ...], Tensor]:
         """Grams such that all users of one, except of the first, are either in this outcome or not. Those that are not leave the
-        shared one, with a copy of what it holds.
+        shared one, with a copy of what it holds. first: index of the first Gram that is looked at.
         """
         grams, gram_of = list(self.grams), self.gram_of.clone()
-        for index in range(len(self.grams)):
+        for index in range(first, len(self.grams)):
             users = [k for k in range(len(carried)) if int(gram_of[k]) == index]
             lacking = [k for k in users if not carried[k]]
             if lacking and (index == 0 or len(lacking) < len(users)):

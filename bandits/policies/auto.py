@@ -32,7 +32,7 @@ from bandits.evidence.posterior import Posterior, Preparation
 from bandits.evidence.sums import EvidenceArm
 from bandits.functional import information_directed, kernels
 from bandits.hyperparameters import drift_field, exploration_floor_field, forget_half_life_field, hyper
-from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
+from bandits.types import Amendment, ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
 
 Floats = NDArray[np.float64]
 
@@ -43,11 +43,14 @@ MOST_WAITING = 3
 
 
 class Step(NamedTuple):
-    """An outcome, or (x = None) the loss of all that was known of an arm, in the order of the log."""
+    """An outcome, or (x = None) the loss of all that was known of an arm, in the order of the log. corrects: the values are what
+    must be added to those of an earlier outcome.
+    """
 
     arm: int
     x: Tensor | None
     values: Floats
+    corrects: bool = False
 
 
 class Waiting(NamedTuple):
@@ -137,14 +140,36 @@ class Auto(Policy):
         return AutoShared(0, 2, 0, torch.full((len(self.signals),), math.nan, dtype=torch.float64), None, ())
 
     def update(self, state: State, seen: Observation) -> ArmState:
-        shifted, _ = self._shifted(state.reference, seen)
+        shifted, _ = self._shifted(state.reference, seen.values(len(self.signals)))
         arm: EvidenceArm = state.arms[seen.arm]
         arm = arm.without_pending(seen.features) if seen.was_pending else arm
-        return arm.update(seen.features, self.features.lift(seen.features), shifted, self.features)
+        z = self.features.lift(seen.features)
+        return arm.update(seen.features, z, shifted, self.features, held=seen.held > 0)
 
-    def _shifted(self, shared: AutoShared, seen: Observation) -> tuple[Floats, Tensor]:
+    def amend_arm(self, state: State, change: Amendment) -> ArmState:
+        arm: EvidenceArm = state.arms[change.arm]
+        new, origin = self._shifted(state.reference, change.new)
+        z, old = self.features.lift(change.features), np.array(change.old) - origin.numpy()
+        return arm.amend(change.features, z, old, new, self.features, held=change.held > 0)
+
+    def amend(self, state: State, change: Amendment) -> State:
+        """The sums, and the posterior at fixed scales: a signal that was missing is one more value, any other a difference."""
+        shared = self._adopted(state)
+        new, origin = self._shifted(shared, change.new)
+        old = np.array(change.old)
+        added = Step(change.arm, change.features, np.where(np.isnan(old), new, np.nan))
+        raised = Step(change.arm, change.features, np.array(change.new) - old, corrects=True)
+        for step in (added, raised):
+            if np.isfinite(step.values).any():
+                posterior, waiting = self._stepped(shared, step, len(state.arms))
+                shared = replace(shared, posterior=posterior, waiting=waiting)
+        arms = list(state.arms)
+        arms[change.arm] = self.amend_arm(state, change)
+        return replace(state, arms=tuple(arms), reference=replace(shared, origin=origin))
+
+    def _shifted(self, shared: AutoShared, given: Sequence[float]) -> tuple[Floats, Tensor]:
         """(S,) the signals, NaN = missing, and (S,) the origin from which they are measured, once there is one."""
-        values, origin = np.array(seen.values(len(self.signals)), dtype=np.float64), shared.origin
+        values, origin = np.array(given, dtype=np.float64), shared.origin
         shifted = values - origin.numpy()
         if np.isnan(shifted).any():  # a signal is missing, or this is its first value
             origin = torch.from_numpy(np.where(np.isnan(origin.numpy()), values, origin.numpy()))
@@ -154,12 +179,14 @@ class Auto(Policy):
     def fold(self, state: State, seen: Observation) -> State:
         """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
         shared = self._adopted(state)
-        shifted, origin = self._shifted(shared, seen)
+        shifted, origin = self._shifted(shared, seen.values(len(self.signals)))
         arms = list(state.arms)
         arms[seen.arm] = self.update(state, seen)
         posterior, waiting = self._stepped(shared, Step(seen.arm, seen.features, shifted), len(arms))
         shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
-        return State(tuple(arms), self._scheduled(shared, tuple(arms), state.retired), state.cache, state.retired)
+        scheduled = self._scheduled(shared, tuple(arms), state.retired)
+        since, recent_since = state.since, state.recent_since
+        return State(tuple(arms), scheduled, state.cache, state.retired, since=since, recent_since=recent_since)
 
     def reset_arm(self, state: State, arm: int) -> State:
         shared = self._adopted(state)
@@ -182,7 +209,8 @@ class Auto(Policy):
     def _step(self, posterior: Posterior, step: Step) -> Posterior:
         if step.x is None:
             return posterior.forget(step.arm)
-        return posterior.step(step.arm, self.features.lift(step.x), step.values)
+        moved = posterior.correct if step.corrects else posterior.step
+        return moved(step.arm, self.features.lift(step.x), step.values)
 
     def _scheduled(self, shared: AutoShared, arms: tuple[EvidenceArm, ...], retired: frozenset[int]) -> AutoShared:
         """With the next prepare waiting if it is due. A prepare waits for no arm, but the count starts again when all have

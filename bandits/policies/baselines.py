@@ -12,7 +12,7 @@ from torch import Tensor
 from bandits import draw, signals
 from bandits.hyperparameters import drift_field, exploration_floor_field, forget_half_life_field, hyper, initial_pulls_field
 from bandits.regression.ridge import MeanArm
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+from bandits.types import Amendment, ArmState, Context, Need, Observation, Policy, State, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,14 @@ class _Averages(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
+
+    def amend_arm(self, state: State, change: Amendment) -> ArmState:
+        return signals.amend(
+            state.arms[change.arm],
+            change,
+            learn=lambda _, arm, value: arm.update(value),
+            correct=lambda _, arm, old, new: arm.correct(old, new),
+        )
 
     def surprise(self, state: State, seen: Observation) -> float | None:
         found: float | None = signals.parts(state.arms[seen.arm])[0].surprise(seen.reward)

@@ -21,7 +21,7 @@ mixture visits the arms that matter anyway (arXiv 2603.21716, of the same group,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -49,7 +49,7 @@ from bandits.regression.kernel import KernelArm
 from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, feature_map, stacked
 from bandits.regression.ridge import RidgeArm
 from bandits.regression.row_widths import RowWidths, in_order
-from bandits.types import ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
+from bandits.types import Amendment, ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +188,10 @@ class DakUcb(Policy):
         size = 2 * self.random_features
         return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)
 
+    @property
+    def drops_outcomes(self) -> bool:
+        return super().drops_outcomes or self.regression.kernel is not None
+
     @cached_property
     def history(self) -> ExactHistory | SummedHistory:
         """Where labels come from."""
@@ -258,16 +262,33 @@ class DakUcb(Policy):
 
         def learn(k: int, arm: ArmState, value: float) -> ArmState:
             if k:
-                return self.regression.update(arm, seen.features, value, was_pending=seen.was_pending)
+                return self.regression.update(arm, seen.features, value, was_pending=seen.was_pending, offset=seen.offset)
             # the label against its own arm; a mixture needs those against all arms (Proposition 1)
             labels, grown = self.history.update(arm, rows, against=_diverse(state.arms) if self.mixture else (arm,))
             target = value - self.prior_mean
-            return grown.update(seen.features, target, labels, using=self.regression, was_pending=seen.was_pending)
+            return grown.update(
+                seen.features, target, labels, using=self.regression, was_pending=seen.was_pending, offset=seen.offset
+            )
 
         def lack(arm: ArmState) -> ArmState:
             return self._remove_pending(arm, seen.features) if seen.was_pending else arm
 
         return signals.update(state.arms[seen.arm], seen, learn, lack=lack)
+
+    def amend_arm(self, state: State, change: Amendment) -> ArmState:
+        """A reward is never missing here: without it there is no label."""
+
+        def learn(k: int, arm: ArmState, value: float) -> ArmState:
+            return self.regression.update(arm, change.features, value, was_pending=False, offset=change.offset)
+
+        def correct(k: int, arm: ArmState, old: float, new: float) -> ArmState:
+            if k:
+                return self.regression.correct(arm, change.features, old, new, learned=change.learned[k])
+            targets = old - self.prior_mean, new - self.prior_mean
+            corrected: DiversityArm = arm.correct(change.features, *targets, using=self.regression, learned=change.learned[0])
+            return corrected
+
+        return signals.amend(state.arms[change.arm], change, learn=learn, correct=correct)
 
     def _reference(self, state: State, seen: Observation, prompt: Tensor) -> Tensor:
         """(s, e) or (1, e) real outputs for this prompt: posted with the outcome, else of the nearest posted prompt."""
@@ -315,6 +336,23 @@ class DakUcb(Policy):
     def surprise(self, state: State, seen: Observation) -> float | None:
         arm = self._fitted([state.arms[seen.arm]], 0)[0]
         return self.regression.surprise(arm, seen.features, seen.reward - self.prior_mean)
+
+    def pack_derived(self, state: State) -> bytes:
+        return self.regression.pack_offsets(self._regressions((*state.arms, *state.recent)))
+
+    def unpack_derived(self, state: State, data: bytes) -> State:
+        found = iter(self.regression.unpack_offsets(self._regressions((*state.arms, *state.recent)), data))
+
+        def restored(one: ArmState) -> ArmState:
+            return replace(one, regression=next(found)) if isinstance(one, DiversityArm) else next(found)
+
+        arms, recent = (tuple(signals.change(arm, restored) for arm in some) for some in (state.arms, state.recent))
+        return replace(state, arms=arms, recent=recent)
+
+    def _regressions(self, arms: Sequence[ArmState]) -> list[RidgeArm | KernelArm]:
+        """Of every signal, arm by arm."""
+        every = [one for arm in arms for one in signals.parts(arm)]
+        return [one.fitted(self.regression) if isinstance(one, DiversityArm) else one for one in every]
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means, widths, expected = self._score(state, self.regression.feature_map(stacked(contexts)))

@@ -173,6 +173,7 @@ class PromptWise(Policy):
         "Per prompt, calls until one succeeds, by optimistic success probability per cost; stops when none pays."
     )
     episodic: ClassVar[bool] = True
+    not_amendable: ClassVar[frozenset[str]] = frozenset({"reward", "cost"})  # the logistic fit is not linear in its labels
 
     cost_weight: float = hyper(
         0.05,

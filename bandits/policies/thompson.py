@@ -36,7 +36,7 @@ from bandits.hyperparameters import (
     unit_scale,
 )
 from bandits.regression.ridge import MeanArm, SpreadArm
-from bandits.types import ArmState, Context, Need, Observation, Policy, State, Weights
+from bandits.types import Amendment, ArmState, Context, Need, Observation, Policy, State, Weights
 
 Fall = Callable[[Tensor], Tensor]
 """(K, N) distances from the mode -> (K, N) by how much the log density of each posterior is lower there than at its mode."""
@@ -131,6 +131,14 @@ class Thompson(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
+
+    def amend_arm(self, state: State, change: Amendment) -> ArmState:
+        return signals.amend(
+            state.arms[change.arm],
+            change,
+            learn=lambda _, arm, value: arm.update(value),
+            correct=lambda _, arm, old, new: arm.correct(old, new),
+        )
 
     def surprise(self, state: State, seen: Observation) -> float | None:
         found: float | None = signals.parts(state.arms[seen.arm])[0].surprise(seen.reward)

@@ -13,6 +13,7 @@ Pending points follow the observations in one joint factor, so that a score solv
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -113,29 +114,39 @@ class KernelPosterior:
 
 @dataclass(frozen=True)
 class KernelArm:
-    """The observations of an exact kernel regression. Bounded: see `update`."""
+    """The observations of an exact kernel regression. Bounded: see `update`.
+
+    offsets: places in the log of the newest observations, as many as are known; no part of the statistic.
+    """
 
     pulls: int
     features: Tensor  # (n, d)
     targets: Tensor  # (n,) r - r0
     cache: KernelPosterior | None = cached_field()
+    offsets: tuple[int, ...] = field(default=(), compare=False, repr=False, metadata={"derived": True})
 
     @staticmethod
     def init(d: int) -> KernelArm:
         """Nothing seen."""
         return KernelArm(0, torch.zeros((0, d), dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
-    def update(self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, was_pending: bool) -> KernelArm:
+    def update(
+        self, x: Tensor, target: float, *, kernel: Kernel, ridge: float, max_samples: int, was_pending: bool, offset: int = 0
+    ) -> KernelArm:
         """One more observation in O(n^2), or O(n) where the prompt is pending or was just scored. At `max_samples` the oldest
         quarter is forgotten first, so that the factor is rebuilt once per quarter and not once per observation: the arm remembers
         between 3/4 and all of the last `max_samples`.
         """
         if len(self.targets) >= max_samples:
             keep = max_samples - max(1, max_samples // 4)
-            shorter = KernelArm(self.pulls, self.features[-keep:].clone(), self.targets[-keep:].clone())
+            shorter = KernelArm(
+                self.pulls, self.features[-keep:].clone(), self.targets[-keep:].clone(), offsets=self.offsets[-keep:]
+            )
             for point in self.cache.pending.points if self.cache else ():
                 shorter = shorter.add_pending(point, kernel=kernel, ridge=ridge)
-            return shorter.update(x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, was_pending=was_pending)
+            return shorter.update(
+                x, target, kernel=kernel, ridge=ridge, max_samples=max_samples, was_pending=was_pending, offset=offset
+            )
         old = self.posterior(kernel, ridge)
         pending, index = old.pending, old.pending.index(x) if was_pending else -1
         row = pending.whitened[index] if index >= 0 else old.whiten(x[None], kernel=kernel)[:, 0]
@@ -153,7 +164,20 @@ class KernelArm:
             pending=pending.condition_on(index, kernel=kernel, pivot=pivot) if index >= 0 else Pending.none(len(factor), len(x)),
             asked=[old.asked[0]],
         )
-        return KernelArm(self.pulls + 1, dual.features.tensor, dual.targets.tensor, dual)
+        return KernelArm(self.pulls + 1, dual.features.tensor, dual.targets.tensor, dual, (*self.offsets, offset))
+
+    def correct(self, offset: int, target: float) -> KernelArm:
+        """With the target of the observation at this offset replaced, where it is still kept: O(n^2)."""
+        known = bisect.bisect_left(self.offsets, offset)
+        if known == len(self.offsets) or self.offsets[known] != offset:
+            return self
+        targets = self.targets.clone()
+        targets[known - len(self.offsets)] = target
+        if self.cache is None:
+            return replace(self, targets=targets)
+        weights = Rows(self.cache.factor.solve(targets))
+        dual = replace(self.cache, targets=Rows(targets), weights=weights, asked=[self.cache.asked[0]])
+        return replace(self, targets=targets, cache=dual)
 
     def add_pending(self, x: Tensor, *, kernel: Kernel, ridge: float) -> KernelArm:
         """Shrink the width for one pending point."""

@@ -6,9 +6,10 @@ features (d,) -- map --> z (p,) --+--> RidgeArm    linear in z: sums, memory ind
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
@@ -58,21 +59,54 @@ class Regression:
         """Nothing seen."""
         return RidgeArm.init(self.size) if self.kernel is None else KernelArm.init(self.size)
 
-    def update(self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, was_pending: bool) -> RidgeArm | KernelArm:
-        """One more prompt x (d,) and its target; see `Observation.was_pending`."""
+    def update(
+        self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, was_pending: bool, offset: int = 0
+    ) -> RidgeArm | KernelArm:
+        """One more prompt x (d,) and its target; see `Observation.was_pending` and `offset`."""
         z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
             return arm.update(z, target, ridge=self.ridge, was_pending=was_pending)
-        return arm.update(z, target, kernel=self._exact, ridge=self.ridge, max_samples=self.max_samples, was_pending=was_pending)
+        return arm.update(
+            z,
+            target,
+            kernel=self._exact,
+            ridge=self.ridge,
+            max_samples=self.max_samples,
+            was_pending=was_pending,
+            offset=offset,
+        )
+
+    def correct(self, arm: RidgeArm | KernelArm, x: Tensor, old: float, new: float, *, learned: int) -> RidgeArm | KernelArm:
+        """With the target `old` of a prompt x (d,) replaced. learned: the offset of that observation."""
+        if isinstance(arm, RidgeArm):
+            return arm.correct(self.feature_map(x), new - old)
+        return arm.correct(learned, new)
+
+    def pack_offsets(self, arms: Sequence[RidgeArm | KernelArm]) -> bytes:
+        """The offsets of the observations that exact kernels keep, for `unpack_offsets` of the same arms."""
+        return b"" if self.kernel is None else json.dumps([arm.offsets for arm in arms if isinstance(arm, KernelArm)]).encode()
+
+    def unpack_offsets(self, arms: Sequence[RidgeArm | KernelArm], data: bytes) -> list[RidgeArm | KernelArm]:
+        """The arms, which know their offsets again."""
+        if not data:
+            return [*arms]
+        kept = zip(arms, json.loads(data), strict=True)
+        return [replace(arm, offsets=tuple(offsets)) for arm, offsets in kept if isinstance(arm, KernelArm)]
 
     def update_many(
-        self, arm: RidgeArm | KernelArm, x: Sequence[Tensor], targets: Sequence[float], *, was_pending: Sequence[bool]
+        self,
+        arm: RidgeArm | KernelArm,
+        x: Sequence[Tensor],
+        targets: Sequence[float],
+        *,
+        was_pending: Sequence[bool],
+        offsets: Sequence[int],
     ) -> RidgeArm | KernelArm:
         """`update` with several prompts x (d,) in order."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
             return arm.update_many(self._lifted(x), targets, was_pending=was_pending)
-        for prompt, target, known in zip(x, targets, was_pending, strict=True):
-            arm = self.update(arm, prompt, target, was_pending=known)
+        for prompt, target, known, offset in zip(x, targets, was_pending, offsets, strict=True):
+            arm = self.update(arm, prompt, target, was_pending=known, offset=offset)
         return arm
 
     def add_pending_many(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:

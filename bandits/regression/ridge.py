@@ -35,6 +35,10 @@ class MeanArm:
         """One more reward."""
         return MeanArm(self.pulls + 1, self.reward_sum + reward)
 
+    def correct(self, old: float, new: float) -> MeanArm:
+        """With one of the rewards replaced."""
+        return MeanArm(self.pulls, self.reward_sum + (new - old))
+
     def surprise(self, reward: float) -> float | None:
         """How far a reward is from the average, with the uncertainty of the average taken out; None before the first."""
         return (reward - self.reward_sum / self.pulls) / (1.0 + 1.0 / self.pulls) ** 0.5 if self.pulls else None
@@ -58,6 +62,12 @@ class SpreadArm:
     def update(self, reward: float) -> SpreadArm:
         """One more reward."""
         return SpreadArm(*RewardMoments(self.pulls, self.average, self.squares).add(reward))
+
+    def correct(self, old: float, new: float) -> SpreadArm:
+        """With one of the rewards replaced: sum r^2 - n average^2 changes by (new - old) (new + old - both averages)."""
+        average = self.average + (new - old) / self.pulls
+        squares = self.squares + (new - old) * ((new - average) + (old - self.average))
+        return SpreadArm(self.pulls, average, max(squares, 0.0))
 
     def surprise(self, reward: float) -> float | None:
         """As of `MeanArm`."""
@@ -134,6 +144,14 @@ class RidgeArm:
         else:
             width = old.pending_inverse.updated_all(z[[not known for known in was_pending]])[0]
         return RidgeArm(self.pulls + len(z), gram, moment, Ridge(theta, inverse, width, pending))
+
+    def correct(self, z: Tensor, by: float) -> RidgeArm:
+        """With the target of one of the pairs raised: no width changes."""
+        moment = self.moment + by * z
+        if self.cache is None:
+            return replace(self, moment=moment)
+        theta = self.cache.theta + by * self.cache.inverse.times(z)
+        return replace(self, moment=moment, cache=replace(self.cache, theta=theta))
 
     def add_pending(self, z: Tensor, *, ridge: float) -> RidgeArm:
         """Shrink the width for one pending pair; it does not depend on the reward, so this is exact."""

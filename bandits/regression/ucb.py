@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from bandits.errors import InvalidContext, InvalidHyperparameter
 from bandits.hyperparameters import unit_scale
 from bandits.regression.model import DeviceScorer, Regression, check_direction, stacked
 from bandits.regression.row_widths import RowWidths, in_order
-from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights
+from bandits.types import Amendment, ArmState, Choose, Context, Need, Observation, Policy, State, Weights
 
 
 class RegressionUcb(Policy):
@@ -34,6 +35,10 @@ class RegressionUcb(Policy):
     @property
     def arms_independent(self) -> bool:
         return self.forget_half_life is None
+
+    @property
+    def drops_outcomes(self) -> bool:
+        return super().drops_outcomes or self.regression.kernel is not None
 
     @property
     @abstractmethod
@@ -71,12 +76,24 @@ class RegressionUcb(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         def learn(signal: int, arm: ArmState, value: float) -> ArmState:
-            return self.regression.update(arm, seen.features, value - self._prior(signal), was_pending=seen.was_pending)
+            target = value - self._prior(signal)
+            return self.regression.update(arm, seen.features, target, was_pending=seen.was_pending, offset=seen.offset)
 
         def lack(arm: ArmState) -> ArmState:
             return self.regression.remove_pending(arm, seen.features) if seen.was_pending else arm
 
         return signals.update(state.arms[seen.arm], seen, learn, lack=lack)
+
+    def amend_arm(self, state: State, change: Amendment) -> ArmState:
+        def learn(k: int, arm: ArmState, value: float) -> ArmState:
+            target = value - self._prior(k)
+            return self.regression.update(arm, change.features, target, was_pending=False, offset=change.offset)
+
+        def correct(k: int, arm: ArmState, old: float, new: float) -> ArmState:
+            targets = old - self._prior(k), new - self._prior(k)
+            return self.regression.correct(arm, change.features, *targets, learned=change.learned[k])
+
+        return signals.amend(state.arms[change.arm], change, learn=learn, correct=correct)
 
     def update_many(self, state: State, seen: Sequence[Observation]) -> ArmState:
         if len(self.signals) > 1:
@@ -86,6 +103,7 @@ class RegressionUcb(Policy):
             [one.features for one in seen],
             [(one.signals[0] if one.signals else one.reward) - self.prior_mean for one in seen],
             was_pending=[one.was_pending for one in seen],
+            offsets=[one.offset for one in seen],
         )
 
     def prepare(self, state: State) -> State:
@@ -107,6 +125,16 @@ class RegressionUcb(Policy):
     def surprise(self, state: State, seen: Observation) -> float | None:
         arm = signals.parts(state.arms[seen.arm])[0]
         return self.regression.surprise(arm, seen.features, seen.reward - self.prior_mean)
+
+    def pack_derived(self, state: State) -> bytes:
+        return self.regression.pack_offsets([one for arm in (*state.arms, *state.recent) for one in signals.parts(arm)])
+
+    def unpack_derived(self, state: State, data: bytes) -> State:
+        parts = iter(
+            self.regression.unpack_offsets([one for arm in (*state.arms, *state.recent) for one in signals.parts(arm)], data)
+        )
+        arms, recent = (tuple(signals.change(arm, lambda _: next(parts)) for arm in some) for some in (state.arms, state.recent))
+        return replace(state, arms=arms, recent=recent)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
         means, widths = self._score(state, self.regression.feature_map(stacked(contexts)))

@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from service.engine import events
 from service.engine.events import (
+    Amended,
     AnyEvent,
     ArmAdded,
     Cancelled,
@@ -29,6 +30,7 @@ from service.engine.events import (
     Expired,
     Imported,
     Observed,
+    Partial,
     ReferenceAdded,
     ShadowPromoted,
 )
@@ -58,7 +60,7 @@ def key_of(event: AnyEvent, offset: int) -> str:
     match event:
         case Created():
             return "created"
-        case Decided() | Observed() | Expired() | Cancelled() | Imported() | Cloned():
+        case Decided() | Partial() | Observed() | Expired() | Cancelled() | Amended() | Imported() | Cloned():
             return events.key_of(event)
         case ArmAdded():
             return events.added_key(event.name)

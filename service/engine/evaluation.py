@@ -280,7 +280,7 @@ class Own:
         if isinstance(event, events.ShadowCreated) and event.learns_from == "now":
             policy = shadow_policy(self.created, self.ledger.shadows[event.shadow])
             arms, retired = len(self.ledger.arms), self.ledger.retired()
-            self._learned[offset] = Learned.start(offset, policy, arms=arms, retired=retired)
+            self._learned[offset] = Learned.start(offset, policy, arms=arms, retired=retired, since=offset)
         for number, one in self._learned.items():
             policy = self.policy if number == self.ledger.live.number else one.policy
             known = replace(one, policy=policy, is_own=one.is_own and not self.ledger.promotions)

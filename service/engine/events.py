@@ -1,7 +1,7 @@
 """The events of a bandit's log and their codec: typed structs as JSON, vectors as base64 of little-endian float32.
 
-    created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . observed . expired . cancelled
-    imported . cloned
+    created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . partial . observed . expired
+    cancelled . amended . imported . cloned
     shadow_created . shadow_deleted . shadow_promoted
 
 `GET .../log` streams the log's bytes, byte for byte. An event says what happened, and with which numbers at that moment: weights,
@@ -124,7 +124,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one).
 
     signals: names of those that are learned, in order; unset = the reward alone.
-    objective, budget, prices_per: as in the request; unset where they were not given.
+    objective, budget, prices_per, amend_until_s: as in the request; unset where they were not given.
     clone_of: unset where it was begun with nothing.
 
     prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
@@ -155,6 +155,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     budget: BudgetSet | msgspec.UnsetType = msgspec.UNSET
     prices_per: Literal["call", "outcome"] | msgspec.UnsetType = msgspec.UNSET
     clone_of: CloneOf | msgspec.UnsetType = msgspec.UNSET
+    amend_until_s: float | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -296,12 +297,35 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
         return next((shadow.weights for shadow in known if shadow.policy == policy), None)
 
 
+class Partial(Event, frozen=True, kw_only=True, tag="partial"):
+    """What came of a decision before the reward that its policy needs. The decision stays open; what is given here is learned.
+    n: 1, 2, ... of one decision.  cost, signals: those that came with this event; unset = none.  Behind the event that closes the
+    decision it counts for nothing: two replicas were asked at the same time.
+    """
+
+    id: str
+    n: int
+    arm: int
+    cost: float | msgspec.UnsetType = msgspec.UNSET
+    signals: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        _check_finite(*self.values.values())
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Signals by name."""
+        values = {} if self.signals is msgspec.UNSET else dict(self.signals)
+        return values if self.cost is msgspec.UNSET else values | {"cost": self.cost}
+
+
 class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     """The outcome of a decision. propensity is null where the client played another arm than the suggested one. source: who gave
     the reward where the bandit has a scorer: its name, or `client`; unset where every reward is posted.
     signals: others than reward and cost; unset = none.  cost_posted: whether the client gave the cost; unset where only its sum
     counts.  surprise: of the reward, in the unit of the policy, where drift is watched; null = nothing was expected.
     surprises: those of shadows, by the number of their policy; unset = no shadow watches drift.
+    price: of the arm that was played, where that is not the decision's and costs are learned.
     """
 
     id: str
@@ -314,6 +338,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     cost_posted: bool | msgspec.UnsetType = msgspec.UNSET
     surprise: float | msgspec.UnsetType | None = msgspec.UNSET
     surprises: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
+    price: float | msgspec.UnsetType = msgspec.UNSET
     output: Matrix = EMPTY
     reference: Matrix = EMPTY
     body: str
@@ -378,6 +403,54 @@ class Cloned(Event, frozen=True, kw_only=True, tag="cloned"):
     learned: int
 
 
+class Amended(Event, frozen=True, kw_only=True, tag="amended"):
+    """Values of a closed decision that were corrected or added.
+
+    n: 1, 2, ... of one decision.  outcome: the offset of the event that closed it.  amendment, body: the client's id, if it gave
+    one, and the digest of the request.
+    reward, cost, signals: the whole outcome, as it is from here on.  before: those that this event changed, as they were; null =
+    missing.  learned: offsets of the events that brought those values, where that is not `outcome`.
+    counts: whether this outcome is among those of its arm: `before` this event, from `now` on, or `no`: it has no reward.
+    held: the offset of the newest earlier event of this decision that something was learned of; 0 = none.
+    arm, propensity, price, features: of the decision and its outcome, as they were then.  has_output: it came with an output;
+    unset = it did not.
+    """
+
+    id: str
+    n: int
+    outcome: int
+    amendment: str | msgspec.UnsetType = msgspec.UNSET
+    body: str
+    reward: float | None
+    cost: float | None
+    signals: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    before: dict[str, float | None]
+    learned: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    counts: Literal["before", "now", "no"]
+    held: int
+    has_output: bool | msgspec.UnsetType = msgspec.UNSET
+    arm: int
+    propensity: float | None
+    price: float
+    features: bytes
+
+    def __post_init__(self) -> None:
+        _check_finite(self.price, *self.values.values(), *(value for value in self.before.values() if value is not None))
+        if not set(self.before) <= set(self.values):
+            raise ValueError("an amendment gives every signal that it changes")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Signals by name, as they are from here on."""
+        return outcome_values(self.reward, self.cost, self.signals)
+
+
+def outcome_values(reward: float | None, cost: float | None, signals: dict[str, float] | msgspec.UnsetType) -> dict[str, float]:
+    """What is known of an outcome, by the names of the signals."""
+    values = {} if signals is msgspec.UNSET else dict(signals)
+    return values | {name: value for name, value in (("reward", reward), ("cost", cost)) if value is not None}
+
+
 AnyEvent = (
     Created
     | Configured
@@ -386,9 +459,11 @@ AnyEvent = (
     | ArmRetired
     | ReferenceAdded
     | Decided
+    | Partial
     | Observed
     | Expired
     | Cancelled
+    | Amended
     | Imported
     | Cloned
     | ShadowCreated
@@ -461,6 +536,16 @@ def closed_key(decision: str) -> str:
     return f"{decision}/closed"
 
 
+def partial_key(decision: str, n: int) -> str:
+    """Under this key a log holds at most one n-th `partial` of a decision."""
+    return f"{decision}/partial/{n}"
+
+
+def amended_key(decision: str, n: int) -> str:
+    """Under this key a log holds at most one n-th `amended` of a decision: of two at once, one has to look again."""
+    return f"{decision}/amended/{n}"
+
+
 CLONED = "clone/cloned"
 """The key of the event that ends a copy."""
 
@@ -490,8 +575,12 @@ def key_of(event: AnyEvent) -> str:
             return decided_key(event.id)
         case Observed() | Expired() | Cancelled():
             return closed_key(event.id)
+        case Partial():
+            return partial_key(event.id, event.n)
+        case Amended():
+            return amended_key(event.id, event.n)
         case _:
-            raise TypeError(f"{type(event).__name__} neither makes nor closes a decision")
+            raise TypeError(f"{type(event).__name__} is of no decision")
 
 
 def reference_key(reference: str) -> str:

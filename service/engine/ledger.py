@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +23,11 @@ from torch import Tensor
 from bandits import drift
 from bandits.errors import InvalidContext
 from bandits.objective import CAP, COST, REWARD, Budget, PricesPer, RewardMoments, learned_cost, terms, variance_over_arms
-from bandits.types import REFERENCE, Context, Moments, Observation, Policy
+from bandits.types import REFERENCE, Amendment, Context, Moments, Observation, Policy
 from service.engine import events
 from service.engine.errors import NotReadyError
 from service.engine.events import (
+    Amended,
     AnyEvent,
     ArmAdded,
     ArmChanged,
@@ -39,10 +40,12 @@ from service.engine.events import (
     Expired,
     Imported,
     Observed,
+    Partial,
     ReferenceAdded,
     ShadowCreated,
     ShadowDeleted,
     ShadowPromoted,
+    outcome_values,
 )
 from service.engine.tallies import Tallies
 
@@ -83,6 +86,18 @@ class ArmRecord(msgspec.Struct, frozen=True):
         return not self.active and not self.pending
 
 
+class PartialOutcome(msgspec.Struct, frozen=True):
+    """What came of an open decision before its reward. n, offset: of the newest `partial`.  values: by the names of the signals.
+    held: the offset of the newest `partial` that something was learned of; 0 = none.
+    """
+
+    n: int
+    offset: int
+    arm: int
+    values: dict[str, float]
+    held: int = 0
+
+
 class OpenDecision(msgspec.Struct, frozen=True):
     """A decision without an outcome yet. estimate: of its arm's reward, where the policy gave one."""
 
@@ -96,6 +111,7 @@ class OpenDecision(msgspec.Struct, frozen=True):
     offset: int
     timeout_s: float | None = None  # None = the first event's
     estimate: float | None = None
+    partial: PartialOutcome | None = None
 
 
 class KnownReference(msgspec.Struct, frozen=True):
@@ -267,12 +283,12 @@ class ShadowRecord(msgspec.Struct):
         for arm, weight in enumerate(own):
             self.weights[arm] += weight
 
-    def watch(self, arm: int, surprise: float) -> list[Effect]:
+    def watch(self, arm: int, surprise: float, *, offset: int) -> list[Effect]:
         """Add a surprise to the detector of an arm; an alarm resets the arm."""
         self.surprise = [*self.surprise, *[drift.START] * (arm + 1 - len(self.surprise))]
         self.surprise[arm], alarm = drift.add(self.surprise[arm], surprise)
         self.alarms += alarm
-        return [Reset(arm, self.number)] if alarm else []
+        return [Reset(arm, offset, self.number)] if alarm else []
 
 
 class Snapshot(msgspec.Struct):
@@ -327,6 +343,13 @@ class Learn:
 
 
 @dataclass(frozen=True)
+class Amend:
+    """Fold new values of an outcome, or signals that came before the rest of it."""
+
+    change: Amendment
+
+
+@dataclass(frozen=True)
 class AddPending:
     """A decision is pending for this arm."""
 
@@ -356,9 +379,10 @@ class Retire:
 
 @dataclass(frozen=True)
 class Reset:
-    """Forget what was learned of this arm. policy: the number of the one that shall."""
+    """Forget what was learned of this arm before an offset. policy: the number of the one that shall."""
 
     arm: int
+    offset: int
     policy: int = events.FIRST
 
 
@@ -369,19 +393,31 @@ def moments_of(given: events.MomentsGiven) -> Moments:
     return Moments(torch.from_numpy(mean), torch.from_numpy(covariance), given.count)
 
 
-Effect = Learn | AddPending | RemovePending | GrowArms | Retire | Reset
+Effect = Learn | Amend | AddPending | RemovePending | GrowArms | Retire | Reset
 
 
 class InconsistentEventError(Exception):
     """An event that cannot follow the ones before it; a log that contains one is damaged."""
 
 
-def _values(event: Observed | Imported) -> dict[str, float]:
-    """Signals that an outcome carried, by name."""
-    values = {} if event.signals is msgspec.UNSET else dict(event.signals)
-    if event.reward is not None:
-        values[REWARD] = event.reward
-    return values | {COST: event.cost}
+def completed(event: Observed, decision: OpenDecision) -> Observed:
+    """The outcome with what came before its reward. As a rule that stands in the event already; another replica may have accepted
+    a `partial` meanwhile, and what was accepted first stays.
+    """
+    partial = decision.partial
+    if partial is None:
+        return event
+    signals = ({} if event.signals is msgspec.UNSET else event.signals) | partial.values
+    cost = signals.pop(COST, None)
+    posted = event.cost_posted if cost is None or event.cost_posted is msgspec.UNSET else True
+    return msgspec.structs.replace(
+        event,
+        arm=partial.arm,
+        propensity=decision.propensity if partial.arm == decision.arm else None,
+        cost=event.cost if cost is None else cost,
+        cost_posted=posted,
+        signals=signals or msgspec.UNSET,
+    )
 
 
 class Ledger:
@@ -515,12 +551,16 @@ class Ledger:
         match event:
             case Decided():
                 return self._decided(offset, event, policy, features)
+            case Partial():
+                return self._partial(offset, event)
             case Observed():
                 return self._observed(event, policy)
             case Expired():
                 return self._expired(event, policy)
             case Cancelled():
                 return self._remove_pending(self._close(event.id))
+            case Amended():
+                return self._amended(offset, event, policy)
             case Configured():
                 self._configured(event)
             case ArmAdded():
@@ -647,19 +687,103 @@ class Ledger:
             scores = event.scores.get("estimate")
         return scores[event.arm] if scores and event.arm < len(scores) else None
 
+    def _partial(self, offset: int, event: Partial) -> list[Effect]:
+        """Its signals are learned; the decision stays pending for all of them until it is closed."""
+        decision = self.open.get(event.id)
+        if decision is None:
+            return []  # it was closed before
+        given = decision.partial or PartialOutcome(0, 0, event.arm, {})
+        added = {name: value for name, value in event.values.items() if name not in given.values}
+        price = decision.price if given.arm == decision.arm else self._arm(given.arm).price
+        values = self._learned(added, price)
+        teaches = not all(map(math.isnan, values))
+        partial = PartialOutcome(event.n, offset, given.arm, given.values | added, offset if teaches else given.held)
+        self.open[event.id] = msgspec.structs.replace(decision, partial=partial)
+        change = Amendment(
+            arm=given.arm,
+            features=events.vector_tensor(decision.features),
+            old=(math.nan,) * len(values),
+            new=values,
+            learned=(0,) * len(values),
+            offset=offset,
+            held=given.held,
+        )
+        return [Amend(change)] if teaches else []
+
+    def _amended(self, offset: int, event: Amended, policy: Policy) -> list[Effect]:
+        """Values that were known become differences, those that were missing are learned now. Neither the detector of drift nor
+        the budget sees it.
+        """
+        arm, changed = self._arm(event.arm), {name: event.values[name] for name in event.before}
+        known = {name: value for name, value in event.before.items() if value is not None}
+        old, new = self._learned(known, event.price), self._learned(changed, event.price)
+        if event.counts == "before":
+            self._correct(event, changed, known)
+        elif not event.held and not all(map(math.isnan, new)):
+            self.tallies.arms[event.arm].outcomes += 1
+        self.tallies.amend_outcome(event.arm, old, new)
+        at = {} if event.learned is msgspec.UNSET else event.learned
+        change = Amendment(
+            arm=event.arm,
+            features=events.vector_tensor(event.features),
+            old=old,
+            new=new,
+            learned=tuple(at.get(name, event.outcome) for name in self.created.learned),
+            offset=offset,
+            held=event.held,
+            has_output=event.has_output is True,
+        )
+        if event.counts != "now" or event.reward is None:
+            return [] if change.is_empty else [Amend(change)]
+        # of an expired decision: with its reward it is an outcome like any other, which comes late
+        is_added = [math.isnan(value) for value in old]
+        corrected = tuple(math.nan if added else value for added, value in zip(is_added, new, strict=True))
+        learned = tuple(value if added else math.nan for added, value in zip(is_added, new, strict=True))
+        self._update(event.arm, rewards=arm.rewards + 1)
+        self.tallies.add_reward(event.arm, event.reward, event.propensity, half_life=policy.forget_half_life)
+        learn = self._learn(
+            event.features,
+            event.arm,
+            reward=event.reward,
+            cost=event.price if event.cost is None else event.cost,
+            was_pending=False,
+            signals=learned if len(learned) > 1 else (),
+            held=event.held,
+        )
+        change = replace(change, new=corrected)
+        return [learn] if change.is_empty else [Amend(change), learn]
+
+    def _correct(self, event: Amended, changed: Mapping[str, float], known: Mapping[str, float]) -> None:
+        """The sums of an arm over outcomes that count."""
+        arm = self._arm(event.arm)
+        if COST in changed:
+            self._update(event.arm, cost_sum=arm.cost_sum + (changed[COST] - known.get(COST, event.price)))
+        reward = changed.get(REWARD)
+        if reward is None:
+            return
+        low, high = self.reward_range or (reward, reward)
+        self.reward_range = min(low, reward), max(high, reward)
+        if REWARD in known:
+            self._update(event.arm, reward_sum=arm.reward_sum + (reward - known[REWARD]))
+            self.tallies.amend_reward(event.arm, known[REWARD], reward, event.propensity)
+        else:
+            self._update(event.arm, reward_sum=arm.reward_sum + reward, rewards=arm.rewards + 1)
+            self.tallies.add_reward(event.arm, reward, event.propensity)
+
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
+        event = completed(event, decision)
         reward = 0.0 if event.reward is None else event.reward
         if event.reward is not None:
             self._update(event.arm, rewards=self._arm(event.arm).rewards + 1)
-        overridden = event.arm != decision.arm
-        effects = self._remove_pending(decision) if overridden else []
-        if overridden:  # the pull was another arm's
-            self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
-            self._update(event.arm, pulls=self._arm(event.arm).pulls + 1)
-        signals = self._signals(event, decision.price if not overridden else self._arm(event.arm).price)
+        effects = self._move_pull(decision, event.arm)
+        price = decision.price
+        if event.arm != decision.arm:
+            price = self._arm(event.arm).price if event.price is msgspec.UNSET else event.price
+        signals = self._signals(event, price)
         self._tally(event, decision, signals, policy)
         effects += self._watch(event)
+        earlier = decision.partial.values if decision.partial else {}
         learn = self._learn(
             decision.features,
             event.arm,
@@ -667,15 +791,26 @@ class Ledger:
             cost=event.cost,
             output=event.output,
             reference=event.reference,
-            was_pending=not overridden,
-            signals=signals,
+            was_pending=event.arm == decision.arm,
+            signals=tuple(
+                math.nan if name in earlier else value for name, value in zip(self.created.learned, signals, strict=False)
+            ),
+            held=decision.partial.held if decision.partial else 0,
             has_reward=event.reward is not None,
         )
         effects.append(learn)
         if self.spending is not None:
-            self.spending.add(event.arm, _values(event))
+            self.spending.add(event.arm, outcome_values(event.reward, event.cost, event.signals))
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
         return effects
+
+    def _move_pull(self, decision: OpenDecision, arm: int) -> list[Effect]:
+        """The pull was another arm's, where the client played another one."""
+        if arm == decision.arm:
+            return []
+        self._update(decision.arm, pulls=self._arm(decision.arm).pulls - 1)
+        self._update(arm, pulls=self._arm(arm).pulls + 1)
+        return self._remove_pending(decision)
 
     def _tally(self, event: Observed, decision: OpenDecision, signals: tuple[float, ...], policy: Policy) -> None:
         tallies, reward = self.tallies, event.reward
@@ -693,15 +828,33 @@ class Ledger:
         no end.
         """
         decision = self._close(event.id)
-        self._advance(decision.episode, decision.arm, success=event.reward is not None and policy.succeeded(event.reward))
+        partial = decision.partial or PartialOutcome(0, 0, decision.arm, {})
+        arm, values = partial.arm, partial.values
+        effects = self._move_pull(decision, arm)
+        self._advance(decision.episode, arm, success=event.reward is not None and policy.succeeded(event.reward))
         self.tallies.missing.add(1.0)
+        if partial.held:
+            price = decision.price if arm == decision.arm else self._arm(arm).price
+            self.tallies.add_outcome(arm, self._learned(values, price))
         if event.reward is None:
-            return self._remove_pending(decision)
-        self._update(decision.arm, rewards=self._arm(decision.arm).rewards + 1)
+            if self.spending is not None and values:
+                self.spending.add(arm, values)
+            return effects or self._remove_pending(decision)
+        self._update(arm, rewards=self._arm(arm).rewards + 1)
+        cost = values.get(COST, decision.price)
         if self.spending is not None:
-            self.spending.add(decision.arm, {REWARD: event.reward, COST: decision.price})
-        self.tallies.add_reward(decision.arm, event.reward, decision.propensity, half_life=policy.forget_half_life)
-        return [self._learn(decision.features, decision.arm, reward=event.reward, cost=decision.price, was_pending=True)]
+            self.spending.add(arm, {COST: cost} | values | {REWARD: event.reward})
+        propensity = decision.propensity if arm == decision.arm else None
+        self.tallies.add_reward(arm, event.reward, propensity, half_life=policy.forget_half_life)
+        learn = self._learn(
+            decision.features,
+            arm,
+            reward=event.reward,
+            cost=cost,
+            was_pending=arm == decision.arm,
+            held=partial.held,
+        )
+        return [*effects, learn]
 
     def _imported(self, event: Imported, policy: Policy) -> Learn:
         """What was learned elsewhere says nothing of how this bandit decides: it is neither a pull nor spent, and of the tallies
@@ -737,6 +890,7 @@ class Ledger:
         was_pending: bool,
         signals: tuple[float, ...] = (),
         has_reward: bool = True,
+        held: int = 0,
     ) -> Learn:
         arm = self._arm(index)
         low, high = self.reward_range or (reward, reward)
@@ -752,6 +906,8 @@ class Ledger:
                 reference=reference.tensor(),
                 signals=signals,
                 was_pending=was_pending,
+                offset=self.offset + 1,
+                held=held,
             ),
             has_reward,
         )
@@ -761,15 +917,19 @@ class Ledger:
 
         A cost that is only the price by default is not learned with prices per call: there the expected cost is the price.
         """
-        learned = self.created.learned
-        if learned == (REWARD,):
+        if self.created.learned == (REWARD,):
             return ()
-        values = _values(event)
+        values = outcome_values(event.reward, event.cost, event.signals)
         if event.cost_posted is not True and (self.prices_per == "call" or price == 0.0):
             del values[COST]
-        elif COST in values:
-            values[COST] = learned_cost(values[COST], price, self.prices_per)
-        return tuple(values.get(name, math.nan) for name in learned)
+        return self._learned(values, price)
+
+    def _learned(self, values: Mapping[str, float], price: float) -> tuple[float, ...]:
+        """(S,) what the policy learns of these values, NaN = missing. price: of the call."""
+        found = dict(values)
+        if COST in found:
+            found[COST] = learned_cost(found[COST], price, self.prices_per)
+        return tuple(found.get(name, math.nan) for name in self.created.learned)
 
     def _watch(self, event: Observed) -> list[Effect]:
         """Add the surprises of an outcome to the detectors of its arm; an alarm resets the arm. The sums are of logged numbers
@@ -781,7 +941,7 @@ class Ledger:
         for shadow in self.shadows.values():
             surprise = others.get(str(shadow.number))
             if surprise is not None:
-                effects += shadow.watch(index, surprise)
+                effects += shadow.watch(index, surprise, offset=self.offset + 1)
         if event.surprise is msgspec.UNSET or event.surprise is None:
             return effects
         sums, alarm = drift.add(self._arm(index).surprise, event.surprise)
@@ -790,7 +950,7 @@ class Ledger:
             return effects
         self.alarms = [*self.alarms, Alarm(index, self.offset + 1, event.at, self.outcomes)][-KEPT_ALARMS:]
         self._update(index, alarms=self._arm(index).alarms + 1)
-        return [*effects, Reset(index, self.live.number)]
+        return [*effects, Reset(index, self.offset + 1, self.live.number)]
 
     def _referenced(self, offset: int, event: ReferenceAdded) -> list[Effect]:
         moments = None if event.moments is None else moments_of(event.moments)

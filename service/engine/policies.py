@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,12 +24,13 @@ from bandits.errors import BanditError, FieldError
 from bandits.hyperparameters import declared
 from bandits.objective import REWARD
 from bandits.registry import POLICIES, build
-from bandits.types import REFERENCE, Context, NoReference, Observation, Policy, State
+from bandits.types import REFERENCE, Amendment, Context, NoReference, Observation, Policy, State
 from service.engine import events
 from service.engine.errors import damage_at
 from service.engine.events import Created
 from service.engine.ledger import (
     AddPending,
+    Amend,
     Effect,
     GrowArms,
     Learn,
@@ -103,8 +105,10 @@ def apply_effect(policy: Policy, state: State, effect: Effect, *, is_live: bool)
             return states.add_arm(policy, state)
         case Retire(arms):
             return replace(state, retired=arms)
-        case Reset(arm):
-            return policy.reset_arm(state, arm)
+        case Reset(arm, offset):
+            return states.reset_arm(policy, state, arm, offset=offset)
+        case Amend(change):
+            return states.amend(policy, state, change)
     return state
 
 
@@ -142,6 +146,24 @@ def can_learn(policy: Policy, state: State, effect: Effect) -> bool:
                 return False
         case AddPending(_, features) | RemovePending(_, features):
             return takes_features(policy, features)
+        case Amend(change):
+            return _can_amend(policy, change)
+    return True
+
+
+def _can_amend(policy: Policy, change: Amendment) -> bool:
+    """Whether it has learned the outcome that changes, and can learn what it becomes."""
+    if policy.not_amendable or not takes_features(policy, change.features):
+        return False
+    if "output" in policy.needs:
+        return change.has_output
+    for reward in (change.old[0], change.new[0]):
+        if math.isnan(reward):
+            continue
+        try:
+            policy.check_observation(Observation(arm=change.arm, features=change.features, reward=reward))
+        except FieldError:
+            return False
     return True
 
 
@@ -169,9 +191,19 @@ class Learned:
     failure: str = ""
 
     @staticmethod
-    def start(number: int, policy: Policy, *, arms: int, retired: frozenset[int] = frozenset(), is_own: bool = False) -> Learned:
-        """Before the first outcome. arms: how many there are."""
-        return Learned(number, policy, replace(states.start(policy, arms=arms), retired=retired), is_own)
+    def start(
+        number: int,
+        policy: Policy,
+        *,
+        arms: int,
+        retired: frozenset[int] = frozenset(),
+        is_own: bool = False,
+        since: int = 0,
+    ) -> Learned:
+        """Before the first outcome. arms: how many there are.  since: the offset from which on it learns."""
+        offsets = (since,) * arms if since else ()
+        state = replace(states.start(policy, arms=arms), retired=retired, since=offsets, recent_since=offsets)
+        return Learned(number, policy, state, is_own)
 
     def fold(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:
         """After these effects, (offset, effect) in log order; the result does not depend on the read batches.

@@ -427,7 +427,9 @@ class Projection:
             if self._is_live:
                 self.background.spawn(self._catch_up_behind(one))
             return
-        learned = Learned.start(record.number, policy, arms=len(self.ledger.arms), retired=self.ledger.retired())
+        learned = Learned.start(
+            record.number, policy, arms=len(self.ledger.arms), retired=self.ledger.retired(), since=record.number
+        )
         self._attach(learned.with_pending(self.log, list(self.ledger.open.values())) if self._is_live else learned)
 
     def _attach(self, learned: Learned) -> None:

@@ -30,6 +30,18 @@ class SnapshotRefused(Exception):
     """A snapshot that must not replace the log up to its offset."""
 
 
+class Since(msgspec.Struct, frozen=True):
+    """From which offsets on outcomes are in a state: its `since` and `recent_since`."""
+
+    arms: tuple[int, ...] = ()
+    recent: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(state: State) -> Since:
+        """What a state holds."""
+        return Since(state.since, state.recent_since)
+
+
 class ShadowContent(msgspec.Struct, frozen=True):
     """What a snapshot holds of a shadow, by the number of its policy; see `Content` and `Learned`."""
 
@@ -38,10 +50,13 @@ class ShadowContent(msgspec.Struct, frozen=True):
     derived: bytes
     left: int
     failure: str
+    since: Since | None = None
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What a snapshot holds. sums: the packed state.  derived: what the policy keeps beside it (`Policy.pack_derived`)."""
+    """What a snapshot holds. sums: the packed state.  derived: what the policy keeps beside it (`Policy.pack_derived`).
+    since: null in a snapshot that is older than it.
+    """
 
     version: int
     offset: int
@@ -51,6 +66,7 @@ class Content(msgspec.Struct, frozen=True):
     derived: bytes = b""
     shadows: list[ShadowContent] = []
     left: int = 0
+    since: Since | None = None
 
 
 class Unpacked(NamedTuple):
@@ -84,10 +100,17 @@ def pack(
     sums, derived = states.pack(policy, state), policy.pack_derived(state)
     version = WITH_SHADOWS if shadows or promoted else events.VERSION
     others = [
-        ShadowContent(one.number, states.pack(one.policy, one.state), one.policy.pack_derived(one.state), one.left, one.failure)
+        ShadowContent(
+            one.number,
+            states.pack(one.policy, one.state),
+            one.policy.pack_derived(one.state),
+            one.left,
+            one.failure,
+            Since.of(one.state),
+        )
         for one in shadows
     ]
-    content = msgspec.msgpack.encode(Content(version, offset, BUILD, ledger, sums, derived, others, left))
+    content = msgspec.msgpack.encode(Content(version, offset, BUILD, ledger, sums, derived, others, left, Since.of(state)))
     return msgspec.msgpack.encode(Sealed(content, hashlib.sha256(content).digest()))
 
 
@@ -105,21 +128,26 @@ def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = F
     ledger = Ledger.unpack(created, kept.ledger)
     policy = policy if ledger.live.policy is None else deciding_policy(created, ledger.live)
 
-    def state_of(policy: Policy, sums: bytes, derived: bytes) -> State:
+    def state_of(policy: Policy, sums: bytes, derived: bytes, since: Since | None) -> State:
+        if since is None and policy.drops_outcomes and not any_build:
+            raise SnapshotRefused("it does not say which outcomes its sums hold")
         state = states.unpack(policy, sums)
         if kept.build == BUILD:
             state = policy.unpack_derived(state, derived)
         if len(state.arms) != len(ledger.arms):
             raise SnapshotRefused("its parts are not of one moment")
-        return replace(state, retired=ledger.retired())
+        since = since or Since()
+        return replace(state, retired=ledger.retired(), since=since.arms, recent_since=since.recent)
 
-    state = state_of(policy, kept.sums, kept.derived)
+    state = state_of(policy, kept.sums, kept.derived, kept.since)
     packed, shadows = {one.number: one for one in kept.shadows}, []
     for record in ledger.shadows.values():
         if record.number not in packed:
             raise SnapshotRefused("its parts are not of one moment")
         one, own = packed[record.number], shadow_policy(created, record)
-        shadows.append(Learned(one.number, own, state_of(own, one.sums, one.derived), left=one.left, failure=one.failure))
+        shadows.append(
+            Learned(one.number, own, state_of(own, one.sums, one.derived, one.since), left=one.left, failure=one.failure)
+        )
     if kept.offset != ledger.offset:
         raise SnapshotRefused("its parts are not of one moment")
     return Unpacked(ledger, state, policy, kept.left, shadows)

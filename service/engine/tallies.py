@@ -214,15 +214,33 @@ class Tallies(msgspec.Struct):
         self.total += r
         self.squares += r * r
 
+    def amend_reward(self, arm: int, old: float, new: float, propensity: float | None) -> None:
+        """One of the rewards of `add_reward` was corrected."""
+        if propensity is None or not propensity > 0.0 or self.origin is None:
+            return
+        before, after = (min(max(reward - self.origin, -LARGEST), LARGEST) for reward in (old, new))
+        tally, w = self.arms[arm], min(1.0 / propensity, MAX_WEIGHT)
+        by, squared = after - before, after * after - before * before
+        tally.wr += w * by
+        tally.wrr += w * squared
+        tally.wwr += w * w * by
+        tally.wwrr += w * w * squared
+        self.total += by
+        self.squares += squared
+
     def add_outcome(self, arm: int, values: Sequence[float]) -> None:
         """One more reported outcome. values: of the learned signals, NaN = missing."""
+        self.arms[arm].outcomes += 1
+        self.amend_outcome(arm, (math.nan,) * len(values), values)
+
+    def amend_outcome(self, arm: int, old: Sequence[float], new: Sequence[float]) -> None:
+        """New values of the learned signals, NaN = unchanged, in place of the old ones, NaN = missing. Extremes stay extremes."""
         tally = self.arms[arm]
-        tally.outcomes += 1
-        for k, value in enumerate(values):
+        for k, (before, value) in enumerate(zip(old, new, strict=True)):
             if math.isnan(value):
                 continue
-            tally.carried[k] += 1
-            tally.totals[k] += value
+            tally.carried[k] += math.isnan(before)
+            tally.totals[k] += value - (0.0 if math.isnan(before) else before)
             low, high = self.lowest[k], self.highest[k]
             if low is None or value < low:
                 self.lowest[k] = value

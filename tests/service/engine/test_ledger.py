@@ -115,6 +115,7 @@ def test_an_outcome_closes_its_decision_and_is_learned() -> None:
         output=torch.tensor([[1.5, 2.5]], dtype=torch.float64),
         reference=events.EMPTY.tensor(),
         was_pending=True,
+        offset=3,
     )
     assert len(effects) == 1
     assert same(effects[0], Learn(seen))
