@@ -18,14 +18,16 @@ from bandits.regression.ridge import SpreadArm
 from bandits.types import Amendment, Context, Observation, Policy, State
 from tests.bandits.examples import ARMS, EXAMPLES, Example
 
-ROUNDS = 40
-FORMS = [
-    pytest.param(example, id=f"{kind}-{number}")
+ROUNDS = 32
+FORMS = {
+    f"{kind}-{number}": example
     for kind, policy in POLICIES.items()
     if "reward" in policy.needs and not policy.not_amendable
     for number, example in enumerate(EXAMPLES[kind])
-]
-every_form = pytest.mark.parametrize("example", FORMS)
+}
+SEVERAL = {name: example for name, example in FORMS.items() if len(example.signals) > 2}
+UNFORGETTING = {name: example for name, example in SEVERAL.items() if example.policy().forget_half_life is None}
+every_form = pytest.mark.parametrize("example", FORMS.values(), ids=FORMS)
 
 
 class Change(NamedTuple):
@@ -58,7 +60,7 @@ def changes(example: Example, seen: list[Observation], *, missing: bool = False)
     """Twelve, of signals that outcomes had (or lacked), and one of them again. Never of the first outcome, from which `auto`
     measures the others.
     """
-    g, found = default_rng(5), []
+    g, found = default_rng(5), list[Change]()
     count = len(example.signals)
     while len(found) < 12:
         of, k = int(g.integers(1, len(seen) - 1)), int(g.integers(count))
@@ -71,7 +73,7 @@ def changes(example: Example, seen: list[Observation], *, missing: bool = False)
 def amended(policy: Policy, seen: list[Observation], wanted: list[Change], *, reset_at: int = -1, restart_at: int = -1) -> State:
     """Folded as a server does: derived values at hand, amendments after their rounds."""
     state = policy.prepare(states.start(policy, arms=ARMS))
-    now, learned = list(seen), {}
+    now, learned = list(seen), dict[tuple[int, int], int]()
     for t, one in enumerate(seen):
         if t == reset_at:
             state = states.reset_arm(policy, state, one.arm, offset=one.offset)
@@ -168,9 +170,7 @@ def test_what_decisions_are_made_of_follows_the_amended_sums(example: Example) -
         np.testing.assert_allclose(live.scores[name], table, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "example", [form for form in FORMS if len(form.values[0].signals) > 2 and not form.values[0].policy().forget_half_life]
-)
+@pytest.mark.parametrize("example", UNFORGETTING.values(), ids=UNFORGETTING)
 def test_a_signal_that_was_missing_is_a_new_observation(example: Example) -> None:
     policy, seen = example.policy(), history(example)
     wanted = changes(example, seen, missing=True)
@@ -210,7 +210,7 @@ def test_a_restart_amends_to_the_same_bytes(example: Example) -> None:
     assert states.pack(policy, amended(policy, seen, wanted, restart_at=20)) == states.pack(policy, amended(policy, seen, wanted))
 
 
-@pytest.mark.parametrize("example", [form for form in FORMS if len(form.values[0].signals) > 2])
+@pytest.mark.parametrize("example", SEVERAL.values(), ids=SEVERAL)
 def test_signals_that_come_before_the_reward_give_the_statistic_of_the_whole_outcome(example: Example) -> None:
     """The cost of every outcome comes first; a decision stays pending until its reward is there."""
     policy, seen = example.policy(), history(example)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from service.engine import events
 from service.engine.events import (
+    Amended,
     AnyEvent,
     ArmAdded,
     ArmChanged,
@@ -33,6 +34,7 @@ from service.engine.events import (
     NewArm,
     NewerEvent,
     Observed,
+    Partial,
     ReferenceAdded,
     ShadowCreated,
     ShadowDeleted,
@@ -283,7 +285,7 @@ RELEASED = ["log-v1.ndjson", "log-v1-stop.ndjson", "log-v1-moments.ndjson"]
 
 def test_the_released_logs_hold_every_kind_of_event() -> None:
     found = {type(events.decode(payload)) for name in RELEASED for payload in released(name)}
-    younger = {Configured, Imported, Cloned, ShadowCreated, ShadowDeleted, ShadowPromoted}  # than these logs
+    younger = {Configured, Partial, Amended, Imported, Cloned, ShadowCreated, ShadowDeleted, ShadowPromoted}  # than these logs
     assert found == set(AnyEvent.__args__) - younger
 
 

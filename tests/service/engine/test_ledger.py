@@ -141,7 +141,7 @@ def test_an_imported_outcome_is_learned_and_is_neither_a_pull_nor_open() -> None
     assert (book.tallies.missing.count, book.tallies.last_outcome, book.tallies.arms[1].outcomes) == (0, None, 0)
     assert len(effects) == 1
     seen = Observation(
-        arm=1, features=X, reward=0.4, cost=0.3, output=events.EMPTY.tensor(), reference=events.EMPTY.tensor(), was_pending=False
+        arm=1, features=X, reward=0.4, cost=0.3, output=events.EMPTY.tensor(), reference=events.EMPTY.tensor(), offset=2
     )
     assert same(effects[0], Learn(seen))
     assert View.of(book.arms, {}).decided[1] == 1, "no arm is tried because it is new"
