@@ -190,6 +190,10 @@ def export(bandit: str, store: str | None, out: Path | None, *, force: bool, for
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the policies.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw values and intervals into this PNG, SVG or PDF."
+)
+@click.option("--force", is_flag=True, help="Replace a plot that exists.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @_plainly
 def evaluate(
@@ -201,6 +205,8 @@ def evaluate(
     *,
     jobs: int,
     as_json: bool,
+    plot: Path | None,
+    force: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -210,8 +216,13 @@ def evaluate(
     disturbed. The verdict says whether the log can answer.
     """
     from service.cli import evaluate as command
+    from service.cli.evaluation_plot import check_plot, save_plot
+    from service.cli.logs import check_free
     from service.engine.evaluation_process import Plan
 
+    if plot is not None:
+        check_plot(plot)
+        check_free(plot, force=force)
     plan = Plan(
         source=source,
         settings=None if Path(source).is_file() else _settings(store).model_dump(),
@@ -221,6 +232,8 @@ def evaluate(
         **options,
     )
     results = asyncio.run(command.evaluate(plan, jobs=jobs, quiet=quiet))
+    if plot is not None:
+        save_plot(plot, results, command.ordered(results))
     if as_json:
         click.echo(json.dumps(results))
     else:

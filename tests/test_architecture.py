@@ -26,7 +26,7 @@ DOORS: dict[str, set[str]] = {
     "PIL": {"service/embedders/images.py", "service/embedders/imagenet.py"},
     "regex": {"service/scorers/builtin.py"},
     "redis": {"service/storage"},
-    "matplotlib": {"service/cli/replay/plot.py", "service/cli/report/plots.py"},
+    "matplotlib": {"service/cli/replay/plot.py", "service/cli/report/plots.py", "service/cli/evaluation_plot.py"},
     "sklearn": set(),
     "pandas": set(),
     "pyarrow": {"service/cli/formats.py", "service/cli/replay/records.py"},

@@ -87,7 +87,7 @@ def as_table(results: dict[str, Any], *, width: int = 80) -> Table:
     table.add_column("policy", overflow="fold", ratio=1)
     for name in ("reward", "interval", *(["anytime"] if has_anytime else []), "sample", "verdict"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
-    for one in _ordered(results):
+    for one in ordered(results):
         table.add_row(
             one["label"],
             _text(one["value"]),
@@ -99,7 +99,7 @@ def as_table(results: dict[str, Any], *, width: int = 80) -> Table:
     return table
 
 
-def _ordered(results: dict[str, Any]) -> Sequence[dict[str, Any]]:
+def ordered(results: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """The best value first. The best fixed arm is among the fixed arms, so the table has it once."""
     several = [results["behaviour"], *results["policies"], *results["fixed_arms"]]
     return sorted(several, key=lambda one: -one["value"] if one["value"] is not None else float("inf"))
@@ -108,7 +108,7 @@ def _ordered(results: dict[str, Any]) -> Sequence[dict[str, Any]]:
 def _reasons(results: dict[str, Any]) -> list[str]:
     """Each reason once, with the policies that it is about."""
     about: dict[str, list[str]] = {}
-    for one in _ordered(results):
+    for one in ordered(results):
         if one["reason"]:
             about.setdefault(one["reason"], []).append(one["label"])
     return [f"{', '.join(labels)}: {reason}" for reason, labels in about.items()]
