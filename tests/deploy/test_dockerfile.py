@@ -110,7 +110,11 @@ def test_every_extra_exists_and_the_packages_with_weights_are_pinned() -> None:
 def test_the_code_comes_after_what_it_needs() -> None:
     words = [f"{found.word} {found.rest}" for found in ALL]
     installs = max(position for position, text in enumerate(words) if "-c constraints.txt" in text)
-    assert all(position > installs for position, text in enumerate(words) if text.startswith(("COPY bandits", "COPY service")))
+    assert all(
+        position > installs
+        for position, text in enumerate(words)
+        if text.startswith(("COPY bandits", "COPY service", "COPY clients/python clients"))
+    )
 
 
 def test_it_holds_no_secret() -> None:

@@ -8,6 +8,7 @@ from bench.faults.cases import (
     duplicates,
     failover,
     full,
+    gateway,
     kills,
     redis_killed,
     snapshots,
@@ -30,11 +31,12 @@ CASES = (
     Case("snapshots", "snapshots deleted, and corrupted, before a start", snapshots.run),
     Case("paused", "a replica is paused (SIGSTOP) and resumed", away.paused),
     Case("partition", "a replica is cut off from Redis by the network", away.partition),
+    Case("gateway", "kill -9 of the service under routers with the Python client, whose requests go on", gateway.run),
     Case("starts", "a start with a snapshot and 10,000 events behind; a full replay", starts.run),
 )
 ORDER = (
     *("kill -9 of one", "kill -9 of a random", "Redis killed", "Redis fails over", "duplicate", "two replicas with clocks"),
     *("disk full", "maxmemory", "keys, entries", "a bandit restored", "FLUSHALL", "eviction"),
     *("under a running server", "after kill -9:", "snapshots"),
-    *("a replica paused", "a replica cut off", "start with", "full replay"),
+    *("a replica paused", "a replica cut off", "the service killed", "start with", "full replay"),
 )

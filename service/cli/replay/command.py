@@ -81,9 +81,8 @@ def replay(file: Path, **options: Any) -> None:
     "vector": [...], "rewards": {"small": 1}, "expected": {...}, "costs": {...}}. Columns are found by their usual names, or named
     by options.
     """
-    for module in ("httpx", "matplotlib"):
-        if importlib.util.find_spec(module) is None:
-            raise ReplayError(f"nextarm replay needs {module}: pip install 'nextarm[replay]'")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ReplayError("nextarm replay needs matplotlib: pip install 'nextarm[replay]'")
     from service.cli.replay.layouts import Columns
     from service.cli.replay.run import Options, run
 

@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any
 
 import click
-import httpx
+import httpx2
 import numpy as np
+from nextarm import APIConnectionError, APIStatusError, Client, NextarmError, NotFoundError
 
 from service.cli.replay.errors import ServerError
 from service.cli.replay.tables import Table
@@ -24,8 +25,7 @@ from service.cli.replay.tables import Table
 STOP = -1
 """The pick of a round in which the policy found no arm worth asking."""
 
-_TRIES = 6
-_BUSY = frozenset({429, 503})  # the API says that these may be tried again; ids make every call here idempotent
+RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,76 +52,33 @@ class Run:
 
 
 class Api:
-    """A keep-alive connection to one service, whose failures are one clear line each."""
+    """One service, whose failures are one clear line each."""
 
-    def __init__(self, url: str, *, client: httpx.Client) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, client: Client) -> None:
         self.client = client
+        self.url = client.url
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON answer of one request; `ServerError` for anything but a 2xx. Busy servers and torn connections are retried."""
-        wrong: list[tuple[str, str]] = []
-        for attempt in range(_TRIES):
-            pause = 0.1 * 2**attempt
-            try:
-                response = self.client.request(method, self.url + path, json=body)
-            except httpx.TransportError as error:
-                failure = f"cannot reach {self.url}: {error or type(error).__name__}"
-                if isinstance(error, httpx.ConnectError):
-                    raise ServerError(failure) from None
-            else:
-                if response.is_success:
-                    return _json(response) if response.content else None
-                failure, wrong = _problem(method, path, response), _wrong_fields(response)
-                if response.status_code not in _BUSY:
-                    break
-                pause = max(pause, _seconds(response.headers.get("retry-after", "")))
-            if attempt + 1 < _TRIES:
-                time.sleep(min(pause, 30.0))
-        raise ServerError(failure, wrong=wrong)
+        """The JSON answer of one request; `ServerError` for anything but a 2xx. ids make every call here idempotent."""
+        try:
+            return self.client.request(method, path, body=body)
+        except NextarmError as error:
+            raise ServerError(_line(method, path, error), wrong=[(field.path, field.message) for field in error.errors]) from None
 
 
 @contextmanager
 def connect(url: str, *, private: bool, api_key: str = "") -> Iterator[Api]:
     """Open a connection. private: a server of our own on loopback, for which proxies of the environment do not hold."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    with httpx.Client(timeout=httpx.Timeout(120.0, connect=10.0), headers=headers, trust_env=not private) as client:
-        yield Api(url, client=client)
+    http = httpx2.Client(trust_env=not private)
+    timeout = httpx2.Timeout(120.0, connect=10.0)
+    with Client(url, api_key=api_key, timeout=timeout, max_retries=RETRIES, backoff_s=0.1, http_client=http) as client:
+        yield Api(client)
 
 
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        raise ServerError(f"{response.url} does not answer JSON; is it a nextarm server?") from None
-
-
-def _problem(method: str, path: str, response: httpx.Response) -> str:
-    """One line from a problem+json body."""
-    try:
-        problem = response.json()
-        errors = "; ".join(f"{error['path']}: {error['message']}" for error in problem.get("errors") or ())
-        said = " ".join(
-            filter(None, (problem.get("code"), problem.get("detail") or problem.get("title"), errors and f"({errors})"))
-        )
-    except (ValueError, AttributeError, KeyError, TypeError):
-        said = response.text[:200] or response.reason_phrase
-    return f"{method} {path} answered {response.status_code}: {' '.join(said.split())}"
-
-
-def _wrong_fields(response: httpx.Response) -> list[tuple[str, str]]:
-    """(path, message) of each field that a problem document names."""
-    try:
-        return [(str(error["path"]), str(error["message"])) for error in response.json().get("errors") or ()]
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return []
-
-
-def _seconds(retry_after: str) -> float:
-    try:
-        return float(retry_after)
-    except ValueError:
-        return 0.0
+def _line(method: str, path: str, error: NextarmError) -> str:
+    """What a request came to."""
+    said = " ".join(str(error).split())
+    return f"{method} {path} answered {said}" if isinstance(error, APIStatusError) else said
 
 
 def order_of(prompts: int, *, rounds: int, seed: int, shuffle: bool) -> np.ndarray:
@@ -234,8 +191,8 @@ def _play(
 def _delete(api: Api, path: str) -> None:
     """Clean up; a failure here must not hide the one that led here, nor spoil a replay that is complete."""
     try:
-        answer = api.client.request("DELETE", api.url + path)
-    except httpx.TransportError:
+        api.client.with_options(max_retries=0).request("DELETE", path)
+    except (APIConnectionError, NotFoundError):
         return  # the server is gone, or the one that led here tells more
-    if not answer.is_success and answer.status_code != httpx.codes.NOT_FOUND:
-        click.echo(f"nextarm: a bandit was left behind: {_problem('DELETE', path, answer)}", err=True)
+    except NextarmError as error:
+        click.echo(f"nextarm: a bandit was left behind: {_line('DELETE', path, error)}", err=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 import service
 from service.cli.replay.errors import ServerError
@@ -62,14 +62,14 @@ def _free_port() -> int:
 
 def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
-    with httpx.Client(trust_env=False, timeout=5.0) as client:
+    with httpx2.Client(trust_env=False, timeout=5.0) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerError(f"the private server ended at once (exit code {process.returncode}): {_last_line(log)}")
             try:
-                if client.get(f"{url}/readyz").status_code == httpx.codes.OK:
+                if client.get(f"{url}/readyz").status_code == httpx2.codes.OK:
                     return
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 pass
             time.sleep(0.1)
     raise ServerError(f"the private server was not ready after {PATIENCE:.0f} s: {_last_line(log)}")

