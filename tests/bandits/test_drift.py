@@ -40,23 +40,23 @@ def measured(surprises: list[float], sums: drift.Sums = drift.START) -> drift.Su
     return sums
 
 
-STEADY = [-1.0, 1.0] * 10
-"""Their root mean square is 1 after each of them; `up` is .6 behind them, and `down` 0."""
+STEADY = [-1.0, 1.0] * 15
+"""Their root mean square is 1 after each of them; `up` is .65 behind them, and `down` 0."""
 
 
 @pytest.mark.parametrize("unit", [1.0, -1.0, 2.0**-40, 2.0**40])
 def test_the_first_surprises_of_a_change_do_not_widen_what_those_after_them_are_measured_by(unit: float) -> None:
     """The policy adapts. The root mean square of all is 4 after three of them; the later ones are less than that."""
     change = [-12.0, -11.0, -10.0] + [-3.0] * 7
-    assert alarms(unit * np.array([*STEADY, *change])) == [20 + 9], "ten times 3 - .4 is the first sum above 25"
+    assert alarms(unit * np.array([*STEADY, *change])) == [30 + 9], "ten times 3 - .35 is the first sum above 25"
 
 
 def test_a_sum_keeps_its_scale_until_it_is_0_again() -> None:
     sums = measured([*STEADY, -1.5, -1.0, -7.0])
     assert sums.scale_down == 1.0
-    assert sums.down == pytest.approx(1.5 + 1.0 + 3.0 - 3 * 0.4)
+    assert sums.down == pytest.approx(1.5 + 1.0 + 3.0 - 3 * 0.35)
     assert sums.scale_up == pytest.approx(((20 + 1.5**2 + 1.0) / 22) ** 0.5), "the other sum stood at 0"
-    assert (sums.outcomes, sums.squares) == (23, 20 + 1.5**2 + 1.0 + 7.0**2)
+    assert (sums.outcomes, sums.squares) == (33, 20 + 1.5**2 + 1.0 + 7.0**2)
     ended = measured([9.0] * 3, sums)
     assert ended.down == 0.0
     later = measured([-1.0], ended)
@@ -64,13 +64,18 @@ def test_a_sum_keeps_its_scale_until_it_is_0_again() -> None:
 
 
 def test_a_scale_of_0_is_replaced_by_the_first_that_is_not() -> None:
-    flat = measured([0.0] * 15)
+    flat = measured([0.0] * 25)
     first = measured([-0.5], flat)
-    assert (first.down, first.scale_down) == (2.6, 0.0)
+    assert (first.down, first.scale_down) == (2.65, 0.0)
     second = measured([-0.1], first)
     assert second.scale_down == 0.125
-    assert second.down == pytest.approx(2.6 + 0.1 / 0.125 - 0.4)
+    assert second.down == pytest.approx(2.65 + 0.1 / 0.125 - 0.35)
     assert measured([-0.1], second).scale_down == 0.125
+
+
+def test_absurd_surprises_of_an_arm_that_is_hardly_known_hide_no_change() -> None:
+    absurd = [175.6, -1069.7, 154.5]
+    assert alarms(np.array([*absurd, *STEADY, *[-4.0] * 12])) == [3 + 30 + 9]
 
 
 @pytest.mark.parametrize("failures", [0.03, 0.1, 0.2, 0.3, 0.5])

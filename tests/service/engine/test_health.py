@@ -210,8 +210,8 @@ def test_rewards_out_of_scale_are_said_with_the_notice() -> None:
 def test_a_drift_alarm_is_said_for_a_thousand_outcomes_and_counted_for_ever() -> None:
     log = Log()
     assert "drift" not in log.checks(), "this policy does not watch it"
-    for k in range(10):
-        log.play(1, 0.1 * k, surprise=1.0 if k % 2 else -1.0)
+    for k in range(20):
+        log.play(1, 0.05 * k, surprise=1.0 if k % 2 else -1.0)
     while not log.ledger.alarms:
         log.play(1, surprise=-6.0)
     offset = log.ledger.offset
@@ -221,8 +221,8 @@ def test_a_drift_alarm_is_said_for_a_thousand_outcomes_and_counted_for_ever() ->
     assert f"'arm 1' (last at offset {offset})" in check.detail
     assert "exploration_floor" in check.fix
     assert notices(log.subject()) == [f"{check.detail} {check.fix}"]
-    for k in range(11):
-        log.play(0, surprise=1.4 if k == 10 else 1.0 if k % 2 else -1.0)
+    for k in range(21):
+        log.play(0, surprise=1.35 if k == 20 else 1.0 if k % 2 else -1.0)
     assert log.checks()["drift"].value == {"arm 0": pytest.approx(1.0 / 25.0), "arm 1": 0.0}
     for k in range(1000):
         log.play(k % 2, k % 3)
