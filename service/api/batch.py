@@ -126,8 +126,9 @@ async def _decide(services: Services, learner: Learner, body: DecisionBody) -> A
 
 
 def _is_plain_decision(body: DecisionBody) -> bool:
-    """Nothing is embedded, and no earlier attempt counts."""
-    return not body.dry_run and not body.episode and (body.prompt is None or body.prompt.vector is not None)
+    """Nothing is embedded, no earlier attempt counts, and what the engine may refuse was not decided before."""
+    narrows = body.exclude is not None or body.max_price is not None
+    return not (body.dry_run or body.episode or (narrows and body.id)) and (body.prompt is None or body.prompt.vector is not None)
 
 
 def _is_plain_outcome(learner: Learner, body: OutcomeItem) -> bool:

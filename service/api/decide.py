@@ -55,7 +55,10 @@ async def parse_decision_request(services: Services, learner: Learner, body: Dec
         features=features,
         vector=vector,
         allowed=_allowed(learner.ledger, body.arms),  # after the embedding, which takes a while: arms come and go
+        exclude=body.exclude or (),
+        max_price=body.max_price,
         episode=body.episode or "",
+        metadata=body.metadata,
         body=_digest(body),
     )
     await _check(learner, vector)

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from bandits.errors import FieldError
 from bandits.types import Observation
@@ -23,8 +24,8 @@ from service.api.responses import decision_json, receipt_json
 from service.engine import events
 from service.engine.commit import Recorded
 from service.engine.decisions import DecisionRequest
-from service.engine.errors import OpenDecisionLimitError
-from service.engine.events import Created, Matrix, Observed, body_digest
+from service.engine.errors import DecisionNotFoundError, OpenDecisionLimitError
+from service.engine.events import Created, Decided, Matrix, Observed, body_digest
 from service.engine.learner import Learner
 from service.engine.outcomes import OutcomeReport
 from service.scorers import registry as scorers
@@ -100,6 +101,7 @@ async def checked_outcome(services: Services, learner: Learner, body: OutcomeBod
         arm=index,
         output=output,
         reference=reference,
+        metadata=body.metadata,
         body=body_digest(*body.canonical()),
     )
 
@@ -172,18 +174,28 @@ async def _following(learner: Learner, recorded: Recorded) -> dict[str, Any] | N
     following_id = _successor(observed.id, observed.at)
     if already := await learner.decisions.find(following_id, ""):
         return decision_json(learner, already.event, offset=already.offset)
+    try:
+        decided: Decided = (await learner.outcomes.look_up(observed.id))[0].event
+    except DecisionNotFoundError:  # so old that its entry was trimmed: what it asked for is not known any more
+        return None
     features, episode = b"", ""
     if learner.policy.episodic:
-        decided = (await learner.outcomes.look_up(observed.id))[0].event
         features, episode = decided.features, decided.episode
         known = learner.ledger.episodes.get(episode)
         if known is None or known.finished:
             return None
     if not any_active(learner.ledger):
         return None
+    request = DecisionRequest(
+        id=following_id,
+        features=features,
+        exclude=decided.exclude or (),
+        max_price=None if decided.max_price is UNSET else decided.max_price,
+        episode=episode,
+    )
     try:
-        decision = await learner.decisions.submit(DecisionRequest(id=following_id, features=features, episode=episode))
-    except (OpenDecisionLimitError, FieldError):  # too many are open, or the last arm was retired just now
+        decision = await learner.decisions.submit(request)
+    except (OpenDecisionLimitError, FieldError):  # too many are open, or no arm is left to choose
         return None
     return decision_json(learner, decision.event, offset=decision.offset)
 

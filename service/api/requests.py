@@ -687,6 +687,17 @@ class ArmChoice(OrString):
 Id = Annotated[str, StringConstraints(pattern=ID)]
 
 
+def _sorted_json(value: dict[str, Any] | None) -> bytes | None:
+    """The same for objects that mean the same, whatever the order of their fields."""
+    return None if value is None else msgspec.json.encode(value, order="sorted")
+
+
+def _given(younger: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a digest covers of fields that came after the first release: nothing where none of them was given."""
+    found = {name: value for name, value in younger.items() if value is not None}
+    return [found] if found else []
+
+
 class DecisionBody(Body):
     """Ask for the next model to query."""
 
@@ -701,6 +712,20 @@ class DecisionBody(Body):
         None, description="Your own id, for idempotent retries: the same id and body again is the same decision."
     )
     dry_run: bool = Field(False, description="Answer without logging: nothing is ever learned from it.")
+    exclude: Annotated[list[ArmName], Field(max_length=MAX_ARMS)] | None = Field(
+        None,
+        description="Names of arms that must not be chosen, such as one that has just failed; unknown names are ignored. Holds "
+        "for the `next` of its outcome, too.",
+        examples=[["large"]],
+    )
+    max_price: Price | None = Field(
+        None,
+        description="Leaves out arms whose price for this decision is higher; null = any. Holds for the `next`, too.",
+        examples=[0.01],
+    )
+    metadata: Metadata | None = Field(
+        None, description="JSON object of up to 4 KiB: stored, returned, and never learned from.", examples=[{"team": "search"}]
+    )
 
     @field_validator("arms")
     @classmethod
@@ -712,7 +737,12 @@ class DecisionBody(Body):
     def canonical(self) -> list[Any]:
         """What tells two requests apart."""
         arms = None if self.arms is None else [[arm.name, arm.price] for arm in self.arms]
-        return [None if self.prompt is None else self.prompt.canonical(), arms, self.episode]
+        younger = {
+            "exclude": sorted({*self.exclude}) if self.exclude else None,
+            "max_price": self.max_price,
+            "metadata": _sorted_json(self.metadata),
+        }
+        return [None if self.prompt is None else self.prompt.canonical(), arms, self.episode, *_given(younger)]
 
 
 class DecisionBatch(Body):
@@ -789,12 +819,16 @@ class OutcomeBody(Outcome):
 
     arm: str | None = Field(None, description="The arm that was really called, where you overrode the suggestion.")
     next: bool = Field(False, description="Also answer the next decision: the next attempt of the episode, or the next arm.")
+    metadata: Metadata | None = Field(
+        None, description="JSON object of up to 4 KiB: stored, returned, and never learned from.", examples=[{"trace": "4711"}]
+    )
 
     def canonical(self) -> list[Any]:
         """What tells two outcomes apart; `next` asks for more and is not part of it."""
         # younger than the others: it changes no digest where it is not given
         signals = [sorted(self.signals.items())] if self.signals else []
-        return [self.reward, self.cost, *self.contents(), self.arm, *signals]
+        younger = {"metadata": _sorted_json(self.metadata)}
+        return [self.reward, self.cost, *self.contents(), self.arm, *signals, *_given(younger)]
 
 
 class OutcomeItem(OutcomeBody):
@@ -896,8 +930,7 @@ class ImportRow(Outcome):
         """What tells two rows apart."""
         prompt = None if self.prompt is None else self.prompt.canonical()
         tables = [None if table is None else sorted(table.items()) for table in (self.signals, self.weights)]
-        metadata = None if self.metadata is None else msgspec.json.encode(self.metadata, order="sorted")
-        facts = [self.arm, self.reward, self.cost, self.propensity, self.session, metadata, self.at]
+        facts = [self.arm, self.reward, self.cost, self.propensity, self.session, _sorted_json(self.metadata), self.at]
         return [prompt, *self.contents(), *tables, *facts]
 
 

@@ -83,6 +83,9 @@ class DecisionAnswer(Answer):
         description="Of the same signal, its mean per decision so far; left out without a budget.",
         examples=[{"cost": 0.0019}],
     )
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="As it was posted; left out where it was not.", examples=[{"team": "search"}]
+    )
     offset: int = Field(description="The decision's place in the log.", examples=[2])
 
 
@@ -96,6 +99,9 @@ class DecisionState(DecisionAnswer):
     )
     decided_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
     closed_at: str | None = Field(description="RFC 3339, UTC; null while open.")
+    outcome_metadata: dict[str, Any] = Field(
+        default_factory=dict, description="That of the outcome, as it was posted; left out where it was not."
+    )
 
 
 class DecisionsAnswer(Answer):
@@ -449,6 +455,7 @@ def decision_json(
         "scores": {names[i]: _scores_json(decided, i) for i in shown if i in allowed},
         **({} if decided.multipliers is msgspec.UNSET else {"multipliers": decided.multipliers}),
         **({} if decided.running is msgspec.UNSET else {"running": decided.running}),
+        **({} if decided.metadata is msgspec.UNSET else {"metadata": decided.metadata}),
         "offset": offset,
     }
 
@@ -488,15 +495,17 @@ def closed_json(closing: Recorded | None, decided: Decided) -> dict[str, Any]:
     event = None if closing is None else closing.event
     state = "observed" if decided.arm < 0 else "open"
     reward = cost = None
+    posted: dict[str, Any] = {}
     match event:
         case Observed():
             state, reward, cost = "observed", event.reward, event.cost
+            posted = {} if event.metadata is msgspec.UNSET else {"outcome_metadata": event.metadata}
         case Expired():
             state, reward = "expired", event.reward
             cost = None if reward is None else decided.price
         case Cancelled():
             state = "cancelled"
-    return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at)}
+    return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at), **posted}
 
 
 def receipt_json(recorded: Recorded, *, following: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import msgspec
 from torch import Tensor
@@ -46,13 +47,17 @@ class DecisionRequest:
 
     vector: (d,) the features as the policy takes them, where the caller has made a tensor of them already.
     allowed: arm index -> price for it alone (None = the arm's own); empty = all.
+    exclude, max_price: what narrows them: names of arms, and the highest price of a call (None = any).
     """
 
     id: str
     features: bytes = b""
     vector: Tensor | None = field(default=None, compare=False, repr=False)
     allowed: Mapping[int, float | None] = field(default_factory=dict)
+    exclude: Sequence[str] = ()
+    max_price: float | None = None
     episode: str = ""
+    metadata: Mapping[str, Any] | None = None
     body: str = ""
 
 
@@ -206,7 +211,14 @@ class DecisionMaker:
             try:
                 if self._ledger.promotions and not takes_features(deciding.policy, vectors[place]):
                     raise InvalidContext("prompt", f"is not one that {deciding.policy.kind} can decide on, which decides by now")
-                context = self._ledger.context(view, features=vectors[place], allowed=request.allowed, episode=request.episode)
+                context = self._ledger.context(
+                    view,
+                    features=vectors[place],
+                    allowed=request.allowed,
+                    exclude=request.exclude,
+                    max_price=request.max_price,
+                    episode=request.episode,
+                )
             except InvalidContext as error:
                 found[place] = error
             else:
@@ -276,6 +288,9 @@ class DecisionMaker:
             running={spending.budget.signal: spending.running} if (spending := self._ledger.spending) else msgspec.UNSET,
             policy=msgspec.UNSET if batch.number == events.FIRST else batch.number,
             shadows=batch.shadows[place] or msgspec.UNSET,
+            exclude=list(request.exclude) or msgspec.UNSET,
+            max_price=msgspec.UNSET if request.max_price is None else request.max_price,
+            metadata=msgspec.UNSET if request.metadata is None else dict(request.metadata),
         )
 
 

@@ -258,6 +258,8 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     timeout_s: seconds after which it expires, where that is not the first event's.
     policy: number of the policy that decided; unset = the first one.
     shadows: by name, of those that were quick enough; unset = none.
+    exclude, max_price: as they were asked for, which a decision that follows the outcome heeds, too; unset = not given.
+    metadata: stored, and never learned from.
     """
 
     id: str
@@ -278,9 +280,13 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     timeout_s: float | msgspec.UnsetType = msgspec.UNSET
     policy: int | msgspec.UnsetType = msgspec.UNSET
     shadows: dict[str, ShadowWeights] | msgspec.UnsetType = msgspec.UNSET
+    exclude: list[str] | msgspec.UnsetType = msgspec.UNSET
+    max_price: float | msgspec.UnsetType = msgspec.UNSET
+    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_finite(self.propensity, self.price, *self.weights)
+        _check_finite(0.0 if self.max_price is msgspec.UNSET else self.max_price)
         for shadow in () if self.shadows is msgspec.UNSET else self.shadows.values():
             _check_finite(*shadow.weights)
 
@@ -324,7 +330,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     the reward where the bandit has a scorer: its name, or `client`; unset where every reward is posted.
     signals: others than reward and cost; unset = none.  cost_posted: whether the client gave the cost; unset where only its sum
     counts.  surprise: of the reward, in the unit of the policy, where drift is watched; null = nothing was expected.
-    surprises: those of shadows, by the number of their policy; unset = no shadow watches drift.
+    surprises: those of shadows, by the number of their policy; unset = no shadow watches drift.  metadata: as of `Decided`.
     price: of the arm that was played, where that is not the decision's and costs are learned.
     """
 
@@ -339,6 +345,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     surprise: float | msgspec.UnsetType | None = msgspec.UNSET
     surprises: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
     price: float | msgspec.UnsetType = msgspec.UNSET
+    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     output: Matrix = EMPTY
     reference: Matrix = EMPTY
     body: str

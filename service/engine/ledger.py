@@ -494,10 +494,20 @@ class Ledger:
                 break
         return due
 
-    def context(self, view: View, *, features: Tensor, allowed: Mapping[int, float | None], episode: str) -> Context:
+    def context(
+        self,
+        view: View,
+        *,
+        features: Tensor,
+        allowed: Mapping[int, float | None],
+        exclude: Sequence[str] = (),
+        max_price: float | None = None,
+        episode: str,
+    ) -> Context:
         """The policy's context of one decision.
 
         allowed: arm index -> price for this decision alone (None = the arm's own); empty = every active arm.
+        exclude, max_price: narrow them. Names that no arm has are ignored.
         """
         usable, prices = view.active, view.prices
         if allowed:
@@ -506,6 +516,7 @@ class Ledger:
             prices = tuple(price if mine is None else mine for price, mine in zip(prices, own, strict=True))
         if not any(usable):
             raise InvalidContext("arms", "none of them can be chosen now: an arm was retired meanwhile, or is only being added")
+        usable = self._narrowed(usable, prices, exclude, max_price)
         known = self.episodes.get(episode)
         attempts: tuple[int, ...] = ()
         if known is not None:
@@ -521,6 +532,21 @@ class Ledger:
             decided=view.decided,
             **self._terms(prices),
         )
+
+    def _narrowed(
+        self, usable: tuple[bool, ...], prices: Sequence[float], exclude: Sequence[str], max_price: float | None
+    ) -> tuple[bool, ...]:
+        """Which of the usable arms a decision still may choose."""
+        if exclude:
+            excluded = {self._index.get(name) for name in exclude}
+            usable = tuple(ok and i not in excluded for i, ok in enumerate(usable))
+            if not any(usable):
+                raise InvalidContext("exclude", "leaves no arm to choose; name fewer, or allow others in `arms`")
+        if max_price is not None:
+            usable = tuple(ok and price <= max_price for ok, price in zip(usable, prices, strict=True))
+            if not any(usable):
+                raise InvalidContext("max_price", f"leaves no arm to choose: each costs more than {max_price:g} now; raise it")
+        return usable
 
     def _terms(self, prices: Sequence[float]) -> dict[str, Any]:
         """What is maximized, where that is not the reward alone."""

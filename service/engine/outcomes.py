@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -37,7 +38,7 @@ from service.storage.base import Durability, Receipt, StorageError
 @dataclass(frozen=True, kw_only=True)
 class OutcomeReport:
     """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted.
-    signals: others than reward and cost.
+    signals: others than reward and cost.  metadata: stored, and never learned from.
     """
 
     reward: float | None
@@ -47,6 +48,7 @@ class OutcomeReport:
     arm: int | None = None
     output: Matrix = events.EMPTY
     reference: Matrix = events.EMPTY
+    metadata: Mapping[str, Any] | None = None
     body: str = ""
 
 
@@ -142,6 +144,7 @@ class OutcomeRecorder:
             cost_posted=outcome.cost is not None if learns_cost else msgspec.UNSET,
             surprise=surprise,
             surprises=surprises or msgspec.UNSET,
+            metadata=msgspec.UNSET if outcome.metadata is None else dict(outcome.metadata),
             output=outcome.output,
             reference=outcome.reference,
             body=outcome.body,

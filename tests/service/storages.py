@@ -5,10 +5,12 @@ Opening twice, with `close` between, is a restart of the service: what was accep
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,18 @@ def redis(folder: Path) -> Opener:
 
 
 STORAGES: dict[str, Callable[[Path], Opener]] = {"memory": memory, "redis": redis, "sqlite": sqlite}
+
+
+def store_of(name: str, folder: Path) -> dict[str, Any]:
+    """The settings of a service over one of `STORAGES`, and of every other replica or later start of it."""
+    if name == "memory":
+        return {"store": "memory://"}
+    if name == "sqlite":
+        return {"store": f"sqlite:///{folder}/store.db"}
+    if processes.REDIS_BINARY is None:
+        pytest.skip("there is no redis-server on this machine (apt-get install redis-server)")
+    prefix = f"t{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    return {"store": redis_server.shared().url, "redis_prefix": prefix}
 
 
 @asynccontextmanager

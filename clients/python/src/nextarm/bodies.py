@@ -130,13 +130,18 @@ class BanditChanges(TypedDict, total=False):
 
 
 class DecisionBody(TypedDict, total=False):
-    """A question for the next model. id: your own; left out, the client makes one, so that a retry is the same decision."""
+    """A question for the next model. id: your own; left out, the client makes one, so that a retry is the same decision.
+    exclude, max_price: leave arms out, by name and by price.  metadata: stored, and never learned from.
+    """
 
     prompt: Prompt | None
     arms: Sequence[str | ArmChoice] | None
     episode: str | None
     id: str | None
     dry_run: bool
+    exclude: Sequence[str] | None
+    max_price: float | None
+    metadata: Mapping[str, Any] | None
 
 
 class DecisionRequest(DecisionBody, total=False):
@@ -146,7 +151,9 @@ class DecisionRequest(DecisionBody, total=False):
 
 
 class OutcomeBody(TypedDict, total=False):
-    """What came of a decision. arm: the one that was really called, where you overrode the suggestion."""
+    """What came of a decision. arm: the one that was really called, where you overrode the suggestion.
+    metadata: stored, and never learned from.
+    """
 
     reward: float | None
     cost: float | None
@@ -155,6 +162,7 @@ class OutcomeBody(TypedDict, total=False):
     reference: Output | None
     arm: str | None
     next: bool
+    metadata: Mapping[str, Any] | None
 
 
 class OutcomeItem(OutcomeBody, total=False):

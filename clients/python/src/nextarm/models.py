@@ -58,18 +58,22 @@ class Decision(Model):
     scores: dict[str, dict[str, float | dict[str, float | None] | None]] = {}
     multipliers: dict[str, float] = {}
     running: dict[str, float | None] = {}
+    metadata: dict[str, Any] = {}
     offset: int = 0
     is_fallback: bool = False
 
 
 class DecisionState(Decision):
-    """A decision with what became of it. state: `open`, `observed`, `expired` or `cancelled`."""
+    """A decision with what became of it. state: `open`, `observed`, `expired` or `cancelled`.
+    metadata, outcome_metadata: as they were posted with the decision, and with its outcome.
+    """
 
     state: str
     reward: float | None = None
     cost: float | None = None
     decided_at: datetime
     closed_at: datetime | None = None
+    outcome_metadata: dict[str, Any] = {}
 
 
 class Decisions(Model):
