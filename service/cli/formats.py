@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from service.cli.log_reader import Arm, Decision, LogError, LogReader
+from service.cli.log_reader import Arm, Decision, LogError, LogReader, amendments
 from service.storage.base import StorageDamagedError, StorageUnavailableError
 
 Lines = Iterable[bytes]
+Amended = Mapping[str, Mapping[str, Any]]
 
 ROWS = 10_000
 """Of a row group: as many decisions are held at once."""
@@ -29,13 +30,13 @@ ROWS = 10_000
 def _rewarded(reader: LogReader, lines: Lines) -> Iterator[tuple[Decision, float]]:
     """Decisions with a reward of the arm that was drawn, in the order of their outcomes."""
     for decision in reader.read(lines):
-        if decision.state == "observed" and decision.reward is not None and not decision.is_overridden:
+        if decision.has_outcome and decision.reward is not None and not decision.is_overridden:
             yield decision, decision.reward
 
 
-def write_obp(lines: Lines, out: BinaryIO) -> int:
+def write_obp(lines: Lines, out: BinaryIO, amended: Amended | None = None) -> int:
     """How many decisions were written. Arms that came later have the probability 0 before."""
-    reader = LogReader()
+    reader = LogReader(amended)
     rows = list(_rewarded(reader, lines))
     features = [np.frombuffer(decision.features, dtype="<f4") for decision, _ in rows]
     logged = np.zeros((len(rows), len(reader.arms), 1))
@@ -56,9 +57,9 @@ def write_obp(lines: Lines, out: BinaryIO) -> int:
     return len(rows)
 
 
-def write_dsjson(lines: Lines, out: BinaryIO) -> int:
+def write_dsjson(lines: Lines, out: BinaryIO, amended: Amended | None = None) -> int:
     """How many decisions were written. Actions are the allowed arms, the one that was played first, as the format wants it."""
-    reader, count = LogReader(), 0
+    reader, count = LogReader(amended), 0
     for count, (decision, reward) in enumerate(_rewarded(reader, lines), 1):  # noqa: B007 - counted after the loop
         out.write(json.dumps(_action(decision, reward, reader.arms), separators=(",", ":")).encode() + b"\n")
     return count
@@ -83,7 +84,7 @@ def _action(decision: Decision, reward: float, arms: Sequence[Arm]) -> dict[str,
     }
 
 
-def write_parquet(lines: Lines, out: BinaryIO) -> int:
+def write_parquet(lines: Lines, out: BinaryIO, amended: Amended | None = None) -> int:
     """How many decisions were written: all, in the order in which they closed, those that are open last.
 
     allowed: names of the arms that could be chosen.  weights, and each list in scores: in the same order.
@@ -113,12 +114,13 @@ def write_parquet(lines: Lines, out: BinaryIO) -> int:
             "closed_at": pa.timestamp("us", tz="UTC"),
             "played": name,
             "is_overridden": pa.bool_(),
+            "is_amended": pa.bool_(),
             "reward": pa.float64(),
             "cost": pa.float64(),
             "signals": pa.map_(pa.string(), pa.float64()),
         }
     )
-    reader, count = LogReader(), 0
+    reader, count = LogReader(amended), 0
     decisions = reader.read(lines)
     with parquet.ParquetWriter(out, schema, compression="zstd") as writer:
         while group := list(islice(decisions, ROWS)):
@@ -152,19 +154,26 @@ def _row(decision: Decision, arms: Sequence[Arm]) -> dict[str, Any]:
         "closed_at": decision.closed_at,
         "played": named(decision.played),
         "is_overridden": decision.is_overridden,
+        "is_amended": decision.is_amended,
         "reward": decision.reward,
         "cost": decision.cost,
         "signals": list(decision.signals.items()),
     }
 
 
-WRITERS: Mapping[str, Callable[[Lines, BinaryIO], int]] = {"parquet": write_parquet, "obp": write_obp, "dsjson": write_dsjson}
+WRITERS: Mapping[str, Callable[[Lines, BinaryIO, Amended], int]] = {
+    "parquet": write_parquet,
+    "obp": write_obp,
+    "dsjson": write_dsjson,
+}
 
 
 def convert(source: Path, out: BinaryIO, form: str) -> int:
     """Write an exported log in another form; how many decisions that are."""
     with source.open("rb") as lines:
         try:
-            return WRITERS[form](lines, out)
+            amended = amendments(lines)
+            lines.seek(0)
+            return WRITERS[form](lines, out, amended)
         except LogError as error:
             raise StorageDamagedError(str(source), str(error)) from None

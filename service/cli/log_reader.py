@@ -2,7 +2,8 @@
 
     lines of NDJSON ──> LogReader ──> Decision, when it closes; `still_open` at the end
 
-Events and fields that it does not know are skipped, as docs/log.md asks of readers.
+A decision may be amended long after it has closed, so a first pass collects the newest amendments (`amendments`), and the second
+joins them. Events and fields that it does not know are skipped, as docs/log.md asks of readers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 Closed = Literal["observed", "expired", "cancelled"]
-State = Closed | Literal["open", "stop"]
+State = Closed | Literal["open", "partial", "stop"]
 
 
 class LogError(ValueError):
@@ -39,6 +40,7 @@ class Decision:
     offset, at: of the decision.  arm, allowed, played: indices of arms; -1 = a stop.  weights: by arm index, those that existed.
     scores: name -> by arm index, None = not scored.  features: little-endian float32, empty without a prompt.
     played: the arm that was called, None where none is known.  reward: what was learned; of an expired one the default.
+    state: `partial` = something came, and the reward not yet.  is_amended: the outcome is that of the newest amendment.
     is_overridden: another arm was called than the one that was drawn, so the outcome has no propensity.
     """
 
@@ -62,6 +64,12 @@ class Decision:
     cost: float | None = None
     signals: Mapping[str, float] = field(default_factory=dict)
     is_overridden: bool = False
+    is_amended: bool = False
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether its client reported one, in time or by an amendment."""
+        return self.state == "observed" or (self.state == "expired" and self.is_amended)
 
     @property
     def vector(self) -> tuple[float, ...]:
@@ -69,13 +77,25 @@ class Decision:
         return struct.unpack(f"<{len(self.features) // 4}f", self.features)
 
 
+def amendments(lines: Iterable[bytes | str]) -> dict[str, Mapping[str, Any]]:
+    """The newest amendment of each decision that has one, by its id. Other lines are not parsed, nor checked."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for line in lines:
+        if (b'"amended"' if isinstance(line, bytes) else '"amended"') in line:  # type: ignore[operator]
+            event = json.loads(line)
+            if event.get("event") == "amended":
+                found[event["id"]] = event
+    return found
+
+
 class LogReader:
-    """The entries of one log, fed in order.
+    """The entries of one log, fed in order. amended: the `amendments` of this log; without them outcomes are as they first came.
 
     created: the first event.  arms: by index.  offset: of the newest entry.  imported: outcomes without a decision of this log.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, amended: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.amended = amended or {}
         self.created: Mapping[str, Any] = {}
         self.arms: list[Arm] = []
         self.offset = 0
@@ -142,6 +162,8 @@ class LogReader:
                 self.imported += 1
             case "decided":
                 return self._decided(event, offset)
+            case "partial":
+                self._partial(event)
             case "observed" | "expired" | "cancelled":
                 return self._closed(kind, event, offset)
         return None
@@ -167,19 +189,43 @@ class LogReader:
         self._open[decision.id] = decision
         return None
 
+    def _partial(self, event: Mapping[str, Any]) -> None:
+        """What came first stays; behind the event that closes the decision it counts for nothing."""
+        decision = self._open.get(event["id"])
+        if decision is None:
+            return
+        cost, played = decision.cost, event["arm"] if decision.played is None else decision.played
+        self._open[decision.id] = replace(
+            decision,
+            state="partial",
+            played=played,
+            cost=event.get("cost") if cost is None else cost,
+            signals={**event.get("signals", {}), **decision.signals},
+            is_overridden=played != decision.arm,
+        )
+
     def _closed(self, kind: Closed, event: Mapping[str, Any], offset: int) -> Decision | None:
         decision = self._open.pop(event["id"], None)
         if decision is None:
             return None
-        played = event["arm"] if kind == "observed" else None
+        amended = self.amended.get(decision.id)
+        played = decision.played
+        if played is None and kind == "observed":
+            played = event["arm"]
+        if played is None and amended is not None:
+            played = amended["arm"]
+        outcome = event if amended is None else amended
+        # the arm of the first part stays, and with it the propensity of the decision
+        is_unknown = (decision.played is None or amended is not None) and outcome.get("propensity", 0.0) is None
         return replace(
             decision,
             state=kind,
             closed_offset=offset,
             closed_at=datetime.fromisoformat(event["at"]),
             played=played,
-            reward=event.get("reward"),
-            cost=event.get("cost"),
-            signals=event.get("signals", {}),
-            is_overridden=kind == "observed" and (event["propensity"] is None or played != decision.arm),
+            reward=outcome.get("reward"),
+            cost=outcome.get("cost") if decision.cost is None or amended is not None else decision.cost,
+            signals={**outcome.get("signals", {}), **({} if amended is not None else decision.signals)},
+            is_overridden=played is not None and (played != decision.arm or is_unknown),
+            is_amended=amended is not None,
         )

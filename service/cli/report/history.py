@@ -84,11 +84,11 @@ class History:
         drawn.decisions += 1
         if decision.state == "expired":
             drawn.expired += 1
-        if decision.played is None or decision.cost is None:
+        if not decision.has_outcome or decision.played is None:
             return
         called = self._of(decision.played)
         called.outcomes += 1
-        called.cost += decision.cost
+        called.cost += decision.cost or 0.0
         self.counts["overridden"] += decision.is_overridden
         drawn.overridden += decision.is_overridden
         if decision.reward is None:
@@ -98,11 +98,11 @@ class History:
         called.reward += decision.reward
         episode = self._episodes.setdefault(decision.episode, len(self._episodes))
         self.played.append(decision.played)
-        self.paid.append(decision.cost)
+        self.paid.append(decision.cost or 0.0)
         self.earned.append(decision.reward)
         self.paid_episode.append(episode)
         if not decision.is_overridden:
-            self._add_drawn(decision, decision.reward, decision.cost, episode)
+            self._add_drawn(decision, decision.reward, decision.cost or 0.0, episode)
 
     def _of(self, arm: int) -> ArmCounts:
         return self.arms.setdefault(arm, ArmCounts())

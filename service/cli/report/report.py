@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,12 +19,12 @@ from rich.text import Text
 from bandits.evaluation.intervals import Interval
 from bandits.evaluation.retrospective import Exploration, Gain, Known, PromptValue, Retrospective, ratio_of_sums
 from bandits.registry import POLICIES
-from service.cli.log_reader import LogError, LogReader
+from service.cli.log_reader import LogError, LogReader, amendments
 from service.cli.logs import PAGE, Source
 from service.cli.report.history import ArmCounts, History
 from service.storage.base import StorageDamagedError
 
-STATES = ("observed", "without_reward", "overridden", "expired", "cancelled", "open", "stop")
+STATES = ("observed", "without_reward", "overridden", "expired", "cancelled", "open", "partial", "stop")
 
 
 class Answer(NamedTuple):
@@ -105,8 +105,12 @@ class Report:
 
 
 async def read(source: Source, *, quiet: bool) -> tuple[LogReader, History]:
-    """The whole log."""
-    reader, history = LogReader(), History()
+    """The whole log, in two passes: outcomes are as they were amended last."""
+    amended: dict[str, Mapping[str, Any]] = {}
+    async with aclosing(source.entries()) as entries:
+        async for _, payload in entries:
+            amended |= amendments([payload])
+    reader, history = LogReader(amended), History()
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task(f"reading {source.name}", total=None)
         async with aclosing(source.entries()) as entries:
@@ -301,7 +305,7 @@ def _missing(report: Report) -> Answer:
         (counts["without_reward"], "came without a reward"),
         (counts["overridden"], "were overridden by the client"),
         (counts["cancelled"], "were cancelled"),
-        (counts["open"], "are open"),
+        (counts["open"] + counts["partial"], "are open"),
         (counts["stop"], "were stops"),
     ]
     said = ", ".join(f"{count:,} {words}" for count, words in parts if count) or "none is missing"

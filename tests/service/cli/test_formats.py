@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from click.testing import CliRunner
 
 from service.__main__ import main
 from service.cli import formats
-from service.cli.log_reader import LogError, LogReader
+from service.cli.log_reader import LogError, LogReader, amendments
 from service.engine import events
-from service.engine.events import AnyEvent, Cancelled, Decided, Expired, Observed
+from service.engine.events import Amended, AnyEvent, Cancelled, Decided, Expired, Observed, Partial
 from service.storage.base import StorageDamagedError, StorageUnavailableError
 from service.storage.memory import MemoryStorage
-from tests.service.drivers import PAK, Clients, Clock, learner_of
+from tests.service.drivers import PAK, Clients, Clock, created, learner_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -104,6 +105,55 @@ def test_the_reader_skips_what_it_does_not_know(lines: list[bytes]) -> None:
     more = [line.replace(b'"v":1', b'"v":1,"later":{}') for line in lines]
     more.insert(1, b'{"offset":2,"event":"from a later version","at":"2026-01-01T00:00:00Z"}\n')
     assert [d.id for d in LogReader().read(more)] == [d.id for d in LogReader().read(lines)]
+
+
+def test_the_reader_joins_partial_and_amended_outcomes() -> None:
+    """a: all in parts; b: amended twice; c: expired with a part; d: expired, amended to a reward; e: still lacks its reward."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    decided = [
+        Decided(at=at, id=name, arm=1, propensity=0.5, weights=[0.5, 0.5], scores={}, allowed=[0, 1], price=1.0, features=b"",
+                episode=name, attempt=1, body="")
+        for name in "abcde"
+    ]  # fmt: skip
+
+    def amended(name: str, n: int, reward: float, **signals: float) -> Amended:
+        return Amended(
+            at=at, id=name, n=n, outcome=1, body="", reward=reward, cost=0.3, signals=signals, before={}, counts="before", held=0,
+            arm=1, propensity=0.5, price=1.0, features=b"",
+        )  # fmt: skip
+
+    late = Observed(at=at, id="a", arm=0, reward=0.7, cost=9.0, propensity=None, signals={"x": 3.0, "y": 4.0}, body="")
+    log: list[AnyEvent] = [
+        created(arms=2),
+        *decided,
+        Partial(at=at, id="a", n=1, arm=1, cost=0.1),
+        Partial(at=at, id="a", n=2, arm=1, cost=0.2, signals={"x": 1.0}),
+        late,
+        Partial(at=at, id="a", n=3, arm=1, cost=5.0),
+        Observed(at=at, id="b", arm=1, reward=0.1, cost=0.2, propensity=0.5, signals={"x": 1.0}, body=""),
+        Partial(at=at, id="c", n=1, arm=0, signals={"x": 2.0}),
+        Expired(at=at, id="c", reward=None),
+        Expired(at=at, id="d", reward=0.0),
+        amended("b", 1, 0.2, x=1.0),
+        amended("b", 2, 0.4, y=2.0),
+        amended("d", 1, 0.6),
+        Partial(at=at, id="e", n=1, arm=1, cost=0.4),
+    ]
+    lines = [events.line(offset, events.encode(event)) for offset, event in enumerate(log, 1)]
+    found = {decision.id: decision for decision in LogReader(amendments(lines)).read(lines)}
+    shown = {
+        name: (d.state, d.played, d.reward, d.cost, dict(d.signals), d.is_overridden, d.is_amended) for name, d in found.items()
+    }
+    assert shown == {
+        "a": ("observed", 1, 0.7, 0.1, {"x": 1.0, "y": 4.0}, False, False),
+        "b": ("observed", 1, 0.4, 0.3, {"y": 2.0}, False, True),
+        "c": ("expired", 0, None, None, {"x": 2.0}, True, False),
+        "d": ("expired", 1, 0.6, 0.3, {}, False, True),
+        "e": ("partial", 1, None, 0.4, {}, False, False),
+    }
+    assert [name for name, decision in found.items() if decision.has_outcome] == ["a", "b", "d"]
+    as_first = {decision.id: decision for decision in LogReader().read(lines)}
+    assert (as_first["b"].reward, as_first["d"].reward) == (0.1, 0.0)
 
 
 def test_the_reader_names_the_line_that_is_wrong(lines: list[bytes]) -> None:
