@@ -34,7 +34,7 @@ def configuration(learner: Learner) -> dict[str, Any]:
     return {
         **{name: value for name, value in request.items() if name not in given},
         **{name: value for name, value in given.items() if value is not None},
-        "policy": {**request["policy"], "kind": created.policy, **live.hyperparameters},
+        "policy": {**(request["policy"] if live.policy is None else {}), "kind": learner.policy.kind, **live.hyperparameters},
         "arms": [{"price": arm.price, "metadata": arm.metadata, "name": arm.name} for arm in ledger.arms if arm.active],
         "reward": {**request["reward"], "default": live.default_reward, "timeout_s": timeout},
         "seed": created.seed,
@@ -88,7 +88,7 @@ def configured_event(learner: Learner, body: BanditPatch, now: datetime) -> Conf
     if fixed:
         raise Problem("not_live", "this cannot change while the bandit lives; create another one for it", errors=fixed)
     if changes.get("default_reward") is not None and "output" in learner.policy.needs:
-        raise invalid("reward.default", f"{learner.created.policy} learns from outputs; a reward cannot stand for a missing one")
+        raise invalid("reward.default", f"{learner.policy.kind} learns from outputs; a reward cannot stand for a missing one")
     return Configured(at=now, **changes) if changes else None
 
 
@@ -98,7 +98,7 @@ def _weighing(learner: Learner, body: BanditPatch, fixed: list[tuple[str, str]])
     learned = ", ".join(learner.created.learned)
     for name, signals in named.items():
         if signals and not learner.policy.weighs_signals:
-            raise invalid(name, f"is for policies that weigh signals, not for {learner.created.policy}; leave it out")
+            raise invalid(name, f"is for policies that weigh signals, not for {learner.policy.kind}; leave it out")
         unknown = [one for one in signals if one not in learner.created.learned]
         fixed += [
             ("budget.signal" if name == "budget" else f"objective.{one}", f"{one!r} is not learned here, but {learned}")

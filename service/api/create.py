@@ -88,7 +88,7 @@ def created_event(
         policy.check_new()
     except InvalidHyperparameter as error:
         raise invalid(f"policy.{error.field}", error.message) from error
-    _dry_run_policy(policy)
+    dry_run_policy(policy)
     return Created(
         at=clock(),
         bandit=name,
@@ -246,7 +246,7 @@ def _tensors(statistic: Any) -> Iterator[Tensor]:
             yield value
 
 
-def _dry_run_policy(policy: Policy) -> None:
+def dry_run_policy(policy: Policy) -> None:
     """Decide, learn and decide once, on nothing that is kept: hyperparameters that are legal one by one can still overflow
     together, and a bandit that answers NaN must not come to be. Outputs and references have shapes that only their policy
     knows; policies that take them are not tried.

@@ -36,6 +36,7 @@ from service.engine.errors import (
     OutcomeConflictError,
     ReferenceConflictError,
     ReplicaBehindError,
+    ShadowBehindError,
 )
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
@@ -111,6 +112,7 @@ ANSWERS: dict[type[Exception], _Answer] = {
     ),
     ReferenceMissing: _Answer("reference_missing"),
     ReplicaBehindError: _Answer("replica_behind"),
+    ShadowBehindError: _Answer("shadow_behind"),
     LogCompactedError: _Answer(
         "log_trimmed", lambda error: f"events before offset {error.first} are kept in snapshots only; read from there on"
     ),

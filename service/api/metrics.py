@@ -85,6 +85,7 @@ class _Bandits(Collector):
         learners = list(self._repository.loaded(self._tenant))
         yield from _per_arm(learners)
         yield from _per_bandit(learners, self._repository)
+        yield from _per_shadow(learners)
         if self._tenant is None:
             state = self._repository.state()
             yield GaugeMetricFamily("nextarm_bandits_loading", "Bandits that are being loaded.", value=len(state["loading"]))
@@ -147,6 +148,24 @@ def _per_bandit(learners: Iterable[tuple[str, Learner]], repository: BanditRepos
         if (probability := learner.policy.trust(learner.versions.scoring.state)) is not None:
             trust.add_metric([bandit], probability)
     yield from (offset, lag, unready, duplicates, multiplier, running, allowed, trust)
+
+
+def _per_shadow(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
+    labels = ["bandit", "shadow"]
+    decisions = CounterMetricFamily("nextarm_shadow_decisions", "Decisions with the weights of the shadow.", labels=labels)
+    left_out = CounterMetricFamily(
+        "nextarm_shadow_left_out", "Decisions without: it was too slow, or could not decide on the prompt.", labels=labels
+    )
+    agreement = GaugeMetricFamily(
+        "nextarm_shadow_agreement", "Mean mass that its weights share with those drawn from.", labels=labels
+    )
+    for bandit, learner in learners:
+        for name, shadow in sorted(learner.ledger.shadows.items()):
+            decisions.add_metric([bandit, name], shadow.decisions)
+            left_out.add_metric([bandit, name], shadow.left_out)
+            if shadow.decisions:
+                agreement.add_metric([bandit, name], shadow.overlap / shadow.decisions)
+    yield from (decisions, left_out, agreement)
 
 
 class _Embedders(Collector):

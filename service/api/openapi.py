@@ -31,6 +31,7 @@ TAGS = [
     {"name": "decisions", "description": "Ask for the next model to query."},
     {"name": "outcomes", "description": "Tell what came of it."},
     {"name": "history", "description": "Learn from what happened before, or in another bandit."},
+    {"name": "shadows", "description": "Try a policy beside the one that decides, then promote it."},
     {"name": "references", "description": "What outputs are compared with."},
     {"name": "log", "description": "Everything that was decided and learned."},
     {"name": "operations", "description": "Is it alive, can it work?"},

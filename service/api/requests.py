@@ -949,6 +949,31 @@ class CloneBody(Body):
     )
 
 
+class ShadowBody(Body):
+    """A policy that learns beside the one that decides."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"policy": {"kind": "pak-ucb"}, "from": "start"}]})
+
+    policy: AnyPolicy = Field(description="`kind` and its hyperparameters.", examples=[{"kind": "pak-ucb"}])
+    learns_from: Literal["start"] | None = Field(
+        None,
+        alias="from",
+        description="`start`: it learns the whole log first; null = from the next outcome on.",
+        examples=["start"],
+    )
+
+
+class PromotionBody(Body):
+    """Which shadow shall decide, as it was looked at."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "promotion-1", "shadow_offset": 2}]})
+
+    id: Id = Field(
+        description="Your own id, for retries: the same id and body again exchanges nothing.", examples=["promotion-1"]
+    )
+    shadow_offset: int = Field(ge=1, description="The `offset` that the shadow was answered with.", examples=[2])
+
+
 class ImportBody(Body):
     """Up to 1,024 outcomes of the past."""
 

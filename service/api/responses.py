@@ -136,6 +136,54 @@ class ImportAnswer(Answer):
     offset: int = Field(description="Where the last of them is in the log.", examples=[1026])
 
 
+class ShadowAnswer(Answer):
+    """A policy that learns beside the one that decides."""
+
+    name: str = Field(description="Name of the shadow.", examples=["candidate"])
+    offset: int = Field(
+        description="Of the event that made it what it is: created, or exchanged by a promotion. A promotion names it.",
+        examples=[4711],
+    )
+    policy: dict[str, Any] = Field(description="Kind and hyperparameters.", examples=[{"kind": "pak-ucb"}])
+    learns_from: Literal["now", "start"] = Field(description="From the next outcome on, or from the start of the log.")
+    created_at: str = Field(description="RFC 3339, UTC, of that event.", examples=["2026-01-31T12:00:00.123456Z"])
+    state: Literal["learning", "behind", "failed"] = Field(
+        description="behind: it learns the log from the start and is not at its end yet. failed: it learns nothing more."
+    )
+    failure: str | None = Field(description="Why it learns nothing more.")
+    learned_to: int = Field(description="Offset up to which it has learned the log.", examples=[5000])
+    outcomes: int = Field(description="Outcomes that it has learned.", examples=[200])
+    outcomes_left_out: int = Field(description="Outcomes that it cannot learn, such as those without a prompt.", examples=[0])
+    decisions: int = Field(description="Decisions with its weights in the log, since `offset`.", examples=[250])
+    left_out: int = Field(
+        description="Decisions without: it took longer than 5 ms, or could not decide on the prompt.", examples=[0]
+    )
+    agreement: float | None = Field(
+        description="Mean over these decisions of the mass that its weights share with those that were drawn from: 1 = it is "
+        "the same policy, 0 = it never chooses alike.",
+        examples=[0.82],
+    )
+    would_choose: dict[str, float] | None = Field(
+        description="Its mean weight of each arm over these decisions.", examples=[{"small": 0.3, "large": 0.7}]
+    )
+    report: dict[str, Any] | None = Field(description="Its state in its own terms; null while it is behind.")
+
+
+class ShadowsAnswer(Answer):
+    """The shadows of a bandit."""
+
+    shadows: list[ShadowAnswer] = Field(description="By name.")
+
+
+class PromotionAnswer(Answer):
+    """The receipt of a promotion."""
+
+    id: str = Field(description="The client's id.", examples=["promotion-1"])
+    shadow: str = Field(description="Name of the shadow, which the policy that decided before has now.", examples=["candidate"])
+    offset: int = Field(description="The place of the promotion in the log.", examples=[5001])
+    duplicate: bool = Field(description="It was promoted before, and nothing was exchanged again.")
+
+
 class ReferenceAnswer(Answer):
     """The receipt of reference material."""
 
@@ -565,6 +613,33 @@ def _budget_json(ledger: Ledger) -> dict[str, Any] | None:
     }
 
 
+async def shadow_json(learner: Learner, name: str) -> dict[str, Any]:
+    """A shadow as it is now; KeyError where there is none."""
+    record, projection, end = learner.ledger.shadows[name], learner.projection, learner.versions.committed.offset
+    behind, track = projection.catching_up.get(record.number), projection.tracks.get(record.number)
+    learned = learner.ledger.outcomes if behind is None else behind.ledger.outcomes
+    left = behind.learned.left if behind is not None else 0 if track is None else track.left
+    failure = "" if track is None else track.failure or (str(track.fault) if track.fault else "")
+    names, count = [arm.name for arm in learner.ledger.arms], record.decisions
+    return {
+        "name": name,
+        "offset": record.offset,
+        "policy": {"kind": record.policy, **record.hyperparameters},
+        "learns_from": record.learns_from,
+        "created_at": time_text(record.at),
+        "state": "failed" if failure else "learning" if behind is None else "behind",
+        "failure": failure or None,
+        "learned_to": end if behind is None else behind.ledger.offset,
+        "outcomes": learned - record.outcomes - left,
+        "outcomes_left_out": left,
+        "decisions": count,
+        "left_out": record.left_out,
+        "agreement": record.overlap / count if count else None,
+        "would_choose": {names[k]: total / count for k, total in enumerate(record.weights)} if count else None,
+        "report": None if track is None or failure else await learner.report_of(track),
+    }
+
+
 def _cloning_json(ledger: Ledger) -> dict[str, int] | None:
     """How far a clone is; None where it decides."""
     cloning = ledger.cloning
@@ -591,7 +666,7 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
     return {
         "name": created.bandit,
         "created_at": time_text(created.at),
-        "policy": {"kind": created.policy, **learner.ledger.live.hyperparameters},
+        "policy": {"kind": learner.policy.kind, **learner.ledger.live.hyperparameters},
         "arms": arms,
         "prompt": _embedder_json(created, "prompt"),
         "output": _embedder_json(created, "output"),

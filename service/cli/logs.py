@@ -123,11 +123,13 @@ async def digests(settings: Settings, bandit: str | None, *, quiet: bool) -> lis
     async with reading(settings) as storage:
         for log in await chosen(storage, bandit):
             resumed = await Learner.load(storage, log, snapshot_every=0)
+            await resumed.projection.wait_for_shadows()
             end = resumed.versions.committed.offset  # a running server appends meanwhile: both are compared as of one offset
             with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
                 task = progress.add_task(f"replaying {log.name}", total=end)
                 each = _shown(progress, task)
                 replayed = await Learner.load(storage, log, use_snapshots=False, snapshot_every=0, until=end, each=each)
+            await replayed.projection.wait_for_shadows()
             offset, sha256 = replayed.digest()
             found.append(Digest(log.name, offset, sha256, resumed.digest() == (offset, sha256)))
     return found

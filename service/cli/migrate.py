@@ -114,6 +114,8 @@ async def _migrate(log: Log, here: Storage, there: Storage, *, each: Callable[[i
         each(len(entries))
     learners = [await Learner.load(storage, of, use_snapshots=False, until=after) for storage, of in ((here, log), (there, copy))]
     each(after)
+    for learner in learners:
+        await learner.projection.wait_for_shadows()
     (offset, sha256), other = learners[0].digest(), learners[1].digest()
     if (offset, sha256) != other or await there.end(copy) != offset:
         raise CannotMigrate(f"bandit {log.name!r}: the destination holds more, or other, events than the source")

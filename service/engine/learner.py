@@ -20,13 +20,13 @@ from service.engine.executor import AdaptiveExecutor, TaskGroup
 from service.engine.health import Check, Subject, calibration, examine, gain, notices
 from service.engine.imports import HistoryImporter
 from service.engine.ledger import KnownReference
-from service.engine.notices import notices_of_arms, notices_of_rewards
+from service.engine.notices import notices_of_arms, notices_of_rewards, notices_of_shadows
 from service.engine.outcomes import OutcomeRecorder
 from service.engine.policies import Learned, policy_of, takes_reference
 from service.engine.projection import Projection
 from service.engine.readiness import Versions
 from service.engine.shadows import LIMIT_S
-from service.storage.base import Log, Storage, StorageDamagedError
+from service.storage.base import Entry, Log, Storage, StorageDamagedError
 
 
 class Learner:
@@ -122,6 +122,10 @@ class Learner:
         judged = {"gain": gain(subject), "calibration": calibration(subject)}
         return report | {name: value for name, value in judged.items() if value is not None}
 
+    async def report_of(self, shadow: Versions) -> dict[str, Any]:
+        """The report of a shadow's policy."""
+        return await self._executor.run(shadow.policy.report, shadow.scoring.state)
+
     async def health(self, now: datetime) -> list[Check]:
         """What is looked at to say whether the bandit does well, and the fixes."""
         state = self.versions.scoring.state
@@ -136,13 +140,23 @@ class Learner:
         seen = notices(Subject(policy=self.policy, ledger=self.ledger))
         if self.clone_fault:
             seen.append(f"This clone cannot be completed ({self.clone_fault}): delete it.")
-        return [*notices_of_rewards(self.policy, self.ledger), *notices_of_arms(self.policy, arms, lost), *seen]
+        shadows = {name: track.failure for name, track in self.projection.shadows().items()}
+        return [
+            *notices_of_rewards(self.policy, self.ledger),
+            *notices_of_arms(self.policy, arms, lost),
+            *seen,
+            *notices_of_shadows(self.ledger, shadows),
+        ]
 
     async def entries(self, *, after: int, limit: int) -> list[tuple[int, bytes]]:
         """(offset, payload) of up to `limit` log entries behind `after`."""
         if limit <= 0:
             return []
         return [(entry.offset, entry.payload) for entry in await self._storage.read(self.log, after=after, limit=limit)]
+
+    async def find(self, key: str) -> Entry | None:
+        """The entry under a key of the log, if there is one."""
+        return await self._storage.find(self.log, key)
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state; with shadows, sha256 of theirs and of this, by name)."""

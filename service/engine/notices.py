@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bandits.hyperparameters import declared
 from bandits.types import Policy
@@ -10,6 +10,8 @@ from service.engine.ledger import ArmRecord, Ledger
 
 ENOUGH_REWARDS = 100
 """From here on the range of a bandit's rewards says something about their scale."""
+ENOUGH_DECISIONS = 100
+"""From here on the share of them that a shadow is left out of says that it is too slow."""
 SMALL_SHARE = 0.05
 """Of the scale that a policy is set for: rewards that span less of it are drowned by its optimism."""
 
@@ -53,6 +55,21 @@ def notices_of_arms(policy: Policy, arms: Sequence[ArmRecord], lost: Iterable[in
         f"create another bandit with {_remedy(policy)}."
         for index in lost
     ]
+
+
+def notices_of_shadows(ledger: Ledger, failures: Mapping[str, str]) -> list[str]:
+    """Of shadows that learn nothing more, or that most decisions leave out. failures: by name; "" = it learns."""
+    found = []
+    for name, shadow in ledger.shadows.items():
+        asked = shadow.decisions + shadow.left_out
+        if failures.get(name):
+            found.append(f"Shadow {name!r} learns nothing more: {failures[name]}. Delete it, and create it again.")
+        elif asked >= ENOUGH_DECISIONS and shadow.left_out > shadow.decisions:
+            found.append(
+                f"Shadow {name!r} is left out of {shadow.left_out} of {asked} decisions: its weights take too long, or it cannot "
+                "decide on their prompts. Delete it, or create it with less to compute."
+            )
+    return found
 
 
 def _remedy(policy: Policy) -> str:

@@ -258,7 +258,7 @@ class Learned:
             if can_learn(self.policy, state, effect):
                 state = self._one_by_one(log, state, [(offset, effect)], is_live=is_live)
             else:
-                left += isinstance(effect, Learn)
+                left += isinstance(effect, Learn) and effect.observation.arm != REFERENCE
         return replace(self, state=state, left=left)
 
     def fold_safely(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:

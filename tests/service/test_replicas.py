@@ -26,6 +26,7 @@ from service.storage.redis.address import parse
 from service.storage.redis.store import RedisStorage
 from tests.bandits.examples import EXAMPLES
 from tests.service.drivers import GREEDY, Clients, Clock, ask, learner_of
+from tests.service.engine import test_shadows as shadow_scenes
 from tests.service.engine.test_function_of_the_log import derived, run_of
 from tests.service.engine.test_repository import wanted
 from tests.service.http_client import ARMS, VECTOR, Service, failed, opened
@@ -115,6 +116,24 @@ async def test_replicas_end_at_the_same_bytes_whichever_was_asked(
             monkeypatch.setattr(folding, "READ_BATCH", batch)
             assert facts(await Learner.load(third, one.log, use_snapshots=False)) == facts(one)
         assert facts(await Learner.load(third, one.log)) == facts(one), "from a snapshot"
+
+
+async def test_replicas_agree_to_the_bit_on_shadows_and_promotions(prefix: str, clock: Clock) -> None:
+    """Whichever is asked for what, both write what one process wrote: weights of shadows too, and who decides."""
+    payloads, g = await shadow_scenes.payloads_of([]), default_rng(5)
+    async with stores(prefix, 3) as (first, second, third):
+        log = await stored(first, Log("1", "greeter"), payloads[:1])
+        options: dict[str, Any] = {"clock": clock, "snapshot_every": 17, **shadow_scenes.PATIENT}
+        bandits = [await Learner.load(first, log, **options), await Learner.load(second, log, **options)]
+        for payload in payloads[1:]:
+            for bandit in bandits:
+                await shadow_scenes.settled(bandit)
+            assert await reenact(bandits[int(g.integers(2))], clock, payload) == payload
+        found = [shadow_scenes.facts(await shadow_scenes.settled(bandit)) for bandit in bandits]
+        for use_snapshots in (False, True):
+            again = await Learner.load(third, log, use_snapshots=use_snapshots)
+            found.append(shadow_scenes.facts(await shadow_scenes.settled(again)))
+        assert all(one == found[0] for one in found)
 
 
 @pytest.mark.parametrize("form", ["prompts", "no-prompts", "forgets"])

@@ -295,7 +295,7 @@ def _check_new(learner: Learner, arm: str, services: Services) -> None:
             "arm", f"a bandit has at most {MAX_ARMS_EVER:,} arms in its life; bring a retired one back, or create a new bandit"
         )
     arms = len(learner.ledger.arms) + 1
-    check_size(learner.policy, learner.created.hyperparameters, arms=arms, max_bytes=services.settings.max_state_bytes)
+    check_size(learner.policy, learner.ledger.live.hyperparameters, arms=arms, max_bytes=services.settings.max_state_bytes)
 
 
 def _check_room(learner: Learner) -> None:

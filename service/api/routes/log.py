@@ -14,7 +14,7 @@ from service.api.json_bodies import StrictJSONRoute
 from service.api.responses import DigestAnswer, answer
 from service.api.routes import problems
 from service.engine import events
-from service.engine.learner import Learner
+from service.engine.learner import Learner, digest_of
 
 router = APIRouter(tags=["log"], route_class=StrictJSONRoute)
 
@@ -53,14 +53,16 @@ async def _lines(learner: Learner, entries: list[tuple[int, bytes]], *, after: i
     "/v1/bandits/{name}/digest",
     summary="sha256 of the folded state",
     response_model=DigestAnswer,
-    responses=problems("bandit_not_found", "replica_behind"),
+    responses=problems("bandit_not_found", "replica_behind", "shadow_behind"),
 )
 async def show_digest(
     learner: ReadLearner,
     services: Shared,
     min_offset: Annotated[int, Query(ge=0, description="Answer from at least this offset, or 503 `replica_behind`.")] = 0,
 ) -> Response:
-    """Equal on every replica at the same offset, after a restart, and after a replay from the first event."""
+    """Equal on every replica at the same offset, after a restart, and after a replay from the first event. Shadows are part of
+    it, by name.
+    """
     await learner.projection.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
-    offset, sha256 = await asyncio.to_thread(learner.digest)
+    offset, sha256 = await asyncio.to_thread(digest_of, *learner.projection.learned())
     return answer({"offset": offset, "sha256": sha256})

@@ -60,6 +60,11 @@ ROUTES: list[tuple[str, str, Any, str]] = [
     ("PUT", "/v1/bandits/new", GREEDY, "admin"),
     ("POST", "/v1/bandits/b/import", {"rows": [{"id": "r", "arm": "small", "reward": 0.5}]}, "admin"),
     ("POST", "/v1/bandits/b/clone", {"name": "copy", "policy": {"kind": "greedy"}}, "admin"),
+    ("PUT", "/v1/bandits/b/shadows/s", {"policy": {"kind": "random"}}, "admin"),
+    ("GET", "/v1/bandits/b/shadows", None, "reader"),
+    ("GET", "/v1/bandits/b/shadows/s", None, "reader"),
+    ("POST", "/v1/bandits/b/shadows/s/promote", {"id": "p", "shadow_offset": 1}, "admin"),
+    ("DELETE", "/v1/bandits/b/shadows/s", None, "admin"),
     ("DELETE", "/v1/bandits/b", None, "admin"),
 ]
 RANK = {"reader": 0, "router": 1, "admin": 2}

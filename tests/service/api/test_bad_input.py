@@ -55,6 +55,8 @@ WRITES = [
     ("POST", "/v1/bandits/b/references"),
     ("POST", "/v1/bandits/b/import"),
     ("POST", "/v1/bandits/b/clone"),
+    ("PUT", "/v1/bandits/b/shadows/s"),
+    ("POST", "/v1/bandits/b/shadows/s/promote"),
 ]
 
 NOT_JSON = {

@@ -57,7 +57,7 @@ def validator(document: Json, schema: Json) -> jsonschema_rs.Validator:
 
 def test_every_operation_says_what_it_does_and_how_it_fails(document: Json) -> None:
     names = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(names)) == len(names) == 25
+    assert len(set(names)) == len(names) == 30
     for method, path, operation in operations(document):
         assert operation["summary"], (method, path)
         assert operation["description"], (method, path)
@@ -142,6 +142,8 @@ async def test_the_examples_work_as_they_stand(document: Json) -> None:
                 await service.create("demo", FRECHET if path.endswith("/references") else bandit)
             if "request-1" in path:
                 await service.decide("demo", decision)
+            if "/shadows/" in path and method != "PUT":
+                await service.put("/v1/bandits/demo/shadows/candidate", {"policy": {"kind": "random"}})
             if path.endswith("/outcomes/batch"):
                 await service.post("/v1/bandits/demo/decisions/batch", batch)
             response = await service.ask(method, path, json=body)
