@@ -9,6 +9,7 @@ from bench.faults.cases import (
     failover,
     full,
     gateway,
+    history,
     kills,
     redis_killed,
     snapshots,
@@ -21,6 +22,7 @@ from bench.faults.rows import Case
 CASES = (
     Case("sqlite-kills", "kill -9 of one process over SQLite, under load, also amid a start", kills.sqlite),
     Case("replica-kills", "kill -9 of a random one of three replicas over Redis; clients go on with another one", kills.replicas),
+    Case("import", "kill -9 while history is imported and a bandit is cloned, over SQLite and over Redis", history.run),
     Case("redis-killed", "kill -9 of Redis under load, with each way of keeping what it holds", redis_killed.run),
     Case("failover", "Redis fails over to a replica that lags, with and without WAIT", failover.run),
     Case("duplicates", "the same posts over and over to several replicas at once", duplicates.run),
@@ -35,7 +37,15 @@ CASES = (
     Case("starts", "a start with a snapshot and 10,000 events behind; a full replay", starts.run),
 )
 ORDER = (
-    *("kill -9 of one", "kill -9 of a random", "Redis killed", "Redis fails over", "duplicate", "two replicas with clocks"),
+    *(
+        "kill -9 of one",
+        "kill -9 of a random",
+        "kill -9 during",
+        "Redis killed",
+        "Redis fails over",
+        "duplicate",
+        "two replicas with clocks",
+    ),
     *("disk full", "maxmemory", "keys, entries", "a bandit restored", "FLUSHALL", "eviction"),
     *("under a running server", "after kill -9:", "snapshots"),
     *("a replica paused", "a replica cut off", "the service killed", "start with", "full replay"),
