@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,10 +19,12 @@ from msgspec import UNSET
 
 from bandits import state as states
 from bandits.errors import FieldError, ReferenceMissing
+from bandits.objective import COST
 from bandits.types import REFERENCE, Context, NoReference, Observation, Policy
 from service.engine import events
 from service.engine.errors import NotCloneableError
 from service.engine.events import (
+    Amended,
     AnyEvent,
     ArmAdded,
     ArmChanged,
@@ -36,13 +38,14 @@ from service.engine.events import (
     Expired,
     Imported,
     Observed,
+    Partial,
     ReferenceAdded,
     ShadowCreated,
     ShadowDeleted,
     ShadowPromoted,
 )
 from service.engine.learner import Learner
-from service.engine.ledger import moments_of
+from service.engine.ledger import OpenDecision, PartialOutcome, completed, moments_of
 from service.engine.policies import policy_of
 from service.engine.projection import READ_BATCH
 from service.storage.base import (
@@ -60,27 +63,35 @@ logger = logging.getLogger("nextarm.clones")
 
 class OutcomeJoin:
     """Joins the events of a log, in order, into what a clone learns: outcomes with the prompts, prices and weights of their
-    decisions, and the arms and references between them.
+    decisions, as they were amended in the end, and the arms and references between them.
+
+    amendments: the newest of each outcome, by the offset of the event that closed its decision.
     """
 
-    def __init__(self, created: Created, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, created: Created, amendments: Mapping[int, Amended], *, clock: Callable[[], datetime]) -> None:
         self._clock = clock
+        self._amendments = amendments
         self._prices = [arm.price for arm in created.arms]
-        self._open: dict[str, Decided] = {}
+        self._open: dict[str, OpenDecision] = {}
+        self._weights: dict[str, list[float]] = {}  # of those that are open, or expired and will have an outcome all the same
 
     def copy(self, offset: int, event: AnyEvent) -> AnyEvent | None:
         """The event for the clone; None where it learns nothing from this one. Raises `NotCloneableError`."""
         match event:
             case Decided():
-                if event.arm >= 0:
-                    self._open[event.id] = event
+                self._decided(offset, event)
+                return None
+            case Partial():
+                self._partial(offset, event)
                 return None
             case Observed():
-                return self._outcome(offset, event, self._open.pop(event.id))
+                return self._observed(offset, event)
             case Expired():
-                return self._missing(offset, event, self._open.pop(event.id))
+                return self._expired(offset, event)
+            case Amended():
+                return self._late(offset, event)
             case Cancelled():
-                self._open.pop(event.id)
+                self._close(event.id)
                 return None
             case Imported():
                 happened = event.at if event.happened_at is UNSET else event.happened_at
@@ -97,19 +108,39 @@ class OutcomeJoin:
                 raise NotCloneableError(f"offset {offset} holds an event that cannot be copied: {type(event).__name__.lower()}")
         return msgspec.structs.replace(event, at=self._clock(), cloned=offset)
 
-    def _outcome(self, offset: int, event: Observed, decision: Decided) -> Imported:
+    def _decided(self, offset: int, event: Decided) -> None:
+        if event.arm < 0:
+            return
+        known = event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
+        self._open[event.id] = OpenDecision(*known)
+        self._weights[event.id] = event.weights
+
+    def _partial(self, offset: int, event: Partial) -> None:
+        decision = self._open.get(event.id)
+        if decision is None:
+            return  # it was closed before
+        given = decision.partial or PartialOutcome(0, 0, event.arm, {})
+        partial = PartialOutcome(event.n, offset, given.arm, event.values | given.values)  # what was accepted first stays
+        self._open[event.id] = msgspec.structs.replace(decision, partial=partial)
+
+    def _close(self, decision: str) -> tuple[OpenDecision, list[float]]:
+        return self._open.pop(decision), self._weights.pop(decision)
+
+    def _observed(self, offset: int, event: Observed) -> Imported:
+        decision, weights = self._close(event.id)
+        event = completed(event, decision)
         is_drawn = event.arm == decision.arm
-        return Imported(
+        found = Imported(
             at=self._clock(),
             cloned=offset,
             id=event.id,
             arm=event.arm,
             reward=event.reward,
             cost=event.cost,
-            price=decision.price if is_drawn else self._prices[event.arm],
+            price=decision.price if is_drawn else self._prices[event.arm] if event.price is UNSET else event.price,
             features=decision.features,
             propensity=UNSET if event.propensity is None else event.propensity,
-            weights=decision.weights if is_drawn else UNSET,
+            weights=weights if is_drawn else UNSET,
             source=event.source,
             signals=event.signals,
             cost_posted=event.cost_posted,
@@ -118,32 +149,91 @@ class OutcomeJoin:
             reference=event.reference,
             body=event.body,
         )
+        return _amended(found, self._amendments.get(offset))
 
-    def _missing(self, offset: int, event: Expired, decision: Decided) -> Imported | None:
-        """A default reward is learned alone: with a price of 0, a cost that was not posted is no signal."""
+    def _expired(self, offset: int, event: Expired) -> Imported | None:
+        """A default reward with the signals that came before. With a price of 0, a cost that was not posted is no signal."""
+        decision, weights = self._close(event.id)
+        final = self._amendments.get(offset)
         if event.reward is None:
+            if final is not None:
+                self._weights[event.id] = weights
             return None
-        return Imported(
+        partial = decision.partial or PartialOutcome(0, 0, decision.arm, {})
+        signals = {name: value for name, value in partial.values.items() if name != COST}
+        is_drawn, cost = partial.arm == decision.arm, partial.values.get(COST)
+        found = Imported(
             at=self._clock(),
             cloned=offset,
             id=event.id,
-            arm=decision.arm,
+            arm=partial.arm,
             reward=event.reward,
-            cost=decision.price,
-            price=0.0,
+            cost=decision.price if cost is None else cost,
+            price=0.0 if cost is None else decision.price if is_drawn else self._prices[partial.arm],
             features=decision.features,
-            propensity=decision.propensity,
-            weights=decision.weights,
+            propensity=decision.propensity if is_drawn else UNSET,
+            weights=weights if is_drawn else UNSET,
+            signals=signals or UNSET,
+            cost_posted=cost is not None,
             happened_at=event.at,
             body="",
         )
+        return _amended(found, final)
+
+    def _late(self, offset: int, event: Amended) -> Imported | None:
+        """The outcome of an expired decision, where this amendment brought its reward; all others are in what they amend."""
+        if event.counts != "now" or event.id not in self._weights:
+            return None
+        weights = self._weights.pop(event.id)
+        found = Imported(
+            at=self._clock(),
+            cloned=offset,
+            id=event.id,
+            arm=event.arm,
+            reward=event.reward,
+            cost=event.price,
+            price=0.0,
+            features=event.features,
+            propensity=UNSET if event.propensity is None else event.propensity,
+            weights=UNSET if event.propensity is None else weights,
+            cost_posted=False,
+            happened_at=event.at,
+            body=event.body,
+        )
+        return _amended(found, self._amendments[event.outcome])
+
+
+def _amended(row: Imported, final: Amended | None) -> Imported:
+    """The outcome as it was amended in the end."""
+    if final is None:
+        return row
+    row = msgspec.structs.replace(row, reward=final.reward, signals=final.signals)
+    return row if final.cost is None else msgspec.structs.replace(row, cost=final.cost, price=final.price, cost_posted=True)
+
+
+AMENDED = b'"event":"amended"'
+
+
+async def newest_amendments(storage: Storage, source: Log, until: int) -> dict[int, Amended]:
+    """The newest amendment of each outcome up to an offset, by the offset of the event that closed its decision."""
+    found: dict[int, Amended] = {}
+    after = 0
+    while after < until and (entries := await storage.read(source, after=after, limit=min(READ_BATCH, until - after))):
+        for entry in entries:
+            if AMENDED in entry.payload and isinstance(event := events.decode(entry.payload), Amended):
+                found[event.outcome] = event
+        after = entries[-1].offset
+    return found
 
 
 async def check_cloneable(storage: Storage, source: Log, clone: Created) -> None:
     """Raise `NotCloneableError` that says what the source's log lacks for the policy of the clone."""
     assert isinstance(clone.clone_of, CloneOf)
     until = clone.clone_of.until
-    check = _Check(clone)
+    try:
+        check = _Check(clone, await newest_amendments(storage, source, until))
+    except LogCompactedError as error:
+        raise NotCloneableError(f"events before offset {error.first} are kept in snapshots only") from None
     after = 0
     while after < until:
         try:
@@ -160,8 +250,9 @@ async def check_cloneable(storage: Storage, source: Log, clone: Created) -> None
 class _Check:
     """Looks whether a policy can learn what a log holds. It learns references alone, which it may need before it can decide."""
 
-    def __init__(self, clone: Created) -> None:
+    def __init__(self, clone: Created, amendments: Mapping[int, Amended]) -> None:
         self._clone = clone
+        self._amendments = amendments
         self._policy: Policy = policy_of(clone)
         self._state = states.start(self._policy, arms=len(clone.arms))
         self._join: OutcomeJoin | None = None
@@ -170,7 +261,7 @@ class _Check:
         for entry in entries:
             event = events.decode(entry.payload)
             if isinstance(event, Created):
-                self._join = OutcomeJoin(event, clock=lambda: self._clone.at)
+                self._join = OutcomeJoin(event, self._amendments, clock=lambda: self._clone.at)
             assert self._join is not None
             copied = self._join.copy(entry.offset, event)
             try:
@@ -253,6 +344,7 @@ class Cloner:
         if cloning is None:
             return
         source, until = Log(cloning.source.log, _sibling(clone, cloning.source.bandit)), cloning.source.until
+        amendments = await newest_amendments(self._storage, source, until)
         join: OutcomeJoin | None = None
         after = 0
         while after < until and not clone.versions.is_closing:
@@ -263,7 +355,7 @@ class Cloner:
             if join is None:
                 first = decoded[0][1]
                 assert isinstance(first, Created)
-                join = OutcomeJoin(first, clock=self._clock)
+                join = OutcomeJoin(first, amendments, clock=self._clock)
             copies = [(offset, join.copy(offset, event)) for offset, event in decoded]
             await self._append(clone, [one for offset, one in copies if one is not None and _is_due(clone, offset, one)])
             after = entries[-1].offset

@@ -14,7 +14,18 @@ from service.engine import events
 from service.engine.clones import Cloner, OutcomeJoin, check_cloneable
 from service.engine.decisions import DecisionRequest
 from service.engine.errors import NotCloneableError, NotReadyError
-from service.engine.events import Cloned, CloneOf, Created, Imported
+from service.engine.events import (
+    Amended,
+    AnyEvent,
+    Cloned,
+    CloneOf,
+    Created,
+    Decided,
+    Expired,
+    Imported,
+    Observed,
+    Partial,
+)
 from service.engine.learner import Learner
 from service.storage.base import Durability, Log, Storage
 from service.storage.memory import MemoryStorage
@@ -128,7 +139,7 @@ async def test_another_policy_learns_the_same_outcomes() -> None:
     lin = clone_of(source, policy="lin-ucb", hyperparameters={}, fingerprint="")
     await check_cloneable(storage, source.log, lin)
     clone = await copied(storage, await begun(storage, lin))
-    join = OutcomeJoin(source.created, clock=CLOCK)
+    join = OutcomeJoin(source.created, {}, clock=CLOCK)
     found = [join.copy(entry.offset, events.decode(entry.payload)) for entry in await storage.read(source.log, after=0, limit=99)]
     rows = [one for one in found if isinstance(one, Imported)]
     assert [arm.outcomes for arm in clone.ledger.arms] == [
@@ -164,3 +175,62 @@ async def test_a_clone_whose_source_is_gone_says_so() -> None:
     assert clone.clone_fault
     assert any("cannot be completed" in notice for notice in await clone.notices())
     assert created().clone_of is msgspec.UNSET
+
+
+def facts_of(event: str, decision: str, arm: int) -> dict[str, Any]:
+    common: dict[str, Any] = {"at": CLOCK(), "id": decision, "arm": arm, "propensity": 0.5, "body": ""}
+    if event == "decided":
+        common |= {"weights": [0.5, 0.5], "scores": {}, "allowed": [0, 1], "features": b"", "episode": decision, "attempt": 1}
+    return common
+
+
+async def test_outcomes_are_copied_as_they_were_amended_in_the_end() -> None:
+    """Corrected, completed after a partial outcome, and come after the decision expired; a bound copies what was so by then."""
+    first = created(arms=2, name="b", signals=["reward", "cost", "latency_s"])
+    late: dict[str, Any] = {"outcome": 9, "counts": "now", "held": 0, "price": 0.2, "features": b"", "cost": None}
+    corrected: dict[str, Any] = {"outcome": 3, "counts": "before", "held": 3, "price": 0.2, "features": b"", "cost": None}
+    log: list[AnyEvent] = [
+        first,
+        Decided(**facts_of("decided", "d0", 0), price=0.2),
+        Observed(**facts_of("observed", "d0", 0), reward=0.5, cost=0.2, cost_posted=False),
+        Decided(**facts_of("decided", "d1", 1), price=0.5),
+        Partial(at=CLOCK(), id="d1", n=1, arm=1, cost=0.375, signals={"latency_s": 2.0}),
+        Observed(**facts_of("observed", "d1", 1), reward=0.75, cost=0.375, cost_posted=True, signals={"latency_s": 2.0}),
+        Amended(**facts_of("amended", "d0", 0), n=1, reward=0.25, signals={"latency_s": 4.0}, **corrected, before=CORRECTED),
+        Decided(**facts_of("decided", "d2", 0), price=0.2),
+        Expired(at=CLOCK(), id="d2", reward=None),
+        Amended(**facts_of("amended", "d2", 0), n=1, reward=0.625, before={"reward": None}, **late),
+        Amended(**facts_of("amended", "d2", 0), n=2, reward=0.875, before={"reward": 0.625}, **late | {"counts": "before"}),
+        Decided(**facts_of("decided", "open", 0), price=0.2),
+    ]
+    storage = MemoryStorage()
+    of_source, _ = await storage.create(Log("of the source", "b"), events.encode(first))
+    for number, event in enumerate(log[1:], start=2):
+        await storage.append(of_source, str(number), events.encode(event), Durability.POWER)
+    source = await Learner.load(storage, of_source)
+    found = clone_of(source)
+    await check_cloneable(storage, source.log, found)
+    clone = await copied(storage, await begun(storage, found))
+    kept = [events.decode(payload) for payload in await events_of(storage, clone.log)]
+    rows = [row for row in kept if isinstance(row, Imported)]
+    assert [(row.id, row.cloned, row.reward, row.cost, row.cost_posted) for row in rows] == [
+        ("d0", 3, 0.25, 0.2, False),
+        ("d1", 6, 0.75, 0.375, True),
+        ("d2", 10, 0.875, 0.2, False),
+    ]
+    assert [row.signals for row in rows] == [{"latency_s": 4.0}, {"latency_s": 2.0}, msgspec.UNSET]
+    assert [row.weights for row in rows] == [[0.5, 0.5]] * 3
+    for shown, expected in zip((await clone.report())["arms"], (await source.report())["arms"], strict=True):
+        assert shown == pytest.approx(expected)
+    for one, other in zip(clone.ledger.arms, source.ledger.arms, strict=True):
+        assert (one.outcomes, one.rewards) == (other.outcomes, other.rewards)
+        assert one.reward_sum == pytest.approx(other.reward_sum)
+    other_log = MemoryStorage()
+    of_copy, _ = await other_log.create(Log("of the source", "b"), events.encode(first))
+    for number, event in enumerate(log[1:], start=2):
+        await other_log.append(of_copy, str(number), events.encode(event), Durability.POWER)
+    early = await copied(other_log, await begun(other_log, clone_of(source, until=6)))
+    assert [arm.reward_sum for arm in early.ledger.arms] == [0.5, 0.75]
+
+
+CORRECTED: dict[str, float | None] = {"reward": 0.5, "latency_s": None}
