@@ -213,8 +213,8 @@ def _check_scorer(reward: RewardSpec, prompt: ResolvedEmbedder, output: Resolved
         )
 
 
-def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, max_bytes: int) -> None:
-    """Refuse (422) a bandit that would not fit; its size is known without allocating it."""
+def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, max_bytes: int, path: str = "policy") -> None:
+    """Refuse (422) a bandit that would not fit; its size is known without allocating it. path: of the policy in the body."""
     with torch.device("meta"):
         of_an_arm, of_the_reference = (
             sum(tensor.nbytes for tensor in _tensors(statistic)) for statistic in (policy.init(), policy.init_reference())
@@ -226,7 +226,7 @@ def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, ma
     size = COPIES * (max(arms, 1) * of_an_arm + of_the_reference) + frequencies
     if size > max_bytes:
         raise invalid(
-            "policy",
+            path,
             f"with {arms} arms this takes about {size / 2**30:.1f} GiB of memory, the server allows {max_bytes / 2**30:.1f}: "
             "use fewer random features, shorter vectors or fewer arms, or raise NEXTARM_MAX_STATE_BYTES",
         )

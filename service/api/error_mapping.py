@@ -27,6 +27,8 @@ from service.engine.errors import (
     DecisionNotFoundError,
     DecisionWasStopError,
     EpisodeFinishedError,
+    EvaluationConflictError,
+    EvaluationNotFoundError,
     ImportConflictError,
     LogNewerError,
     NotCloneableError,
@@ -37,6 +39,7 @@ from service.engine.errors import (
     ReferenceConflictError,
     ReplicaBehindError,
     ShadowBehindError,
+    TooManyEvaluationsError,
 )
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
@@ -90,6 +93,12 @@ ANSWERS: dict[type[Exception], _Answer] = {
         "import_conflict",
         lambda error: f"{error}, which stays; nothing of this request was learned: send the first content again, or another id",
     ),
+    EvaluationNotFoundError: _Answer(
+        "evaluation_not_found",
+        "evaluation not found; GET /v1/bandits/{name}/evaluations lists the newest 100 of the last 30 days",
+    ),
+    EvaluationConflictError: _Answer("evaluation_conflict", "this id was used for another evaluation; choose a new id"),
+    TooManyEvaluationsError: _Answer("rate_limited", lambda error: f"{error}; wait for one, or delete one"),
     OutcomeConflictError: _Answer(
         "outcome_conflict",
         "this decision has another outcome already, which stays; GET .../decisions/{decision} shows it, "

@@ -32,6 +32,7 @@ TAGS = [
     {"name": "outcomes", "description": "Tell what came of it."},
     {"name": "history", "description": "Learn from what happened before, or in another bandit."},
     {"name": "shadows", "description": "Try a policy beside the one that decides, then promote it."},
+    {"name": "evaluations", "description": "Ask what other policies would have earned."},
     {"name": "references", "description": "What outputs are compared with."},
     {"name": "log", "description": "Everything that was decided and learned."},
     {"name": "operations", "description": "Is it alive, can it work?"},

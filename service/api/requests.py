@@ -1003,6 +1003,49 @@ class ImportBody(Body):
     )
 
 
+MAX_EVALUATED = 64
+"""Policies of one evaluation."""
+
+
+EstimatorName = Literal["snips", "ips", "dr", "sndr", "dm"]
+
+
+class EvaluationBody(Body):
+    """What to evaluate on the log so far."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"policies": [{"kind": "lin-ucb"}, {"frozen": 1200}], "reward_range": [0.0, 1.0]}]}
+    )
+
+    id: Id | None = Field(None, description="Your own id: the same request again is the same evaluation.")
+    policies: list[dict[str, Any]] = Field(
+        default_factory=list,
+        max_length=MAX_EVALUATED,
+        description="Each a `policy` as in a bandit's body, which is replayed along the log, or `frozen` with an offset: the "
+        "bandit's own as it was then, judged by later outcomes. Every fixed arm is evaluated as well.",
+        examples=[[{"kind": "lin-ucb"}]],
+    )
+    since: Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="Count decisions from this offset, or this time (RFC 3339), on.", examples=["2026-01-01T00:00:00Z"]
+    )
+    estimators: list[EstimatorName] = Field(
+        default_factory=lambda: list[EstimatorName](["snips"]),
+        min_length=1,
+        max_length=5,
+        description="`value` and `interval` are of the first one; `estimates` has all.",
+    )
+    confidence: Annotated[FiniteFloat, Field(ge=0.5, le=0.9999)] = Field(0.95, description="Of the intervals.")
+    reward_range: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="The lowest and the highest reward that is possible; needed for `anytime_interval`.", examples=[[0, 1]]
+    )
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
+            raise ValueError("reward_range must be the lowest and the highest reward that is possible, in this order")
+        return self
+
+
 class Pair(Body):
     """A prompt with its real output."""
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from service.api.change import configuration
 from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
 from service.engine.commit import Recorded
+from service.engine.evaluations import Record
 from service.engine.events import Cancelled, Created, Decided, Expired, Observed
 from service.engine.health import worst
 from service.engine.learner import Learner
@@ -182,6 +183,57 @@ class PromotionAnswer(Answer):
     shadow: str = Field(description="Name of the shadow, which the policy that decided before has now.", examples=["candidate"])
     offset: int = Field(description="The place of the promotion in the log.", examples=[5001])
     duplicate: bool = Field(description="It was promoted before, and nothing was exchanged again.")
+
+
+class EvaluatedAnswer(Answer):
+    """What the log says of one policy."""
+
+    policy: dict[str, Any] = Field(description="As it was asked for; `arm` of a fixed arm.", examples=[{"kind": "lin-ucb"}])
+    label: str = Field(description="For tables.", examples=["lin-ucb"])
+    value: float | None = Field(description="Its mean reward, by the first estimator; null where it has none.", examples=[0.62])
+    interval: list[float | None] = Field(description="By the normal distribution: decisions are taken for independent.")
+    anytime_interval: list[float | None] | None = Field(
+        description="Holds at every number of decisions, whatever was learned; null without `reward_range`."
+    )
+    support: float = Field(description="Share of its choices with a logged probability of 1/1000 at least.", examples=[1.0])
+    effective_sample: float = Field(description="As many decisions of its own would say as much.", examples=[812.4])
+    mean_weight: float = Field(description="Near 1 where the arms were drawn as logged.", examples=[1.01])
+    max_weight: float = Field(description="Of one decision.", examples=[14.2])
+    verdict: Literal["answer", "wide", "bounded", "cannot_answer"] = Field(description="What to make of it.")
+    reason: str = Field(description="Why, and what to do; empty for `answer`.")
+    estimates: dict[str, dict[str, Any]] = Field(description="Value and interval of each estimator that was named.")
+
+
+class EvaluationSummary(Answer):
+    """An evaluation without its results."""
+
+    id: str = Field(description="Its id.", examples=["january"])
+    state: Literal["queued", "running", "done", "failed"] = Field(description="Where it is.")
+    progress: float = Field(description="From 0 to 1.", examples=[0.4])
+    created_at: str = Field(description="When it was asked for.")
+    finished_at: str | None = Field(description="When it was done, or failed.")
+    until: int = Field(description="The last offset that it reads: the end of the log when it was asked for.", examples=[4711])
+    failure: str | None = Field(description="Why it failed, and what to do.")
+
+
+class EvaluationAnswer(EvaluationSummary):
+    """An evaluation; all that follows is null until it is done."""
+
+    request: dict[str, Any] = Field(description="As it was asked for.")
+    decisions: int | None = Field(description="Decisions with a reward that were used.", examples=[1840])
+    left_out: dict[str, int] | None = Field(description="Why others were not, and how many.", examples=[{"expired": 12}])
+    behaviour: EvaluatedAnswer | None = Field(description="The policy that decided, on the same decisions.")
+    policies: list[EvaluatedAnswer] | None = Field(description="Those of the request, in its order.")
+    fixed_arms: list[EvaluatedAnswer] | None = Field(description="Every arm, played always.")
+    best_fixed_arm: EvaluatedAnswer | None = Field(
+        description="Chosen on these decisions, so its intervals hold for all arms at once; null where nothing is known of any."
+    )
+
+
+class EvaluationsAnswer(Answer):
+    """The evaluations of a bandit."""
+
+    evaluations: list[EvaluationSummary] = Field(description="Newest first, at most 100 of the last 30 days.")
 
 
 class ReferenceAnswer(Answer):
@@ -471,6 +523,26 @@ def answer(content: Any, *, status: int = 200) -> Response:
 def time_text(at: datetime) -> str:
     """RFC 3339, UTC."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def evaluation_summary_json(record: Record) -> dict[str, Any]:
+    """An evaluation without its results."""
+    return {
+        "id": record.id,
+        "state": record.state,
+        "progress": record.progress,
+        "created_at": time_text(record.created_at),
+        "finished_at": None if record.finished_at is None else time_text(record.finished_at),
+        "until": record.plan.until,
+        "failure": record.failure,
+    }
+
+
+def evaluation_json(record: Record) -> dict[str, Any]:
+    """An evaluation with its results, as far as there are any."""
+    results = record.results or {}
+    names = ("decisions", "left_out", "behaviour", "policies", "fixed_arms", "best_fixed_arm")
+    return {**evaluation_summary_json(record), "request": record.request, **{name: results.get(name) for name in names}}
 
 
 FULL_TABLE = 64

@@ -50,6 +50,21 @@ class ImportConflictError(EngineError):
         self.row = row
 
 
+class EvaluationNotFoundError(EngineError):
+    """No evaluation has this id."""
+
+
+class EvaluationConflictError(EngineError):
+    """The id belongs to another evaluation already."""
+
+
+class TooManyEvaluationsError(EngineError):
+    """A bandit has as many unfinished evaluations as it may."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__(f"{kept} evaluations of this bandit are not finished")
+
+
 class OutcomeConflictError(EngineError):
     """The decision has another outcome already."""
 

@@ -160,6 +160,21 @@ class Candidate(Protocol):
         """Its distribution at a decision; arms behind the last number have the weight 0."""
 
 
+def policy_for(created: Created, spec: Mapping[str, Any]) -> Policy:
+    """Another policy for a bandit's log. Raises `InvalidHyperparameter`, or `InvalidRequest` for what the log cannot give."""
+    given = dict(spec)
+    kind = given.pop("kind", "")
+    signals = created.learned if kind in POLICIES and POLICIES[kind].weighs_signals else (REWARD,)
+    policy = build(kind, given, dim=created.dim, output_dim=created.output_dim, seed=created.seed, signals=signals)
+    if "output" in policy.needs and not created.output_dim:
+        raise InvalidRequest(
+            "kind", f"{kind} learns from outputs, and this log has none; only a bandit that takes outputs logs them"
+        )
+    if policy.contextual and not created.dim:
+        raise InvalidRequest("kind", f"{kind} decides by the prompt, and this log has none; evaluate one without prompts")
+    return policy
+
+
 @dataclass
 class Replayed:
     """A policy that learns along the log. spec: as the `policy` of a bandit."""
@@ -172,18 +187,9 @@ class Replayed:
 
     @staticmethod
     def of(created: Created, spec: Mapping[str, Any]) -> Replayed:
-        """Raises `InvalidHyperparameter`, or `InvalidRequest` for what the log cannot give."""
-        given = dict(spec)
-        kind = given.pop("kind", "")
-        signals = created.learned if kind in POLICIES and POLICIES[kind].weighs_signals else (REWARD,)
-        policy = build(kind, given, dim=created.dim, output_dim=created.output_dim, seed=created.seed, signals=signals)
-        if "output" in policy.needs and not created.output_dim:
-            raise InvalidRequest(
-                "kind", f"{kind} learns from outputs, and this log has none; only a bandit that takes outputs logs them"
-            )
-        if policy.contextual and not created.dim:
-            raise InvalidRequest("kind", f"{kind} decides by the prompt, and this log has none; evaluate one without prompts")
-        label = kind if not given else f"{kind} {json.dumps(given)}"
+        """Raises as `policy_for` does."""
+        policy, given = policy_for(created, spec), {name: value for name, value in spec.items() if name != "kind"}
+        label = policy.kind if not given else f"{policy.kind} {json.dumps(given)}"
         return Replayed(spec, label, policy, states.start(policy, arms=len(created.arms)))
 
     def fold(self, offset: int, effects: Iterable[Effect]) -> None:

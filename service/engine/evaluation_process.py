@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ LONGEST_LINE = 2**26
 PRIORITY = 10
 """What is added to the niceness of the process."""
 
-Pages = AsyncIterator[Sequence[tuple[int, bytes]]]
+Pages = AsyncGenerator[Sequence[tuple[int, bytes]]]
 
 
 class EvaluationFailed(Exception):
@@ -180,7 +180,7 @@ def parse_since(since: int | str) -> int | datetime | None:
 async def evaluate_source(plan: Plan, each: Callable[[int], object] = lambda offset: None) -> dict[str, Any]:
     """`evaluate` on what the plan names."""
     if plan.settings is None:
-        async with aclosing(exported(Path(plan.source))) as pages:  # type: ignore[type-var]
+        async with aclosing(exported(Path(plan.source))) as pages:
             return await evaluate(plan, pages, each)
     storage = Settings(**plan.settings).open_storage_to_read()
     await storage.start()
@@ -189,7 +189,7 @@ async def evaluate_source(plan: Plan, each: Callable[[int], object] = lambda off
         if log is None:
             names = ", ".join(one.name for one in await storage.logs()) or "none"
             raise EvaluationFailed(f"there is no bandit {plan.source!r}; the store has {names}")
-        async with aclosing(stored(storage, log, until=plan.until)) as pages:  # type: ignore[type-var]
+        async with aclosing(stored(storage, log, until=plan.until)) as pages:
             return await evaluate(plan, pages, each)
     finally:
         await storage.close()

@@ -21,6 +21,7 @@ from uuid_utils.compat import uuid7
 from service.engine import events
 from service.engine.clones import Cloner
 from service.engine.errors import BanditDamagedError, BanditNewerError, BanditNotFoundError, LogNewerError
+from service.engine.evaluations import Evaluations
 from service.engine.events import Created
 from service.engine.follower import LogFollower
 from service.engine.learner import Learner
@@ -72,6 +73,7 @@ class BanditRepository:
         self.clock = self._follower.clock if storage.shared else clock
         self._cloner = Cloner(storage, clock=self.clock)
         self._load_slots = asyncio.Semaphore(LOADING_AT_ONCE)
+        self.evaluations = Evaluations(storage, settings, clock=self.clock)
 
     async def start(self) -> None:
         """Open the storage and begin to load every bandit."""
@@ -81,11 +83,13 @@ class BanditRepository:
         for log in self._unloaded.values():
             self._start_loading(log)
         self._tasks.append(asyncio.create_task(self._sweep()))
+        self.evaluations.start()
         if self.storage.shared:
             self._follower.start()
 
     async def close(self) -> None:
         """Stop the background tasks, write snapshots, close the storage."""
+        await self.evaluations.close()
         await self._follower.close()
         for task in [*self._tasks, *self._loading.values()]:
             task.cancel()

@@ -65,6 +65,10 @@ ROUTES: list[tuple[str, str, Any, str]] = [
     ("GET", "/v1/bandits/b/shadows/s", None, "reader"),
     ("POST", "/v1/bandits/b/shadows/s/promote", {"id": "p", "shadow_offset": 1}, "admin"),
     ("DELETE", "/v1/bandits/b/shadows/s", None, "admin"),
+    ("POST", "/v1/bandits/b/evaluations", {"id": "e"}, "admin"),
+    ("GET", "/v1/bandits/b/evaluations", None, "reader"),
+    ("GET", "/v1/bandits/b/evaluations/e", None, "reader"),
+    ("DELETE", "/v1/bandits/b/evaluations/e", None, "admin"),
     ("DELETE", "/v1/bandits/b", None, "admin"),
 ]
 RANK = {"reader": 0, "router": 1, "admin": 2}

@@ -57,6 +57,7 @@ WRITES = [
     ("POST", "/v1/bandits/b/clone"),
     ("PUT", "/v1/bandits/b/shadows/s"),
     ("POST", "/v1/bandits/b/shadows/s/promote"),
+    ("POST", "/v1/bandits/b/evaluations"),
 ]
 
 NOT_JSON = {

@@ -125,6 +125,20 @@ ROUTES: dict[str, tuple[str, str, list[Json]]] = {
             }
         ],
     ),
+    "evaluations": (
+        "POST",
+        "/v1/bandits/b/evaluations",
+        [
+            {
+                "id": "e",
+                "policies": [{"kind": "epsilon-greedy", "epsilon": 0.25}, {"frozen": 1}],
+                "since": 2,
+                "estimators": ["snips", "dr"],
+                "confidence": 0.75,
+                "reward_range": [0.0, 1.0],
+            }
+        ],
+    ),
     "references": (
         "POST",
         "/v1/bandits/shown/references",
