@@ -174,7 +174,8 @@ def export(bandit: str, store: str | None, out: Path | None, *, force: bool, for
     "--policy",
     "policies",
     multiple=True,
-    help="Its kind, a JSON object as a bandit's `policy`, or frozen:OFFSET for the bandit's own as it was then; any number.",
+    help="Its kind, a JSON object as a bandit's `policy`, frozen:OFFSET for the bandit's own as it was then, or "
+    "shadow:NAME; any number.",
 )
 @click.option("--since", default="", help="Count decisions from this offset or time (RFC 3339) on.")
 @click.option(

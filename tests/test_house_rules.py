@@ -54,6 +54,7 @@ NO_PREDICATES = {
     "_serve_one": "an action; false once there is nothing left to do",
     "_look_at": "an action; true where the request was refused",
     "swap_record": "an action; false where another record was found",
+    "rewrite": "an action; false where the record is of another process by now",
     "_resume": "an action; false where there is nothing to resume",
     "take_worker": "an action; false where there is nothing to start",
     "leave_worker": "an action; false where there is more to do",

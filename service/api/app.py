@@ -20,7 +20,19 @@ from service.api.hot_path import HotPath
 from service.api.metrics import Meter
 from service.api.middleware import ANY, AdmissionMiddleware, AllowedHosts
 from service.api.openapi import TAGS, document
-from service.api.routes import bandits, decisions, embedders, evaluations, health, history, metrics, outcomes, pages, references, shadows
+from service.api.routes import (
+    bandits,
+    decisions,
+    embedders,
+    evaluations,
+    health,
+    history,
+    metrics,
+    outcomes,
+    pages,
+    references,
+    shadows,
+)
 from service.api.routes import log as records
 from service.embedders import registry
 from service.embedders.queue import EmbeddingQueue
@@ -50,7 +62,20 @@ class Application(FastAPI):
             redirect_slashes=False,  # a redirect would not be a problem document, and would trust the Host header
         )
         self.state.services = services
-        modules = (bandits, decisions, outcomes, history, evaluations, shadows, references, embedders, records, metrics, health, pages)
+        modules = (
+            bandits,
+            decisions,
+            outcomes,
+            history,
+            evaluations,
+            shadows,
+            references,
+            embedders,
+            records,
+            metrics,
+            health,
+            pages,
+        )
         routers = [module.router for module in modules]
         for router in routers:
             self.include_router(router)

@@ -23,16 +23,17 @@ def plan_of(learner: Learner, body: EvaluationBody, *, max_bytes: int) -> Plan:
     until = learner.versions.committed.offset
     low_high = None if body.reward_range is None else (body.reward_range[0], body.reward_range[1])
     policies = [_candidate(place, given) for place, given in enumerate(body.policies)]
+    shadows = {name: shadow.number for name, shadow in learner.ledger.shadows.items()}
     for place, one in enumerate(policies):
         if one.get("frozen", 0) > until:
             raise invalid(f"policies.{place}.frozen", f"the log ends at offset {until}; name one of its offsets")
-        if "frozen" not in one:
+        if "kind" in one:
             _check_policy(learner, place, one, max_bytes=max_bytes // len(policies))
     try:
         since = parse_since("" if body.since is None else body.since)
         if isinstance(since, int) and since > until:
             raise invalid("since", f"the log ends at offset {until}; name one of its offsets, or leave it out")
-        Evaluation(learner.created, policies, since=since)
+        Evaluation(learner.created, policies, since=since, shadows=shadows)
     except InvalidRequest as error:
         raise invalid(error.field, error.message) from error
     return Plan(
@@ -43,6 +44,7 @@ def plan_of(learner: Learner, body: EvaluationBody, *, max_bytes: int) -> Plan:
         estimators=tuple(dict.fromkeys(body.estimators)),
         confidence=body.confidence,
         reward_range=low_high,
+        shadows=shadows,
     )
 
 
@@ -53,9 +55,15 @@ def _candidate(place: int, given: dict[str, Any]) -> dict[str, Any]:
         if type(given["frozen"]) is not int or given["frozen"] < 1:
             raise invalid(f"{path}.frozen", "must be an offset of the log, 1 or more")
         return given
+    if set(given) == {"shadow"}:
+        if not isinstance(given["shadow"], str):
+            raise invalid(f"{path}.shadow", "must be the name of a shadow of this bandit")
+        return given
     kind = given.get("kind")
     if not isinstance(kind, str):
-        raise invalid(path, 'must have a `kind` with its hyperparameters, or `frozen` alone, e.g. {"kind": "lin-ucb"}')
+        raise invalid(
+            path, 'must have a `kind` with its hyperparameters, or `frozen` or `shadow` alone, e.g. {"kind": "lin-ucb"}'
+        )
     if kind not in POLICIES:
         raise invalid(f"{path}.kind", f"must be one of {', '.join(POLICIES)}")
     try:

@@ -1014,15 +1014,16 @@ class EvaluationBody(Body):
     """What to evaluate on the log so far."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"policies": [{"kind": "lin-ucb"}, {"frozen": 1200}], "reward_range": [0.0, 1.0]}]}
+        json_schema_extra={"examples": [{"policies": [{"kind": "greedy"}, {"frozen": 1}], "reward_range": [0.0, 1.0]}]}
     )
 
     id: Id | None = Field(None, description="Your own id: the same request again is the same evaluation.")
     policies: list[dict[str, Any]] = Field(
         default_factory=list,
         max_length=MAX_EVALUATED,
-        description="Each a `policy` as in a bandit's body, which is replayed along the log, or `frozen` with an offset: the "
-        "bandit's own as it was then, judged by later outcomes. Every fixed arm is evaluated as well.",
+        description="Each a `policy` as in a bandit's body, which is replayed along the log; or `frozen` with an offset: the "
+        "bandit's own as it was then, judged by later outcomes; or `shadow` with a name: its logged weights. Every fixed arm is "
+        "evaluated as well.",
         examples=[[{"kind": "lin-ucb"}]],
     )
     since: Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(max_length=64)] | None = Field(

@@ -21,8 +21,10 @@ class InvalidCandidate(StorageUnavailableError):
 
 
 def parse_candidate(text: str) -> dict[str, Any]:
-    """`pak-ucb`, `frozen:OFFSET`, or a JSON object as the `policy` of a bandit."""
+    """`pak-ucb`, `frozen:OFFSET`, `shadow:NAME`, or a JSON object as the `policy` of a bandit."""
     text = text.strip()
+    if text.startswith("shadow:"):
+        return {"shadow": text.removeprefix("shadow:")}
     if text.startswith("frozen:"):
         offset = text.removeprefix("frozen:")
         if not (offset.isascii() and offset.isdigit() and int(offset)):

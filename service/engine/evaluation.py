@@ -41,6 +41,9 @@ BLOCK = 2_048
 """Decisions that are summed together, where there are few policies and arms; in all `BLOCK_NUMBERS` at most in one array."""
 BLOCK_NUMBERS = 2**20
 WITHOUT_WEIGHTS = "imported without weights"
+WITHOUT_SHADOW = "without weights of a shadow"
+ELSEWHERE = 0
+"""The number of no policy of this bandit."""
 ROUNDING = 1e-6
 """By which logged weights may miss a sum of 1, and a propensity the weight of its arm."""
 
@@ -156,8 +159,8 @@ class Candidate(Protocol):
     def fold(self, offset: int, effects: Iterable[Effect]) -> None:
         """What follows from the entry at `offset`."""
 
-    def weights(self, ledger: Ledger, event: events.Decided) -> Floats:
-        """Its distribution at a decision; arms behind the last number have the weight 0."""
+    def weights(self, ledger: Ledger, event: events.Decided) -> Floats | None:
+        """Its distribution at a decision; arms behind the last number have the weight 0. None = it is not known."""
 
 
 def policy_for(created: Created, spec: Mapping[str, Any]) -> Policy:
@@ -247,6 +250,21 @@ class Frozen:
         return found
 
 
+@dataclass
+class Shadow:
+    """A policy whose weights were logged, before and after a promotion. number: of the policy."""
+
+    spec: Mapping[str, Any]
+    label: str
+    number: int
+
+    def fold(self, offset: int, effects: Iterable[Effect]) -> None: ...
+
+    def weights(self, ledger: Ledger, event: events.Decided) -> Floats | None:
+        found = event.weights_of(self.number)
+        return None if found is None else np.array(found)
+
+
 class Own:
     """The bandit itself. policy: the one that decides, with the hyperparameters of now.  state: its, folded up to `until`."""
 
@@ -297,7 +315,7 @@ def _elsewhere(event: events.Imported, decided: _Decided) -> events.Decided:
     """An imported row as the decision that it was."""
     return events.Decided(
         at=event.at, id=event.id, arm=event.arm, propensity=decided.propensity, weights=decided.weights, scores={},
-        allowed=decided.allowed, price=event.price, features=event.features, episode="", attempt=1, body="",
+        allowed=decided.allowed, price=event.price, features=event.features, episode="", attempt=1, body="", policy=ELSEWHERE,
     )  # fmt: skip
 
 
@@ -403,7 +421,8 @@ class _Row(NamedTuple):
 class Evaluation:
     """Reads a log once; `add` takes its entries in order.
 
-    specs: candidates, each `{"kind": ...}` with hyperparameters, or `{"frozen": offset}`.  reward_range: for anytime intervals.
+    specs: candidates, each `{"kind": ...}` with hyperparameters, `{"frozen": offset}` or `{"shadow": name}`.
+    shadows: the number of the policy of each shadow by name.  reward_range: for anytime intervals.
     since: the first offset or time whose decisions count; None = all, or those after the last offset that is frozen. Earlier
     entries are learned and not counted.
     """
@@ -412,6 +431,7 @@ class Evaluation:
     specs: Sequence[Mapping[str, Any]] = ()
     since: int | datetime | None = None
     reward_range: tuple[float, float] | None = None
+    shadows: Mapping[str, int] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -444,6 +464,11 @@ class Evaluation:
         if "frozen" in spec:
             assert self._own is not None
             return Frozen(spec, f"frozen at {spec['frozen']}", spec["frozen"], self._own)
+        if "shadow" in spec:
+            if spec["shadow"] not in self.shadows:
+                known = ", ".join(self.shadows) or "none"
+                raise InvalidRequest(f"policies.{place}.shadow", f"this bandit has no such shadow; it has {known}")
+            return Shadow(spec, f"shadow {spec['shadow']}", self.shadows[spec["shadow"]])
         try:
             return Replayed.of(self.created, spec)
         except InvalidHyperparameter as error:
@@ -461,7 +486,7 @@ class Evaluation:
         event = _read(offset, payload)
         row = self._before_fold(offset, event)
         if self._own is not None:
-            self._fold(self._own, offset, events.decode(payload), row)
+            row = self._fold(self._own, offset, events.decode(payload), row)
         match event:
             case _Observed():
                 self._observed(offset, event)
@@ -503,21 +528,28 @@ class Evaluation:
                 self._add_arm(event.name)
         return None
 
-    def _fold(self, own: Own, offset: int, event: events.AnyEvent, row: _Row | None) -> None:
-        """Let the candidates decide and learn."""
+    def _fold(self, own: Own, offset: int, event: events.AnyEvent, row: _Row | None) -> _Row | None:
+        """Let the candidates decide and learn. The row, unless the log lacks what one of them needs of it."""
         if row is not None:
             if isinstance(event, events.Imported):
                 event_here = _elsewhere(event, row.event)
             else:
                 assert isinstance(event, events.Decided)
                 event_here = event
-            row.candidates.extend(candidate.weights(own.ledger, event_here).tolist() for candidate in self.candidates)
+            found = [candidate.weights(own.ledger, event_here) for candidate in self.candidates]
+            known = [weights.tolist() for weights in found if weights is not None]
+            row.candidates.extend(known)
+            if len(known) < len(found):
+                self.left_out[WITHOUT_SHADOW] += 1
+                self._open.pop(event_here.id, None)
+                row = None
         try:
             effects = own.fold(offset, event)
         except Exception as error:
             raise InvalidRow(offset, "event", str(error)) from error
         for candidate in self.candidates:
             candidate.fold(offset, effects)
+        return row
 
     def _add_arm(self, name: str) -> None:
         self._flush()

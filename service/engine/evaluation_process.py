@@ -47,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to evaluate. source: a file, or the name of a log of the store that `settings` name.
 
     since: an offset, a time, or "" = the beginning.  until: the last offset that is read; 0 = the end.
+    shadows: the number of the policy of each shadow by name; where one is named that is not there, the log is read twice.
     """
 
     source: str
@@ -57,6 +58,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     estimators: tuple[str, ...] = ("snips",)
     confidence: float = 0.95
     reward_range: tuple[float, float] | None = None
+    shadows: dict[str, int] = {}
 
 
 # -- where entries come from -------------------------------------------------------------------------------------------------
@@ -157,7 +159,8 @@ def _begun(plan: Plan, offset: int, payload: bytes) -> Evaluation:
         raise InvalidRow(
             offset, "event", "a log begins with the event that creates the bandit; this one lacks its beginning: export all of it"
         )
-    return Evaluation(created, plan.policies, since=parse_since(plan.since), reward_range=plan.reward_range)
+    since = parse_since(plan.since)
+    return Evaluation(created, plan.policies, since=since, reward_range=plan.reward_range, shadows=plan.shadows)
 
 
 def parse_since(since: int | str) -> int | datetime | None:
@@ -177,10 +180,36 @@ def parse_since(since: int | str) -> int | datetime | None:
     return found
 
 
+async def shadow_numbers(pages: Pages) -> dict[str, int]:
+    """The number of the policy that each shadow has at the end of a log."""
+    found, deciding = dict[str, int](), events.FIRST
+    async for page in pages:
+        for offset, payload in page:
+            if b'"shadow_' not in payload:
+                continue
+            match events.decode(payload):
+                case events.ShadowCreated(shadow=name):
+                    found[name] = offset
+                case events.ShadowDeleted(shadow=name):
+                    found.pop(name, None)
+                case events.ShadowPromoted(shadow=name) if name in found:
+                    found[name], deciding = deciding, found[name]
+    return found
+
+
+async def _with_shadows(plan: Plan, open_pages: Callable[[], Pages]) -> Plan:
+    if all(one.get("shadow", "") in ("", *plan.shadows) for one in plan.policies):
+        return plan
+    async with aclosing(open_pages()) as pages:
+        return msgspec.structs.replace(plan, shadows=await shadow_numbers(pages))
+
+
 async def evaluate_source(plan: Plan, each: Callable[[int], object] = lambda offset: None) -> dict[str, Any]:
     """`evaluate` on what the plan names."""
     if plan.settings is None:
-        async with aclosing(exported(Path(plan.source))) as pages:
+        path = Path(plan.source)
+        plan = await _with_shadows(plan, lambda: exported(path))
+        async with aclosing(exported(path)) as pages:
             return await evaluate(plan, pages, each)
     storage = Settings(**plan.settings).open_storage_to_read()
     await storage.start()
@@ -189,6 +218,7 @@ async def evaluate_source(plan: Plan, each: Callable[[int], object] = lambda off
         if log is None:
             names = ", ".join(one.name for one in await storage.logs()) or "none"
             raise EvaluationFailed(f"there is no bandit {plan.source!r}; the store has {names}")
+        plan = await _with_shadows(plan, lambda: stored(storage, log, until=plan.until))
         async with aclosing(stored(storage, log, until=plan.until)) as pages:
             return await evaluate(plan, pages, each)
     finally:

@@ -206,8 +206,8 @@ class Evaluations:
         held = _Held(self._storage, log, claimed, value)
         if record.attempts >= ATTEMPTS:
             failure = f"the processes that worked on it ended, {ATTEMPTS} times; ask for fewer policies, or later decisions alone"
-            await held.replace(state="failed", failure=failure, finished_at=now)
-        elif await held.replace():
+            await held.rewrite(state="failed", failure=failure, finished_at=now)
+        elif await held.rewrite():
             await self._run(held)
         await self._drop_place(place)
 
@@ -217,17 +217,17 @@ class Evaluations:
         try:
             while not work.done():
                 await asyncio.wait([work], timeout=HEARTBEAT_S)
-                if not work.done() and not await held.replace(beat_at=self._clock(), offset=held.reached):
+                if not work.done() and not await held.rewrite(beat_at=self._clock(), offset=held.reached):
                     return  # deleted, or taken up by another process that found no heartbeat
             try:
                 results = work.result()
             except EvaluationFailed as error:
-                await held.replace(state="failed", failure=str(error), finished_at=self._clock())
+                await held.rewrite(state="failed", failure=str(error), finished_at=self._clock())
             else:
-                await held.replace(state="done", results=results, finished_at=self._clock())
+                await held.rewrite(state="done", results=results, finished_at=self._clock())
         except asyncio.CancelledError:  # the service ends
             with contextlib.suppress(StorageError):
-                await held.replace(state="queued", owner="", beat_at=None, attempts=held.record.attempts - 1)
+                await held.rewrite(state="queued", owner="", beat_at=None, attempts=held.record.attempts - 1)
             raise
         finally:
             work.cancel()
@@ -275,7 +275,7 @@ class _Held:
         self._storage = storage
         self._value = value
 
-    async def replace(self, **changes: Any) -> bool:
+    async def rewrite(self, **changes: Any) -> bool:
         """Write the record with these changes; false where it is not what this process has left."""
         record = msgspec.structs.replace(self.record, **changes)
         value = msgspec.json.encode(record)

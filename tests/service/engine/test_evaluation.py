@@ -14,7 +14,7 @@ from bandits.evaluation.estimators import LoggedDecisions
 from service.engine import evaluation as module
 from service.engine import events
 from service.engine.evaluation import Evaluation, InvalidRequest, InvalidRow
-from service.engine.events import ArmAdded, Created, Decided, Imported, NewArm, Observed
+from service.engine.events import ArmAdded, Created, Decided, Imported, NewArm, Observed, ShadowCreated, ShadowWeights
 from service.engine.learner import Learner
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
@@ -125,7 +125,9 @@ async def test_a_frozen_state_chooses_as_the_bandit_did_at_that_offset(kind: str
     assert found._own is not None
     for request, weights in zip(asked, shown, strict=True):
         event = decided("x", 0, [0.4, 0.3, 0.3], features=request.features)
-        assert one.weights(found._own.ledger, event).tolist() == weights
+        chosen = one.weights(found._own.ledger, event)
+        assert chosen is not None
+        assert chosen.tolist() == weights
     results = found.results()
     assert results.policies[0].label == f"frozen at {offset}"
     assert results.decisions == 40, "outcomes that it has learned do not judge it"
@@ -229,6 +231,29 @@ def test_imported_rows_count_where_they_have_their_weights() -> None:
     found = evaluated([*imported, row_of("less", 0, 1.0), row_of("least", 0, None), *log[201:]]).results()
     assert found.left_out == {"imported without weights": 1, "without a reward": 1}
     assert found.behaviour.verdict == "bounded"
+
+
+def test_a_shadow_is_judged_by_the_weights_that_were_logged() -> None:
+    g, log = np.random.default_rng(8), written(rounds=120)
+    log.insert(1, ShadowCreated(at=AT, shadow="s", policy="greedy", hyperparameters={}, fingerprint="", learns_from="now"))
+    rows, chosen = [], []
+    for place, event in enumerate(log):
+        if isinstance(event, Decided) and place % 6:
+            weights = g.dirichlet(np.ones(3)) * np.isin(np.arange(3), event.allowed)
+            chosen.append(weights / weights.sum())
+            log[place] = msgspec.structs.replace(event, shadows={"s": ShadowWeights(2, chosen[-1].tolist())})
+            rows += [log[place], log[place + 1]]
+    found = evaluated(log, {"shadow": "s"}, shadows={"s": 2}).results()
+    assert found.left_out == {"without weights of a shadow": 120 - len(chosen)}
+    expected = estimators.snips(evaluating(always(rows, 0, arms=3), np.array(chosen)))
+    assert found.policies[0].label == "shadow s"
+    assert found.policies[0].value == pytest.approx(expected.value)
+    with pytest.raises(InvalidRequest, match="this bandit has no such shadow; it has s"):
+        evaluated(log, {"shadow": "t"}, shadows={"s": 2})
+
+
+def evaluating(log: LoggedDecisions, chosen: np.ndarray) -> LoggedDecisions:
+    return LoggedDecisions(arms=log.arms, rewards=log.rewards, logged=log.logged, evaluated=chosen)
 
 
 def row_of(name: str, arm: int, reward: float | None, **changes: Any) -> Imported:

@@ -94,6 +94,8 @@ async def test_what_other_policies_would_have_earned(service: Service) -> None:
         ({"policies": [{"kind": "fd-ucb"}]}, "policies.0.kind"),
         ({"policies": [{}]}, "policies.0"),
         ({"policies": [{"frozen": True}]}, "policies.0.frozen"),
+        ({"policies": [{"shadow": 1}]}, "policies.0.shadow"),
+        ({"policies": [{"shadow": "none"}]}, "policies.0.shadow"),
         ({"policies": [{"frozen": 5000}]}, "policies.0.frozen"),
         ({"policies": [{"frozen": 3}], "since": 2}, "since"),
         ({"policies": [{"frozen": 3}], "since": "2026-01-01T00:00:00Z"}, "since"),
