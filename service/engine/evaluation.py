@@ -120,7 +120,12 @@ class _Imported(msgspec.Struct, frozen=True, tag_field="event", tag="imported"):
         return _Decided(id=self.id, at=self.at, arm=self.arm, propensity=propensity, weights=weights, allowed=allowed)
 
 
-_Read = _Imported | _Decided | _Observed | _Expired | _Cancelled | _ArmAdded | _Created
+class _Amended(msgspec.Struct, frozen=True, tag_field="event", tag="amended"):
+    id: str
+    reward: float | None
+
+
+_Read = _Amended | _Imported | _Decided | _Observed | _Expired | _Cancelled | _ArmAdded | _Created
 _decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
 _FIELD = re.compile(r"field `(\w+)`|at `\$\.([\w.\[\]]+)`")
 FIXES = {
@@ -423,6 +428,8 @@ class Evaluation:
 
     specs: candidates, each `{"kind": ...}` with hyperparameters, `{"frozen": offset}` or `{"shadow": name}`.
     shadows: the number of the policy of each shadow by name.  reward_range: for anytime intervals.
+    amended: rewards by decision, as they were corrected later in the log. A decision that is added up cannot be taken out again,
+    so where `amendments` are found, the log is read again with them.
     since: the first offset or time whose decisions count; None = all, or those after the last offset that is frozen. Earlier
     entries are learned and not counted.
     """
@@ -432,6 +439,8 @@ class Evaluation:
     since: int | datetime | None = None
     reward_range: tuple[float, float] | None = None
     shadows: Mapping[str, int] = field(default_factory=dict)
+    amended: Mapping[str, float | None] = field(default_factory=dict)
+    amendments: dict[str, float | None] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -493,7 +502,9 @@ class Evaluation:
             case _Imported(reward=float(reward)) if row is not None:
                 self._take(offset, row, reward)
             case _Expired():
-                self.left_out["expired"] += self._open.pop(event.id, None) is not None
+                self._expired(offset, event.id)
+            case _Amended():
+                self.amendments[event.id] = event.reward
             case _Cancelled():
                 self.left_out["cancelled"] += self._open.pop(event.id, None) is not None
 
@@ -606,12 +617,20 @@ class Evaluation:
         row = self._open.pop(event.id, None)
         if row is None:
             return  # before `since`
-        if event.reward is None:
+        reward = self.amended.get(event.id, event.reward)
+        if reward is None:
             self.left_out["without a reward"] += 1
         elif event.propensity is None or event.arm != row.event.arm:
             self.left_out["overridden"] += 1
         else:
-            self._take(offset, row, event.reward)
+            self._take(offset, row, reward)
+
+    def _expired(self, offset: int, decision: str) -> None:
+        row, reward = self._open.pop(decision, None), self.amended.get(decision)
+        if row is not None and reward is not None:
+            self._take(offset, row, reward)  # its outcome came after all
+        elif row is not None:
+            self.left_out["expired"] += 1
 
     def _take(self, offset: int, row: _Row, reward: float) -> None:
         """Count a decision whose reward is known."""

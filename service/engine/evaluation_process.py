@@ -109,25 +109,16 @@ def _offset(line: bytes, number: int) -> int:
 
 
 async def evaluate(
-    plan: Plan, pages: Pages, each: Callable[[int], object] = lambda offset: None, *, in_thread: bool = False
+    plan: Plan, read: Callable[[], Pages], each: Callable[[int], object] = lambda offset: None, *, in_thread: bool = False
 ) -> dict[str, Any]:
-    """The results as JSON values. each: called with the offset after every page.  in_thread: leave the event loop."""
-    evaluation: Evaluation | None = None
+    """The results as JSON values. read: the log from its beginning; twice where rewards were amended.
 
-    def add(page: Sequence[tuple[int, bytes]]) -> None:
-        nonlocal evaluation
-        for offset, payload in page:
-            if evaluation is None:
-                evaluation = _begun(plan, offset, payload)
-            else:
-                evaluation.add(offset, payload)
-
+    each: called with the offset after every page.  in_thread: leave the event loop.
+    """
     try:
-        async for page in pages:
-            await (asyncio.to_thread(add, page) if in_thread else _now(add, page))
-            each(page[-1][0])
-        if evaluation is None:
-            raise EvaluationFailed(f"{plan.source}: the log is empty")
+        evaluation = await _pass(plan, read, each, in_thread=in_thread, amended={})
+        if evaluation.amendments:
+            evaluation = await _pass(plan, read, each, in_thread=in_thread, amended=evaluation.amendments)
         results = evaluation.results(confidence=plan.confidence, estimator=plan.estimators[0])
     except InvalidRow as error:
         raise EvaluationFailed(f"{plan.source}, entry {error.offset}: {error}") from error
@@ -136,6 +127,34 @@ async def evaluate(
     except (StorageError, BanditError, OSError) as error:
         raise EvaluationFailed(f"{plan.source}: {error}") from error
     return _shown(results.as_json(), plan.estimators)
+
+
+async def _pass(
+    plan: Plan,
+    read: Callable[[], Pages],
+    each: Callable[[int], object],
+    *,
+    in_thread: bool,
+    amended: Mapping[str, float | None],
+) -> Evaluation:
+    """The evaluation after the last entry."""
+    evaluation: Evaluation | None = None
+
+    def add(page: Sequence[tuple[int, bytes]]) -> None:
+        nonlocal evaluation
+        for offset, payload in page:
+            if evaluation is None:
+                evaluation = _begun(plan, offset, payload, amended)
+            else:
+                evaluation.add(offset, payload)
+
+    async with aclosing(read()) as pages:
+        async for page in pages:
+            await (asyncio.to_thread(add, page) if in_thread else _now(add, page))
+            each(page[-1][0])
+    if evaluation is None:
+        raise EvaluationFailed(f"{plan.source}: the log is empty")
+    return evaluation
 
 
 async def _now(add: Callable[[Sequence[tuple[int, bytes]]], None], page: Sequence[tuple[int, bytes]]) -> None:
@@ -150,7 +169,7 @@ def _shown(results: dict[str, Any], estimators: Sequence[str]) -> dict[str, Any]
     return results
 
 
-def _begun(plan: Plan, offset: int, payload: bytes) -> Evaluation:
+def _begun(plan: Plan, offset: int, payload: bytes, amended: Mapping[str, float | None]) -> Evaluation:
     try:
         created = events.decode(payload)
     except events.UnreadableEvent as error:
@@ -160,7 +179,7 @@ def _begun(plan: Plan, offset: int, payload: bytes) -> Evaluation:
             offset, "event", "a log begins with the event that creates the bandit; this one lacks its beginning: export all of it"
         )
     since = parse_since(plan.since)
-    return Evaluation(created, plan.policies, since=since, reward_range=plan.reward_range, shadows=plan.shadows)
+    return Evaluation(created, plan.policies, since=since, reward_range=plan.reward_range, shadows=plan.shadows, amended=amended)
 
 
 def parse_since(since: int | str) -> int | datetime | None:
@@ -208,9 +227,7 @@ async def evaluate_source(plan: Plan, each: Callable[[int], object] = lambda off
     """`evaluate` on what the plan names."""
     if plan.settings is None:
         path = Path(plan.source)
-        plan = await _with_shadows(plan, lambda: exported(path))
-        async with aclosing(exported(path)) as pages:
-            return await evaluate(plan, pages, each)
+        return await evaluate(await _with_shadows(plan, lambda: exported(path)), lambda: exported(path), each)
     storage = Settings(**plan.settings).open_storage_to_read()
     await storage.start()
     try:
@@ -218,9 +235,11 @@ async def evaluate_source(plan: Plan, each: Callable[[int], object] = lambda off
         if log is None:
             names = ", ".join(one.name for one in await storage.logs()) or "none"
             raise EvaluationFailed(f"there is no bandit {plan.source!r}; the store has {names}")
-        plan = await _with_shadows(plan, lambda: stored(storage, log, until=plan.until))
-        async with aclosing(stored(storage, log, until=plan.until)) as pages:
-            return await evaluate(plan, pages, each)
+
+        def read() -> Pages:
+            return stored(storage, log, until=plan.until)
+
+        return await evaluate(await _with_shadows(plan, read), read, each)
     finally:
         await storage.close()
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -241,8 +240,7 @@ class Evaluations:
             held.reached = offset
 
         if plan.until <= SMALL or self._settings.store == "memory://":
-            async with aclosing(stored(self._storage, log, until=plan.until)) as pages:
-                return await evaluate(plan, pages, each, in_thread=True)
+            return await evaluate(plan, lambda: stored(self._storage, log, until=plan.until), each, in_thread=True)
         return await evaluate_in_process(msgspec.structs.replace(plan, settings=self._settings.model_dump()), each)
 
     async def _drop_place(self, place: str) -> None:

@@ -14,7 +14,8 @@ from bandits.evaluation.estimators import LoggedDecisions
 from service.engine import evaluation as module
 from service.engine import events
 from service.engine.evaluation import Evaluation, InvalidRequest, InvalidRow
-from service.engine.events import ArmAdded, Created, Decided, Imported, NewArm, Observed, ShadowCreated, ShadowWeights
+from service.engine.evaluation_process import Pages, Plan, evaluate
+from service.engine.events import Amended, ArmAdded, Created, Decided, Imported, NewArm, Observed, ShadowCreated, ShadowWeights
 from service.engine.learner import Learner
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
@@ -250,6 +251,33 @@ def test_a_shadow_is_judged_by_the_weights_that_were_logged() -> None:
     assert found.policies[0].value == pytest.approx(expected.value)
     with pytest.raises(InvalidRequest, match="this bandit has no such shadow; it has s"):
         evaluated(log, {"shadow": "t"}, shadows={"s": 2})
+
+
+async def test_amended_rewards_count_as_they_were_corrected() -> None:
+    bandit = await learner_of(MemoryStorage(), EPSILON)
+    g = np.random.default_rng(2)
+    for i in range(60):
+        kept = await bandit.decisions.submit(ask(EPSILON, g, f"d{i}"))
+        await bandit.outcomes.submit(f"d{i}", outcome(EPSILON, g, kept.event.arm, reward=0.0))
+    entries = await bandit.entries(after=0, limit=1_000)
+    closed = {getattr(events.decode(payload), "id", ""): offset for offset, payload in entries}
+    for place, name in enumerate(("d3", "d40")):
+        entries.append((len(entries) + 1, events.encode(amended(name, closed[name], reward=6.0 * (place + 1)))))
+
+    async def read() -> Pages:
+        yield entries[:50]
+        yield entries[50:]
+
+    found = await evaluate(Plan(source="greeter"), read)
+    assert found["decisions"] == 60
+    assert found["behaviour"]["value"] == pytest.approx((6.0 + 12.0) / 60)
+
+
+def amended(name: str, closed: int, *, reward: float) -> Amended:
+    return Amended(
+        at=AT, id=name, n=1, outcome=closed, body="b", reward=reward, cost=0.0, before={"reward": 0.0}, counts="before", held=0,
+        arm=0, propensity=0.5, price=0.0, features=b"",
+    )  # fmt: skip
 
 
 def evaluating(log: LoggedDecisions, chosen: np.ndarray) -> LoggedDecisions:
