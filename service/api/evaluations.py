@@ -12,6 +12,7 @@ from bandits.registry import POLICIES
 from service.api.create import check_size
 from service.api.problems import invalid, invalid_fields
 from service.api.requests import POLICY_MODELS, EvaluationBody
+from service.api.shadows import shadow_not_found
 from service.api.validation import wrong_fields
 from service.engine.evaluation import Evaluation, InvalidRequest, policy_for
 from service.engine.evaluation_process import Plan, parse_since
@@ -27,6 +28,8 @@ def plan_of(learner: Learner, body: EvaluationBody, *, max_bytes: int) -> Plan:
     for place, one in enumerate(policies):
         if one.get("frozen", 0) > until:
             raise invalid(f"policies.{place}.frozen", f"the log ends at offset {until}; name one of its offsets")
+        if one.get("shadow", "") not in ("", *shadows):
+            raise shadow_not_found()
         if "kind" in one:
             _check_policy(learner, place, one, max_bytes=max_bytes // len(policies))
     try:

@@ -34,7 +34,7 @@ EvaluationId = Annotated[str, Path(pattern=ID, description="Id of the evaluation
     status_code=202,
     responses={
         202: {"model": EvaluationSummary, "description": "Accepted, or asked for before: the same evaluation."},
-        **problems("bandit_not_found", "evaluation_conflict", "rate_limited", body=True),
+        **problems("bandit_not_found", "shadow_not_found", "evaluation_conflict", "rate_limited", body=True),
     },
 )
 async def post_evaluation(learner: ManagedLearner, body: EvaluationBody, services: Shared) -> Response:

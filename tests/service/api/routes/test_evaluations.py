@@ -95,7 +95,6 @@ async def test_what_other_policies_would_have_earned(service: Service) -> None:
         ({"policies": [{}]}, "policies.0"),
         ({"policies": [{"frozen": True}]}, "policies.0.frozen"),
         ({"policies": [{"shadow": 1}]}, "policies.0.shadow"),
-        ({"policies": [{"shadow": "none"}]}, "policies.0.shadow"),
         ({"policies": [{"frozen": 5000}]}, "policies.0.frozen"),
         ({"policies": [{"frozen": 3}], "since": 2}, "since"),
         ({"policies": [{"frozen": 3}], "since": "2026-01-01T00:00:00Z"}, "since"),
@@ -115,6 +114,11 @@ async def test_what_cannot_be_evaluated_is_refused_at_once(service: Service, bod
     assert failed(response) == (422, "invalid_request")
     assert paths(response) == [path]
     assert answered(await service.get(URL))["evaluations"] == []
+
+
+async def test_a_shadow_that_is_not_there_is_not_found(service: Service) -> None:
+    await played(service, rounds=3)
+    assert failed(await service.post(URL, {"policies": [{"shadow": "none"}]})) == (404, "shadow_not_found")
 
 
 async def test_a_log_that_says_nothing_fails_with_the_reason(service: Service) -> None:
