@@ -154,7 +154,7 @@ class Projection:
     def track_in_flight(self, decided: Decided, features: Tensor) -> None:
         """Count a decision as pending from now on, for every policy, before it is in the log."""
         for track in self.tracks.values():
-            if track is self.versions or takes_features(track.policy, features):
+            if track is self.versions or (track.fault is None and takes_features(track.policy, features)):
                 track.track_in_flight(decided, features)
 
     def drop_in_flight(self, decision_id: str) -> None:
@@ -378,13 +378,14 @@ class Projection:
             track = self.tracks[one.number]
             track.left, track.failure = one.left, one.failure
             if self._is_live:
-                track.commit(Version(one.state, offset, arms), decided)
+                track.commit(Version(one.state, offset, arms), decided if track.fault is None else ())
             else:
                 track.restart(Version(one.state, offset, arms))
         if self._is_live:
             await self.versions.schedule_prepare()
             for track in self.shadows().values():
-                await self._prepare_shadow(track.schedule_prepare)
+                if track.fault is None:
+                    await self._prepare_shadow(track.schedule_prepare)
 
     async def _prepare_shadow(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """A shadow that cannot be prepared has no weights, and the bandit goes on."""

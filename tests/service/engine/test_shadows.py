@@ -352,6 +352,9 @@ async def test_a_slow_shadow_is_left_out_and_no_decision_waits_for_it(clock: Clo
     assert bandit.ledger.shadows["slow"].left_out == 3
     gate.set()
     await bandit.projection.background.finish()
+    bandit.ledger.shadows["slow"].left_out += 97
+    assert "Shadow 'slow' is left out of 100 of 100 decisions" in (await bandit.notices())[-1]
+    bandit.ledger.shadows["slow"].left_out -= 97
     bandit.decisions.shadows.limit_s = 60.0
     assert "slow" in (await bandit.decisions.submit(DecisionRequest(id="d4"))).event.shadows
     assert bandit.ledger.shadows["slow"].left_out == 3
@@ -370,6 +373,7 @@ async def test_a_shadow_that_cannot_be_folded_learns_nothing_more_and_the_bandit
     monkeypatch.setattr(EpsilonGreedy, "update", broken)
     await bandit.outcomes.submit("d1", OutcomeReport(reward=0.5, body="b"))
     assert "offset 4" in bandit.projection.learned()[2]["broken"].failure
+    assert "Shadow 'broken' learns nothing more" in (await bandit.notices())[-1]
     assert (await bandit.decisions.submit(DecisionRequest(id="d2"))).event.shadows is msgspec.UNSET
     for use_snapshots in (False, True):
         again = await Learner.load(storage, bandit.log, use_snapshots=use_snapshots, **PATIENT)

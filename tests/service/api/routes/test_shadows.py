@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from service.engine.learner import Learner
+from service.storage.base import Entry, Log
 from tests.service.http_client import ARMS, Clock, Service, answered, failed, opened, paths
 
 BANDIT: dict[str, Any] = {"policy": {"kind": "greedy"}, "arms": ARMS, "prompt": {"dim": 2}, "seed": 7}
@@ -145,6 +147,32 @@ async def test_an_output_shadow_leaves_out_outcomes_without_output(service: Serv
     await service.post(f"{PATH}/s/promote", {"id": "p", "shadow_offset": 2})
     await service.decide(body={"id": "d2"})
     assert paths(await service.put("/v1/bandits/b/decisions/d2/outcome", {"reward": 0.5})) == ["output"]
+
+
+async def test_there_is_no_promotion_and_no_digest_before_it_has_caught_up(
+    made: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, go = await learner_of(made), asyncio.Event()
+    storage = learner.projection.storage
+    read = storage.read
+
+    async def held(log: Log, *, after: int, limit: int) -> list[Entry]:
+        if after == 1 and limit > 1:  # as one that learns from the start does
+            await go.wait()
+        return await read(log, after=after, limit=limit)
+
+    await play(made, 0, 3)
+    monkeypatch.setattr(storage, "read", held)
+    shown = answered(await made.put(f"{PATH}/late", {**LAZY, "from": "start"}))
+    assert (shown["state"], shown["learned_to"], shown["outcomes"], shown["report"]) == ("behind", 1, 0, None)
+    promotion = {"id": "p", "shadow_offset": 8}
+    assert failed(await made.post(f"{PATH}/late/promote", promotion)) == (409, "shadow_behind")
+    assert failed(await made.get("/v1/bandits/b/digest")) == (409, "shadow_behind")
+    go.set()
+    await learner.projection.wait_for_shadows()
+    shown = answered(await made.get(f"{PATH}/late"))
+    assert (shown["state"], shown["learned_to"], shown["outcomes"]) == ("learning", 8, 3)
+    assert answered(await made.post(f"{PATH}/late/promote", promotion))["offset"] == 9
 
 
 async def test_episodes_end_under_the_policy_that_began_them(service: Service) -> None:
