@@ -308,3 +308,52 @@ async def test_reports_that_cannot_be_delivered_are_named_at_the_end(caplog: pyt
         await client.decide("b", id="d")
         await client.observe("b", "d", reward=1.0)
     assert "closed with 1 reports that could not be delivered" in caplog.text
+
+
+async def test_a_bandit_that_cannot_be_served_takes_no_other_along() -> None:
+    unavailable = problem(503, "storage_unavailable")
+    decided = Answer(200, {"decisions": [{"id": "d", "bandit": "well", "arm": "small"}]})
+    observed = Answer(200, {"outcomes": [{"decision": "d", "offset": 3}]})
+    with scripted(unavailable, unavailable) as server:
+        async with AsyncClient(server.url, fallback="small", backoff_s=0.0, max_retries=0) as client:
+            client._session.state.breaker.open_s = 30.0
+            assert (await client.decide("ill", id="d")).is_fallback
+            assert (await client.decide("ill", id="e")).is_fallback
+            assert len(server.seen) == 1, "it is known by now"
+            assert (await client.decide("well", id="d")).is_fallback
+            assert not (await client.decide("fine")).is_fallback
+            client._session.state.breakers.clear()
+            server.answers += [unavailable, decided, observed, unavailable]
+            await client.observe("ill", "d", reward=1.0)
+            await client.observe("well", "d", reward=1.0)
+            await client.flush(0.2)
+            assert [path.split("/")[3] for _, path, _ in server.seen[3:6]] == ["ill", "well", "well"]
+            assert (client.stats.delivered, client.stats.waiting) == (1, 1)
+            server.answers.clear()
+            server.answers += [decided, observed]
+            assert await client.flush() == 0
+
+
+async def test_one_slow_request_does_not_count_as_an_outage() -> None:
+    with scripted() as server:
+        async with AsyncClient(server.url, fallback="small", fallback_after_s=0.3, max_retries=0) as client:
+            await client.decide("b")
+            server.answers.append(Answer(hang=True))
+            slow = asyncio.create_task(client.decide("b"))
+            while len(server.seen) < 2:
+                await asyncio.sleep(0.01)
+            assert not (await client.decide("b")).is_fallback
+            assert (await slow).is_fallback
+            assert not (await client.decide("b")).is_fallback
+
+
+async def test_what_a_decision_excluded_does_not_keep_its_outcome_from_being_reported() -> None:
+    with scripted(problem(503, "overloaded")) as server:
+        async with AsyncClient(server.url, fallback="small", max_retries=0) as client:
+            request: Any = {"exclude": ["small"], "max_price": 1.0}
+            await client.decide("b", id="d", **request)
+            server.answers += [Answer(200, {"decisions": [{"id": "d", "bandit": "b", "arm": "small"}]})]
+            server.answers += [Answer(200, {"outcomes": [{"decision": "d", "offset": 3}]})]
+            await client.observe("b", "d", reward=1.0)
+            assert await client.flush() == 0
+            assert server.seen[1][2] == {"decisions": [{"id": "d", "arms": ["small"]}]}

@@ -21,8 +21,8 @@ from bench.faults.server import Server
 
 BANDIT, FALLBACK = "chance", "b"
 ROUTERS = 8
-PAUSE_S = 0.03
-"""Of a router between two requests: what it calls takes time too."""
+PAUSE_S, AWAY_PAUSE_S = 0.03, 0.4
+"""Of a router between two requests; longer while the service is away, so that requests are left for the next kills."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Router(threading.Thread):
                 while late:
                     self._timed(self._observe, late.pop())
             self.done += 1
-            time.sleep(PAUSE_S)
+            time.sleep(AWAY_PAUSE_S if f"g{self._number}-{index}" in self._routed.fallbacks else PAUSE_S)
         while late:
             self._timed(self._observe, late.pop())
 
@@ -103,16 +103,21 @@ def _play(options: Options, server: Server, *, kills: int, requests: int) -> Row
         routers = [Router(client, routed, number=number, requests=each) for number in range(ROUTERS)]
         for router in routers:
             router.start()
+        unnoticed = 0
         for kill in range(kills):
             _wait_for(routers, each * ROUTERS * (2 * kill + 1) // (2 * kills), options, requests)
+            before = client.stats.fallbacks
             server.kill()
             server.start()
             server.wait_until_ready()
+            unnoticed += client.stats.fallbacks == before
         for router in routers:
             router.join()
         left, stats = client.flush(60.0), client.stats
         row = _judged(server, routed, stats)
         shown = client.show_bandit(BANDIT)
+    if unnoticed:
+        row.broken.append(f"{unnoticed} kills met no request")
     if left:
         row.broken.append(f"{left} reports were not delivered")
     if sum(arm.outcomes for arm in shown.arms) != len(routed.arms) or len(routed.arms) != each * ROUTERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 LARGEST_BATCH, LARGEST_BATCH_BYTES = 64, 2**20
@@ -132,12 +132,17 @@ class ReportBuffer:
                 self._report_bytes -= oldest.size
                 self._count(dropped=1)
 
-    def batch(self, most: int = LARGEST_BATCH) -> dict[int, Report]:
-        """The oldest reports of one bandit, by number; they stay until they are `settled`."""
+    def bandits(self) -> set[str]:
+        """Those that have reports."""
+        with self._lock:
+            return {report.key[0] for report in self._reports.values()}
+
+    def batch(self, most: int, *, without: Collection[str] = ()) -> dict[int, Report]:
+        """The oldest reports of one bandit, by number; they stay until they are settled. without: bandits that have to wait."""
         with self._lock:
             chosen: dict[int, Report] = {}
             size = 0
-            for number, report in self._oldest():
+            for number, report in self._oldest(without):
                 size += report.size
                 if chosen and size > LARGEST_BATCH_BYTES:
                     break
@@ -146,10 +151,11 @@ class ReportBuffer:
                     break
             return chosen
 
-    def _oldest(self) -> Iterator[tuple[int, Report]]:
+    def _oldest(self, without: Collection[str]) -> Iterator[tuple[int, Report]]:
         bandit = None
         for number, report in self._reports.items():
-            bandit = report.key[0] if bandit is None else bandit
+            if bandit is None and report.key[0] not in without:
+                bandit = report.key[0]
             if report.key[0] == bandit:
                 yield number, report
 

@@ -35,6 +35,7 @@ class CircuitBreaker:
     open_s: float = 0.5
     longest_s: float = 5.0
     clock: Callable[[], float] = time.monotonic
+    answered_at: float = -1.0
     _until: float = 0.0
     _failures: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,6 +59,7 @@ class CircuitBreaker:
 
     def record_answer(self) -> bool:
         """The service answered; true where it had been away."""
+        self.answered_at = self.clock()
         if not self._failures:
             return False
         with self._lock:

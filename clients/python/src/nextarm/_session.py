@@ -18,8 +18,8 @@ from typing import Any, TypeAlias, TypeVar
 import httpx2
 
 from nextarm import errors
-from nextarm._calls import Call
-from nextarm._reports import Key, Report, ReportBuffer
+from nextarm._calls import Call, encoded
+from nextarm._reports import LARGEST_BATCH, Key, Report, ReportBuffer
 from nextarm._retries import CircuitBreaker, pause_s
 from nextarm.errors import APIStatusError, NextarmError, UnexpectedAnswerError
 from nextarm.models import Decision, Decisions, Problem, Receipt, Receipts
@@ -80,6 +80,8 @@ class State:
 
     url: str
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    breakers: dict[str, CircuitBreaker] = field(default_factory=dict)
+    """Of bandits that the service could not serve while it answered: one that is damaged takes no other along."""
     reports: ReportBuffer = field(default_factory=ReportBuffer)
     has_fallback: bool = False
     is_closing: bool = False
@@ -128,7 +130,8 @@ class Session:
 
         within_s: no attempt begins after so many seconds, and none may take longer.
         """
-        end = None if within_s is None else time.monotonic() + within_s
+        began = time.monotonic()
+        end = None if within_s is None else began + within_s
         attempt = 0
         while True:
             left = None if end is None else max(end - time.monotonic(), 0.05)
@@ -141,8 +144,7 @@ class Session:
                 raise error
             wait = pause_s(attempt, backoff_s=self.options.backoff_s, retry_after_s=error.retry_after_s)
             if attempt >= self.options.max_retries or wait is None or (end is not None and time.monotonic() + wait > end):
-                if self.state.breaker.record_failure(error.retry_after_s):
-                    log.warning("the service is away: %s", error)
+                self._record_failure(call, error, began)
                 raise error
             attempt += 1
             yield Pause(wait)
@@ -155,9 +157,23 @@ class Session:
         is_gone = bool(attempt) and call.is_gone_done and came.status_code == httpx2.codes.NOT_FOUND
         is_answer = came.is_success or came.status_code in call.answers or is_gone
         error = None if is_answer else errors.of_response(came)
-        if (error is None or not error.is_transient) and self.state.breaker.record_answer():
-            log.info("the service is back")
+        if error is None or _is_of_bandit(error) or not error.is_transient:
+            if self.state.breaker.record_answer():
+                log.info("the service is back")
+            if (own := self.state.breakers.get(call.values.get("name", ""))) and (error is None or not error.is_transient):
+                own.record_answer()
         return error
+
+    def _record_failure(self, call: Call[Any], error: NextarmError, began: float) -> None:
+        if isinstance(error, errors.APITimeoutError) and self.state.breaker.answered_at > began:
+            return  # this request is slow, the service is there
+        breaker = self.state.breaker
+        if _is_of_bandit(error):
+            breaker = self.state.breakers.setdefault(
+                call.values.get("name", ""), CircuitBreaker(breaker.open_s, breaker.longest_s)
+            )
+        if breaker.record_failure(error.retry_after_s):
+            log.warning("the service is away: %s", error)
 
     # -- while the service is away -----------------------------------------------------------------------------------------------
 
@@ -199,7 +215,7 @@ class Session:
         assert made_here is not None
         assert call.body is not None
         outcome = {"arm": made_here.arm, **{name: value for name, value in call.body.items() if name != "next"}}
-        content = Call(method="", template="", answer=bytes, body=outcome).content or b""
+        content = encoded(outcome)
         if made_here.outcome:
             if made_here.outcome != content:
                 problem = Problem(status=409, code="outcome_conflict", detail="another outcome of this decision was posted")
@@ -209,15 +225,18 @@ class Session:
         # Only the arm that was called could be chosen, and the log says so: its propensity is 1, and no estimate from the log
         # takes the client's choice for one of the policy.
         given = next((arm for arm in asked.get("arms") or () if arm == outcome["arm"] or _name(arm) == outcome["arm"]), None)
-        restricted = json.dumps(asked | {"arms": [given or outcome["arm"]]}, separators=(",", ":"), ensure_ascii=False).encode()
-        self.state.reports.conclude(key, Report(key=key, decision=restricted, outcome=content))
+        asked["arms"] = [given or outcome["arm"]]
+        for name in ("exclude", "max_price"):  # which the arm need not pass
+            asked.pop(name, None)
+        self.state.reports.conclude(key, Report(key=key, decision=encoded(asked), outcome=content))
         return _receipt(call)
 
     def _soon(self, call: Call[T]) -> Steps[T]:
         """The answer within `fallback_after_s`; a transient error at once while the service is known to be away."""
         lease_s = 2.0 * self.options.fallback_after_s
-        if not self.state.breaker.is_request_allowed(lease_s):
-            raise errors.APIConnectionError(f"{self.state.url} is away; it is asked again in {self.state.breaker.wait_s:.1f} s")
+        for breaker in (self.state.breaker, self.state.breakers.get(call.values["name"])):
+            if breaker is not None and not breaker.is_request_allowed(lease_s):
+                raise errors.APIConnectionError(f"{self.state.url} is away; it is asked again in {breaker.wait_s:.1f} s")
         response, _ = yield from self._attempts(call, within_s=self.options.fallback_after_s)
         return self._read(call, response)
 
@@ -229,25 +248,28 @@ class Session:
         Exactly once, although an answer may be lost: every report has an id of the client's, so that sending it again is the
         same decision and the same outcome.
         """
-        most = None
+        most, failing = LARGEST_BATCH, set[str]()
         while not self.state.reports.leave_worker():
-            batch = self.state.reports.batch(*(() if most is None else (most,)))
+            if not (batch := self.state.reports.batch(most, without=failing)):
+                if self.state.is_closing:
+                    self.state.reports.leave_worker(is_forced=True)
+                    return
+                yield Pause(max(self.state.breaker.wait_s, self.options.backoff_s))
+                failing.clear()
+                continue
+            bandit = next(iter(batch.values())).key[0]
             try:
-                yield from self._deliver(batch)
-                most = None
+                yield from self._deliver(bandit, batch)
+                most = LARGEST_BATCH
             except NextarmError as error:
-                if _stays(error):
-                    if self.state.is_closing:
-                        self.state.reports.leave_worker(is_forced=True)
-                        return
-                    yield Pause(max(self.state.breaker.wait_s, self.options.backoff_s))
+                if _stays(error):  # where the service answered, other bandits may go on
+                    failing |= {bandit} if error.status else self.state.reports.bandits()
                 elif len(batch) > 1:  # one of them is to blame: each alone
                     most = 1
                 else:
                     self._refuse(next(iter(batch)), str(error))
 
-    def _deliver(self, batch: Mapping[int, Report]) -> Steps[None]:
-        bandit = next(iter(batch.values())).key[0]
+    def _deliver(self, bandit: str, batch: Mapping[int, Report]) -> Steps[None]:
         made_here = {number: report for number, report in batch.items() if report.decision}
         known = set(batch)
         if made_here:
@@ -296,6 +318,11 @@ class Session:
     def _refuse(self, number: int, why: str) -> None:
         log.warning("a report that was put off is refused: %s", why)
         self.state.reports.settle(number, is_delivered=False)
+
+
+def _is_of_bandit(error: NextarmError) -> bool:
+    """Whether a failure is one that the service itself answered, and may concern one bandit alone."""
+    return isinstance(error, errors.ServerError) and bool(error.code)
 
 
 def _stays(error: NextarmError) -> bool:

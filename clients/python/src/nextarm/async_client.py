@@ -31,8 +31,9 @@ log = logging.getLogger("nextarm.client")
 class _Transport:
     """Carries out the steps of a session in the event loop that it is used in."""
 
-    def __init__(self, http: httpx2.AsyncClient) -> None:
+    def __init__(self, http: httpx2.AsyncClient, session: Session) -> None:
         self.http = http
+        self.session = session  # reports are delivered by the options of the client, not those of a copy
         self.closing = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
 
@@ -54,16 +55,16 @@ class _Transport:
         except httpx2.RequestError as error:
             return errors.of_transport(error, session.state.url)
 
-    def deliver(self, session: Session) -> None:
+    def deliver(self) -> None:
         """Start delivering what waits, unless that goes on already."""
-        if session.state.reports.take_worker():
-            self.worker = asyncio.create_task(self._deliver(session), name="nextarm-reports")
+        if self.session.state.reports.take_worker():
+            self.worker = asyncio.create_task(self._deliver(), name="nextarm-reports")
 
-    async def _deliver(self, session: Session) -> None:
+    async def _deliver(self) -> None:
         try:
-            await self.run(session, session.deliver(), pause=self._pause)
+            await self.run(self.session, self.session.deliver(), pause=self._pause)
         except BaseException as error:
-            session.state.reports.leave_worker(is_forced=True)
+            self.session.state.reports.leave_worker(is_forced=True)
             if isinstance(error, asyncio.CancelledError):  # the loop ends, or the client is closed
                 raise
             log.exception("reports that were put off are not delivered")
@@ -100,14 +101,14 @@ class AsyncClient(Configured, Routes, Awaited):
 
     def __init__(self, url: str, *, http_client: httpx2.AsyncClient | None = None, **setup: Unpack[Setup]) -> None:
         super().__init__(url, setup)
-        self._transport = _Transport(http_client or httpx2.AsyncClient())
+        self._transport = _Transport(http_client or httpx2.AsyncClient(), self._session)
 
     def _bind(self, build: Callable[P, Call[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         session, transport = self._session, self._transport
 
         async def method(*args: P.args, **kwargs: P.kwargs) -> T:
             answer = await transport.run(session, session.answer(build(*args, **kwargs)))
-            transport.deliver(session)
+            transport.deliver()
             return answer
 
         return method
@@ -136,7 +137,7 @@ class AsyncClient(Configured, Routes, Awaited):
 
     async def flush(self, timeout_s: float = 10.0) -> int:
         """Wait until everything that was put off is delivered; the number of reports that still wait."""
-        self._transport.deliver(self._session)
+        self._transport.deliver()
         if (worker := self._transport.worker) is not None:
             await asyncio.wait({worker}, timeout=timeout_s)
         return self.stats.waiting

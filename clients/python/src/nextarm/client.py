@@ -31,8 +31,9 @@ log = logging.getLogger("nextarm.client")
 class _Transport:
     """Carries out the steps of a session; safe to share between threads."""
 
-    def __init__(self, http: httpx2.Client) -> None:
+    def __init__(self, http: httpx2.Client, session: Session) -> None:
         self.http = http
+        self.session = session  # reports are delivered by the options of the client, not those of a copy
         self.closing = threading.Event()
         self.worker: threading.Thread | None = None
 
@@ -57,17 +58,23 @@ class _Transport:
         except httpx2.RequestError as error:
             return errors.of_transport(error, session.state.url)
 
-    def deliver(self, session: Session) -> None:
+    def deliver(self) -> None:
         """Start delivering what waits, unless that goes on already."""
-        if session.state.reports.take_worker():
-            self.worker = threading.Thread(target=self._deliver, args=(session,), name="nextarm-reports", daemon=True)
-            self.worker.start()
+        if self.session.state.reports.take_worker():
+            self.worker = threading.Thread(target=self._deliver, name="nextarm-reports", daemon=True)
+            try:
+                self.worker.start()
+            except (
+                RuntimeError
+            ):  # the interpreter ends, or has no room for a thread: the request that came here is done all the same
+                self.worker = None
+                self.session.state.reports.leave_worker(is_forced=True)
 
-    def _deliver(self, session: Session) -> None:
+    def _deliver(self) -> None:
         try:
-            self.run(session, session.deliver(), pause=self.closing.wait)
+            self.run(self.session, self.session.deliver(), pause=self.closing.wait)
         except BaseException:
-            session.state.reports.leave_worker(is_forced=True)
+            self.session.state.reports.leave_worker(is_forced=True)
             log.exception("reports that were put off are not delivered")
 
 
@@ -105,14 +112,14 @@ class Client(Configured, Routes, Direct):
 
     def __init__(self, url: str, *, http_client: httpx2.Client | None = None, **setup: Unpack[Setup]) -> None:
         super().__init__(url, setup)
-        self._transport = _Transport(http_client or httpx2.Client())
+        self._transport = _Transport(http_client or httpx2.Client(), self._session)
 
     def _bind(self, build: Callable[P, Call[T]]) -> Callable[P, T]:
         session, transport = self._session, self._transport
 
         def method(*args: P.args, **kwargs: P.kwargs) -> T:
             answer = transport.run(session, session.answer(build(*args, **kwargs)))
-            transport.deliver(session)
+            transport.deliver()
             return answer
 
         return method
@@ -140,7 +147,7 @@ class Client(Configured, Routes, Direct):
 
     def flush(self, timeout_s: float = 10.0) -> int:
         """Wait until everything that was put off is delivered; the number of reports that still wait."""
-        self._transport.deliver(self._session)
+        self._transport.deliver()
         if (worker := self._transport.worker) is not None:
             worker.join(timeout_s)
         return self.stats.waiting
