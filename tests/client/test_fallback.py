@@ -350,8 +350,7 @@ async def test_one_slow_request_does_not_count_as_an_outage() -> None:
 async def test_what_a_decision_excluded_does_not_keep_its_outcome_from_being_reported() -> None:
     with scripted(problem(503, "overloaded")) as server:
         async with AsyncClient(server.url, fallback="small", max_retries=0) as client:
-            request: Any = {"exclude": ["small"], "max_price": 1.0}
-            await client.decide("b", id="d", **request)
+            await client.decide("b", id="d", exclude=["small"], max_price=1.0)
             server.answers += [Answer(200, {"decisions": [{"id": "d", "bandit": "b", "arm": "small"}]})]
             server.answers += [Answer(200, {"outcomes": [{"decision": "d", "offset": 3}]})]
             await client.observe("b", "d", reward=1.0)

@@ -240,6 +240,45 @@ class BanditHealth(Model):
     checks: list[Check]
 
 
+class Shadow(Model):
+    """A policy that learns beside the one that decides.
+
+    offset: of the event that made it what it is; a promotion names it.  state: `learning`, `behind` or `failed`.
+    agreement: mean mass that its weights share with those that were drawn from.  would_choose: its mean weight of each arm.
+    """
+
+    name: str
+    offset: int
+    policy: dict[str, Any]
+    learns_from: str = "now"
+    created_at: datetime
+    state: str
+    failure: str | None = None
+    learned_to: int
+    outcomes: int
+    outcomes_left_out: int = 0
+    decisions: int
+    left_out: int = 0
+    agreement: float | None = None
+    would_choose: dict[str, float] | None = None
+    report: dict[str, Any] | None = None
+
+
+class Shadows(Model):
+    """The shadows of a bandit, by name."""
+
+    shadows: list[Shadow]
+
+
+class Promotion(Model):
+    """The receipt of a promotion. duplicate: it was done before, and not again."""
+
+    id: str
+    shadow: str
+    offset: int
+    duplicate: bool
+
+
 class Digest(Model):
     """sha256 of the folded state at an offset."""
 

@@ -28,6 +28,7 @@ M = TypeVar("M", bound=Model)
 
 BANDIT = "/v1/bandits/{name}"
 DECISION = BANDIT + "/decisions/{decision}"
+SHADOW = BANDIT + "/shadows/{shadow}"
 
 
 def _nothing(_: bytes) -> None:
@@ -120,6 +121,51 @@ class Routes:
         """Retire an arm: it is no longer chosen, its history stays."""
         template, values = BANDIT + "/arms/{arm}", {"name": bandit, "arm": arm}
         return Call(method="DELETE", template=template, values=values, answer=_nothing)
+
+    # -- shadows ---------------------------------------------------------------------------------------------------------------
+
+    @Route
+    def list_shadows(self, bandit: str) -> Call[models.Shadows]:
+        """The policies that learn beside the one that decides."""
+        template, values = BANDIT + "/shadows", {"name": bandit}
+        return Call(method="GET", template=template, values=values, answer=models.Shadows.model_validate_json)
+
+    @Route
+    def show_shadow(self, bandit: str, shadow: str) -> Call[models.Shadow]:
+        """What a shadow has learned, and what it would choose."""
+        values = {"name": bandit, "shadow": shadow}
+        return Call(method="GET", template=SHADOW, values=values, answer=models.Shadow.model_validate_json)
+
+    @Route
+    def put_shadow(self, bandit: str, shadow: str, *, policy: Mapping[str, Any], from_start: bool = False) -> Call[models.Shadow]:
+        """Let a policy learn beside the one that decides. from_start: it learns the whole log first."""
+        return Call(
+            method="PUT",
+            template=SHADOW,
+            values={"name": bandit, "shadow": shadow},
+            body={"policy": policy, "from": "start" if from_start else None},
+            answer=models.Shadow.model_validate_json,
+        )
+
+    @Route
+    def delete_shadow(self, bandit: str, shadow: str) -> Call[None]:
+        """Delete a shadow."""
+        values = {"name": bandit, "shadow": shadow}
+        return Call(method="DELETE", template=SHADOW, values=values, answer=_nothing, is_gone_done=True)
+
+    @Route
+    def promote_shadow(self, bandit: str, shadow: str, *, shadow_offset: int, id: str | None = None) -> Call[models.Promotion]:
+        """From the next decision on the shadow decides, and what decided is the shadow.
+
+        shadow_offset: that of the shadow as you know it.  id: your own; else the client makes one: a retry changes nothing.
+        """
+        return Call(
+            method="POST",
+            template=SHADOW + "/promote",
+            values={"name": bandit, "shadow": shadow},
+            body={"id": id or new_id(), "shadow_offset": shadow_offset},
+            answer=models.Promotion.model_validate_json,
+        )
 
     # -- decisions and outcomes ------------------------------------------------------------------------------------------------
 
