@@ -22,8 +22,11 @@ from service.engine import events
 from service.engine.events import Imported, body_digest
 from service.engine.learner import Learner
 
-AT_ONCE = 64
+AT_ONCE = 32
 """Rows that are checked, or whose contents are embedded, before other requests get their turn."""
+
+POSTED = tuple(Outcome.model_fields)
+"""Fields of a row that an outcome has, too."""
 
 Wrong = list[tuple[str, str]]
 
@@ -132,7 +135,7 @@ async def _event(services: Services, learner: Learner, row: ImportRow, features:
         features = await prompt_vector(services, learner.created, row.prompt, required=required)
     if features:
         policy.check_context(Context(allowed=(True,), features=events.vector_tensor(features)))
-    posted = {name: getattr(row, name) for name in Outcome.model_fields}
+    posted = {name: getattr(row, name) for name in POSTED}
     outcome = await checked_outcome(services, learner, OutcomeBody.model_construct(**posted), features=features)
     index = ledger.index(row.arm)
     assert index is not None  # see `_check_ids`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,13 @@ from service.engine.events import (
 from service.engine.learner import Learner
 from service.storage.base import Durability, Log, Storage
 from service.storage.memory import MemoryStorage
+from service.storage.redis.address import parse
+from service.storage.redis.store import RedisStorage
+from tests.service import redis_server
 from tests.service.drivers import Clock, created
 from tests.service.recorded_logs import DATA, payloads_of
 from tests.service.storages import STORAGES, started
+from tools import processes
 
 CLOCK = Clock()
 
@@ -164,6 +169,20 @@ async def test_what_the_log_lacks_is_named(source: str, policy: dict[str, Any], 
     clone = clone_of(learner, **policy, fingerprint=built.fingerprint)
     with pytest.raises(NotCloneableError, match=what):
         await check_cloneable(storage, learner.log, clone)
+
+
+async def test_a_trimmed_log_is_not_cloned() -> None:
+    if processes.REDIS_BINARY is None:
+        pytest.skip("there is no redis-server on this machine (apt-get install redis-server)")
+    address = parse(redis_server.shared().url)
+    async with started(lambda: RedisStorage(address, prefix=f"t{uuid.uuid4().hex[:12]}", keep_events=1)) as storage:
+        source = await source_of(storage, "greedy")
+        clone = clone_of(source)
+        await check_cloneable(storage, source.log, clone)
+        for offset in (9, 12):
+            await storage.save_snapshot(source.log, offset, b"x")
+        with pytest.raises(NotCloneableError, match="events before offset 9 are kept in snapshots only"):
+            await check_cloneable(storage, source.log, clone)
 
 
 async def test_a_clone_whose_source_is_gone_says_so() -> None:
