@@ -160,6 +160,7 @@ def test_a_method_takes_what_the_route_takes(name: str, document: dict[str, Any]
         (bodies.ReferencePair, "Pair"),
         (bodies.Moments, "MomentsBody"),
         (bodies.ImportRow, "ImportRow"),
+        (bodies.EvaluationBody, "EvaluationBody"),
     ],
 )
 def test_a_part_of_a_body_has_the_fields_of_its_schema(shape: Any, schema: str, document: dict[str, Any]) -> None:
@@ -350,6 +351,13 @@ def called(client: Any) -> Generator[Any, Any, None]:
     assert (yield client.show_bandit("b")).policy["kind"] == "greedy"
     for name in ("candidate", "other"):
         yield client.delete_shadow("b", name)
+
+    asked = yield client.post_evaluation("b", id="e1", policies=[{"kind": "random"}], reward_range=(0.0, 1.0))
+    assert (asked.id, asked.until) == ("e1", (yield client.show_digest("b")).offset)
+    evaluation = yield client.show_evaluation("b", "e1")
+    assert evaluation.request["policies"] == [{"kind": "random"}]
+    assert [item.id for item in (yield client.list_evaluations("b")).evaluations] == ["e1"]
+    yield client.delete_evaluation("b", "e1")
 
     health = yield client.show_health("b")
     assert {check.name for check in health.checks} > {"arms", "entropy"}

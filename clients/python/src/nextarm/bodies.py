@@ -189,6 +189,17 @@ class ImportRow(TypedDict, total=False):
     at: str | datetime | None
 
 
+class EvaluationBody(TypedDict, total=False):
+    """What to evaluate on the log. policies: with `kind`, `frozen` or `shadow`.  since: an offset, or a time (RFC 3339)."""
+
+    id: str | None
+    policies: Sequence[Mapping[str, Any]]
+    since: int | str | datetime | None
+    estimators: Sequence[Literal["snips", "ips", "dr", "sndr", "dm"]]
+    confidence: float
+    reward_range: Sequence[float] | None
+
+
 class ReferencePair(TypedDict):
     """A prompt with its real output."""
 

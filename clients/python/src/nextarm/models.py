@@ -279,6 +279,56 @@ class Promotion(Model):
     duplicate: bool
 
 
+class Evaluated(Model):
+    """What the log says of one policy.
+
+    verdict: `answer`, `wide`, `bounded`, `cannot_answer`; reason: why.  anytime_interval: holds however many decisions there are.
+    """
+
+    policy: dict[str, Any]
+    label: str
+    value: float | None = None
+    interval: list[float | None] = []
+    anytime_interval: list[float | None] | None = None
+    support: float
+    effective_sample: float
+    mean_weight: float
+    max_weight: float
+    verdict: str
+    reason: str = ""
+    estimates: dict[str, dict[str, Any]] = {}
+
+
+class EvaluationSummary(Model):
+    """An evaluation without its results. state: `queued`, `running`, `done` or `failed`.  progress: from 0 to 1."""
+
+    id: str
+    state: str
+    progress: float
+    created_at: datetime
+    finished_at: datetime | None = None
+    until: int
+    failure: str | None = None
+
+
+class Evaluation(EvaluationSummary):
+    """An evaluation. behaviour: the policy that decided, on the same decisions; results are null until it is done."""
+
+    request: dict[str, Any]
+    decisions: int | None = None
+    left_out: dict[str, int] | None = None
+    behaviour: Evaluated | None = None
+    policies: list[Evaluated] | None = None
+    fixed_arms: list[Evaluated] | None = None
+    best_fixed_arm: Evaluated | None = None
+
+
+class Evaluations(Model):
+    """The evaluations of a bandit."""
+
+    evaluations: list[EvaluationSummary]
+
+
 class Digest(Model):
     """sha256 of the folded state at an offset."""
 

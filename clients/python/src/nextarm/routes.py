@@ -16,6 +16,7 @@ from nextarm.bodies import (
     BanditBody,
     BanditChanges,
     DecisionBody,
+    EvaluationBody,
     ImportRow,
     ModelChoice,
     OutcomeBody,
@@ -29,6 +30,7 @@ M = TypeVar("M", bound=Model)
 BANDIT = "/v1/bandits/{name}"
 DECISION = BANDIT + "/decisions/{decision}"
 SHADOW = BANDIT + "/shadows/{shadow}"
+EVALUATION = BANDIT + "/evaluations/{evaluation}"
 
 
 def _nothing(_: bytes) -> None:
@@ -166,6 +168,37 @@ class Routes:
             body={"id": id or new_id(), "shadow_offset": shadow_offset},
             answer=models.Promotion.model_validate_json,
         )
+
+    # -- evaluations -----------------------------------------------------------------------------------------------------------
+
+    @Route
+    def post_evaluation(self, bandit: str, **request: Unpack[EvaluationBody]) -> Call[models.EvaluationSummary]:
+        """Ask what other policies would have earned, by the log; `show_evaluation` answers when its `state` is `done`."""
+        return Call(
+            method="POST",
+            template=BANDIT + "/evaluations",
+            values={"name": bandit},
+            body={"id": new_id(), **request},
+            answer=models.EvaluationSummary.model_validate_json,
+        )
+
+    @Route
+    def list_evaluations(self, bandit: str) -> Call[models.Evaluations]:
+        """The evaluations of a bandit, without their results."""
+        template, values = BANDIT + "/evaluations", {"name": bandit}
+        return Call(method="GET", template=template, values=values, answer=models.Evaluations.model_validate_json)
+
+    @Route
+    def show_evaluation(self, bandit: str, evaluation: str) -> Call[models.Evaluation]:
+        """An evaluation with its progress, and its results when it is done."""
+        values = {"name": bandit, "evaluation": evaluation}
+        return Call(method="GET", template=EVALUATION, values=values, answer=models.Evaluation.model_validate_json)
+
+    @Route
+    def delete_evaluation(self, bandit: str, evaluation: str) -> Call[None]:
+        """Delete an evaluation; one that runs is given up."""
+        values = {"name": bandit, "evaluation": evaluation}
+        return Call(method="DELETE", template=EVALUATION, values=values, answer=_nothing, is_gone_done=True)
 
     # -- decisions and outcomes ------------------------------------------------------------------------------------------------
 
