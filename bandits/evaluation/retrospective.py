@@ -9,7 +9,7 @@ Letters: n decisions with a reward of the arm that was drawn, K arms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -109,11 +109,13 @@ class PromptValue:
 
     value: reward of playing in each group of prompts the arm that is best there, less that of the best fixed arm. Both are chosen
     on the other half of the decisions, so neither is judged by the outcomes that it was chosen by.
+    chosen: share of the decisions in whose group an arm was known well enough to be chosen; elsewhere it is the best fixed one.
     groups: simultaneous intervals: all of them hold with the confidence.
     """
 
     value: Known
     verdict: Verdict
+    chosen: float
     groups: tuple[GroupGain, ...]
 
 
@@ -235,38 +237,38 @@ class Retrospective:
         best, labels = self.best(among), np.unique(self.groups[self.groups >= 0])
         if best is None or len(labels) < 2:
             return None
-        table, fixed = self._chosen_on_the_other_half(among, labels)
+        table, fixed, chosen = self._chosen_on_the_other_half(among, labels)
         log = self.log_of(self.always(table))
         value = self.known(self_normalized(log) - self_normalized(self.log_of(self.always(fixed))))
         groups = tuple(self._group(int(label), best.arm, claims=len(labels)) for label in labels)
-        return PromptValue(value=value, verdict=self.judge(log)[1], groups=groups)
+        return PromptValue(value=value, verdict=self.judge(log)[1], chosen=chosen, groups=groups)
 
-    def _chosen_on_the_other_half(self, among: Sequence[int], labels: Integers) -> tuple[Integers, Integers]:
-        """(n,) arms: the best of the group, and the best of all."""
-        table, fixed = np.zeros(len(self.arms), dtype=np.int64), np.zeros(len(self.arms), dtype=np.int64)
-        half = self.episodes % 2
+    def _chosen_on_the_other_half(self, among: Sequence[int], labels: Integers) -> tuple[Integers, Integers, float]:
+        """(n,) arms, the best of the group and the best of all, and the share of decisions in whose group one was known."""
+        table, fixed = np.zeros((2, len(self.arms)), dtype=np.int64)
+        half, chosen = self.episodes % 2, 0
         choices = {arm: self.fixed(arm) for arm in among}
         for mine in (0, 1):
             others = half != mine
-            overall = self._best_where(others, choices, default=among[0])
+            overall = max(self._values_where(others, choices).items(), key=lambda item: item[1], default=(among[0], 0.0))[0]
             fixed[~others] = choices[overall][~others]
             table[~others] = fixed[~others]
             for label in labels:
-                chosen = self._best_where(others & (self.groups == label), choices, default=overall)
+                values = self._values_where(others & (self.groups == label), choices)
                 place = ~others & (self.groups == label)
-                table[place] = choices[chosen][place]
-        return table, fixed
+                if values:
+                    chosen += int(place.sum())
+                    table[place] = choices[max(values, key=lambda arm: values[arm])][place]
+        return table, fixed, chosen / len(self.arms)
 
-    def _best_where(self, where: NDArray[np.bool_], choices: dict[int, Integers], *, default: int) -> int:
-        """The arm that did best on these decisions; of those with too few of them nothing is said."""
-        found, highest = default, -np.inf
+    def _values_where(self, where: NDArray[np.bool_], choices: Mapping[int, Integers]) -> dict[int, float]:
+        """The mean reward of each arm on these decisions; of those with too few of them nothing is said."""
+        found = {}
         for arm, chosen in choices.items():
             hits = where & (self.arms == chosen)
             weights = 1.0 / self.logged[hits, self.arms[hits]]
             if len(weights) and weights.sum() ** 2 / (weights**2).sum() >= LEAST_EFFECTIVE_SAMPLE:
-                value = float((weights * self.rewards[hits]).sum() / weights.sum())
-                if value > highest:
-                    found, highest = arm, value
+                found[arm] = float((weights * self.rewards[hits]).sum() / weights.sum())
         return found
 
     def _group(self, label: int, best: int, *, claims: int) -> GroupGain:

@@ -265,17 +265,22 @@ def _prompt(report: Report) -> Answer:
         return Answer(title, "not known", f"It cannot be said: {reason}.", "unclear")
     paying = [group for group in found.groups if group.gain is not None and group.gain.interval.low > 0.0]
     losing = [group for group in found.groups if group.gain is not None and group.gain.interval.high < 0.0]
+    unknown = sum(group.gain is None for group in found.groups)
     text = (
         f"Prompts fall into {len(found.groups)} groups. What was played earned more than the best fixed arm in {len(paying)} of "
-        f"them, less in {len(losing)} (intervals that hold together)."
-    )
-    if found.verdict.kind == "cannot_answer":
-        return Answer(title, f"{len(paying)} of {len(found.groups)} groups", text, "unclear")
+        f"them, less in {len(losing)} (intervals that hold together)"
+    ) + (f"; of {unknown} the log cannot say it." if unknown else ".")
+    number = f"{len(paying)} of {len(found.groups)} groups"
+    if not found.chosen or found.verdict.kind == "cannot_answer":
+        few = "Too few decisions of each group drew one arm to say which is best there."
+        reason = f"Which arm is best in each is not known: {found.verdict.reason}" if found.chosen else few
+        return Answer(title, number, f"{text} {reason}", "unclear")
+    where = "" if found.chosen > 0.999 else f" (known for {found.chosen:.0%} of the prompts)"
     text += (
-        f" Playing in each group the arm that is best there would earn {signed(found.value.value)} per decision beyond the best "
-        f"fixed arm ({report.percent}: {span(found.value.interval)})."
+        f" Playing in each group the arm that is best there{where} would earn {signed(found.value.value)} per decision beyond "
+        f"the best fixed arm ({report.percent}: {span(found.value.interval)})."
     )
-    return Answer(title, f"{len(paying)} of {len(found.groups)} groups", text, _sign(found.value.interval))
+    return Answer(title, number, text, _sign(found.value.interval))
 
 
 def unit(report: Report) -> str:
@@ -302,16 +307,18 @@ def _missing(report: Report) -> Answer:
     made = counts["decisions"]
     parts = [
         (counts["expired"], "expired without an outcome"),
-        (counts["without_reward"], "came without a reward"),
-        (counts["overridden"], "were overridden by the client"),
-        (counts["cancelled"], "were cancelled"),
-        (counts["open"] + counts["partial"], "are open"),
-        (counts["stop"], "were stops"),
+        (counts["without_reward"], "without a reward"),
+        (counts["overridden"], "overridden by the client"),
+        (counts["cancelled"], "cancelled"),
+        (counts["open"] + counts["partial"], "still open"),
+        (counts["stop"], "stops"),
     ]
-    said = ", ".join(f"{count:,} {words}" for count, words in parts if count) or "none is missing"
+    said = ", ".join(f"{count:,} {words}" for count, words in parts if count)
     usable = 0 if report.retrospective is None else len(report.retrospective.arms)
     lost = counts["expired"] + counts["without_reward"]
-    text = f"Of {made:,} decisions {usable:,} have a reward of the arm that was drawn, and all estimates are of these; {said}."
+    text = f"Of {made:,} decisions {usable:,} have a reward of the arm that was drawn; all estimates are of these."
+    if said:
+        text += f" The others: {said}."
     if counts["imported"]:
         text += f" {counts['imported']:,} outcomes were imported, and are in no number here."
     return Answer("What is missing", f"{lost / made:.1%}" if made else "0", text, "bad" if lost > 0.1 * made else "unclear")
@@ -358,7 +365,8 @@ def as_json(report: Report) -> dict[str, Any]:
         },
         "prompt": prompt
         and {
-            **(_known(prompt.value) or {}),
+            **((_known(prompt.value) if prompt.chosen else None) or {"value": None, "interval": None}),
+            "chosen": prompt.chosen,
             "verdict": prompt.verdict.kind,
             "reason": prompt.verdict.reason,
             "groups": [
@@ -439,4 +447,4 @@ def as_text(report: Report) -> RenderableType:
 def subtitle(report: Report) -> str:
     """What was read."""
     days = f"{report.first[:10]} to {report.last[:10]}" if report.first else "no decision yet"
-    return f"{report.policy}, {report.counts['decisions']:,} decisions, {days}, up to offset {report.offset:,}"
+    return f"{report.policy}: {report.counts['decisions']:,} decisions, {days}, up to offset {report.offset:,}"

@@ -122,6 +122,10 @@ def test_the_prompt_pays_where_groups_differ_and_by_as_much() -> None:
     assert covered([one.interval.low <= truth <= one.interval.high for one in found])
     value = values[0]
     assert value is not None
+    assert value.chosen == 1.0
+    few = logged(0, n=300, groups=np.arange(300) % 4).prompt_value([0, 1, 2])
+    assert few is not None
+    assert (few.chosen, few.value.value) == (0.0, 0.0), "a quarter of half of them is too little to choose an arm by"
     assert [group.decisions for group in value.groups] == np.bincount(logged(0, n=1_000).groups).tolist()
 
 
