@@ -24,7 +24,7 @@ from bandits.registry import POLICIES, build
 from bandits.types import Context, Observation, Policy, empty
 from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
 from service.api.problems import invalid, invalid_fields
-from service.api.requests import MAX_SIGNALS, YOUNGER_PARTS, BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
+from service.api.requests import MAX_SIGNALS, WEIGHED_PARTS, BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
 from service.api.validation import wrong_fields
 from service.embedders import checkpoints
 from service.embedders.base import Kind, Sources
@@ -119,13 +119,14 @@ def created_event(
         objective=body.objective or UNSET,
         budget=BudgetSet(**body.budget.model_dump()) if body.budget else UNSET,
         prices_per=body.prices_per or UNSET,
+        amend_until_s=UNSET if body.amend_until_s is None else body.amend_until_s,
     )
 
 
 def _learned_signals(body: BanditBody) -> list[str]:
     """See `BanditBody.learned_signals`; 422 where the policy weighs none."""
     if not POLICIES[body.policy.kind].weighs_signals:
-        for name in YOUNGER_PARTS:
+        for name in WEIGHED_PARTS:
             if getattr(body, name) is not None:
                 weighing = ", ".join(kind for kind, policy in POLICIES.items() if policy.weighs_signals)
                 raise invalid(name, f"is for policies that weigh signals ({weighing}), not for {body.policy.kind}; leave it out")

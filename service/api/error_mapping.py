@@ -25,12 +25,14 @@ from service.engine.errors import (
     DecisionConflictError,
     DecisionExpiredError,
     DecisionNotFoundError,
+    DecisionOpenError,
     DecisionWasStopError,
     EpisodeFinishedError,
     EvaluationConflictError,
     EvaluationNotFoundError,
     ImportConflictError,
     LogNewerError,
+    NotAmendableError,
     NotCloneableError,
     NotReadyError,
     OffsetBeyondEndError,
@@ -39,6 +41,7 @@ from service.engine.errors import (
     ReferenceConflictError,
     ReplicaBehindError,
     ShadowBehindError,
+    TooLateToAmendError,
     TooManyEvaluationsError,
 )
 from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
@@ -112,6 +115,13 @@ ANSWERS: dict[type[Exception], _Answer] = {
         "decision_expired",
         "the decision expired before its outcome came; ask for a new decision, and where outcomes take longer create a "
         "bandit with a larger reward.timeout_s",
+    ),
+    DecisionOpenError: _Answer(
+        "decision_open", "the decision has no outcome yet, so there is nothing to amend; PUT its outcome, or a part of it"
+    ),
+    NotAmendableError: _Answer("not_amendable"),
+    TooLateToAmendError: _Answer(
+        "decision_expired", lambda error: f"{error}; a bandit that is created with a larger amend_until_s gives more time"
     ),
     DecisionCancelledError: _Answer(
         "decision_cancelled", "the decision was cancelled, so it takes no outcome; ask for a new decision"

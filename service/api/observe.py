@@ -14,26 +14,29 @@ import numpy as np
 from msgspec import UNSET
 
 from bandits.errors import FieldError
+from bandits.objective import REWARD
 from bandits.types import Observation
 from service.api.content import PostedContent, embed_outputs, output_matrix, read_outputs
 from service.api.decide import any_active, compares_prompts
 from service.api.dependencies import Services
 from service.api.problems import Problem, arm_not_found, invalid
-from service.api.requests import Content, OutcomeBody, RewardSpec
-from service.api.responses import decision_json, receipt_json
+from service.api.requests import AmendmentBody, Content, OutcomeBody, RewardSpec
+from service.api.responses import amendment_json, decision_json, receipt_json
 from service.engine import events
 from service.engine.commit import Recorded
 from service.engine.decisions import DecisionRequest
 from service.engine.errors import DecisionNotFoundError, OpenDecisionLimitError
 from service.engine.events import Created, Decided, Matrix, Observed, body_digest
 from service.engine.learner import Learner
-from service.engine.outcomes import OutcomeReport
+from service.engine.outcomes import AmendmentReport, OutcomeReport
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
 
 
 async def observe(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> dict[str, Any]:
     """The receipt; with `next`, the decision that follows."""
+    if body.next and _is_partial(learner, body):
+        raise invalid("next", "needs the whole outcome, and here is no reward; leave it out, and ask with the reward")
     if body.next and not learner.policy.episodic and (learner.policy.contextual or compares_prompts(learner)):
         raise invalid("next", f"{learner.policy.kind} decides by the prompt, and here is none; ask for a decision")
     recorded = await learner.outcomes.submit(decision_id, await parse_outcome_report(services, learner, decision_id, body))
@@ -43,10 +46,39 @@ async def observe(services: Services, learner: Learner, decision_id: str, body: 
 
 async def parse_outcome_report(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> OutcomeReport:
     """The validated `OutcomeReport` of a body. With a posted reward alone it returns without waiting, as a rule."""
+    if _is_partial(learner, body):
+        if body.metadata is not None:
+            raise invalid("metadata", "is kept with the whole outcome, and here is no reward; send it with the reward")
+        return OutcomeReport(
+            reward=None,
+            cost=body.cost,
+            signals=body.signals or {},
+            arm=await _arm_index(learner, body.arm),
+            body=body_digest(*body.canonical()),
+            is_partial=True,
+        )
     features = await _features_of(learner, decision_id) if learner.created.reward_source != CLIENT else b""
     if features is None:  # nothing is embedded or scored twice
         return OutcomeReport(reward=body.reward, body=body_digest(*body.canonical()))
     return await checked_outcome(services, learner, body, features=features)
+
+
+def _is_partial(learner: Learner, body: OutcomeBody) -> bool:
+    """Whether it comes before the reward that the policy needs, or before the output that a scorer makes it of."""
+    is_given = body.reward is not None or body.output is not None or body.reference is not None
+    return not is_given and "reward" in learner.policy.needs and (body.cost is not None or bool(body.signals))
+
+
+async def amend(learner: Learner, decision_id: str, body: AmendmentBody) -> dict[str, Any]:
+    """The receipt of an amendment."""
+    policy, source = learner.policy, learner.created.reward_source
+    values = body.values()
+    if REWARD in values and source != CLIENT and not learner.created.request["reward"].get("override"):
+        raise invalid("reward", f"comes from {source!r} here; leave it out, or create the bandit with reward.override")
+    if REWARD in values and "reward" in policy.needs and "output" not in policy.needs:
+        policy.check_observation(Observation(arm=0, reward=values[REWARD]))
+    report = AmendmentReport(values=values, id=body.id or "", body=body_digest(*body.canonical()))
+    return amendment_json(await learner.outcomes.amend(decision_id, report))
 
 
 async def _features_of(learner: Learner, decision_id: str) -> bytes | None:
@@ -68,13 +100,7 @@ async def checked_outcome(services: Services, learner: Learner, body: OutcomeBod
         raise invalid("reward", f"is missing; send a number, which {policy.kind} learns from")
     if "output" in policy.needs and body.output is None:
         raise invalid("output", f"is missing; send what the model returned, which {policy.kind} learns from")
-    index = None
-    if body.arm is not None:
-        if (index := learner.ledger.index(body.arm)) is None:
-            await learner.projection.refresh()
-            index = learner.ledger.index(body.arm)
-        if index is None:
-            raise arm_not_found("arm")
+    index = await _arm_index(learner, body.arm)
     output = reference = events.EMPTY
     given: list[PostedContent] = []
     paths = _paths(body.output or [])
@@ -104,6 +130,19 @@ async def checked_outcome(services: Services, learner: Learner, body: OutcomeBod
         metadata=body.metadata,
         body=body_digest(*body.canonical()),
     )
+
+
+async def _arm_index(learner: Learner, name: str | None) -> int | None:
+    """Of the arm that was called, None where it is the suggested one."""
+    if name is None:
+        return None
+    index = learner.ledger.index(name)
+    if index is None:
+        await learner.projection.refresh()
+        index = learner.ledger.index(name)
+    if index is None:
+        raise arm_not_found("arm")
+    return index
 
 
 def _paths(outputs: Sequence[Content]) -> list[str]:

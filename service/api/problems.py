@@ -41,6 +41,8 @@ CODES: dict[str, int] = {
     "evaluation_conflict": 409,
     "outcome_conflict": 409,
     "decision_conflict": 409,
+    "decision_open": 409,
+    "not_amendable": 409,
     "reference_conflict": 409,
     "reference_missing": 409,
     "shadow_behind": 409,

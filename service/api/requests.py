@@ -41,6 +41,7 @@ from bandits.hyperparameters import Declared, declared
 from bandits.objective import COST, REWARD
 from bandits.registry import DEFAULT_POLICY, POLICIES
 from service.embedders.encoding import decode_base64
+from service.engine.events import outcome_values
 from service.scorers import registry as scorers
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -78,7 +79,9 @@ YOUNGER = {
     "output": ("takes",),
 }
 """Optional fields of parts of a bandit's body that came after the first release; null where they are not given."""
-YOUNGER_PARTS = ("objective", "budget", "prices_per", "signals")
+WEIGHED_PARTS = ("objective", "budget", "prices_per", "signals")
+"""Of a bandit's body: for policies that weigh signals."""
+YOUNGER_PARTS = (*WEIGHED_PARTS, "amend_until_s")
 """The same, of the body itself."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
@@ -585,6 +588,11 @@ class BanditBody(Body):
         description="Further signals to learn, so that an objective can weigh them later. Others are stored and not learned.",
         examples=[["latency_s"]],
     )
+    amend_until_s: Annotated[FiniteFloat, Field(ge=0, le=1e9)] | None = Field(
+        None,
+        description="Seconds after a decision in which its outcome can be amended; null = a week (604800).",
+        examples=[604_800.0],
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Of random frequencies and draws; omitted: the server picks one.")
 
     @field_validator("arms")
@@ -651,6 +659,7 @@ class BanditPatch(Body):
     output: dict[str, Any] | None = Field(None, description="Not live.")
     prices_per: str | None = Field(None, description="Not live.")
     signals: list[str] | None = Field(None, description="Not live.")
+    amend_until_s: float | None = Field(None, description="Not live.")
     seed: int | None = Field(None, description="Not live.")
 
     @field_validator("signals")
@@ -770,8 +779,8 @@ class DecisionBatch(Body):
     )
 
 
-class Outcome(Body):
-    """What came of a call."""
+class SignalsBody(Body):
+    """Numbers that came of a call."""
 
     reward: Reward | None = Field(
         None, description="How good the answer was; higher is better. Left out where the bandit has a scorer."
@@ -783,15 +792,6 @@ class Outcome(Body):
         "that the bandit names; others are stored.",
         examples=[{"latency_s": 1.7}],
     )
-    output: Outputs | None = Field(None, description="What the model returned: one output or up to 256 samples.")
-    reference: Content | None = Field(
-        None, description="The real output for this prompt, for objectives and scorers that compare with it."
-    )
-
-    def contents(self) -> list[Any]:
-        """What tells the contents of two outcomes apart."""
-        outputs = None if self.output is None else [output.canonical() for output in self.output]
-        return [outputs, None if self.reference is None else self.reference.canonical()]
 
     @field_validator("signals")
     @classmethod
@@ -812,6 +812,20 @@ class Outcome(Body):
         return self
 
 
+class Outcome(SignalsBody):
+    """What came of a call."""
+
+    output: Outputs | None = Field(None, description="What the model returned: one output or up to 256 samples.")
+    reference: Content | None = Field(
+        None, description="The real output for this prompt, for objectives and scorers that compare with it."
+    )
+
+    def contents(self) -> list[Any]:
+        """What tells the contents of two outcomes apart."""
+        outputs = None if self.output is None else [output.canonical() for output in self.output]
+        return [outputs, None if self.reference is None else self.reference.canonical()]
+
+
 class OutcomeBody(Outcome):
     """What came of a decision."""
 
@@ -829,6 +843,40 @@ class OutcomeBody(Outcome):
         signals = [sorted(self.signals.items())] if self.signals else []
         younger = {"metadata": _sorted_json(self.metadata)}
         return [self.reward, self.cost, *self.contents(), self.arm, *signals, *_given(younger)]
+
+
+class AmendmentBody(SignalsBody):
+    """Corrected or added signals of a decision that was closed. Values are absolute."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"signals": {"thumb": 1.0}, "reward": 0.2, "id": "amendment-1"}]})
+
+    reward: Reward | None = Field(None, description="What the reward should have been.")
+    cost: Cost | None = Field(None, description="What the call really cost.")
+    signals: Annotated[dict[SignalName, Reward], Field(max_length=MAX_POSTED_SIGNALS)] | None = Field(
+        None,
+        description="Further numbers by name, that are wrong so far or missing; `reward` and `cost` may stand here instead.",
+        examples=[{"thumb": 1.0}],
+    )
+    id: Id | None = Field(
+        None,
+        description="Makes the request repeatable: the same id is applied once. Without it, values that are known already change "
+        "nothing.",
+        examples=["amendment-1"],
+    )
+
+    @model_validator(mode="after")
+    def _check_changes(self) -> Self:
+        if self.reward is None and self.cost is None and not self.signals:
+            raise ValueError("changes nothing; give `signals`, `reward` or `cost`")
+        return self
+
+    def values(self) -> dict[str, float]:
+        """The new values, by the names of the signals."""
+        return outcome_values(self.reward, self.cost, self.signals or {})
+
+    def canonical(self) -> list[Any]:
+        """What tells two amendments apart."""
+        return sorted(self.values().items())
 
 
 class OutcomeItem(OutcomeBody):

@@ -15,14 +15,16 @@ import msgspec
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from bandits.objective import COST, REWARD
 from service.api.change import configuration
 from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
 from service.engine.commit import Recorded
 from service.engine.evaluations import Record
-from service.engine.events import Cancelled, Created, Decided, Expired, Observed
+from service.engine.events import Amended, Cancelled, Created, Decided, Expired, Observed, Partial
 from service.engine.health import worst
 from service.engine.learner import Learner
 from service.engine.ledger import Ledger
+from service.engine.outcomes import DecisionHistory
 
 
 class Answer(BaseModel):
@@ -90,14 +92,31 @@ class DecisionAnswer(Answer):
     offset: int = Field(description="The decision's place in the log.", examples=[2])
 
 
+class AmendmentShown(Answer):
+    """A correction of an outcome."""
+
+    id: str | None = Field(description="The client's; null where it gave none.", examples=["amendment-1"])
+    at: str = Field(description="RFC 3339, UTC.", examples=["2026-02-01T09:30:00.123456Z"])
+    offset: int = Field(description="Its place in the log.", examples=[17])
+    before: dict[str, float | None] = Field(
+        description="What it changed, as it was before; null = missing.", examples=[{"thumb": None}]
+    )
+    after: dict[str, float] = Field(description="The same, as it was after.", examples=[{"thumb": 1.0}])
+
+
 class DecisionState(DecisionAnswer):
     """A decision with what became of it."""
 
-    state: Literal["open", "observed", "expired", "cancelled"] = Field(description="A stop counts as observed.")
-    reward: float | None = Field(description="What was learned; null while open, and where nothing was learned.")
-    cost: float | None = Field(
-        description="What the call cost; the price where a default reward was learned, null where nothing was."
+    state: Literal["open", "partial", "observed", "expired", "cancelled"] = Field(
+        description="`partial`: open for its reward, with cost or signals. A stop counts as observed."
     )
+    reward: float | None = Field(description="As it is by now; null while open, and where nothing was learned.")
+    cost: float | None = Field(
+        description="What the call cost, as far as it is known by now; the price where a default reward was learned, null where "
+        "nothing was."
+    )
+    signals: dict[str, float] = Field(description="Further signals, as they are by now.", examples=[{"latency_s": 1.7}])
+    amendments: list[AmendmentShown] = Field(description="Corrections of the outcome, in their order.")
     decided_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
     closed_at: str | None = Field(description="RFC 3339, UTC; null while open.")
     outcome_metadata: dict[str, Any] = Field(
@@ -121,6 +140,17 @@ class OutcomeAnswer(Answer):
     next: DecisionAnswer | None = Field(
         description="With `next`: the following decision; null where the episode is over, or no arm is active."
     )
+
+
+class AmendmentAnswer(Answer):
+    """The receipt of an amendment, with the outcome after it."""
+
+    decision: str = Field(description="Id of the decision.", examples=["request-1"])
+    reward: float | None = Field(description="Null: none is known.", examples=[0.2])
+    cost: float | None = Field(description="Null: none is known.", examples=[0.0007])
+    signals: dict[str, float] = Field(description="Further signals.", examples=[{"thumb": 1.0}])
+    offset: int = Field(description="Its place in the log.", examples=[17])
+    duplicate: bool = Field(description="Nothing changed: it was applied before.")
 
 
 class OutcomesAnswer(Answer):
@@ -608,32 +638,66 @@ def _best_arms(decided: Decided) -> list[int]:
     return sorted({*best, decided.arm} - {-1})
 
 
-def closed_json(closing: Recorded | None, decided: Decided) -> dict[str, Any]:
+_STATES: dict[type, str] = {Observed: "observed", Expired: "expired", Cancelled: "cancelled"}
+
+
+def closed_json(learner: Learner, found: DecisionHistory) -> dict[str, Any]:
     """What became of a decision. A stop has no outcome to wait for: it counts as observed. A default reward comes with the price
     as its cost, as the arm's total has it.
     """
-    event = None if closing is None else closing.event
-    state = "observed" if decided.arm < 0 else "open"
-    reward = cost = None
-    posted: dict[str, Any] = {}
-    match event:
-        case Observed():
-            state, reward, cost = "observed", event.reward, event.cost
-            posted = {} if event.metadata is msgspec.UNSET else {"outcome_metadata": event.metadata}
-        case Expired():
-            state, reward = "expired", event.reward
-            cost = None if reward is None else decided.price
-        case Cancelled():
-            state = "cancelled"
-    return {"state": state, "reward": reward, "cost": cost, "closed_at": None if event is None else time_text(event.at), **posted}
+    values: dict[str, float] = {}
+    cost = None
+    event = None if found.closing is None else found.closing.event
+    if event is None:
+        state = "observed" if found.decided.event.arm < 0 else "partial" if found.partials else "open"
+        for partial in found.partials:
+            values = partial.event.values | values
+    else:
+        state = _STATES[type(event)]
+        known = learner.outcomes.known_outcome(found)
+        values, cost = known.values, known.cost
+    metadata = event.metadata if isinstance(event, Observed) else msgspec.UNSET
+    return {
+        "state": state,
+        "reward": values.get(REWARD),
+        "cost": values.get(COST, cost),
+        "signals": {name: value for name, value in values.items() if name not in (REWARD, COST)},
+        "amendments": [_amendment_json(one.event, one.offset) for one in found.amendments],
+        "closed_at": None if event is None else time_text(event.at),
+        **({} if metadata is msgspec.UNSET else {"outcome_metadata": metadata}),
+    }
+
+
+def _amendment_json(event: Amended, offset: int) -> dict[str, Any]:
+    return {
+        "id": None if event.amendment is msgspec.UNSET else event.amendment,
+        "at": time_text(event.at),
+        "offset": offset,
+        "before": event.before,
+        "after": {name: event.values[name] for name in event.before},
+    }
+
+
+def amendment_json(recorded: Recorded) -> dict[str, Any]:
+    """The receipt of an amendment. Where it changed nothing, the event may be the one that closed the decision."""
+    event: Amended | Observed | Expired = recorded.event
+    signals = msgspec.UNSET if isinstance(event, Expired) else event.signals
+    return {
+        "decision": event.id,
+        "reward": event.reward,
+        "cost": None if isinstance(event, Expired) else event.cost,
+        "signals": {} if signals is msgspec.UNSET else signals,
+        "offset": recorded.offset,
+        "duplicate": recorded.is_duplicate,
+    }
 
 
 def receipt_json(recorded: Recorded, *, following: dict[str, Any] | None) -> dict[str, Any]:
     """The receipt of an outcome."""
-    event: Observed = recorded.event
+    event: Observed | Partial = recorded.event
     return {
         "decision": event.id,
-        "reward": event.reward,
+        "reward": None if isinstance(event, Partial) else event.reward,
         "offset": recorded.offset,
         "duplicate": recorded.is_duplicate,
         "next": following,

@@ -77,6 +77,24 @@ class DecisionCancelledError(EngineError):
     """The decision was cancelled before its outcome came."""
 
 
+class DecisionOpenError(EngineError):
+    """The decision has no outcome yet that could be amended."""
+
+
+class NotAmendableError(EngineError):
+    """A policy cannot take an old value out of what it learned."""
+
+    def __init__(self, signal: str, kind: str) -> None:
+        super().__init__(f"{signal}: what {kind} learned of it cannot be taken back; amend other signals, or post it right")
+
+
+class TooLateToAmendError(EngineError):
+    """The time is over in which an outcome of this bandit can be amended."""
+
+    def __init__(self, until_s: float) -> None:
+        super().__init__(f"the outcome can be amended for {until_s:g} s after its decision, which are over")
+
+
 class DecisionWasStopError(EngineError):
     """The decision was a stop; no arm was played."""
 

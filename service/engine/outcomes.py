@@ -1,6 +1,7 @@
 """Outcomes of one bandit: what closes a decision. The first event that does is in the log, any later one is refused.
 
-submit ──> micro-batch ──> LogCommitter.commit(Observed) ──> Recorded
+submit ──> micro-batch ──> LogCommitter.commit(Observed, or Partial before its reward) ──> Recorded
+amend ──> look_up_all ──> LogCommitter.commit(Amended, the n-th) ──> Recorded
 cancel, expire ──> LogCommitter.commit(Cancelled, Expired)
 """
 
@@ -11,11 +12,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from bandits.objective import COST
+from bandits.objective import COST, REWARD
 from bandits.types import Observation
 from service.engine import events
 from service.engine.batcher import MicroBatcher
@@ -24,21 +25,30 @@ from service.engine.errors import (
     DecisionCancelledError,
     DecisionExpiredError,
     DecisionNotFoundError,
+    DecisionOpenError,
     DecisionWasStopError,
+    NotAmendableError,
     OutcomeConflictError,
+    TooLateToAmendError,
 )
-from service.engine.events import AnyEvent, Cancelled, Expired, Matrix, Observed
-from service.engine.ledger import InconsistentEventError, OpenDecision
+from service.engine.events import Amended, AnyEvent, Cancelled, Decided, Expired, Matrix, Observed, Partial
+from service.engine.ledger import InconsistentEventError, OpenDecision, PartialOutcome, completed
 from service.engine.policies import takes_features
 from service.engine.projection import READ_BATCH, Projection
 from service.engine.readiness import Versions
-from service.storage.base import Durability, Receipt, StorageError
+from service.storage.base import Durability, Receipt, StorageError, StorageUnavailableError
+
+AMEND_UNTIL_S = 604_800.0
+"""After a decision, where the bandit does not say: a week."""
+AMEND_TRIES = 100
+"""Attempts to append an amendment: another one of the same decision may come first each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeReport:
     """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted.
-    signals: others than reward and cost.  metadata: stored, and never learned from.
+    signals: others than reward and cost.  metadata: stored, and never learned from.  is_partial: the reward that the policy needs
+    comes later.
     """
 
     reward: float | None
@@ -50,6 +60,50 @@ class OutcomeReport:
     reference: Matrix = events.EMPTY
     metadata: Mapping[str, Any] | None = None
     body: str = ""
+    is_partial: bool = False
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Signals by name, as far as they were given."""
+        return events.outcome_values(self.reward, self.cost, dict(self.signals))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmendmentReport:
+    """Validated corrections. values: new ones, by the names of the signals.  id: the client's; "" = it gave none."""
+
+    values: Mapping[str, float]
+    id: str = ""
+    body: str = ""
+
+
+class DecisionHistory(NamedTuple):
+    """All that the log says of one decision. partials: those that came before it was closed."""
+
+    decided: Recorded
+    partials: list[Recorded]
+    closing: Recorded | None
+    amendments: list[Recorded]
+
+
+@dataclass
+class KnownOutcome:
+    """A closed decision as it is known by now. values, learned: by the names of the signals, what is known of them and the offset
+    of the event that brought it.  counts: whether it is an outcome of its arm.  held: as of `Amended`.
+    cost: the cost that was assumed, where none is known.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    learned: dict[str, int] = field(default_factory=dict)
+    counts: bool = False
+    held: int = 0
+    cost: float | None = None
+
+    def add(self, values: Mapping[str, float], offset: int) -> None:
+        """Values that came with the event at this offset; what was known before stays."""
+        for name, value in values.items():
+            if name not in self.values:
+                self.values[name], self.learned[name] = value, offset
 
 
 class OutcomeRecorder:
@@ -71,7 +125,9 @@ class OutcomeRecorder:
     async def cancel(self, decision_id: str) -> None:
         """Withdraw an open decision. Cancelling twice is cancelling once."""
         first: AnyEvent | None = None
-        if (await self._still_open([decision_id]))[0] is not None:
+        if (opened := (await self._still_open([decision_id]))[0]) is not None:
+            if opened.partial is not None:
+                raise OutcomeConflictError(decision_id)
             (receipt,) = await self._close([Cancelled(at=self._clock(), id=decision_id)])
             if isinstance(receipt, StorageError):
                 raise receipt
@@ -99,25 +155,234 @@ class OutcomeRecorder:
             return decided, None
         return decided, await self._closing_event(decision_id)
 
+    async def look_up_all(self, decision_id: str) -> DecisionHistory:
+        """The decision with everything that came of it, in log order."""
+        decided, closing = await self.look_up(decision_id)
+        if decided.event.arm < 0:
+            return DecisionHistory(decided, [], None, [])
+        partials = await self._numbered(decision_id, events.partial_key)
+        if closing is None:
+            return DecisionHistory(decided, partials, None, [])
+        before = [one for one in partials if one.offset < closing.offset]
+        return DecisionHistory(decided, before, closing, await self._numbered(decision_id, events.amended_key))
+
+    async def _numbered(self, decision_id: str, key: Callable[[str, int], str]) -> list[Recorded]:
+        """The events under the keys 1, 2, ... of a decision."""
+        found: list[Recorded] = []
+        while (entry := await self._storage.find(self._log, key(decision_id, len(found) + 1))) is not None:
+            found.append(Recorded(events.decode(entry.payload), entry.offset, True))
+        return found
+
+    # -- amendments ----------------------------------------------------------------------------------------------------------
+
+    async def amend(self, decision_id: str, amendment: AmendmentReport) -> Recorded:
+        """Correct or add signals of a closed decision, once per id. Values are absolute: those that are known already change
+        nothing.
+        """
+        for _ in range(AMEND_TRIES):
+            found = await self.look_up_all(decision_id)
+            known = self._amendable(found, amendment)
+            if isinstance(known, Recorded):
+                self._committer.duplicates += 1
+                return known
+            event = self._to_amended(found, known, amendment)
+            commit = self._committer.commit([event], Durability.POWER)
+            (receipt,) = await self._projection.background.run_shielded(commit)
+            if isinstance(receipt, StorageError):
+                raise receipt
+            if receipt.first is None:
+                return Recorded(event, receipt.offset, False)
+        raise StorageUnavailableError("this decision is amended faster than an amendment can be appended; try again")
+
+    def _amendable(self, found: DecisionHistory, amendment: AmendmentReport) -> KnownOutcome | Recorded:
+        """What is known so far; or the event that answers a request which changes nothing. Raises where it is refused."""
+        decided, closing = found.decided.event, found.closing
+        if decided.arm < 0:
+            raise DecisionWasStopError(decided.id)
+        if closing is None:
+            raise DecisionOpenError(decided.id)
+        if isinstance(closing.event, Cancelled):
+            raise DecisionCancelledError(decided.id)
+        for earlier in found.amendments:
+            if amendment.id and earlier.event.amendment == amendment.id:
+                if earlier.event.body != amendment.body:
+                    raise OutcomeConflictError(decided.id)
+                return earlier
+        known = self.known_outcome(found)
+        if not amendment.id and all(known.values.get(name) == value for name, value in amendment.values.items()):
+            return found.amendments[-1] if found.amendments else closing
+        if refused := sorted(self._projection.policy.not_amendable & set(amendment.values)):
+            raise NotAmendableError(refused[0], self._projection.policy.kind)
+        created = self._projection.created
+        until_s = AMEND_UNTIL_S if created.amend_until_s is msgspec.UNSET else created.amend_until_s
+        if (self._clock() - decided.at).total_seconds() > until_s:
+            raise TooLateToAmendError(until_s)
+        return known
+
+    def known_outcome(self, found: DecisionHistory) -> KnownOutcome:
+        """What is known of a closed decision, by its events in their order."""
+        known, learned = KnownOutcome(), self._projection.created.learned
+        for partial in found.partials:
+            known.add(partial.event.values, partial.offset)
+            if not set(learned).isdisjoint(partial.event.values):
+                known.held = partial.offset
+        assert found.closing is not None
+        closing, offset = found.closing.event, found.closing.offset
+        price = self._price(found)
+        if isinstance(closing, Observed):
+            # a cost that was not posted is none, unless it was learned as the price
+            assumed = closing.cost_posted is False and (self._ledger.prices_per == "call" or price == 0.0)
+            known.cost = closing.cost
+            known.add(events.outcome_values(closing.reward, None if assumed else closing.cost, closing.signals), offset)
+        elif isinstance(closing, Expired) and closing.reward is not None:
+            known.cost = price
+            known.add({REWARD: closing.reward}, offset)
+        known.counts = isinstance(closing, Observed) or (isinstance(closing, Expired) and closing.reward is not None)
+        known.held = offset if known.counts else known.held
+        for amendment in found.amendments:
+            event = amendment.event
+            for name, before in event.before.items():
+                known.values[name] = event.values[name]
+                if before is None:
+                    known.learned[name] = amendment.offset
+                    known.held = amendment.offset if name in learned else known.held
+            known.counts = known.counts or event.counts == "now"
+            known.cost = event.cost
+        return known
+
+    def _played(self, found: DecisionHistory) -> int:
+        """The index of the arm that was played."""
+        assert found.closing is not None
+        for recorded in (*found.partials, found.closing):
+            if isinstance(recorded.event, Partial | Observed):
+                return recorded.event.arm
+        decided: Decided = found.decided.event
+        return decided.arm
+
+    def _price(self, found: DecisionHistory) -> float:
+        """Of the call; where another arm was played, as its outcome says."""
+        assert found.closing is not None
+        decided, closing, arm = found.decided.event, found.closing.event, self._played(found)
+        price: float = decided.price
+        if arm != decided.arm:
+            price = self._ledger.arms[arm].price
+            if isinstance(closing, Observed):
+                price = price if closing.price is msgspec.UNSET else closing.price
+        return price
+
+    def _to_amended(self, found: DecisionHistory, known: KnownOutcome, amendment: AmendmentReport) -> Amended:
+        decided, arm = found.decided.event, self._played(found)
+        assert found.closing is not None
+        closing = found.closing
+        values = known.values | dict(amendment.values)
+        counts = "before" if known.counts else "no"
+        if not known.counts and REWARD in values and "reward" in self._projection.policy.needs:
+            counts = "now"
+        before = {name: known.values.get(name) for name in amendment.values}
+        learned = {name: offset for name in before if (offset := known.learned.get(name, closing.offset)) != closing.offset}
+        return Amended(
+            at=self._clock(),
+            id=decided.id,
+            n=len(found.amendments) + 1,
+            outcome=closing.offset,
+            amendment=amendment.id or msgspec.UNSET,
+            body=amendment.body,
+            reward=values.get(REWARD),
+            cost=values.get(COST, known.cost),
+            signals={name: value for name, value in values.items() if name not in (REWARD, COST)} or msgspec.UNSET,
+            before=before,
+            learned=learned or msgspec.UNSET,
+            counts=counts,  # type: ignore[arg-type]
+            held=known.held,
+            has_output=True if isinstance(closing.event, Observed) and closing.event.output.rows else msgspec.UNSET,
+            arm=arm,
+            propensity=decided.propensity if arm == decided.arm else None,
+            price=self._price(found),
+            features=decided.features,
+        )
+
     # -- a micro-batch -------------------------------------------------------------------------------------------------------
 
     async def _observe_batch(self, outcomes: Sequence[tuple[str, OutcomeReport]]) -> list[Recorded | Exception]:
-        """Accept a micro-batch of outcomes with one flush."""
-        opened = await self._still_open([decision_id for decision_id, _ in outcomes])
-        made: dict[int, Observed] = {}  # by place in the batch, since an id can be there twice
+        """Accept a micro-batch of outcomes with one flush, and one more for every further part of the same outcome."""
+        results: dict[int, Recorded | Exception] = {}  # by place in the batch, since an id can be there twice
+        places = list(range(len(outcomes)))
+        while places:
+            now: dict[str, bool] = {}  # id -> whether a part of its outcome is in this round
+            later: list[int] = []
+            for place in places:
+                decision_id, outcome = outcomes[place]
+                if decision_id in now and (outcome.is_partial or now[decision_id]):
+                    later.append(place)
+                else:
+                    now[decision_id] = outcome.is_partial
+            taken = sorted(set(places) - set(later))
+            places = sorted(later + await self._observe_round(outcomes, taken, results))
+        return [results[place] for place in range(len(outcomes))]
+
+    async def _observe_round(
+        self, outcomes: Sequence[tuple[str, OutcomeReport]], places: Sequence[int], results: dict[int, Recorded | Exception]
+    ) -> list[int]:
+        """Accept these with one flush. Returns those that must look again: another part of the same outcome came first."""
+        opened = await self._still_open([outcomes[place][0] for place in places])
+        made: dict[int, Observed | Partial] = {}
         now = self._clock()
-        for place, (decision, (_, outcome)) in enumerate(zip(opened, outcomes, strict=True)):
-            if decision is not None:
+        for place, decision in zip(places, opened, strict=True):
+            if decision is None:
+                continue
+            outcome = outcomes[place][1]
+            try:
+                self._check_parts(decision, outcome)
+            except OutcomeConflictError as error:
+                results[place] = error
+                continue
+            if not outcome.is_partial:
                 made[place] = self._to_observed(decision, outcome, now)
+            elif decision.partial is not None and set(outcome.values) <= set(decision.partial.values):
+                self._committer.duplicates += 1
+                event = self._to_partial(decision, outcome, now)
+                results[place] = Recorded(event, decision.partial.offset, True)
+            else:
+                made[place] = self._to_partial(decision, outcome, now)
         committed = await self._committer.commit(list(made.values()), Durability.POWER) if made else []
         receipts = dict(zip(made, committed, strict=True))
-        return [
-            await self._to_result(made.get(place), receipts.get(place), decision_id, outcome)
-            for place, (decision_id, outcome) in enumerate(outcomes)
-        ]
+        again = []
+        for place in places:
+            if place in results:
+                continue
+            accepted, receipt = made.get(place), receipts.get(place)
+            if isinstance(accepted, Partial) and isinstance(receipt, Receipt) and receipt.first is not None:
+                again.append(place)
+                continue
+            results[place] = await self._to_result(accepted, receipt, *outcomes[place])
+        return again
+
+    def _check_parts(self, decision: OpenDecision, outcome: OutcomeReport) -> None:
+        """Raise `OutcomeConflictError` where it says something else than the parts that came before."""
+        given = decision.partial
+        if given is None:
+            return
+        differs = any(given.values.get(name, value) != value for name, value in outcome.values.items())
+        if differs or outcome.arm not in (None, given.arm):
+            raise OutcomeConflictError(decision.id)
+
+    def _to_partial(self, decision: OpenDecision, outcome: OutcomeReport, now: datetime) -> Partial:
+        given = decision.partial or PartialOutcome(0, 0, decision.arm if outcome.arm is None else outcome.arm, {})
+        added = {name: value for name, value in outcome.values.items() if name not in given.values}
+        cost = added.pop(COST, None)
+        return Partial(
+            at=now,
+            id=decision.id,
+            n=given.n + 1,
+            arm=given.arm,
+            cost=msgspec.UNSET if cost is None else cost,
+            signals=added or msgspec.UNSET,
+        )
 
     def _to_observed(self, decision: OpenDecision, outcome: OutcomeReport, now: datetime) -> Observed:
         arm = decision.arm if outcome.arm is None else outcome.arm
+        if decision.partial is not None:
+            arm = decision.partial.arm
         overridden = arm != decision.arm
         price = self._ledger.arms[arm].price if overridden else decision.price
         learns_cost = COST in self._projection.created.learned
@@ -132,7 +397,7 @@ class OutcomeRecorder:
                 surprise = found
             else:
                 surprises[str(track.number)] = found
-        return Observed(
+        observed = Observed(
             at=now,
             id=decision.id,
             arm=arm,
@@ -145,10 +410,12 @@ class OutcomeRecorder:
             surprise=surprise,
             surprises=surprises or msgspec.UNSET,
             metadata=msgspec.UNSET if outcome.metadata is None else dict(outcome.metadata),
+            price=price if overridden and learns_cost else msgspec.UNSET,
             output=outcome.output,
             reference=outcome.reference,
             body=outcome.body,
         )
+        return completed(observed, decision)
 
     def _surprise(self, track: Versions, seen: Observation) -> float | None:
         """What a policy says of a reward; None = nothing was expected."""
@@ -159,7 +426,11 @@ class OutcomeRecorder:
         return surprise if surprise is not None and math.isfinite(surprise) else None  # JSON has no other numbers
 
     async def _to_result(
-        self, event: Observed | None, receipt: Receipt | StorageError | None, decision_id: str, outcome: OutcomeReport
+        self,
+        event: Observed | Partial | None,
+        receipt: Receipt | StorageError | None,
+        decision_id: str,
+        outcome: OutcomeReport,
     ) -> Recorded | Exception:
         """receipt: None where nothing was open."""
         if isinstance(receipt, StorageError):
@@ -167,16 +438,20 @@ class OutcomeRecorder:
         try:
             if event is None or receipt is None:
                 closing = await self._closing_event(decision_id)
-                return self._duplicate(closing.event, closing.offset, outcome.body)
+                return self._duplicate(closing.event, closing.offset, outcome)
             if receipt.first is not None:
-                return self._duplicate(events.decode(receipt.first), receipt.offset, outcome.body)
+                return self._duplicate(events.decode(receipt.first), receipt.offset, outcome)
+            if isinstance(event, Partial) and decision_id not in self._ledger.open:
+                closing = await self._closing_event(decision_id)
+                if closing.offset < receipt.offset:  # another replica closed it meanwhile
+                    return self._duplicate(closing.event, closing.offset, outcome)
         except Exception as error:
             return error
         return Recorded(event, receipt.offset, False)
 
-    def _duplicate(self, first: AnyEvent, offset: int, body: str) -> Recorded:
+    def _duplicate(self, first: AnyEvent, offset: int, outcome: OutcomeReport) -> Recorded:
         match first:
-            case Observed() if first.body == body:
+            case Observed() if first.body == outcome.body or (outcome.is_partial and _contains(first, outcome)):
                 self._committer.duplicates += 1
                 return Recorded(first, offset, True)
             case Observed():
@@ -221,3 +496,9 @@ class OutcomeRecorder:
         if await self._storage.find(self._log, events.decided_key(decision_id)) is not None:
             raise DecisionWasStopError(decision_id)  # decided, never opened: it was a stop
         raise DecisionNotFoundError(decision_id)
+
+
+def _contains(first: Observed, outcome: OutcomeReport) -> bool:
+    """Whether an outcome says all that this part of it says."""
+    known = events.outcome_values(first.reward, first.cost, first.signals)
+    return outcome.arm in (None, first.arm) and all(known.get(name) == value for name, value in outcome.values.items())

@@ -59,12 +59,15 @@ async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: 
     responses=problems("bandit_not_found", "decision_not_found"),
 )
 async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
-    """`state` is open, observed, expired or cancelled. Every arm's weight and scores are shown, however many arms there are."""
-    decided, closing = await learner.outcomes.look_up(decision)
+    """`state` is open, partial, observed, expired or cancelled; the outcome is shown as it is by now, with its amendments. Every
+    arm's weight and scores are shown, however many arms there are.
+    """
+    found = await learner.outcomes.look_up_all(decision)
+    decided = found.decided
     return answer(
         {
             **decision_json(learner, decided.event, offset=decided.offset, full=True),
-            **closed_json(closing, decided.event),
+            **closed_json(learner, found),
             "decided_at": time_text(decided.event.at),
         }
     )

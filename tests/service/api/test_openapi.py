@@ -57,7 +57,7 @@ def validator(document: Json, schema: Json) -> jsonschema_rs.Validator:
 
 def test_every_operation_says_what_it_does_and_how_it_fails(document: Json) -> None:
     names = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(names)) == len(names) == 34
+    assert len(set(names)) == len(names) == 35
     for method, path, operation in operations(document):
         assert operation["summary"], (method, path)
         assert operation["description"], (method, path)
@@ -146,6 +146,8 @@ async def test_the_examples_work_as_they_stand(document: Json) -> None:
                 await service.put("/v1/bandits/demo/shadows/candidate", {"policy": {"kind": "random"}})
             if path.endswith("/outcomes/batch"):
                 await service.post("/v1/bandits/demo/decisions/batch", batch)
+            if (method, path) == ("PATCH", "/v1/bandits/demo/decisions/request-1/outcome"):
+                await service.observe("request-1", name="demo")
             response = await service.ask(method, path, json=body)
             assert response.status_code < 300, (method, path, response.text)
             if "/batch" in path:

@@ -131,7 +131,7 @@ async def test_an_outcome_must_carry_what_the_policy_learns_from(service: Servic
     await service.create()
     await service.create("outputs", CLASSES)
     rewarded, shown = await service.decide(), await service.decide("outputs")
-    without_reward = await service.put(f"/v1/bandits/b/decisions/{rewarded['id']}/outcome", {"cost": 0.5})
+    without_reward = await service.put(f"/v1/bandits/b/decisions/{rewarded['id']}/outcome", {})
     without_output = await service.put(f"/v1/bandits/outputs/decisions/{shown['id']}/outcome", {"reward": 0.5})
     assert (failed(without_reward), paths(without_reward)) == ((422, "invalid_request"), ["reward"])
     assert (failed(without_output), paths(without_output)) == ((422, "invalid_request"), ["output"])
