@@ -144,6 +144,7 @@ class OutcomeJoin:
             source=event.source,
             signals=event.signals,
             cost_posted=event.cost_posted,
+            metadata=event.metadata,
             happened_at=event.at,
             output=event.output,
             reference=event.reference,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from numpy.random import default_rng
 
 from tests.service.http_client import ARMS, GREEDY, VECTOR, Clock, Json, Service, answered, failed, opened, paths
+from tests.service.redis_server import needs_redis, shared
 
 IMPORT = "/v1/bandits/b/import"
 THREE_TO_ONE: Json = {"small": 0.25, "large": 0.75}
@@ -262,3 +265,25 @@ async def test_a_restart_folds_to_the_same_digest(tmp_path: Any) -> None:
         assert await digest(service) == before
         assert answered(await service.post(IMPORT, {"rows": ROWS})) == {"learned": 0, "duplicates": 3, "offset": 5}
         assert [arm["imported"] for arm in (await service.bandit())["arms"]] == [2, 1]
+
+
+@needs_redis
+async def test_replicas_learn_rows_once_and_a_clone_together() -> None:
+    settings: Json = {"store": shared().url, "redis_prefix": f"t{uuid4().hex[:12]}"}
+    async with opened(**settings) as one, opened(**settings) as other:
+        await one.create(body=VECTOR)
+        receipts = await asyncio.gather(*(service.post(IMPORT, {"rows": ROWS}) for service in (one, other, one, other)))
+        answers = [answered(receipt) for receipt in receipts]
+        assert sum(answer["learned"] for answer in answers) == 3
+        assert sum(answer["duplicates"] for answer in answers) == 9
+        assert failed(await other.post(IMPORT, {"rows": [ROWS[1] | {"reward": 0.5}]})) == (409, "import_conflict")
+        assert (await one.post("/v1/bandits/b/clone", {"name": "copy", "policy": VECTOR["policy"]})).status_code == 202
+        await one.settle("copy")
+        found = []
+        for service in (one, other):
+            for name in ("b", "copy"):
+                end = answers[0]["offset"] if name == "b" else (await one.bandit("copy"))["offset"]
+                response = await service.ask("GET", f"/v1/bandits/{name}/digest", headers={"X-Nextarm-Min-Offset": str(end)})
+                found.append(answered(response)["sha256"])
+        assert len(set(found)) == 1
+        assert (await other.bandit("copy"))["cloning"] is None
