@@ -190,6 +190,7 @@ class Scene:
             await promote(self.bandit, "forgetful", "p3")
 
 
+WATCHING = Example(kind="greedy", settings={"drift": "detect"})
 AUTO = Example(kind="auto", settings={"drift": "detect"})
 
 
@@ -269,6 +270,11 @@ async def test_from_the_start_is_as_from_the_first_offset(clock: Clock, opener: 
             event = (await bandit.decisions.submit(ask(PAK, g, f"e{t}"))).event
             assert np.allclose(event.shadows["early"].weights, event.shadows["late"].weights, atol=1e-9)
             await bandit.outcomes.submit(event.id, OutcomeReport(reward=0.2 * t, body="b"))
+        asked, tracks = Context(allowed=(True,) * 3, features=PAK.features(g)), bandit.projection.shadows()
+        await bandit.projection.background.finish()
+        scores = [tracks[name].policy.weights(tracks[name].scoring.state, [asked]).scores for name in ("early", "late")]
+        for name, table in scores[0].items():
+            assert np.allclose(table, scores[1][name], atol=1e-9), f"{name}: what is open narrows both alike"
         early, late = (bandit.projection.learned()[2][name] for name in ("early", "late"))
         assert states.digest(early.policy, early.state) == states.digest(late.policy, late.state)
         assert sum(arm.pulls for arm in late.state.arms) == bandit.ledger.outcomes == 10
@@ -328,11 +334,32 @@ async def test_agreement_is_the_mass_that_both_share(clock: Clock) -> None:
     """`one-arm` against `random`: a third of the mass; and what each shadow would have chosen."""
     bandit = await learner_of(MemoryStorage(), Example(kind="random"), options={"clock": clock, **PATIENT})
     await shadow(bandit, "always", "one-arm", {"arm": 2})
+    await shadow(bandit, "same", "random")
     for t in range(5):
         await bandit.decisions.submit(DecisionRequest(id=f"d{t}"))
     record = bandit.ledger.shadows["always"]
     assert [record.decisions, record.overlap] == pytest.approx([5, 5 / 3])
     assert record.weights == [0.0, 0.0, 5.0]
+    assert bandit.ledger.shadows["same"].overlap == pytest.approx(5.0)
+
+
+async def test_a_shadow_watches_drift_as_the_policy_that_decides_does(clock: Clock) -> None:
+    """The same policy raises its alarms at the same offsets, and takes the sums of its detector along when it is promoted."""
+    bandit, g = await learner_of(MemoryStorage(), WATCHING, options={"clock": clock, **PATIENT}), default_rng(7)
+    await shadow(bandit, "twin", "greedy", WATCHING.settings)
+    for t in range(160):
+        if t == 145:
+            await promote(bandit, "twin")
+        await bandit.decisions.submit(DecisionRequest(id=f"d{t}"))
+        reward = (0.9 if t < 60 else 0.1) + 0.05 * float(g.standard_normal())
+        await bandit.outcomes.submit(f"d{t}", OutcomeReport(reward=reward, arm=t % 3, body="b"))
+    record, arms = bandit.ledger.shadows["twin"], bandit.ledger.arms
+    assert record.surprise == [arm.surprise for arm in arms]
+    assert record.surprise[0].outcomes > 5, "since before the promotion"
+    assert sum(arm.alarms for arm in arms) == 3
+    _, own, others = bandit.projection.learned()
+    assert states.digest(own.policy, own.state) == states.digest(others["twin"].policy, others["twin"].state)
+    assert sum(arm.pulls for arm in own.state.arms) < 145, "each alarm dropped what was known of its arm"
 
 
 async def test_a_slow_shadow_is_left_out_and_no_decision_waits_for_it(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
