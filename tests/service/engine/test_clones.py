@@ -89,13 +89,13 @@ async def events_of(storage: Storage, log: Log) -> list[bytes]:
 
 async def test_a_copy_goes_on_wherever_it_was_cut_off() -> None:
     storage = MemoryStorage()
-    source = await source_of(storage, "auto")
+    source = await source_of(storage, "pak-ucb")
     whole = await copied(storage, await begun(storage, clone_of(source)))
     payloads = await events_of(storage, whole.log)
     assert isinstance(events.decode(payloads[-1]), Cloned)
     for length in range(1, len(payloads)):
         other = MemoryStorage()
-        source = await source_of(other, "auto")
+        source = await source_of(other, "pak-ucb")
         log, _ = await other.create(Log("of the copy", "copy"), payloads[0])
         for payload in payloads[1:length]:
             await other.append(log, events.key_of(events.decode(payload)), payload, Durability.POWER)
