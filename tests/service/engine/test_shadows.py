@@ -223,7 +223,7 @@ async def test_a_run_goes_through_what_this_module_compares(run: list[bytes]) ->
 async def test_a_restart_at_any_offset_changes_no_weight(run: list[bytes], use_snapshot: bool) -> None:
     """What is written after it is written to the bit: weights of the policy that decides, and of every shadow."""
     payloads, storage = await payloads_of(run), MemoryStorage()
-    for offset in range(2, len(payloads), 3):
+    for offset in range(2, len(payloads), 4):
         clock = Clock()
         log = await stored(storage, Log(f"at {offset}", "greeter"), payloads[:offset])
         if use_snapshot:
