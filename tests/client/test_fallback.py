@@ -190,15 +190,20 @@ async def test_an_outcome_that_was_put_off_keeps_the_rules_of_outcomes() -> None
         await client.decide("b", id="d", arms=["large", {"name": "small", "price": 9.0}])
         await client.observe("b", "d", reward=1.0)
         assert (await client.observe("b", "d", reward=1.0)).duplicate
-        with pytest.raises(nextarm.ConflictError) as conflict:
-            await client.observe("b", "d", reward=0.0)
-        assert (conflict.value.status, conflict.value.code) == (409, "outcome_conflict")
+        await client.observe("b", "d", reward=0.0)  # a conflict, which the service will refuse
+        await client.decide("b", id="parts")
+        await client.observe("b", "parts", cost=2.0)
+        await client.observe("b", "parts", reward=0.5)
         await client.decide("b", id="other")
         await client.observe("b", "other", reward=1.0, arm="large")
         wire.state = "up"
         await client.flush()
         decided = [(e["id"], e["arm"], e["price"]) for e in await log_of(client) if e["event"] == "decided"]
-        assert decided == [("d", 0, 9.0), ("other", 1, 4.0)], "the caller has called another arm, and says so"
+        assert decided == [("d", 0, 9.0), ("parts", 0, 0.25), ("other", 1, 4.0)], "the caller has called another arm"
+        assert (await client.show_decision("b", "d")).reward == 1.0
+        parts = await client.show_decision("b", "parts")
+        assert (parts.state, parts.reward, parts.cost) == ("observed", 0.5, 2.0)
+        assert client.stats == Stats(fallbacks=3, deferred=5, delivered=4, refused=1)
 
 
 async def test_a_decision_made_here_can_be_cancelled() -> None:

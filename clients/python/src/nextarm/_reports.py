@@ -50,7 +50,7 @@ class Report:
 
 @dataclass
 class FallbackDecision:
-    """A decision that the client made. outcome: once it was reported."""
+    """A decision that the client made. outcome: the last one, or the last part of it, that was reported."""
 
     arm: str
     content: bytes
@@ -141,12 +141,15 @@ class ReportBuffer:
         """The oldest reports of one bandit, by number; they stay until they are settled. without: bandits that have to wait."""
         with self._lock:
             chosen: dict[int, Report] = {}
+            keys: set[Key] = set()
             size = 0
             for number, report in self._oldest(without):
                 size += report.size
-                if chosen and size > LARGEST_BATCH_BYTES:
+                # Parts of one outcome go one after the other: items of a batch have no order among themselves.
+                if chosen and (size > LARGEST_BATCH_BYTES or report.key in keys):
                     break
                 chosen[number] = report
+                keys.add(report.key)
                 if len(chosen) == most:
                     break
             return chosen

@@ -216,10 +216,7 @@ class Session:
         assert call.body is not None
         outcome = {"arm": made_here.arm, **{name: value for name, value in call.body.items() if name != "next"}}
         content = encoded(outcome)
-        if made_here.outcome:
-            if made_here.outcome != content:
-                problem = Problem(status=409, code="outcome_conflict", detail="another outcome of this decision was posted")
-                raise errors.of_problem(problem)
+        if made_here.outcome == content:
             return _receipt(call, is_duplicate=True)
         asked = json.loads(made_here.content)
         # Only the arm that was called could be chosen, and the log says so: its propensity is 1, and no estimate from the log

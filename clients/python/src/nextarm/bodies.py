@@ -117,6 +117,7 @@ class BanditBody(TypedDict, total=False):
     budget: BudgetSpec | None
     prices_per: Literal["call", "outcome"] | None
     signals: Sequence[str] | None
+    amend_until_s: float | None
     seed: int | None
 
 
@@ -163,6 +164,15 @@ class OutcomeBody(TypedDict, total=False):
     arm: str | None
     next: bool
     metadata: Mapping[str, Any] | None
+
+
+class AmendmentBody(TypedDict, total=False):
+    """Corrected or added signals of a decision that was closed."""
+
+    reward: float | None
+    cost: float | None
+    signals: Mapping[str, float] | None
+    id: str | None
 
 
 class OutcomeItem(OutcomeBody, total=False):

@@ -63,6 +63,16 @@ class Decision(Model):
     is_fallback: bool = False
 
 
+class Amendment(Model):
+    """A correction of an outcome. before, after: what it changed; null = missing."""
+
+    id: str | None = None
+    at: datetime
+    offset: int
+    before: dict[str, float | None]
+    after: dict[str, float]
+
+
 class DecisionState(Decision):
     """A decision with what became of it. state: `open`, `observed`, `expired` or `cancelled`.
     metadata, outcome_metadata: as they were posted with the decision, and with its outcome.
@@ -71,6 +81,8 @@ class DecisionState(Decision):
     state: str
     reward: float | None = None
     cost: float | None = None
+    signals: dict[str, float] = {}
+    amendments: list[Amendment] = []
     decided_at: datetime
     closed_at: datetime | None = None
     outcome_metadata: dict[str, Any] = {}
@@ -95,6 +107,17 @@ class Receipt(Model):
     duplicate: bool = False
     next: Decision | None = None
     is_deferred: bool = False
+
+
+class AmendmentReceipt(Model):
+    """The receipt of an amendment, with the outcome after it."""
+
+    decision: str
+    reward: float | None = None
+    cost: float | None = None
+    signals: dict[str, float] = {}
+    offset: int
+    duplicate: bool
 
 
 class Receipts(Model):

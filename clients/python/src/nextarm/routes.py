@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Unpack
 from nextarm import models
 from nextarm._calls import Call, Route, content, new_id
 from nextarm.bodies import (
+    AmendmentBody,
     ArmChange,
     BanditBody,
     BanditChanges,
@@ -251,6 +252,17 @@ class Routes:
             body=_with_contents(outcome, "output", "reference"),
             answer=models.Receipt.model_validate_json,
             kind="outcome",
+        )
+
+    @Route
+    def amend(self, bandit: str, decision: str, **amendment: Unpack[AmendmentBody]) -> Call[models.AmendmentReceipt]:
+        """Correct or add signals of a decision that was closed; without an `id` the client makes one: a retry is applied once."""
+        return Call(
+            method="PATCH",
+            template=DECISION + "/outcome",
+            values={"name": bandit, "decision": decision},
+            body={"id": new_id(), **amendment},
+            answer=models.AmendmentReceipt.model_validate_json,
         )
 
     @Route
