@@ -31,14 +31,17 @@ class Draw(NamedTuple):
 def burn_in_arms(pulls: Sequence[int], contexts: Sequence[Context], initial_pulls: int) -> list[int]:
     """Per context the arm that still lacks its first pulls, or -1 when every allowed arm has them.
 
-    The least-pulled arm comes first, pending decisions counted, ties to the lowest index. The rows of one call are taken as
-    decided in order: each counts as pending for the rows after it.
+    The least-pulled arm comes first, pending decisions and failed calls counted, ties to the lowest index. The rows of one call
+    are taken as decided in order: each counts as pending for the rows after it.
     """
     chosen = []
     extra = [0] * len(pulls)
     for context in contexts:
+        failed = context.failed or (0,) * len(pulls)
         count, arm = min(
-            (pulls[k] + context.pending[k] + extra[k], k) for k, is_allowed in enumerate(context.allowed) if is_allowed
+            (pulls[k] + context.pending[k] + failed[k] + extra[k], k)
+            for k, is_allowed in enumerate(context.allowed)
+            if is_allowed
         )
         if count < initial_pulls:
             extra[arm] += 1

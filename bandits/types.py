@@ -55,6 +55,7 @@ class Context:
     prices:   (K,) price of one call per arm, >= 0.
     skipped:  prompts so far that got a stop before any call.
     decided:  (K,) decisions per arm so far, whatever became of them; empty = outcomes and pending ones.
+    failed:   (K,) calls per arm that failed, so that nothing was learned of them; empty = none. They count for burn-in.
     coefficients: (S, K) factor of each learned signal per arm in what is maximized; empty = 1 for the first signal, 0 for others.
     constants: (K,) what is added to it per arm without being learned, such as a known price; empty = 0.
     """
@@ -66,6 +67,7 @@ class Context:
     prices: tuple[float, ...] = ()
     skipped: int = 0
     decided: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
     coefficients: tuple[tuple[float, ...], ...] = ()
     constants: tuple[float, ...] = ()
 

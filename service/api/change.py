@@ -12,10 +12,10 @@ from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import check_sound, declared
 from service.api.problems import Problem, invalid
 from service.api.requests import BanditBody, BanditPatch, completed
-from service.engine.events import BudgetSet, Configured
+from service.engine.events import BudgetSet, Configured, CooldownSet
 from service.engine.learner import Learner
 
-LIVE = ("policy", "objective", "budget", "reward")
+LIVE = ("policy", "objective", "budget", "reward", "cooldown")
 
 
 def configuration(learner: Learner) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def configuration(learner: Learner) -> dict[str, Any]:
     given = {
         "objective": live.objective if live.objective != {"reward": 1.0} or "objective" in request else None,
         "budget": budget,
+        "cooldown": live.cooldown and msgspec.structs.asdict(live.cooldown),
     }
     timeout = request["reward"]["timeout_s"] if live.timeout_s == created.timeout_s else live.timeout_s
     return {
@@ -79,6 +80,9 @@ def configured_event(learner: Learner, body: BanditPatch, now: datetime) -> Conf
         if getattr(body, name) != kept.get(name)
     ]
     changes = _hyperparameters(learner, body.policy or {}, fixed) | _weighing(learner, body, fixed)
+    cooldown = None if body.cooldown is None else CooldownSet(**body.cooldown.model_dump())
+    if "cooldown" in body.model_fields_set and cooldown != learner.ledger.live.cooldown:
+        changes["cooldown"] = cooldown
     for name, value in (body.reward or {}).items():
         field = {"default": "default_reward", "timeout_s": "timeout_s"}.get(name)
         if field is not None and value != getattr(learner.ledger.live, field):

@@ -28,7 +28,7 @@ from service.api.requests import MAX_SIGNALS, WEIGHED_PARTS, BanditBody, Embedde
 from service.api.validation import wrong_fields
 from service.embedders import checkpoints
 from service.embedders.base import Kind, Sources
-from service.engine.events import BudgetSet, Created, NewArm
+from service.engine.events import BudgetSet, CooldownSet, Created, NewArm
 from service.scorers import registry as scorers
 from service.scorers import scoring
 from service.scorers.base import CLIENT, InvalidParameter, ScorerError, ScorerSpec, UnknownScorer
@@ -120,6 +120,7 @@ def created_event(
         budget=BudgetSet(**body.budget.model_dump()) if body.budget else UNSET,
         prices_per=body.prices_per or UNSET,
         amend_until_s=UNSET if body.amend_until_s is None else body.amend_until_s,
+        cooldown=CooldownSet(**body.cooldown.model_dump()) if body.cooldown else UNSET,
     )
 
 

@@ -110,18 +110,24 @@ def _per_arm(learners: Iterable[tuple[str, Learner]]) -> Iterator[Metric]:
     costs = CounterMetricFamily("nextarm_cost", "Sum of the costs, in the unit of the prices.", labels=labels)
     pending = GaugeMetricFamily("nextarm_pending", "Decisions whose outcome has not come.", labels=labels)
     alarms = CounterMetricFamily("nextarm_drift_alarms", "Times that rewards were found to have changed.", labels=labels)
+    errors = CounterMetricFamily("nextarm_errors", "Outcomes with an error.", labels=labels)
+    cooling = GaugeMetricFamily("nextarm_cooling", "1: left out of decisions after errors.", labels=labels)
     for bandit, learner in learners:
-        for arm in (arm for arm in learner.versions.committed.arms if not arm.is_gone):
+        for index, arm in enumerate(learner.versions.committed.arms):
+            if arm.is_gone:
+                continue
             for family, value in (
                 (decisions, arm.pulls),
                 (outcomes, arm.outcomes),
                 (costs, arm.cost_sum),
                 (pending, arm.pending),
                 (alarms, arm.alarms),
+                (errors, arm.errors),
+                (cooling, learner.cooling_until(index) is not None),
             ):
                 family.add_metric([bandit, arm.name], value)
             rewards.add_metric([bandit, arm.name], count_value=arm.rewards, sum_value=arm.reward_sum)
-    yield from (decisions, outcomes, rewards, costs, pending, alarms)
+    yield from (decisions, outcomes, rewards, costs, pending, alarms, errors, cooling)
 
 
 def _per_bandit(learners: Iterable[tuple[str, Learner]], repository: BanditRepository) -> Iterator[Metric]:

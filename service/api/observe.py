@@ -46,6 +46,8 @@ async def observe(services: Services, learner: Learner, decision_id: str, body: 
 
 async def parse_outcome_report(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> OutcomeReport:
     """The validated `OutcomeReport` of a body. With a posted reward alone it returns without waiting, as a rule."""
+    if body.error is not None and body.reward is None:
+        return await _failure(learner, body)
     if _is_partial(learner, body):
         if body.metadata is not None:
             raise invalid("metadata", "is kept with the whole outcome, and here is no reward; send it with the reward")
@@ -63,10 +65,28 @@ async def parse_outcome_report(services: Services, learner: Learner, decision_id
     return await checked_outcome(services, learner, body, features=features)
 
 
+async def _failure(learner: Learner, body: OutcomeBody) -> OutcomeReport:
+    """The outcome of a call that failed: there is nothing to embed, to score or to learn."""
+    for name in ("output", "reference"):
+        if getattr(body, name) is not None:
+            raise invalid(name, "is not learned from a call that failed; leave it out, or post a reward with it")
+    return OutcomeReport(
+        reward=None,
+        cost=body.cost,
+        signals=body.signals or {},
+        arm=await _arm_index(learner, body.arm),
+        error=body.error or "",
+        metadata=body.metadata,
+        body=body_digest(*body.canonical()),
+    )
+
+
 def _is_partial(learner: Learner, body: OutcomeBody) -> bool:
     """Whether it comes before the reward that the policy needs, or before the output that a scorer makes it of."""
     is_given = body.reward is not None or body.output is not None or body.reference is not None
-    return not is_given and "reward" in learner.policy.needs and (body.cost is not None or bool(body.signals))
+    return (
+        not is_given and body.error is None and "reward" in learner.policy.needs and (body.cost is not None or bool(body.signals))
+    )
 
 
 async def amend(learner: Learner, decision_id: str, body: AmendmentBody) -> dict[str, Any]:
@@ -127,6 +147,7 @@ async def checked_outcome(services: Services, learner: Learner, body: OutcomeBod
         arm=index,
         output=output,
         reference=reference,
+        error=body.error or "",
         metadata=body.metadata,
         body=body_digest(*body.canonical()),
     )

@@ -64,6 +64,9 @@ MAX_AMOUNT = 1e12
 """Of a reward, a cost or a price: one number beyond it would drown every other in the float64 sums, or overflow them."""
 MIN_BUDGET = 1e-12
 """Per decision: a multiplier is a share of its inverse, and a number of the log is finite."""
+MAX_COOLDOWN_S = 1e6
+MAX_ERROR = 1_000
+"""Characters of the error of an outcome."""
 MAX_MOMENTS_DIM = 8_192
 MAX_CLASSES = 1_000
 MAX_MESSAGES = 10_000
@@ -81,7 +84,7 @@ YOUNGER = {
 """Optional fields of parts of a bandit's body that came after the first release; null where they are not given."""
 WEIGHED_PARTS = ("objective", "budget", "prices_per", "signals")
 """Of a bandit's body: for policies that weigh signals."""
-YOUNGER_PARTS = (*WEIGHED_PARTS, "amend_until_s")
+YOUNGER_PARTS = (*WEIGHED_PARTS, "amend_until_s", "cooldown")
 """The same, of the body itself."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
@@ -533,6 +536,20 @@ class BudgetBody(Body):
         return signal
 
 
+class CooldownBody(Body):
+    """When an arm whose calls fail is left out of decisions for a while, unless all that are allowed are."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"errors": 3, "within_s": 60, "for_s": 30}]})
+
+    errors: int = Field(ge=1, le=1_000, description="Outcomes with `error`, one success ends the count.", examples=[3])
+    within_s: Annotated[FiniteFloat, Field(gt=0, le=MAX_COOLDOWN_S)] = Field(
+        description="Seconds within which they come.", examples=[60.0]
+    )
+    for_s: Annotated[FiniteFloat, Field(gt=0, le=MAX_COOLDOWN_S)] = Field(
+        description="Seconds for which the arm is left out, from the last of them on.", examples=[30.0]
+    )
+
+
 class BanditBody(Body):
     """The configuration of a bandit."""
 
@@ -593,6 +610,7 @@ class BanditBody(Body):
         description="Seconds after a decision in which its outcome can be amended; null = a week (604800).",
         examples=[604_800.0],
     )
+    cooldown: CooldownBody | None = Field(None, description="Of arms whose calls fail; null = they are chosen all the same.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Of random frequencies and draws; omitted: the server picks one.")
 
     @field_validator("arms")
@@ -654,6 +672,7 @@ class BanditPatch(Body):
     reward: dict[str, Any] | None = Field(
         None, description="`default` and `timeout_s`; a new time holds for later decisions.", examples=[{"default": 0.0}]
     )
+    cooldown: CooldownBody | None = Field(None, description="Of arms whose calls fail; null = none.")
     arms: list[Any] | None = Field(None, description="Not live: `PUT` and `DELETE .../arms/{arm}` change arms.")
     prompt: dict[str, Any] | None = Field(None, description="Not live.")
     output: dict[str, Any] | None = Field(None, description="Not live.")
@@ -833,6 +852,11 @@ class OutcomeBody(Outcome):
 
     arm: str | None = Field(None, description="The arm that was really called, where you overrode the suggestion.")
     next: bool = Field(False, description="Also answer the next decision: the next attempt of the episode, or the next arm.")
+    error: Annotated[str, StringConstraints(pattern=r"\S", max_length=MAX_ERROR)] | None = Field(
+        None,
+        description="Why the call failed. Without a reward nothing is learned of it; its cost is 0 unless it is posted.",
+        examples=["429 Too Many Requests"],
+    )
     metadata: Metadata | None = Field(
         None, description="JSON object of up to 4 KiB: stored, returned, and never learned from.", examples=[{"trace": "4711"}]
     )
@@ -841,7 +865,7 @@ class OutcomeBody(Outcome):
         """What tells two outcomes apart; `next` asks for more and is not part of it."""
         # younger than the others: it changes no digest where it is not given
         signals = [sorted(self.signals.items())] if self.signals else []
-        younger = {"metadata": _sorted_json(self.metadata)}
+        younger = {"error": self.error, "metadata": _sorted_json(self.metadata)}
         return [self.reward, self.cost, *self.contents(), self.arm, *signals, *_given(younger)]
 
 

@@ -86,6 +86,9 @@ class DecisionAnswer(Answer):
         description="Of the same signal, its mean per decision so far; left out without a budget.",
         examples=[{"cost": 0.0019}],
     )
+    cooldown_ignored: bool = Field(
+        False, description="Every arm that was allowed cools down after errors, so that was ignored; left out where it is not so."
+    )
     metadata: dict[str, Any] = Field(
         default_factory=dict, description="As it was posted; left out where it was not.", examples=[{"team": "search"}]
     )
@@ -119,6 +122,7 @@ class DecisionState(DecisionAnswer):
     amendments: list[AmendmentShown] = Field(description="Corrections of the outcome, in their order.")
     decided_at: str = Field(description="RFC 3339, UTC.", examples=["2026-01-31T12:00:00.123456Z"])
     closed_at: str | None = Field(description="RFC 3339, UTC; null while open.")
+    error: str = Field("", description="Why the call failed, as it was posted; left out where it did not.")
     outcome_metadata: dict[str, Any] = Field(
         default_factory=dict, description="That of the outcome, as it was posted; left out where it was not."
     )
@@ -295,6 +299,10 @@ class ArmAnswer(BaseModel):
     pending: int = Field(description="Decisions without an outcome yet.")
     mean_reward: float | None = Field(description="Of the outcomes that carried a reward; null before the first of them.")
     total_cost: float = Field(description="Of all outcomes.")
+    errors: int = Field(description="Outcomes with an error.")
+    cooling_until: str | None = Field(
+        description="RFC 3339, UTC: left out of decisions until then, after errors; null where it is not."
+    )
     share: float = Field(description="Of the last 1,000 decisions.", ge=0, le=1)
 
 
@@ -367,6 +375,14 @@ class BudgetAnswer(Answer):
     feasible: bool = Field(description="False: the multiplier is at its cap, and the mean is above the budget all the same.")
 
 
+class CooldownAnswer(Answer):
+    """When an arm whose calls fail is left out of decisions for a while."""
+
+    errors: int = Field(description="Outcomes with an error.", examples=[3])
+    within_s: float = Field(description="Seconds within which they come.", examples=[60.0])
+    for_s: float = Field(description="Seconds for which the arm is left out.", examples=[30.0])
+
+
 class CloningAnswer(Answer):
     """How far a clone is."""
 
@@ -391,6 +407,7 @@ class BanditAnswer(Answer):
     signals: list[str] = Field(description="What is learned of outcomes.", examples=[["reward", "cost"]])
     prices_per: Literal["call", "outcome"] = Field(description="What prices are for.")
     budget: BudgetAnswer | None = Field(description="Null: none is held.")
+    cooldown: CooldownAnswer | None = Field(description="Null: arms whose calls fail are chosen all the same.")
     seed: int = Field(description="Of random frequencies and draws.")
     cloning: CloningAnswer | None = Field(description="Of a clone that still learns and decides nothing; null otherwise.")
     configuration: dict[str, Any] = Field(description="A body that creates this bandit as it is now; PUT it back at any time.")
@@ -428,9 +445,9 @@ class BanditHealthAnswer(Answer):
 
     status: Literal["ok", "warn", "alarm"] = Field(description="The worst of the checks.", examples=["ok"])
     checks: list[CheckAnswer] = Field(
-        description="arms, estimates, entropy, starved_arms, missing_outcomes, last_outcome; where a reward is learned also "
-        "reward_scale, reward_range, drift, calibration, variance, prompt_pays, gain, budget, signals, objective, cost_ratio. "
-        "Those that do not apply to the bandit are left out."
+        description="arms, estimates, entropy, starved_arms, missing_outcomes, errors, last_outcome; where a reward is learned "
+        "also reward_scale, reward_range, drift, calibration, variance, prompt_pays, gain, budget, signals, objective, "
+        "cost_ratio. Those that do not apply to the bandit are left out."
     )
 
 
@@ -605,6 +622,7 @@ def decision_json(
         "scores": {names[i]: _scores_json(decided, i) for i in shown if i in allowed},
         **({} if decided.multipliers is msgspec.UNSET else {"multipliers": decided.multipliers}),
         **({} if decided.running is msgspec.UNSET else {"running": decided.running}),
+        **({"cooldown_ignored": True} if decided.cooldown_ignored else {}),
         **({} if decided.metadata is msgspec.UNSET else {"metadata": decided.metadata}),
         "offset": offset,
     }
@@ -656,7 +674,12 @@ def closed_json(learner: Learner, found: DecisionHistory) -> dict[str, Any]:
         state = _STATES[type(event)]
         known = learner.outcomes.known_outcome(found)
         values, cost = known.values, known.cost
-    metadata = event.metadata if isinstance(event, Observed) else msgspec.UNSET
+    posted: dict[str, Any] = {}
+    if isinstance(event, Observed):
+        posted |= {} if event.metadata is msgspec.UNSET else {"outcome_metadata": event.metadata}
+        posted |= {} if event.error is msgspec.UNSET else {"error": event.error}
+        if event.is_failure:  # nothing of it was learned, and amendments begin with nothing
+            values = ({} if event.signals is msgspec.UNSET else event.signals) | values
     return {
         "state": state,
         "reward": values.get(REWARD),
@@ -664,7 +687,7 @@ def closed_json(learner: Learner, found: DecisionHistory) -> dict[str, Any]:
         "signals": {name: value for name, value in values.items() if name not in (REWARD, COST)},
         "amendments": [_amendment_json(one.event, one.offset) for one in found.amendments],
         "closed_at": None if event is None else time_text(event.at),
-        **({} if metadata is msgspec.UNSET else {"outcome_metadata": metadata}),
+        **posted,
     }
 
 
@@ -719,6 +742,8 @@ def arm_json(learner: Learner, index: int, *, chosen: Counter[int] | None = None
         "pending": arm.pending,
         "mean_reward": arm.reward_sum / arm.rewards if arm.rewards else None,
         "total_cost": arm.cost_sum,
+        "errors": arm.errors,
+        "cooling_until": None if (until := learner.cooling_until(index)) is None else time_text(until),
         "share": chosen[index] / chosen.total() if chosen else 0.0,
     }
 
@@ -816,6 +841,7 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
         "signals": [*created.learned] if "reward" in learner.policy.needs else [],
         "prices_per": learner.ledger.prices_per,
         "budget": _budget_json(learner.ledger),
+        "cooldown": learner.ledger.live.cooldown,
         "seed": created.seed,
         "cloning": _cloning_json(learner.ledger),
         "configuration": configuration(learner),

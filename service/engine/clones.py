@@ -126,10 +126,17 @@ class OutcomeJoin:
     def _close(self, decision: str) -> tuple[OpenDecision, list[float]]:
         return self._open.pop(decision), self._weights.pop(decision)
 
-    def _observed(self, offset: int, event: Observed) -> Imported:
+    def _observed(self, offset: int, event: Observed) -> Imported | None:
         decision, weights = self._close(event.id)
+        if event.is_failure:
+            if offset in self._amendments:
+                self._weights[event.id] = weights
+            return None
         event = completed(event, decision)
         is_drawn = event.arm == decision.arm
+        price = decision.price if is_drawn else self._prices[event.arm] if event.price is UNSET else event.price
+        if event.error is not UNSET and event.cost_posted is not True:
+            price = 0.0  # with which a cost that was not posted is no signal
         found = Imported(
             at=self._clock(),
             cloned=offset,
@@ -137,7 +144,7 @@ class OutcomeJoin:
             arm=event.arm,
             reward=event.reward,
             cost=event.cost,
-            price=decision.price if is_drawn else self._prices[event.arm] if event.price is UNSET else event.price,
+            price=price,
             features=decision.features,
             propensity=UNSET if event.propensity is None else event.propensity,
             weights=weights if is_drawn else UNSET,

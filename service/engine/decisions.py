@@ -206,7 +206,8 @@ class DecisionMaker:
         view = View.of(arms, in_flight)
         present = view.present()
         found: dict[int, tuple[Decided, Tensor] | Exception] = {}
-        places, contexts = [], []
+        places, contexts, now = [], [], self._clock()
+        ignored: set[int] = set()  # places of requests for which only arms were left that cool down
         for place, request in enumerate(requests):
             try:
                 if self._ledger.promotions and not takes_features(deciding.policy, vectors[place]):
@@ -218,12 +219,15 @@ class DecisionMaker:
                     exclude=request.exclude,
                     max_price=request.max_price,
                     episode=request.episode,
+                    now=now,
                 )
             except InvalidContext as error:
                 found[place] = error
             else:
                 places.append(place)
                 contexts.append(context)
+                if self._ledger.live.cooldown is not None and self._ledger.is_cooling(context.allowed.index(True), now):
+                    ignored.add(place)
         if contexts:
             shadows = self.shadows.capture(deciding) if ask_shadows and self._ledger.shadows else []
             batch = _DecisionBatch([requests[place] for place in places], contexts, deciding, self._draw_prefix)
@@ -240,7 +244,8 @@ class DecisionMaker:
                 scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
                 if _COST in scores and prices_are_costs:
                     scores[_COST] = [price or learned for price, learned in zip(contexts[i].prices, scores[_COST], strict=True)]
-                found[place] = self._to_event(batch, i, rows[i], scores, present=shown, now=now), vectors[place]
+                event = self._to_event(batch, i, rows[i], scores, present=shown, now=now, is_cooldown_ignored=place in ignored)
+                found[place] = event, vectors[place]
         return [found[place] for place in range(len(requests))]
 
     async def _score(self, state: State, batch: _DecisionBatch) -> Weights:
@@ -264,6 +269,7 @@ class DecisionMaker:
         *,
         present: list[int] | msgspec.UnsetType,
         now: datetime,
+        is_cooldown_ignored: bool,
     ) -> Decided:
         """row: (K,) the weights."""
         request, context, (arm, propensity) = batch.requests[place], batch.contexts[place], batch.draws[place]
@@ -290,6 +296,7 @@ class DecisionMaker:
             shadows=batch.shadows[place] or msgspec.UNSET,
             exclude=list(request.exclude) or msgspec.UNSET,
             max_price=msgspec.UNSET if request.max_price is None else request.max_price,
+            cooldown_ignored=is_cooldown_ignored or msgspec.UNSET,
             metadata=msgspec.UNSET if request.metadata is None else dict(request.metadata),
         )
 

@@ -223,6 +223,7 @@ class Frozen:
     policy: Policy | None = None
     state: State | None = None
     decided: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
     skipped: int = 0
 
     def fold(self, offset: int, effects: Iterable[Effect]) -> None:
@@ -230,6 +231,7 @@ class Frozen:
             self.policy, ledger = self.own.policy, self.own.ledger
             self.state = self.policy.prepare(self.own.state)
             self.decided, self.skipped = tuple(arm.pulls for arm in ledger.arms), ledger.skipped
+            self.failed = tuple(arm.failed for arm in ledger.arms)
 
     def weights(self, ledger: Ledger, event: events.Decided) -> Floats:
         assert self.policy is not None
@@ -248,6 +250,7 @@ class Frozen:
             prices=context.prices[:known],
             skipped=self.skipped,
             decided=self.decided,
+            failed=self.failed,
             coefficients=tuple(row[:known] for row in context.coefficients),
             constants=context.constants[:known],
         )

@@ -112,6 +112,17 @@ class BudgetSet(msgspec.Struct, frozen=True, kw_only=True):
         _check_finite(self.per_decision)
 
 
+class CooldownSet(msgspec.Struct, frozen=True, kw_only=True):
+    """When an arm is left out of decisions for a while: after so many outcomes with an error within a time."""
+
+    errors: int
+    within_s: float
+    for_s: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self.within_s, self.for_s)
+
+
 class CloneOf(msgspec.Struct, frozen=True, kw_only=True):
     """What a clone has learned from: a bandit, the id of its log, and the last offset that was copied."""
 
@@ -124,7 +135,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one).
 
     signals: names of those that are learned, in order; unset = the reward alone.
-    objective, budget, prices_per, amend_until_s: as in the request; unset where they were not given.
+    objective, budget, prices_per, amend_until_s, cooldown: as in the request; unset where they were not given.
     clone_of: unset where it was begun with nothing.
 
     prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
@@ -156,6 +167,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     prices_per: Literal["call", "outcome"] | msgspec.UnsetType = msgspec.UNSET
     clone_of: CloneOf | msgspec.UnsetType = msgspec.UNSET
     amend_until_s: float | msgspec.UnsetType = msgspec.UNSET
+    cooldown: CooldownSet | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -195,7 +207,7 @@ class MomentsGiven(msgspec.Struct, frozen=True, kw_only=True):
 
 class Configured(Event, frozen=True, kw_only=True, tag="configured"):
     """Values of the configuration that changed; unset = as before. hyperparameters: those that changed, by name.
-    objective, budget: null = the reward alone, none.  timeout_s: of later decisions.
+    objective, budget, cooldown: null = the reward alone, none, none.  timeout_s: of later decisions.
     """
 
     hyperparameters: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
@@ -203,6 +215,7 @@ class Configured(Event, frozen=True, kw_only=True, tag="configured"):
     budget: BudgetSet | msgspec.UnsetType | None = msgspec.UNSET
     default_reward: float | msgspec.UnsetType | None = msgspec.UNSET
     timeout_s: float | msgspec.UnsetType = msgspec.UNSET
+    cooldown: CooldownSet | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
@@ -259,6 +272,7 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     policy: number of the policy that decided; unset = the first one.
     shadows: by name, of those that were quick enough; unset = none.
     exclude, max_price: as they were asked for, which a decision that follows the outcome heeds, too; unset = not given.
+    cooldown_ignored: every arm that it might choose was cooling down; unset = not so.
     metadata: stored, and never learned from.
     """
 
@@ -282,6 +296,7 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     shadows: dict[str, ShadowWeights] | msgspec.UnsetType = msgspec.UNSET
     exclude: list[str] | msgspec.UnsetType = msgspec.UNSET
     max_price: float | msgspec.UnsetType = msgspec.UNSET
+    cooldown_ignored: bool | msgspec.UnsetType = msgspec.UNSET
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
@@ -332,6 +347,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     counts.  surprise: of the reward, in the unit of the policy, where drift is watched; null = nothing was expected.
     surprises: those of shadows, by the number of their policy; unset = no shadow watches drift.  metadata: as of `Decided`.
     price: of the arm that was played, where that is not the decision's and costs are learned.
+    error: why the call failed; unset = it did not. Its cost is 0 where none was posted.
     """
 
     id: str
@@ -345,6 +361,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     surprise: float | msgspec.UnsetType | None = msgspec.UNSET
     surprises: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
     price: float | msgspec.UnsetType = msgspec.UNSET
+    error: str | msgspec.UnsetType = msgspec.UNSET
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     output: Matrix = EMPTY
     reference: Matrix = EMPTY
@@ -353,6 +370,11 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
     def __post_init__(self) -> None:
         signals = () if self.signals is msgspec.UNSET else self.signals.values()
         _check_finite(self.cost, self.reward or 0.0, *signals)
+
+    @property
+    def is_failure(self) -> bool:
+        """The call failed and says nothing of the quality of its arm: nothing is learned."""
+        return self.error is not msgspec.UNSET and self.reward is None
 
 
 class Expired(Event, frozen=True, kw_only=True, tag="expired"):

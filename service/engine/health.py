@@ -36,6 +36,8 @@ STARVED_AFTER = 50
 """Decisions per active arm after which an arm without an outcome is starved."""
 MISSING_WARN, MISSING_ALARM = 0.1, 0.5
 """Share of decisions that expire."""
+FAILING = 0.1
+"""Share of the latest outcomes of an arm with an error."""
 RARE = 0.1
 """Share of outcomes below which a signal comes rarely."""
 OFF, RELATIVE = 0.5, (0.5, 2.0)
@@ -188,6 +190,28 @@ def _missing(subject: Subject) -> Check:
         status = "alarm" if missing.mean > MISSING_ALARM else "warn" if missing.mean > MISSING_WARN else "ok"
     detail = f"Of the decisions that closed of late, {missing.mean:.1%} expired without an outcome."
     return Check("missing_outcomes", status, missing.mean, detail, fix)
+
+
+def _errors(subject: Subject) -> Check | None:
+    ledger = subject.ledger
+    shares = {i: ledger.tallies.arms[i].failing for i in subject.active}
+    if not any(subject.arm(i).errors for i in subject.active):
+        return None
+    cooling = [i for i in subject.active if subject.now is not None and ledger.is_cooling(i, subject.now)]
+    failing = [i for i, share in shares.items() if share.count >= ENOUGH and share.mean > FAILING]
+    value = subject.by_arm({i: share.mean for i, share in shares.items() if share.count})
+    fix = "See why calls of these models fail; retire an arm that will not be back soon."
+    if ledger.live.cooldown is None:
+        fix += ' With "cooldown", an arm that fails is left out of decisions for a while.'
+    detail = "Of the latest outcomes of each arm, this share had an error."
+    if failing:
+        detail += f" More than {FAILING:.0%} did of {subject.names(failing)}."
+    if cooling:
+        detail += f" Left out of decisions after errors: {subject.names(cooling)}."
+    if cooling and len(cooling) == len(subject.active):
+        detail += " These are all arms, so they are chosen all the same."
+        return Check("errors", "alarm", value, detail, fix)
+    return Check("errors", "warn" if failing or cooling else "ok", value, detail, fix)
 
 
 def _last_outcome(subject: Subject) -> Check | None:
@@ -472,6 +496,7 @@ CHECKS: tuple[Callable[[Subject], Check | None], ...] = (
     _entropy,
     _starved,
     _missing,
+    _errors,
     _last_outcome,
     _reward_scale,
     _reward_range,
@@ -485,5 +510,5 @@ CHECKS: tuple[Callable[[Subject], Check | None], ...] = (
     _objective,
     _cost_ratio,
 )
-NOTICED = (_budget, _signals, _objective, _reward_range, _drift)
+NOTICED = (_budget, _signals, _objective, _reward_range, _drift, _errors)
 """What is also a notice of the bandit."""

@@ -55,6 +55,7 @@ class Learner:
     ) -> None:
         self.log = log
         self.created = created
+        self.clock = clock
         policy = policy_of(created)
         self.projection = Projection(
             storage,
@@ -137,7 +138,7 @@ class Learner:
         """Sentences for the owner of the bandit: what is wrong, and the fix. Empty where nothing is."""
         state, _, arms = self.versions.scoring
         lost = await self._executor.run(self.policy.arms_without_estimate, state)
-        seen = notices(Subject(policy=self.policy, ledger=self.ledger))
+        seen = notices(Subject(policy=self.policy, ledger=self.ledger, now=self.clock()))
         if self.clone_fault:
             seen.append(f"This clone cannot be completed ({self.clone_fault}): delete it.")
         shadows = {name: track.failure for name, track in self.projection.shadows().items()}
@@ -157,6 +158,11 @@ class Learner:
     async def find(self, key: str) -> Entry | None:
         """The entry under a key of the log, if there is one."""
         return await self._storage.find(self.log, key)
+
+    def cooling_until(self, index: int) -> datetime | None:
+        """Until when an arm is left out of decisions after errors; None where it is not."""
+        is_cooling = self.ledger.live.cooldown is not None and self.ledger.is_cooling(index, self.clock())
+        return self.ledger.arms[index].cooling_until if is_cooling else None
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state; with shadows, sha256 of theirs and of this, by name)."""

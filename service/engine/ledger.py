@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -79,6 +79,10 @@ class ArmRecord(msgspec.Struct, frozen=True):
     surprise: drift.Sums = drift.START  # sums of the drift detector
     alarms: int = 0  # of the drift detector, ever
     imported: int = 0
+    errors: int = 0  # outcomes with an error
+    failed: int = 0  # those of them of which nothing was learned
+    failures: list[datetime] = []  # since the last success, as far as the cooldown counts them
+    cooling_until: datetime | None = None
 
     @property
     def is_gone(self) -> bool:
@@ -210,12 +214,14 @@ class LiveSettings(msgspec.Struct, frozen=True):
     number: int = events.FIRST
     fingerprint: str = ""
     outcomes: int = 0
+    cooldown: events.CooldownSet | None = None
 
     @staticmethod
     def of(created: Created) -> LiveSettings:
         """As the bandit was created."""
         objective = {REWARD: 1.0} if created.objective is msgspec.UNSET else created.objective
-        return LiveSettings(created.hyperparameters, objective, created.default_reward, created.timeout_s)
+        cooldown = None if created.cooldown is msgspec.UNSET else created.cooldown
+        return LiveSettings(created.hyperparameters, objective, created.default_reward, created.timeout_s, cooldown=cooldown)
 
     def changed(self, event: Configured) -> LiveSettings:
         """After this event."""
@@ -228,6 +234,8 @@ class LiveSettings(msgspec.Struct, frozen=True):
             found = msgspec.structs.replace(found, default_reward=event.default_reward)
         if event.timeout_s is not msgspec.UNSET:
             found = msgspec.structs.replace(found, timeout_s=event.timeout_s)
+        if event.cooldown is not msgspec.UNSET:
+            found = msgspec.structs.replace(found, cooldown=event.cooldown)
         return found
 
     def promoted(self, shadow: ShadowRecord) -> LiveSettings:
@@ -315,19 +323,27 @@ class Snapshot(msgspec.Struct):
 
 
 class View(NamedTuple):
-    """Per-arm values that the contexts of one batch share. pending: with the decisions in flight."""
+    """Per-arm values that the contexts of one batch share. pending: with the decisions in flight.  failed: empty = none."""
 
     active: tuple[bool, ...]
     prices: tuple[float, ...]
     pending: tuple[int, ...]
     decided: tuple[int, ...]
+    failed: tuple[int, ...] = ()
 
     @staticmethod
     def of(arms: Sequence[ArmRecord], in_flight: Mapping[int, int]) -> View:
         """in_flight: arm index -> decisions that `arms` does not count yet."""
         pending = tuple(arm.pending + in_flight.get(i, 0) for i, arm in enumerate(arms))
         decided = tuple(arm.pulls + arm.imported + in_flight.get(i, 0) for i, arm in enumerate(arms))
-        return View(tuple(arm.active for arm in arms), tuple(arm.price for arm in arms), pending, decided)
+        failed = tuple(arm.failed for arm in arms)
+        return View(
+            tuple(arm.active for arm in arms),
+            tuple(arm.price for arm in arms),
+            pending,
+            decided,
+            failed if any(failed) else (),
+        )
 
     def present(self) -> list[int]:
         """The arms that are not gone."""
@@ -456,6 +472,11 @@ class Ledger:
         if self.cloning is not None:
             raise NotReadyError(f"{self.cloning.learned} outcomes of {self.cloning.source.bandit!r} are learned so far")
 
+    def is_cooling(self, index: int, now: datetime) -> bool:
+        """Whether an arm is left out of decisions after errors."""
+        until = self.arms[index].cooling_until
+        return until is not None and now < until
+
     def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
         timeout_s = self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
@@ -503,11 +524,13 @@ class Ledger:
         exclude: Sequence[str] = (),
         max_price: float | None = None,
         episode: str,
+        now: datetime | None = None,
     ) -> Context:
         """The policy's context of one decision.
 
         allowed: arm index -> price for this decision alone (None = the arm's own); empty = every active arm.
         exclude, max_price: narrow them. Names that no arm has are ignored.
+        now: arms that cool down then are left out, unless all do; None = whatever cools down.
         """
         usable, prices = view.active, view.prices
         if allowed:
@@ -517,6 +540,9 @@ class Ledger:
         if not any(usable):
             raise InvalidContext("arms", "none of them can be chosen now: an arm was retired meanwhile, or is only being added")
         usable = self._narrowed(usable, prices, exclude, max_price)
+        if now is not None and self.live.cooldown is not None:
+            awake = tuple(ok and not self.is_cooling(i, now) for i, ok in enumerate(usable))
+            usable = awake if any(awake) else usable
         known = self.episodes.get(episode)
         attempts: tuple[int, ...] = ()
         if known is not None:
@@ -530,6 +556,7 @@ class Ledger:
             prices=prices,
             skipped=self.skipped,
             decided=view.decided,
+            failed=view.failed,
             **self._terms(prices),
         )
 
@@ -617,6 +644,25 @@ class Ledger:
         self._timeouts_differ = self._timeouts_differ or event.timeout_s is not msgspec.UNSET
         if event.budget is not msgspec.UNSET:
             self.spending = None if event.budget is None else BudgetAccount(event.budget)
+        if event.cooldown is None:
+            for index in range(len(self.arms)):
+                self._update(index, failures=[], cooling_until=None)
+
+    def _count_error(self, event: Observed) -> None:
+        """Let an arm cool down after errors that come close together, by the times of the log. One success ends the count."""
+        arm, cooldown = self._arm(event.arm), self.live.cooldown
+        is_error = event.error is not msgspec.UNSET
+        self.tallies.arms[event.arm].failing.add(float(is_error))
+        if not is_error:
+            if arm.failures:
+                self._update(event.arm, failures=[])
+            return
+        failures, until = arm.failures, arm.cooling_until
+        if cooldown is not None:
+            recent = [at for at in failures if (event.at - at).total_seconds() <= cooldown.within_s]
+            failures = [*recent, event.at][-cooldown.errors :]
+            until = event.at + timedelta(seconds=cooldown.for_s) if len(failures) >= cooldown.errors else until
+        self._update(event.arm, errors=arm.errors + 1, failures=failures, cooling_until=until)
 
     def _change_shadows(self, offset: int, event: ShadowCreated | ShadowDeleted | ShadowPromoted) -> None:
         is_known = event.shadow in self.shadows
@@ -799,6 +845,9 @@ class Ledger:
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
         event = completed(event, decision)
+        self._count_error(event)
+        if event.is_failure:
+            return self._failed(event, decision)
         reward = 0.0 if event.reward is None else event.reward
         if event.reward is not None:
             self._update(event.arm, rewards=self._arm(event.arm).rewards + 1)
@@ -828,6 +877,23 @@ class Ledger:
         if self.spending is not None:
             self.spending.add(event.arm, outcome_values(event.reward, event.cost, event.signals))
         self._advance(decision.episode, event.arm, success=event.reward is not None and policy.succeeded(reward))
+        return effects
+
+    def _failed(self, event: Observed, decision: OpenDecision) -> list[Effect]:
+        """The call was made and paid, and counts as an attempt and for burn-in; of its arm it says nothing. What signals came
+        before it are learned already.
+        """
+        effects = self._move_pull(decision, event.arm) or self._remove_pending(decision)
+        arm = self._arm(event.arm)
+        self._update(event.arm, failed=arm.failed + 1, cost_sum=arm.cost_sum + event.cost)
+        self.tallies.last_outcome = event.at
+        self.tallies.missing.add(0.0)
+        if decision.partial is not None and decision.partial.held:
+            price = decision.price if event.arm == decision.arm else self._arm(event.arm).price
+            self.tallies.add_outcome(event.arm, self._learned(decision.partial.values, price))
+        if self.spending is not None:
+            self.spending.add(event.arm, outcome_values(None, event.cost, event.signals))
+        self._advance(decision.episode, event.arm, success=False)
         return effects
 
     def _move_pull(self, decision: OpenDecision, arm: int) -> list[Effect]:
@@ -946,7 +1012,8 @@ class Ledger:
         if self.created.learned == (REWARD,):
             return ()
         values = outcome_values(event.reward, event.cost, event.signals)
-        if event.cost_posted is not True and (self.prices_per == "call" or price == 0.0):
+        failed = isinstance(event, Observed) and event.error is not msgspec.UNSET
+        if event.cost_posted is not True and (self.prices_per == "call" or price == 0.0 or failed):
             del values[COST]
         return self._learned(values, price)
 

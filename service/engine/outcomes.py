@@ -48,7 +48,7 @@ AMEND_TRIES = 100
 class OutcomeReport:
     """A validated outcome. arm: index where the client overrode the suggestion. source: of the reward; "" = all are posted.
     signals: others than reward and cost.  metadata: stored, and never learned from.  is_partial: the reward that the policy needs
-    comes later.
+    comes later.  error: why the call failed; "" = it did not.
     """
 
     reward: float | None
@@ -58,6 +58,7 @@ class OutcomeReport:
     arm: int | None = None
     output: Matrix = events.EMPTY
     reference: Matrix = events.EMPTY
+    error: str = ""
     metadata: Mapping[str, Any] | None = None
     body: str = ""
     is_partial: bool = False
@@ -231,13 +232,17 @@ class OutcomeRecorder:
         price = self._price(found)
         if isinstance(closing, Observed):
             # a cost that was not posted is none, unless it was learned as the price
-            assumed = closing.cost_posted is False and (self._ledger.prices_per == "call" or price == 0.0)
+            failed = closing.error is not msgspec.UNSET
+            assumed = closing.cost_posted is False and (self._ledger.prices_per == "call" or price == 0.0 or failed)
             known.cost = closing.cost
-            known.add(events.outcome_values(closing.reward, None if assumed else closing.cost, closing.signals), offset)
+            if not closing.is_failure:  # of which nothing was learned
+                known.add(events.outcome_values(closing.reward, None if assumed else closing.cost, closing.signals), offset)
         elif isinstance(closing, Expired) and closing.reward is not None:
             known.cost = price
             known.add({REWARD: closing.reward}, offset)
-        known.counts = isinstance(closing, Observed) or (isinstance(closing, Expired) and closing.reward is not None)
+        known.counts = (isinstance(closing, Observed) and not closing.is_failure) or (
+            isinstance(closing, Expired) and closing.reward is not None
+        )
         known.held = offset if known.counts else known.held
         for amendment in found.amendments:
             event = amendment.event
@@ -403,12 +408,13 @@ class OutcomeRecorder:
             arm=arm,
             reward=outcome.reward,
             source=outcome.source or msgspec.UNSET,
-            cost=price if outcome.cost is None else outcome.cost,
+            cost=(0.0 if outcome.error else price) if outcome.cost is None else outcome.cost,
             propensity=None if overridden else decision.propensity,
             signals=dict(outcome.signals) or msgspec.UNSET,
             cost_posted=outcome.cost is not None if learns_cost else msgspec.UNSET,
             surprise=surprise,
             surprises=surprises or msgspec.UNSET,
+            error=outcome.error or msgspec.UNSET,
             metadata=msgspec.UNSET if outcome.metadata is None else dict(outcome.metadata),
             price=price if overridden and learns_cost else msgspec.UNSET,
             output=outcome.output,

@@ -103,6 +103,7 @@ class ArmTally(msgspec.Struct, array_like=True):
     since: outcomes with a propensity when it came.  w ... wwrr: sums, w = weight and r = reward, so `wwr` is the sum of w^2 r.
     capped: outcomes whose weight was capped.  outcomes: reported ones.
     carried, totals: per learned signal, the outcomes that carried it and the sum of what was learned.
+    failing: of its outcomes, 1 = with an error.
     """
 
     since: int = 0
@@ -116,6 +117,7 @@ class ArmTally(msgspec.Struct, array_like=True):
     outcomes: int = 0
     carried: list[int] = []
     totals: list[float] = []
+    failing: RecentMean = msgspec.field(default_factory=RecentMean)
 
     @property
     def effective(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from service.api.app import running
+from service.engine.learner import Learner
 from service.settings import Settings
 
 Json = dict[str, Any]
@@ -91,9 +92,21 @@ class Service:
 
     async def settle(self, name: str = "b") -> None:
         """Wait until all is prepared that is due."""
+        await (await self._learner(name)).projection.background.finish()
+
+    async def _learner(self, name: str) -> Learner:
         transport: Any = self.client._transport
-        learner = await transport.app.state.services.repository.get("", name)
-        await learner.projection.background.finish()
+        learner: Learner = await transport.app.state.services.repository.get("", name)
+        return learner
+
+    async def ledger(self, name: str = "b") -> bytes:
+        """What is folded of the log, as a snapshot has it."""
+        return (await self._learner(name)).ledger.pack()
+
+    async def replayed(self, name: str = "b") -> bytes:
+        """The same, folded from the first entry on."""
+        learner = await self._learner(name)
+        return (await Learner.load(learner.projection.storage, learner.log, use_snapshots=False)).ledger.pack()
 
     async def arm(self, arm: str, name: str = "b") -> Json:
         return next(item for item in (await self.bandit(name))["arms"] if item["name"] == arm)

@@ -105,6 +105,14 @@ class BudgetSpec(TypedDict):
     per_decision: float
 
 
+class CooldownSpec(TypedDict):
+    """After how many errors, within how many seconds, an arm is left out of decisions, and for how many."""
+
+    errors: int
+    within_s: float
+    for_s: float
+
+
 class BanditBody(TypedDict, total=False):
     """A new bandit. policy: `kind` and hyperparameters; left out, it is `auto`."""
 
@@ -118,6 +126,7 @@ class BanditBody(TypedDict, total=False):
     prices_per: Literal["call", "outcome"] | None
     signals: Sequence[str] | None
     amend_until_s: float | None
+    cooldown: CooldownSpec | None
     seed: int | None
 
 
@@ -128,6 +137,7 @@ class BanditChanges(TypedDict, total=False):
     objective: Mapping[str, float] | None
     budget: BudgetSpec | None
     reward: RewardSpec | None
+    cooldown: CooldownSpec | None
 
 
 class DecisionBody(TypedDict, total=False):
@@ -153,7 +163,7 @@ class DecisionRequest(DecisionBody, total=False):
 
 class OutcomeBody(TypedDict, total=False):
     """What came of a decision. arm: the one that was really called, where you overrode the suggestion.
-    metadata: stored, and never learned from.
+    error: why the call failed.  metadata: stored, and never learned from.
     """
 
     reward: float | None
@@ -163,6 +173,7 @@ class OutcomeBody(TypedDict, total=False):
     reference: Output | None
     arm: str | None
     next: bool
+    error: str | None
     metadata: Mapping[str, Any] | None
 
 

@@ -58,6 +58,7 @@ class Decision(Model):
     scores: dict[str, dict[str, float | dict[str, float | None] | None]] = {}
     multipliers: dict[str, float] = {}
     running: dict[str, float | None] = {}
+    cooldown_ignored: bool = False
     metadata: dict[str, Any] = {}
     offset: int = 0
     is_fallback: bool = False
@@ -85,6 +86,7 @@ class DecisionState(Decision):
     amendments: list[Amendment] = []
     decided_at: datetime
     closed_at: datetime | None = None
+    error: str = ""
     outcome_metadata: dict[str, Any] = {}
 
 
@@ -157,6 +159,8 @@ class Arm(Model):
     pending: int
     mean_reward: float | None = None
     total_cost: float
+    errors: int = 0
+    cooling_until: datetime | None = None
     share: float
 
 
@@ -201,6 +205,14 @@ class Budget(Model):
     feasible: bool
 
 
+class Cooldown(Model):
+    """When an arm whose calls fail is left out of decisions for a while."""
+
+    errors: int
+    within_s: float
+    for_s: float
+
+
 class CloneProgress(Model):
     """How far a clone is: offsets of the log that it learns."""
 
@@ -222,6 +234,7 @@ class Bandit(Model):
     signals: list[str] = []
     prices_per: str = "call"
     budget: Budget | None = None
+    cooldown: Cooldown | None = None
     seed: int
     cloning: CloneProgress | None = None
     configuration: dict[str, Any] = {}
