@@ -178,7 +178,8 @@ class Evaluations:
             except Exception:
                 logger.exception("an evaluation could not be worked on")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # not `wait_for`, which loses a cancellation that comes with the event
+                    await self._wanted.wait()
 
     async def _take(self, place: str) -> None:
         """Work on the evaluation at a place of the index, unless another process does."""

@@ -144,6 +144,8 @@ async def test_the_examples_work_as_they_stand(document: Json) -> None:
                 await service.decide("demo", decision)
             if "/shadows/" in path and method != "PUT":
                 await service.put("/v1/bandits/demo/shadows/candidate", {"policy": {"kind": "random"}})
+            if "/evaluations/" in path:
+                await service.post("/v1/bandits/demo/evaluations", {"id": "january"})
             if path.endswith("/outcomes/batch"):
                 await service.post("/v1/bandits/demo/decisions/batch", batch)
             if (method, path) == ("PATCH", "/v1/bandits/demo/decisions/request-1/outcome"):

@@ -116,6 +116,12 @@ async def test_what_cannot_be_evaluated_is_refused_at_once(service: Service, bod
     assert answered(await service.get(URL))["evaluations"] == []
 
 
+async def test_a_service_ends_also_right_after_it_was_asked() -> None:
+    async with asyncio.timeout(20), opened() as service:
+        await service.create(body=EPSILON)
+        await service.post(URL, {})
+
+
 async def test_a_shadow_that_is_not_there_is_not_found(service: Service) -> None:
     await played(service, rounds=3)
     assert failed(await service.post(URL, {"policies": [{"shadow": "none"}]})) == (404, "shadow_not_found")
