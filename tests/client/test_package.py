@@ -56,7 +56,9 @@ def test_it_imports_nothing_of_the_server() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert loaded.isdisjoint({"service", "bandits", "torch", "numpy", "fastapi", "starlette", "msgspec", "httpx", "requests"})
+    assert loaded.isdisjoint(
+        {"service", "bandits", "torch", "numpy", "fastapi", "starlette", "msgspec", "httpx", "requests", "asyncio"}
+    )
 
 
 def test_the_wheel_holds_the_package_with_its_types(tmp_path: Path) -> None:
