@@ -21,6 +21,7 @@ from scipy.special import ndtr
 
 from bandits.evaluation import estimators, intervals
 from bandits.evaluation.estimators import LoggedDecisions
+from bandits.evaluation.moments import LARGEST_WEIGHT
 from bench.pages import markdown, show, write
 
 Floats = NDArray[np.float64]
@@ -31,14 +32,16 @@ COLUMNS = ("policy of the log", "n", "anytime holds", "its width", "ordinary hol
 
 def softmax(sums: Floats, pulls: Floats) -> Floats:
     """(L, K) weights by the exponentials of the mean rewards."""
-    odds = np.exp(6.0 * (sums + 0.5) / (pulls + 1.0))
-    return odds / odds.sum(1, keepdims=True)
+    odds: Floats = np.exp(6.0 * (sums + 0.5) / (pulls + 1.0))
+    weights: Floats = odds / odds.sum(1, keepdims=True)
+    return weights
 
 
 def epsilon_greedy(sums: Floats, pulls: Floats) -> Floats:
     """(L, K) nine tenths on the best mean reward."""
     best = ((sums + 0.5) / (pulls + 1.0)).argmax(1)
-    return 0.1 / sums.shape[1] + 0.9 * np.eye(sums.shape[1])[best]
+    weights: Floats = 0.1 / sums.shape[1] + 0.9 * np.eye(sums.shape[1])[best]
+    return weights
 
 
 def thompson(sums: Floats, pulls: Floats) -> Floats:
@@ -96,7 +99,7 @@ def coverage(found: Logs, grid: Sequence[int]) -> list[Coverage]:
     count = len(found.values)
     rows = np.arange(count)
     weights = found.evaluated[rows, found.arms] / np.take_along_axis(found.logged, found.arms[:, :, None], 2)[:, :, 0]
-    clipped, risk = np.minimum(weights, intervals.LARGEST_WEIGHT), (1.0 - CONFIDENCE) / 2.0
+    clipped, risk = np.minimum(weights, LARGEST_WEIGHT), (1.0 - CONFIDENCE) / 2.0
     low, rest, before, results = intervals.LowerBounds(count), intervals.LowerBounds(count), 0, []
     for n in grid:
         low.add(clipped[before:n] * found.rewards[before:n])
