@@ -10,12 +10,13 @@ import msgspec
 
 from bandits.errors import InvalidHyperparameter
 from bandits.hyperparameters import check_sound, declared
+from service.api.create import check_sessions
 from service.api.problems import Problem, invalid
 from service.api.requests import BanditBody, BanditPatch, completed
 from service.engine.events import BudgetSet, Configured, CooldownSet
 from service.engine.learner import Learner
 
-LIVE = ("policy", "objective", "budget", "reward", "cooldown")
+LIVE = ("policy", "objective", "budget", "reward", "cooldown", "session_ttl_s")
 
 
 def configuration(learner: Learner) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def configuration(learner: Learner) -> dict[str, Any]:
     given = {
         "objective": live.objective if live.objective != {"reward": 1.0} or "objective" in request else None,
         "budget": budget,
+        "session_ttl_s": live.session_ttl_s,
         "cooldown": live.cooldown and msgspec.structs.asdict(live.cooldown),
     }
     timeout = request["reward"]["timeout_s"] if live.timeout_s == created.timeout_s else live.timeout_s
@@ -83,6 +85,10 @@ def configured_event(learner: Learner, body: BanditPatch, now: datetime) -> Conf
     cooldown = None if body.cooldown is None else CooldownSet(**body.cooldown.model_dump())
     if "cooldown" in body.model_fields_set and cooldown != learner.ledger.live.cooldown:
         changes["cooldown"] = cooldown
+    if "session_ttl_s" in body.model_fields_set and body.session_ttl_s != learner.ledger.live.session_ttl_s:
+        if body.session_ttl_s is not None:
+            check_sessions(learner.policy)
+        changes["session_ttl_s"] = body.session_ttl_s
     for name, value in (body.reward or {}).items():
         field = {"default": "default_reward", "timeout_s": "timeout_s"}.get(name)
         if field is not None and value != getattr(learner.ledger.live, field):

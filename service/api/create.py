@@ -82,6 +82,8 @@ def created_event(
         raise invalid("output.embedder", f"{kind} learns from {policy.outputs}; {_FOR[gives]}")
     if "output" in policy.needs and body.reward.default is not None:
         raise invalid("reward.default", f"{kind} learns from outputs; a reward cannot stand for a missing one")
+    if body.session_ttl_s is not None:
+        check_sessions(policy)
     _check_scorer(body.reward, prompt, output)
     check_size(policy, hyperparameters, arms=len(body.arms), max_bytes=max_bytes)
     try:
@@ -121,6 +123,7 @@ def created_event(
         prices_per=body.prices_per or UNSET,
         amend_until_s=UNSET if body.amend_until_s is None else body.amend_until_s,
         cooldown=CooldownSet(**body.cooldown.model_dump()) if body.cooldown else UNSET,
+        session_ttl_s=UNSET if body.session_ttl_s is None else body.session_ttl_s,
     )
 
 
@@ -136,6 +139,12 @@ def _learned_signals(body: BanditBody) -> list[str]:
     if len(learned) > MAX_SIGNALS + 2:
         raise invalid("signals", f"at most {MAX_SIGNALS} are learned beside reward and cost; name fewer")
     return learned
+
+
+def check_sessions(policy: Policy) -> None:
+    """Refuse (422) sessions of a policy whose next attempt may need another arm."""
+    if policy.episodic:
+        raise invalid("session_ttl_s", f"is not for {policy.kind}, which tries several arms on one prompt; leave it out")
 
 
 def check_spelling(body: BanditBody) -> None:

@@ -58,6 +58,7 @@ async def parse_decision_request(services: Services, learner: Learner, body: Dec
         exclude=body.exclude or (),
         max_price=body.max_price,
         episode=body.episode or "",
+        session=body.session or "",
         metadata=body.metadata,
         body=_digest(body),
     )

@@ -252,6 +252,7 @@ async def _following(learner: Learner, recorded: Recorded) -> dict[str, Any] | N
         exclude=decided.exclude or (),
         max_price=None if decided.max_price is UNSET else decided.max_price,
         episode=episode,
+        session=decided.session or "",
     )
     try:
         decision = await learner.decisions.submit(request)

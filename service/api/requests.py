@@ -84,7 +84,7 @@ YOUNGER = {
 """Optional fields of parts of a bandit's body that came after the first release; null where they are not given."""
 WEIGHED_PARTS = ("objective", "budget", "prices_per", "signals")
 """Of a bandit's body: for policies that weigh signals."""
-YOUNGER_PARTS = (*WEIGHED_PARTS, "amend_until_s", "cooldown")
+YOUNGER_PARTS = (*WEIGHED_PARTS, "amend_until_s", "cooldown", "session_ttl_s")
 """The same, of the body itself."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
@@ -324,6 +324,8 @@ Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 Price = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT, description="Per call, in USD or any one unit.", examples=[0.0002])]
 Reward = Annotated[FiniteFloat, Field(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
 Cost = Annotated[FiniteFloat, Field(ge=0, le=MAX_AMOUNT)]
+SessionName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+SessionTime = Annotated[FiniteFloat, Field(gt=0, le=1e9)]
 SignalName = Annotated[str, StringConstraints(pattern=SIGNAL)]
 Objective = Annotated[dict[SignalName, Reward], Field(min_length=1, max_length=MAX_SIGNALS)]
 
@@ -611,6 +613,12 @@ class BanditBody(Body):
         examples=[604_800.0],
     )
     cooldown: CooldownBody | None = Field(None, description="Of arms whose calls fail; null = they are chosen all the same.")
+    session_ttl_s: SessionTime | None = Field(
+        None,
+        description="Seconds, from the last decision on, for which later ones of a `session` get the arm of its first; null = "
+        "sessions do not count.",
+        examples=[3600.0],
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Of random frequencies and draws; omitted: the server picks one.")
 
     @field_validator("arms")
@@ -673,6 +681,7 @@ class BanditPatch(Body):
         None, description="`default` and `timeout_s`; a new time holds for later decisions.", examples=[{"default": 0.0}]
     )
     cooldown: CooldownBody | None = Field(None, description="Of arms whose calls fail; null = none.")
+    session_ttl_s: SessionTime | None = Field(None, description="Seconds; null = sessions do not count.")
     arms: list[Any] | None = Field(None, description="Not live: `PUT` and `DELETE .../arms/{arm}` change arms.")
     prompt: dict[str, Any] | None = Field(None, description="Not live.")
     output: dict[str, Any] | None = Field(None, description="Not live.")
@@ -751,6 +760,12 @@ class DecisionBody(Body):
         description="Leaves out arms whose price for this decision is higher; null = any. Holds for the `next`, too.",
         examples=[0.01],
     )
+    session: SessionName | None = Field(
+        None,
+        description="Decisions of one conversation: with `session_ttl_s` in the bandit, later ones get the arm of the first "
+        "while it is active, allowed and not cooling down.",
+        examples=["chat-4711"],
+    )
     metadata: Metadata | None = Field(
         None, description="JSON object of up to 4 KiB: stored, returned, and never learned from.", examples=[{"team": "search"}]
     )
@@ -768,6 +783,7 @@ class DecisionBody(Body):
         younger = {
             "exclude": sorted({*self.exclude}) if self.exclude else None,
             "max_price": self.max_price,
+            "session": self.session,
             "metadata": _sorted_json(self.metadata),
         }
         return [None if self.prompt is None else self.prompt.canonical(), arms, self.episode, *_given(younger)]
@@ -978,9 +994,7 @@ class ImportRow(Outcome):
             examples=[{"small": 0.5, "large": 0.5}],
         )
     )
-    session: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
-        None, description="Stored, and never learned from."
-    )
+    session: SessionName | None = Field(None, description="Stored, and never learned from.")
     metadata: Metadata | None = Field(None, description="JSON object of up to 4 KiB: stored, and never learned from.")
     at: Time | None = Field(None, description="When it was observed: stored, and never learned from.")
 

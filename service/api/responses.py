@@ -65,7 +65,9 @@ class DecisionAnswer(Answer):
     attempt: int = Field(description="1 for the first decision of the episode.", examples=[1])
     arm: str | None = Field(description="The model to query; null when `stop`.", examples=["small"])
     stop: bool = Field(description="No arm is worth a (further) call.")
-    propensity: float = Field(description="The probability with which this arm was drawn.", examples=[1.0])
+    propensity: float | None = Field(
+        description="The probability with which this arm was drawn; null where it is that of the session.", examples=[1.0]
+    )
     weights: dict[str, float] = Field(
         description="The distribution over the arms, without those that are retired and have nothing open. Of more than 64 arms, "
         "the one that was chosen and the 16 best; `GET .../decisions/{id}` and a `dry_run` show all.",
@@ -86,6 +88,9 @@ class DecisionAnswer(Answer):
         description="Of the same signal, its mean per decision so far; left out without a budget.",
         examples=[{"cost": 0.0019}],
     )
+    session: str = Field("", description="As it was posted; left out where it was not.", examples=["chat-4711"])
+    sticky: bool = Field(False, description="The arm is that of the session; left out where it was drawn.")
+    chosen_by: str = Field("", description="The decision that has drawn the arm of the session; left out where this one has.")
     cooldown_ignored: bool = Field(
         False, description="Every arm that was allowed cools down after errors, so that was ignored; left out where it is not so."
     )
@@ -407,6 +412,7 @@ class BanditAnswer(Answer):
     signals: list[str] = Field(description="What is learned of outcomes.", examples=[["reward", "cost"]])
     prices_per: Literal["call", "outcome"] = Field(description="What prices are for.")
     budget: BudgetAnswer | None = Field(description="Null: none is held.")
+    session_ttl_s: float | None = Field(description="Seconds for which a session keeps its arm; null: sessions do not count.")
     cooldown: CooldownAnswer | None = Field(description="Null: arms whose calls fail are chosen all the same.")
     seed: int = Field(description="Of random frequencies and draws.")
     cloning: CloningAnswer | None = Field(description="Of a clone that still learns and decides nothing; null otherwise.")
@@ -622,6 +628,8 @@ def decision_json(
         "scores": {names[i]: _scores_json(decided, i) for i in shown if i in allowed},
         **({} if decided.multipliers is msgspec.UNSET else {"multipliers": decided.multipliers}),
         **({} if decided.running is msgspec.UNSET else {"running": decided.running}),
+        **({} if decided.session is msgspec.UNSET else {"session": decided.session}),
+        **({"sticky": True, "chosen_by": decided.chosen_by} if decided.sticky else {}),
         **({"cooldown_ignored": True} if decided.cooldown_ignored else {}),
         **({} if decided.metadata is msgspec.UNSET else {"metadata": decided.metadata}),
         "offset": offset,
@@ -842,6 +850,7 @@ async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str
         "prices_per": learner.ledger.prices_per,
         "budget": _budget_json(learner.ledger),
         "cooldown": learner.ledger.live.cooldown,
+        "session_ttl_s": learner.ledger.live.session_ttl_s,
         "seed": created.seed,
         "cloning": _cloning_json(learner.ledger),
         "configuration": configuration(learner),

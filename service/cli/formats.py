@@ -30,7 +30,12 @@ ROWS = 10_000
 def _rewarded(reader: LogReader, lines: Lines) -> Iterator[tuple[Decision, float]]:
     """Decisions with a reward of the arm that was drawn, in the order of their outcomes."""
     for decision in reader.read(lines):
-        if decision.has_outcome and decision.reward is not None and not decision.is_overridden:
+        if (
+            decision.has_outcome
+            and decision.reward is not None
+            and not decision.is_overridden
+            and decision.propensity is not None
+        ):
             yield decision, decision.reward
 
 

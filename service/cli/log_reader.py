@@ -41,6 +41,7 @@ class Decision:
     scores: name -> by arm index, None = not scored.  features: little-endian float32, empty without a prompt.
     played: the arm that was called, None where none is known.  reward: what was learned; of an expired one the default.
     state: `partial` = something came, and the reward not yet.  is_amended: the outcome is that of the newest amendment.
+    propensity: null where the arm is that of its session.
     is_overridden: another arm was called than the one that was drawn, so the outcome has no propensity.
     """
 
@@ -50,7 +51,7 @@ class Decision:
     episode: str
     attempt: int
     arm: int
-    propensity: float
+    propensity: float | None
     weights: tuple[float, ...]
     scores: Mapping[str, tuple[float | None, ...]]
     allowed: tuple[int, ...]

@@ -32,6 +32,7 @@ from service.engine.events import (
     Observed,
     Partial,
     ReferenceAdded,
+    SessionBegun,
     ShadowPromoted,
 )
 from service.engine.learner import Learner
@@ -60,7 +61,7 @@ def key_of(event: AnyEvent, offset: int) -> str:
     match event:
         case Created():
             return "created"
-        case Decided() | Partial() | Observed() | Expired() | Cancelled() | Amended() | Imported() | Cloned():
+        case Decided() | SessionBegun() | Partial() | Observed() | Expired() | Cancelled() | Amended() | Imported() | Cloned():
             return events.key_of(event)
         case ArmAdded():
             return events.added_key(event.name)

@@ -40,6 +40,7 @@ from service.engine.events import (
     Observed,
     Partial,
     ReferenceAdded,
+    SessionBegun,
     ShadowCreated,
     ShadowDeleted,
     ShadowPromoted,
@@ -102,7 +103,7 @@ class OutcomeJoin:
                 self._prices[arm] = price
             case ArmRetired() | ReferenceAdded():
                 pass
-            case Created() | Configured() | Cloned() | ShadowCreated() | ShadowDeleted() | ShadowPromoted():
+            case Created() | Configured() | Cloned() | SessionBegun() | ShadowCreated() | ShadowDeleted() | ShadowPromoted():
                 return None
             case _:
                 raise NotCloneableError(f"offset {offset} holds an event that cannot be copied: {type(event).__name__.lower()}")
@@ -113,7 +114,7 @@ class OutcomeJoin:
             return
         known = event.id, event.arm, event.features, event.propensity, event.price, event.episode, event.at, offset
         self._open[event.id] = OpenDecision(*known)
-        self._weights[event.id] = event.weights
+        self._weights[event.id] = [] if event.propensity is None else event.weights  # of what was drawn
 
     def _partial(self, offset: int, event: Partial) -> None:
         decision = self._open.get(event.id)
@@ -147,7 +148,7 @@ class OutcomeJoin:
             price=price,
             features=decision.features,
             propensity=UNSET if event.propensity is None else event.propensity,
-            weights=weights if is_drawn else UNSET,
+            weights=weights or UNSET if is_drawn else UNSET,
             source=event.source,
             signals=event.signals,
             cost_posted=event.cost_posted,
@@ -179,8 +180,8 @@ class OutcomeJoin:
             cost=decision.price if cost is None else cost,
             price=0.0 if cost is None else decision.price if is_drawn else self._prices[partial.arm],
             features=decision.features,
-            propensity=decision.propensity if is_drawn else UNSET,
-            weights=weights if is_drawn else UNSET,
+            propensity=UNSET if not is_drawn or decision.propensity is None else decision.propensity,
+            weights=weights or UNSET if is_drawn else UNSET,
             signals=signals or UNSET,
             cost_posted=cost is not None,
             happened_at=event.at,

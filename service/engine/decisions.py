@@ -21,14 +21,14 @@ from torch import Tensor
 from bandits import draw
 from bandits.errors import InvalidContext
 from bandits.objective import COST
-from bandits.types import Context, State, Weights
+from bandits.types import Context, Policy, State, Weights
 from service.engine import events
 from service.engine.batcher import MicroBatcher
 from service.engine.commit import LogCommitter, Recorded
 from service.engine.errors import DecisionConflictError, OpenDecisionLimitError
-from service.engine.events import Decided, ShadowWeights
+from service.engine.events import Decided, SessionBegun, ShadowWeights
 from service.engine.executor import AdaptiveExecutor
-from service.engine.ledger import View
+from service.engine.ledger import SessionRecord, View
 from service.engine.policies import check_distribution, takes_features
 from service.engine.projection import Projection
 from service.engine.readiness import Versions
@@ -48,6 +48,7 @@ class DecisionRequest:
     vector: (d,) the features as the policy takes them, where the caller has made a tensor of them already.
     allowed: arm index -> price for it alone (None = the arm's own); empty = all.
     exclude, max_price: what narrows them: names of arms, and the highest price of a call (None = any).
+    session: whose decisions get one arm; "" = none.
     """
 
     id: str
@@ -57,6 +58,7 @@ class DecisionRequest:
     exclude: Sequence[str] = ()
     max_price: float | None = None
     episode: str = ""
+    session: str = ""
     metadata: Mapping[str, Any] | None = None
     body: str = ""
 
@@ -107,9 +109,9 @@ class DecisionMaker:
         return None if entry is None else self._duplicate(Receipt(entry.offset, entry.payload), body)
 
     async def preview(self, request: DecisionRequest) -> Decided:
-        """The decision that would be made now; it is neither logged nor pending, and no shadow is asked."""
+        """The decision that would be made now; it is neither logged nor pending. No shadow is asked, no session counts."""
         self._ledger.check_ready()
-        (found,) = await self._choose([request], ask_shadows=False)
+        (found,) = await self._choose([replace(request, session="")], ask_shadows=False)
         if isinstance(found, Exception):
             raise found
         return found[0]
@@ -128,22 +130,77 @@ class DecisionMaker:
     async def _decide_batch(self, requests: Sequence[DecisionRequest]) -> list[Recorded | Exception]:
         """Decide a micro-batch in order of arrival: find repeated ids, score and draw the rest, commit what was drawn."""
         results: dict[int, Recorded | Exception] = {}  # by place in the batch, since an id can be there twice
-        for place, request in enumerate(requests):
+        waiting = list(range(len(requests)))
+        while waiting:
+            waiting = await self._decide_round(requests, waiting, results)
+        return [results[place] for place in range(len(requests))]
+
+    async def _decide_round(
+        self, requests: Sequence[DecisionRequest], places: Sequence[int], results: dict[int, Recorded | Exception]
+    ) -> list[int]:
+        """Decide as many of a micro-batch as there are. Returns the places of the others: their session was begun meanwhile, by a
+        decision of this batch or of another replica, and has an arm now.
+        """
+        new: list[int] = []
+        later: list[int] = []
+        now = self._clock()
+        begun: set[str] = set()
+        for place in places:
+            request = requests[place]
             if request.id in self._ledger.open or request.id in self._projection.recent_ids:
                 results[place] = await self._find_duplicate(request)
-        new = [place for place in range(len(requests)) if place not in results]
+            elif self._ledger.live.session_ttl_s is None or self._ledger.session(request.session, now) or not request.session:
+                new.append(place)
+            else:
+                (later if request.session in begun else new).append(place)
+                begun.add(request.session)
         chosen = await self._choose_isolating_failures([requests[place] for place in new]) if new else []
         made: dict[int, Decided] = {}
+        vectors: dict[int, Tensor] = {}
         for place, one in zip(new, chosen, strict=True):
             if isinstance(one, Exception):
                 results[place] = one
             else:
-                made[place], vector = one
-                self._projection.track_in_flight(made[place], vector)
+                made[place], vectors[place] = one
+        later += await self._begin_sessions(made, results)
+        for place, decided in made.items():
+            self._projection.track_in_flight(decided, vectors[place])
         receipts = await self._committer.commit(list(made.values()), Durability.PROCESS) if made else []
         for (place, decided), receipt in zip(made.items(), receipts, strict=True):
             results[place] = self._to_result(decided, receipt, requests[place])
-        return [results[place] for place in range(len(requests))]
+        return sorted(later)
+
+    async def _begin_sessions(self, made: dict[int, Decided], results: dict[int, Recorded | Exception]) -> list[int]:
+        """Let first decisions of sessions have them, in the log, before they are logged themselves. Takes out of `made` what came
+        too late, and returns those places, and what failed, which is a result.
+        """
+        begun: dict[int, SessionBegun] = {}
+        for place, decided in made.items():
+            if not isinstance(decided.session, str) or decided.sticky or self._ledger.live.session_ttl_s is None:
+                continue
+            known = self._ledger.session(decided.session, decided.at)
+            if known is None or (known.decision, known.arm) != (decided.id, decided.arm):  # else it has the session already
+                generation = self._ledger.next_generation(decided.session)
+                without = msgspec.structs.replace(decided, features=b"")
+                begun[place] = SessionBegun(at=decided.at, session=decided.session, generation=generation, decision=without)
+        if not begun:
+            return []
+        try:
+            receipts = await self._committer.commit(list(begun.values()), Durability.PROCESS)
+        except BaseException:
+            for decided in made.values():
+                self._projection.drop_in_flight(decided.id)
+            raise
+        late = []
+        for place, receipt in zip(begun, receipts, strict=True):
+            if isinstance(receipt, Receipt) and receipt.first is None:
+                continue
+            self._projection.drop_in_flight(made.pop(place).id)
+            if isinstance(receipt, StorageError):
+                results[place] = receipt
+            else:
+                late.append(place)
+        return late
 
     async def _find_duplicate(self, request: DecisionRequest) -> Recorded | Exception:
         try:
@@ -210,20 +267,14 @@ class DecisionMaker:
         ignored: set[int] = set()  # places of requests for which only arms were left that cool down
         for place, request in enumerate(requests):
             try:
-                if self._ledger.promotions and not takes_features(deciding.policy, vectors[place]):
-                    raise InvalidContext("prompt", f"is not one that {deciding.policy.kind} can decide on, which decides by now")
-                context = self._ledger.context(
-                    view,
-                    features=vectors[place],
-                    allowed=request.allowed,
-                    exclude=request.exclude,
-                    max_price=request.max_price,
-                    episode=request.episode,
-                    now=now,
-                )
+                context = self._context(request, deciding.policy, view, vectors[place], now)
             except InvalidContext as error:
                 found[place] = error
             else:
+                session = self._ledger.session(request.session, now)
+                if session is not None and session.arm < len(context.allowed) and context.allowed[session.arm]:
+                    found[place] = await self._stay(request, context, session, now), vectors[place]
+                    continue
                 places.append(place)
                 contexts.append(context)
                 if self._ledger.live.cooldown is not None and self._ledger.is_cooling(context.allowed.index(True), now):
@@ -247,6 +298,53 @@ class DecisionMaker:
                 event = self._to_event(batch, i, rows[i], scores, present=shown, now=now, is_cooldown_ignored=place in ignored)
                 found[place] = event, vectors[place]
         return [found[place] for place in range(len(requests))]
+
+    def _context(self, request: DecisionRequest, policy: Policy, view: View, features: Tensor, now: datetime) -> Context:
+        if self._ledger.promotions and not takes_features(policy, features):
+            raise InvalidContext("prompt", f"is not one that {policy.kind} can decide on, which decides by now")
+        return self._ledger.context(
+            view,
+            features=features,
+            allowed=request.allowed,
+            exclude=request.exclude,
+            max_price=request.max_price,
+            episode=request.episode,
+            now=now,
+        )
+
+    async def _stay(self, request: DecisionRequest, context: Context, session: SessionRecord, now: datetime) -> Decided:
+        """The decision for the arm that a session has."""
+        if session.decision == request.id:  # it has chosen this arm, and its process ended before it was logged
+            entry = await self._storage.find(self._log, events.session_key(request.session, session.generation))
+            begun = None if entry is None else events.decode(entry.payload)
+            if isinstance(begun, SessionBegun) and begun.decision.body == request.body:
+                return msgspec.structs.replace(begun.decision, features=request.features)
+        episode = request.episode or request.id
+        arms, number = len(context.allowed), self._versions.number
+        is_ignored = self._ledger.live.cooldown is not None and self._ledger.is_cooling(session.arm, now)
+        return Decided(
+            at=now,
+            id=request.id,
+            arm=session.arm,
+            propensity=None,
+            weights=[float(arm == session.arm) for arm in range(arms)],
+            scores={},
+            allowed=[k for k, is_allowed in enumerate(context.allowed) if is_allowed],
+            price=context.prices[session.arm],
+            features=request.features,
+            episode=episode,
+            attempt=1,
+            body=request.body,
+            timeout_s=msgspec.UNSET if (own := self._ledger.live.timeout_s) == self._created.timeout_s else own,
+            policy=msgspec.UNSET if number == events.FIRST else number,
+            exclude=list(request.exclude) or msgspec.UNSET,
+            max_price=msgspec.UNSET if request.max_price is None else request.max_price,
+            cooldown_ignored=is_ignored or msgspec.UNSET,
+            session=request.session,
+            sticky=True,
+            chosen_by=session.decision,
+            metadata=msgspec.UNSET if request.metadata is None else dict(request.metadata),
+        )
 
     async def _score(self, state: State, batch: _DecisionBatch) -> Weights:
         """The weights of a batch. Several requests are drawn on the way, row by row; a single one has no order to respect."""
@@ -297,6 +395,7 @@ class DecisionMaker:
             exclude=list(request.exclude) or msgspec.UNSET,
             max_price=msgspec.UNSET if request.max_price is None else request.max_price,
             cooldown_ignored=is_cooldown_ignored or msgspec.UNSET,
+            session=request.session or msgspec.UNSET,
             metadata=msgspec.UNSET if request.metadata is None else dict(request.metadata),
         )
 

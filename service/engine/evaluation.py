@@ -77,10 +77,11 @@ class _Decided(msgspec.Struct, frozen=True, tag_field="event", tag="decided"):
     id: str
     at: datetime
     arm: int
-    propensity: float
+    propensity: float | None
     weights: list[float]
     allowed: list[int]
     scores: _Scores = _Scores()
+    sticky: bool = False
 
 
 class _Observed(msgspec.Struct, frozen=True, tag_field="event", tag="observed"):
@@ -581,6 +582,9 @@ class Evaluation:
             return None
         if not self._is_counted(offset, event.at):
             return None
+        if event.sticky:
+            self.left_out["sticky"] += 1
+            return None
         arms, played = len(event.weights), event.arm
         if arms > len(self.arms):
             raise InvalidRow(
@@ -590,7 +594,7 @@ class Evaluation:
             raise InvalidRow(
                 offset, "field arm", f"arm {played}, or one of `allowed`, is unknown: the log has the arms 0 to {arms - 1}"
             )
-        propensity = event.propensity
+        propensity = 0.0 if event.propensity is None else event.propensity
         if not 0.0 < propensity <= 1.0 + ROUNDING:
             raise InvalidRow(offset, "field propensity", f"{propensity:g} is out of range; {FIXES['propensity']}")
         if abs(event.weights[played] - propensity) > ROUNDING:

@@ -1,7 +1,7 @@
 """The events of a bandit's log and their codec: typed structs as JSON, vectors as base64 of little-endian float32.
 
-    created . configured . arm_added . arm_changed . arm_retired . reference_added . decided . partial . observed . expired
-    cancelled . amended . imported . cloned
+    created . configured . arm_added . arm_changed . arm_retired . reference_added . session_begun . decided . partial . observed
+    expired . cancelled . amended . imported . cloned
     shadow_created . shadow_deleted . shadow_promoted
 
 `GET .../log` streams the log's bytes, byte for byte. An event says what happened, and with which numbers at that moment: weights,
@@ -135,7 +135,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     """The bandit, resolved: everything that a replay needs, and the request as it was sent (to answer a repeated one).
 
     signals: names of those that are learned, in order; unset = the reward alone.
-    objective, budget, prices_per, amend_until_s, cooldown: as in the request; unset where they were not given.
+    objective, budget, prices_per, amend_until_s, cooldown, session_ttl_s: as in the request; unset where they were not given.
     clone_of: unset where it was begun with nothing.
 
     prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
@@ -168,6 +168,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     clone_of: CloneOf | msgspec.UnsetType = msgspec.UNSET
     amend_until_s: float | msgspec.UnsetType = msgspec.UNSET
     cooldown: CooldownSet | msgspec.UnsetType = msgspec.UNSET
+    session_ttl_s: float | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -207,7 +208,7 @@ class MomentsGiven(msgspec.Struct, frozen=True, kw_only=True):
 
 class Configured(Event, frozen=True, kw_only=True, tag="configured"):
     """Values of the configuration that changed; unset = as before. hyperparameters: those that changed, by name.
-    objective, budget, cooldown: null = the reward alone, none, none.  timeout_s: of later decisions.
+    objective, budget, cooldown, session_ttl_s: null = the reward alone, none, none, none.  timeout_s: of later decisions.
     """
 
     hyperparameters: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
@@ -216,6 +217,7 @@ class Configured(Event, frozen=True, kw_only=True, tag="configured"):
     default_reward: float | msgspec.UnsetType | None = msgspec.UNSET
     timeout_s: float | msgspec.UnsetType = msgspec.UNSET
     cooldown: CooldownSet | msgspec.UnsetType | None = msgspec.UNSET
+    session_ttl_s: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ReferenceAdded(Event, frozen=True, kw_only=True, tag="reference_added"):
@@ -273,12 +275,14 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     shadows: by name, of those that were quick enough; unset = none.
     exclude, max_price: as they were asked for, which a decision that follows the outcome heeds, too; unset = not given.
     cooldown_ignored: every arm that it might choose was cooling down; unset = not so.
+    session: as it was asked for; unset = none.  sticky: the arm is that of the session, which the decision `chosen_by` has drawn;
+    propensity is null, and the weights say what was chosen.
     metadata: stored, and never learned from.
     """
 
     id: str
     arm: int
-    propensity: float
+    propensity: float | None
     weights: list[float]
     scores: dict[str, list[float | None]]
     allowed: list[int]
@@ -297,10 +301,14 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     exclude: list[str] | msgspec.UnsetType = msgspec.UNSET
     max_price: float | msgspec.UnsetType = msgspec.UNSET
     cooldown_ignored: bool | msgspec.UnsetType = msgspec.UNSET
+    session: str | msgspec.UnsetType = msgspec.UNSET
+    sticky: bool | msgspec.UnsetType = msgspec.UNSET
+    chosen_by: str | msgspec.UnsetType = msgspec.UNSET
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        _check_finite(self.propensity, self.price, *self.weights)
+        _check_finite(self.price, *self.weights)
+        _check_finite(0.0 if self.propensity is None else self.propensity)
         _check_finite(0.0 if self.max_price is msgspec.UNSET else self.max_price)
         for shadow in () if self.shadows is msgspec.UNSET else self.shadows.values():
             _check_finite(*shadow.weights)
@@ -316,6 +324,17 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
             return self.weights
         known = () if self.shadows is msgspec.UNSET else self.shadows.values()
         return next((shadow.weights for shadow in known if shadow.policy == policy), None)
+
+
+class SessionBegun(Event, frozen=True, kw_only=True, tag="session_begun"):
+    """The first decision of a session has chosen its arm; of several at once, the first in the log.
+    generation: 1, 2, ... of one session.  decision: as it is logged next, without its features; it is here so that a process that
+    ends in between leaves nothing unknown.
+    """
+
+    session: str
+    generation: int
+    decision: Decided
 
 
 class Partial(Event, frozen=True, kw_only=True, tag="partial"):
@@ -488,6 +507,7 @@ AnyEvent = (
     | ArmRetired
     | ReferenceAdded
     | Decided
+    | SessionBegun
     | Partial
     | Observed
     | Expired
@@ -565,6 +585,11 @@ def closed_key(decision: str) -> str:
     return f"{decision}/closed"
 
 
+def session_key(session: str, generation: int) -> str:
+    """Under this key a log holds at most one `session_begun` of a generation. (Two slashes: a decision may be called so.)"""
+    return f"session//{session}/{generation}"
+
+
 def partial_key(decision: str, n: int) -> str:
     """Under this key a log holds at most one n-th `partial` of a decision."""
     return f"{decision}/partial/{n}"
@@ -602,6 +627,8 @@ def key_of(event: AnyEvent) -> str:
             return CLONED
         case Decided():
             return decided_key(event.id)
+        case SessionBegun():
+            return session_key(event.session, event.generation)
         case Observed() | Expired() | Cancelled():
             return closed_key(event.id)
         case Partial():

@@ -42,6 +42,7 @@ from service.engine.events import (
     Observed,
     Partial,
     ReferenceAdded,
+    SessionBegun,
     ShadowCreated,
     ShadowDeleted,
     ShadowPromoted,
@@ -55,6 +56,8 @@ KEPT_EPISODES = 10_000
 """Episodes remembered; beyond it the least recently used one is forgotten."""
 KEPT_ALARMS = 100
 """Alarms of the drift detector remembered, the newest."""
+KEPT_SESSIONS = 100_000
+"""Sessions remembered; beyond it the one that was decided in least recently is forgotten, in the order of the log."""
 KEPT_REFERENCES = 10_000
 """Ids of reference material remembered, the newest. An older one is recognized by its key, as long as the store has it."""
 
@@ -108,7 +111,7 @@ class OpenDecision(msgspec.Struct, frozen=True):
     id: str
     arm: int
     features: bytes
-    propensity: float
+    propensity: float | None
     price: float
     episode: str
     at: datetime
@@ -116,6 +119,15 @@ class OpenDecision(msgspec.Struct, frozen=True):
     timeout_s: float | None = None  # None = the first event's
     estimate: float | None = None
     partial: PartialOutcome | None = None
+
+
+class SessionRecord(msgspec.Struct, array_like=True):
+    """A session. arm: its model.  decision: the id of the one that has chosen it.  last: when it was decided in last."""
+
+    generation: int
+    arm: int
+    decision: str
+    last: datetime
 
 
 class KnownReference(msgspec.Struct, frozen=True):
@@ -215,13 +227,22 @@ class LiveSettings(msgspec.Struct, frozen=True):
     fingerprint: str = ""
     outcomes: int = 0
     cooldown: events.CooldownSet | None = None
+    session_ttl_s: float | None = None
 
     @staticmethod
     def of(created: Created) -> LiveSettings:
         """As the bandit was created."""
         objective = {REWARD: 1.0} if created.objective is msgspec.UNSET else created.objective
         cooldown = None if created.cooldown is msgspec.UNSET else created.cooldown
-        return LiveSettings(created.hyperparameters, objective, created.default_reward, created.timeout_s, cooldown=cooldown)
+        ttl = None if created.session_ttl_s is msgspec.UNSET else created.session_ttl_s
+        return LiveSettings(
+            created.hyperparameters,
+            objective,
+            created.default_reward,
+            created.timeout_s,
+            cooldown=cooldown,
+            session_ttl_s=ttl,
+        )
 
     def changed(self, event: Configured) -> LiveSettings:
         """After this event."""
@@ -236,6 +257,8 @@ class LiveSettings(msgspec.Struct, frozen=True):
             found = msgspec.structs.replace(found, timeout_s=event.timeout_s)
         if event.cooldown is not msgspec.UNSET:
             found = msgspec.structs.replace(found, cooldown=event.cooldown)
+        if event.session_ttl_s is not msgspec.UNSET:
+            found = msgspec.structs.replace(found, session_ttl_s=event.session_ttl_s)
         return found
 
     def promoted(self, shadow: ShadowRecord) -> LiveSettings:
@@ -279,7 +302,7 @@ class ShadowRecord(msgspec.Struct):
 
     def add(self, event: Decided) -> None:
         """One more decision, unless this policy made it: of an episode that it began before it became a shadow."""
-        if event.decided_by == self.number:
+        if event.decided_by == self.number or event.sticky:
             return
         own = event.weights_of(self.number)
         if own is None:
@@ -320,6 +343,8 @@ class Snapshot(msgspec.Struct):
     cloning: CloneProgress | None = None
     shadows: list[ShadowRecord] = []
     promotions: int = 0
+    sessions: list[tuple[str, SessionRecord]] = []
+    forgotten: int = 0
 
 
 class View(NamedTuple):
@@ -459,6 +484,8 @@ class Ledger:
         self.cloning = None if created.clone_of is msgspec.UNSET else CloneProgress(created.clone_of)  # None = it decides
         self.shadows: dict[str, ShadowRecord] = {}
         self.promotions = 0  # ever
+        self.sessions: dict[str, SessionRecord] = {}  # the least recently used first
+        self.forgotten = 0  # the highest generation of a session that was forgotten
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}
 
     # -- asking ------------------------------------------------------------------------------------------------------------
@@ -476,6 +503,16 @@ class Ledger:
         """Whether an arm is left out of decisions after errors."""
         until = self.arms[index].cooling_until
         return until is not None and now < until
+
+    def session(self, name: str, now: datetime) -> SessionRecord | None:
+        """A session whose model decisions still get; None where the next decision begins it (again), or sessions do not count."""
+        known, ttl = self.sessions.get(name) if name else None, self.live.session_ttl_s
+        return known if known is not None and ttl is not None and (now - known.last).total_seconds() <= ttl else None
+
+    def next_generation(self, name: str) -> int:
+        """Of a session that begins now. Generations of one name never come twice, whatever was forgotten."""
+        known = self.sessions.get(name)
+        return 1 + (self.forgotten if known is None else known.generation)
 
     def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
@@ -604,6 +641,9 @@ class Ledger:
         match event:
             case Decided():
                 return self._decided(offset, event, policy, features)
+            case SessionBegun():
+                one = event.decision
+                self._keep_session(event.session, SessionRecord(event.generation, one.arm, one.id, event.at))
             case Partial():
                 return self._partial(offset, event)
             case Observed():
@@ -664,6 +704,12 @@ class Ledger:
             until = event.at + timedelta(seconds=cooldown.for_s) if len(failures) >= cooldown.errors else until
         self._update(event.arm, errors=arm.errors + 1, failures=failures, cooling_until=until)
 
+    def _keep_session(self, name: str, session: SessionRecord) -> None:
+        self.sessions.pop(name, None)
+        self.sessions[name] = session  # now the most recently used one
+        while len(self.sessions) > KEPT_SESSIONS:
+            self.forgotten = max(self.forgotten, self.sessions.pop(next(iter(self.sessions))).generation)
+
     def _change_shadows(self, offset: int, event: ShadowCreated | ShadowDeleted | ShadowPromoted) -> None:
         is_known = event.shadow in self.shadows
         if isinstance(event, ShadowCreated) == is_known:
@@ -719,6 +765,9 @@ class Ledger:
         self.decided += 1
         for shadow in self.shadows.values():
             shadow.add(event)
+        session = self.sessions.get(event.session) if isinstance(event.session, str) else None
+        if session is not None and session.decision in (event.id, event.chosen_by):
+            self._keep_session(event.session or "", msgspec.structs.replace(session, last=event.at))
         known = self.episodes.get(event.episode)
         self.skipped += event.arm < 0 and (known is None or known.made == 0)
         if policy.episodic or event.episode != event.id:  # else no later request can name this episode
@@ -1121,6 +1170,8 @@ class Ledger:
                 self.cloning,
                 list(self.shadows.values()),
                 self.promotions,
+                list(self.sessions.items()),
+                self.forgotten,
             )
         )
 
@@ -1148,5 +1199,6 @@ class Ledger:
         ledger.cloning = kept.cloning
         ledger.shadows = {shadow.name: shadow for shadow in kept.shadows}
         ledger.promotions = kept.promotions
+        ledger.sessions, ledger.forgotten = dict(kept.sessions), kept.forgotten
         ledger._index = {arm.name: i for i, arm in enumerate(ledger.arms)}
         return ledger

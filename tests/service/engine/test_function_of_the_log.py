@@ -162,7 +162,7 @@ async def test_a_run_goes_through_what_this_module_compares(runs: dict[str, Run]
     found = [events.decode(payload) for payload in run.payloads]
     decided = [event for event in found if isinstance(event, Decided)]
     assert len({event.prepared for event in decided}) >= 6
-    assert any(0.0 < event.propensity < 1.0 for event in decided)
+    assert any(0.0 < (event.propensity or 0.0) < 1.0 for event in decided)
     assert any(event.multipliers.get("cost", 0.0) > 0.0 for event in decided)  # type: ignore[union-attr]
     assert any(event.multipliers.get("latency_s", 0.0) > 0.0 for event in decided)  # type: ignore[union-attr]
     assert len(run.snapshots) >= 8

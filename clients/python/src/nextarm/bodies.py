@@ -127,6 +127,7 @@ class BanditBody(TypedDict, total=False):
     signals: Sequence[str] | None
     amend_until_s: float | None
     cooldown: CooldownSpec | None
+    session_ttl_s: float | None
     seed: int | None
 
 
@@ -138,11 +139,13 @@ class BanditChanges(TypedDict, total=False):
     budget: BudgetSpec | None
     reward: RewardSpec | None
     cooldown: CooldownSpec | None
+    session_ttl_s: float | None
 
 
 class DecisionBody(TypedDict, total=False):
     """A question for the next model. id: your own; left out, the client makes one, so that a retry is the same decision.
-    exclude, max_price: leave arms out, by name and by price.  metadata: stored, and never learned from.
+    exclude, max_price: leave arms out, by name and by price.  session: of one conversation, which may keep its arm.
+    metadata: stored, and never learned from.
     """
 
     prompt: Prompt | None
@@ -152,6 +155,7 @@ class DecisionBody(TypedDict, total=False):
     dry_run: bool
     exclude: Sequence[str] | None
     max_price: float | None
+    session: str | None
     metadata: Mapping[str, Any] | None
 
 

@@ -58,6 +58,9 @@ class Decision(Model):
     scores: dict[str, dict[str, float | dict[str, float | None] | None]] = {}
     multipliers: dict[str, float] = {}
     running: dict[str, float | None] = {}
+    session: str = ""
+    sticky: bool = False
+    chosen_by: str = ""
     cooldown_ignored: bool = False
     metadata: dict[str, Any] = {}
     offset: int = 0
@@ -235,6 +238,7 @@ class Bandit(Model):
     prices_per: str = "call"
     budget: Budget | None = None
     cooldown: Cooldown | None = None
+    session_ttl_s: float | None = None
     seed: int
     cloning: CloneProgress | None = None
     configuration: dict[str, Any] = {}
