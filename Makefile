@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install serve test lint demo demo-images bench clean
+.PHONY: help install serve test test-integrations lint demo demo-images bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,18 @@ test: lint ## lint, and every test (the README's commands are run with curl, rep
 		apt-get install -y -qq $$program >/dev/null; } || { echo "$$program is missing: install it first" >&2; exit 1; }; done
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# Each library in an environment of its own: their dependencies do not agree with each other, nor with the service's.
+INTEGRATIONS := .venv-integrations
+
+$(INTEGRATIONS)/%/.installed: tests/integrations/%.txt clients/python/pyproject.toml
+	@echo "installing into $(@D) ..."
+	@python=$$(.ci/find-python) && "$$python" -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< -e clients/python
+	@touch $@
+
+test-integrations: install $(INTEGRATIONS)/litellm-sdk/.installed $(INTEGRATIONS)/litellm-proxy/.installed ## the callback in the real LiteLLM, library and proxy (downloads both)
+	$(BIN)/python -m pytest tests/integrations/test_litellm.py
+
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
 	$(BIN)/python -m examples.digits
 
@@ -48,4 +60,4 @@ bench: install ## the measurements: kill -9 under load (see bench/ for all of th
 	$(BIN)/python -m bench.faults --kills 50
 
 clean: ## remove the virtual environment and caches; ./data stays
-	rm -rf $(VENV) build dist *.egg-info clients/python/build clients/python/src/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(INTEGRATIONS) build dist *.egg-info clients/python/build clients/python/src/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
