@@ -217,7 +217,8 @@ class LogReader:
             played = amended["arm"]
         outcome = event if amended is None else amended
         # the arm of the first part stays, and with it the propensity of the decision
-        is_unknown = (decision.played is None or amended is not None) and outcome.get("propensity", 0.0) is None
+        is_whole = decision.played is None or amended is not None
+        is_unknown = is_whole and decision.propensity is not None and outcome.get("propensity", 0.0) is None
         return replace(
             decision,
             state=kind,

@@ -90,6 +90,7 @@ class History:
         called.outcomes += 1
         called.cost += decision.cost or 0.0
         self.counts["overridden"] += decision.is_overridden
+        self.counts["sticky"] += decision.propensity is None
         drawn.overridden += decision.is_overridden
         if decision.reward is None:
             self.counts["without_reward"] += 1
@@ -101,7 +102,7 @@ class History:
         self.paid.append(decision.cost or 0.0)
         self.earned.append(decision.reward)
         self.paid_episode.append(episode)
-        if not decision.is_overridden:
+        if not decision.is_overridden and decision.propensity is not None:
             self._add_drawn(decision, decision.reward, decision.cost or 0.0, episode)
 
     def _of(self, arm: int) -> ArmCounts:

@@ -24,7 +24,7 @@ from service.cli.logs import PAGE, Source
 from service.cli.report.history import ArmCounts, History
 from service.storage.base import StorageDamagedError
 
-STATES = ("observed", "without_reward", "overridden", "expired", "cancelled", "open", "partial", "stop")
+STATES = ("observed", "without_reward", "overridden", "sticky", "expired", "cancelled", "open", "partial", "stop")
 
 
 class Answer(NamedTuple):
@@ -309,6 +309,7 @@ def _missing(report: Report) -> Answer:
         (counts["expired"], "expired without an outcome"),
         (counts["without_reward"], "without a reward"),
         (counts["overridden"], "overridden by the client"),
+        (counts["sticky"], "sticky, of a session that had its arm"),
         (counts["cancelled"], "cancelled"),
         (counts["open"] + counts["partial"], "still open"),
         (counts["stop"], "stops"),

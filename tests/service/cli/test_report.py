@@ -103,7 +103,7 @@ def test_counts_and_costs_are_those_of_the_log(log: Path) -> None:
     found, observed = reported(log), [decision for decision in decisions if decision.state == "observed"]
     assert found["decisions"] == {
         "decisions": 600, "observed": len(observed), "without_reward": 0, "overridden": 30, "expired": 30, "cancelled": 30,
-        "open": 1, "partial": 0, "stop": 0, "imported": 0,
+        "open": 1, "partial": 0, "stop": 0, "sticky": 0, "imported": 0,
     }  # fmt: skip
     cost, solved = (sum(getattr(decision, name) for decision in observed) for name in ("cost", "reward"))
     assert found["cost_per_reward"]["value"] == pytest.approx(cost / solved)

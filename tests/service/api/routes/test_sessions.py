@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from service.cli.formats import write_dsjson
+from service.cli.log_reader import LogReader
 from service.cli.migrate import key_of
 from service.engine import events, ledger
 from service.engine.evaluation import Evaluation
@@ -220,6 +223,10 @@ async def test_what_is_not_drawn_is_not_evaluated_and_is_cloned_without_weights(
         evaluation.add(offset, payload)
     results = evaluation.results()
     assert (results.decisions, dict(results.left_out)) == (4, {"sticky": 8})
+    lines = [events.line(offset, payload) for offset, payload in entries]
+    assert write_dsjson(lines, io.BytesIO()) == 4, "there is no probability of the others"
+    read = list(LogReader().read(lines))
+    assert [(one.propensity is None, one.is_overridden) for one in read] == [(i >= 4, False) for i in range(12)]
     made = await service.post("/v1/bandits/b/clone", {"name": "other", "policy": {"kind": "auto"}})
     assert made.status_code == 202, made.text
     await service.settle("other")
