@@ -18,6 +18,7 @@ from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
+import httpx2
 import litellm
 from litellm.integrations.custom_logger import CustomLogger
 from nextarm.litellm import KEY, NextarmCallback
@@ -114,7 +115,10 @@ async def away(route: Any) -> dict[str, Any]:
 
 
 async def cpu(of: Any, route: Any, calls: int) -> dict[str, float]:
-    """Milliseconds of CPU of a call: with a callback that does nothing, with nextarm, and the difference; they take turns."""
+    """Milliseconds of CPU of a call: with a callback that does nothing, with nextarm, and the difference.
+
+    Ten at a time; the two take turns. httpx2: one bare request to the service, for the scale of the machine.
+    """
     times: dict[str, list[float]] = {"idle": [], "nextarm": []}
     for block in range(12):
         for name, callbacks in (("idle", [Idle()]), ("nextarm", [of])):
@@ -122,13 +126,18 @@ async def cpu(of: Any, route: Any, calls: int) -> dict[str, float]:
             for kind in ("success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback"):
                 setattr(litellm, kind, [])
             began = time.process_time()
-            for _ in range(calls // 10):
-                await route.acompletion("smart", messages=SAID, mock_response="Bonjour")
+            for _ in range(calls // 100):
+                await asyncio.gather(*(route.acompletion("smart", messages=SAID, mock_response="Bonjour") for _ in range(10)))
             await settled(of)
             if block >= 2:
-                times[name].append((time.process_time() - began) / (calls // 10) * 1e3)
+                times[name].append((time.process_time() - began) / (calls // 100 * 10) * 1e3)
     idle, both = (sorted(times[name])[len(times[name]) // 2] for name in times)
-    return {"idle": idle, "nextarm": both, "difference": both - idle}
+    async with httpx2.AsyncClient() as bare:
+        began = time.process_time()
+        for _ in range(200):
+            await bare.post(f"{of._url}/v1/bandits/router/decisions", json={"dry_run": True})
+        scale = (time.process_time() - began) / 200 * 1e3
+    return {"idle": idle, "nextarm": both, "difference": both - idle, "httpx2": scale}
 
 
 def main() -> None:
