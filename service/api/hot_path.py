@@ -4,7 +4,7 @@
                       └── any other request ──> the application's routes
 
 Same bodies, same models, same failures as the routes of routes/decisions.py and routes/outcomes.py, which document them and take
-what is rare: a wanted offset, an empty body. What is saved is the framework's routing, its dependency injection and its
+what is rare: a wanted offset, an empty body, a query. What is saved is the framework's routing, its dependency injection and its
 response object: half of the CPU time of a decision (docs/performance.md).
 """
 
@@ -67,7 +67,7 @@ class HotPath:
 def _route(scope: Scope) -> tuple[str, re.Match[str], Handle] | None:
     for method, path, template, handle in ROUTES:
         if scope["method"] == method and (found := path.fullmatch(scope["path"])):
-            rare = any(name == MIN_OFFSET for name, _ in scope["headers"])
+            rare = scope["query_string"] or any(name == MIN_OFFSET for name, _ in scope["headers"])
             return None if rare else (template, found, handle)
     return None
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from service.api.problems import NAMED, Problem
+from service.api.problems import NAMED, Problem, invalid_fields
 
 MAX_PARTS = 100_000
 """Arrays, objects and names of fields in one body: each costs the parser and the garbage collector up to a microsecond."""
@@ -168,12 +169,26 @@ class StrictJSONRequest(Request):
 
 
 class StrictJSONRoute(APIRoute):
-    """Routes whose bodies are read strictly."""
+    """Routes of /v1: their bodies are read strictly, and a query parameter that a route does not declare is a 422.
+
+    Probes, metrics and pages are no such routes: load balancers and scrapers may add parameters of their own.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        known = sorted(_query_parameters(self.dependant))
+        taken = f"this takes {', '.join(known)}" if known else "this takes none"
 
         async def strictly(request: Request) -> Response:
+            if request.scope["query_string"]:
+                unknown = [name for name in request.query_params if name not in known]
+                if unknown:
+                    raise invalid_fields([(name[:NAMED], f"is not a query parameter here; {taken}") for name in unknown])
             return await handle(StrictJSONRequest(request.scope, request.receive))
 
         return strictly
+
+
+def _query_parameters(dependant: Dependant) -> set[str]:
+    """Names of the query parameters of a route and of what it depends on."""
+    return {field.alias for field in dependant.query_params}.union(*map(_query_parameters, dependant.dependencies))

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import struct
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -463,6 +464,28 @@ async def test_no_error_and_no_log_line_repeats_a_prompt_or_a_key(
     assert SECRET not in caplog.text
     assert key not in caplog.text
     assert all(SECRET not in str(vars(record)) and key not in str(vars(record)) for record in caplog.records)
+
+
+async def test_a_query_parameter_that_a_route_does_not_declare_is_refused(prepared: Service) -> None:
+    before = [await prepared.offset(), await prepared.offset("plain")]
+    operations = answered(await prepared.get("/openapi.json"))["paths"]
+    names = {"name": "b", "arm": "small", "decision": "open"}
+    asked = 0
+    for template, methods in operations.items():
+        for method, operation in methods.items():
+            if not template.startswith("/v1/"):
+                continue
+            path = template.format_map(defaultdict(lambda: "x", names))
+            taken = ", ".join(sorted(item["name"] for item in operation["parameters"] if item["in"] == "query")) or "none"
+            response = await prepared.ask(method.upper(), f"{path}?limits=1&u=", json={"reward": 0.5} if path == OUTCOME else {})
+            assert (failed(response), paths(response)) == ((422, "invalid_request"), ["limits", "u"]), (method, path)
+            assert response.json()["detail"].startswith(f"limits: is not a query parameter here; this takes {taken};"), path
+            asked += 1
+    assert asked > 25
+    assert [await prepared.offset(), await prepared.offset("plain")] == before
+    assert answered(await prepared.get("/v1/bandits/b/decisions/open?"))["state"] == "open"
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+        assert (await prepared.get(f"{path}?probe=1")).status_code == 200
 
 
 @pytest.mark.parametrize(
