@@ -1041,10 +1041,10 @@ class ShadowBody(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"policy": {"kind": "pak-ucb"}, "from": "start"}]})
 
     policy: AnyPolicy = Field(description="`kind` and its hyperparameters.", examples=[{"kind": "pak-ucb"}])
-    learns_from: Literal["start"] | None = Field(
+    learns_from: Literal["now", "start"] | None = Field(
         None,
         alias="from",
-        description="`start`: it learns the whole log first; null = from the next outcome on.",
+        description="`start`: it learns the whole log first; `now`, as null: from the next outcome on.",
         examples=["start"],
     )
 

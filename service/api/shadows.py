@@ -38,7 +38,7 @@ def shadow_event(learner: Learner, name: str, body: ShadowBody, now: datetime, *
         policy.check_new()
     except InvalidHyperparameter as error:
         raise invalid(f"policy.{error.field}", error.message) from error
-    if body.learns_from is None and takes_reference(policy) and learner.ledger.referenced:
+    if body.learns_from != "start" and takes_reference(policy) and learner.ledger.referenced:
         raise invalid("from", f'must be "start": {kind} compares with the reference, which was posted before')
     check_size(policy, hyperparameters, arms=len(learner.ledger.arms), max_bytes=max_bytes)
     dry_run_policy(policy)

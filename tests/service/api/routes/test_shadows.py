@@ -45,8 +45,9 @@ async def test_a_shadow_is_tried_promoted_and_exchanged_back(made: Service) -> N
     assert (shown["name"], shown["offset"], shown["state"], shown["learns_from"]) == ("lazy", 10, "learning", "now")
     assert shown["policy"] == {"kind": "one-arm", "arm": 1}
     assert (shown["decisions"], shown["agreement"], shown["would_choose"]) == (0, None, None)
-    again = await made.put(f"{PATH}/lazy", LAZY)
-    assert (again.status_code, await made.offset()) == (200, 10)
+    for same in (LAZY, {**LAZY, "from": None}, {**LAZY, "from": "now"}):
+        again = await made.put(f"{PATH}/lazy", same)
+        assert (again.status_code, await made.offset()) == (200, 10), same
     await play(made, 4, 5)
     shown = answered(await made.get(f"{PATH}/lazy"))
     assert shown["would_choose"] == {"small": 0.0, "large": 1.0}
@@ -118,7 +119,8 @@ async def test_what_no_shadow_can_be_is_refused_by_name(made: Service) -> None:
         ("weighing", {"policy": {"kind": "mixture-ucb", "objective": "rke"}}, "policy.kind"),
         ("distances", {"policy": {"kind": "fd-ucb"}}, "from"),
         ("b", {"policy": {"kind": "pak-ucb", "random_features": 0}}, "policy.random_features"),
-        ("b", {"policy": {"kind": "greedy"}, "from": "now"}, "from"),
+        ("distances", {"policy": {"kind": "fd-ucb"}, "from": "now"}, "from"),
+        ("b", {"policy": {"kind": "greedy"}, "from": "end"}, "from"),
         ("b", {}, "policy"),
     ]
     for name, body, path in refused:
@@ -127,7 +129,10 @@ async def test_what_no_shadow_can_be_is_refused_by_name(made: Service) -> None:
     assert failed(await made.put(f"{PATH}/UPPER", LAZY)) == (422, "invalid_request")
     assert [await made.offset(name) for name in ("b", "plain", "wise", "weighing", "distances")] == before
     for number in range(4):
-        assert (await made.put(f"{PATH}/s{number}", LAZY)).status_code == 201
+        assert (await made.put(f"{PATH}/s{number}", {**LAZY, "from": (None, "now")[number % 2]})).status_code == 201
+    created = [event for event in await made.log() if event["event"] == "shadow_created"]
+    without, named, *_ = [{**event, "shadow": "", "at": "", "offset": 0} for event in created]
+    assert without == named
     for name, body in (("s4", LAZY), ("s1", {"policy": {"kind": "random"}}), ("s1", {**LAZY, "from": "start"})):
         assert failed(await made.put(f"{PATH}/{name}", body)) == (409, "shadow_conflict")
     assert len(answered(await made.get(PATH))["shadows"]) == 4
