@@ -18,6 +18,7 @@ from service.api.problems import Problem, invalid
 from service.api.validation import models_in, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
 from service.engine.errors import (
+    AmendmentConflictError,
     BanditDamagedError,
     BanditNewerError,
     BanditNotFoundError,
@@ -26,6 +27,7 @@ from service.engine.errors import (
     DecisionExpiredError,
     DecisionNotFoundError,
     DecisionOpenError,
+    DecisionPartialError,
     DecisionWasStopError,
     EpisodeFinishedError,
     EvaluationConflictError,
@@ -106,6 +108,15 @@ ANSWERS: dict[type[Exception], _Answer] = {
         "outcome_conflict",
         "this decision has another outcome already, which stays; GET .../decisions/{decision} shows it, "
         "and a further call needs a decision of its own",
+    ),
+    AmendmentConflictError: _Answer(
+        "outcome_conflict",
+        lambda error: f"the amendment {str(error)!r} of this decision has other values, which stay; choose a new `id`",
+    ),
+    DecisionPartialError: _Answer(
+        "outcome_conflict",
+        "parts of this decision's outcome are learned already, so it cannot be cancelled; it stays open until its reward comes "
+        "or its time is over",
     ),
     DecisionWasStopError: _Answer(
         "outcome_conflict", "this decision was a stop: no arm was played, so it has no outcome; post none"

@@ -42,6 +42,7 @@ from bandits.objective import COST, REWARD
 from bandits.registry import DEFAULT_POLICY, POLICIES
 from service.embedders.encoding import decode_base64
 from service.engine.events import outcome_values
+from service.engine.outcomes import MAX_SIGNALS_OF_OUTCOME
 from service.scorers import registry as scorers
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -56,7 +57,7 @@ MAX_ARMS_EVER = 10_000
 MAX_SAMPLES = 256
 MAX_SIGNALS = 8
 """Learned by a bandit beside `reward` and `cost`."""
-MAX_POSTED_SIGNALS = 32
+MAX_POSTED_SIGNALS = MAX_SIGNALS_OF_OUTCOME
 """With one outcome: those that are not learned are stored."""
 MAX_BATCH = 1_024
 MAX_METADATA_BYTES = 4_096

@@ -69,6 +69,14 @@ class OutcomeConflictError(EngineError):
     """The decision has another outcome already."""
 
 
+class AmendmentConflictError(EngineError):
+    """The id of an amendment was used for another one of the same decision."""
+
+
+class DecisionPartialError(EngineError):
+    """The decision cannot be cancelled, since parts of its outcome are learned."""
+
+
 class DecisionExpiredError(EngineError):
     """The decision expired before its outcome came."""
 

@@ -462,6 +462,7 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     held: the offset of the newest earlier event of this decision that something was learned of; 0 = none.
     arm, propensity, price, features: of the decision and its outcome, as they were then.  has_output: it came with an output;
     unset = it did not.
+    spent: of a failed call that does not count yet, the cost that its arm was charged with; unset = of any other outcome.
     """
 
     id: str
@@ -477,6 +478,7 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     counts: Literal["before", "now", "no"]
     held: int
     has_output: bool | msgspec.UnsetType = msgspec.UNSET
+    spent: float | msgspec.UnsetType = msgspec.UNSET
     arm: int
     propensity: float | None
     price: float

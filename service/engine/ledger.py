@@ -843,6 +843,10 @@ class Ledger:
         elif not event.held and not all(map(math.isnan, new)):
             self.tallies.arms[event.arm].outcomes += 1
         self.tallies.amend_outcome(event.arm, old, new)
+        if event.spent is not msgspec.UNSET:  # with its reward it is counted below like any other outcome
+            is_learned = event.counts == "now"
+            cost = 0.0 if is_learned or event.cost is None else event.cost
+            self._update(event.arm, failed=arm.failed - is_learned, cost_sum=arm.cost_sum + (cost - event.spent))
         at = {} if event.learned is msgspec.UNSET else event.learned
         change = Amendment(
             arm=event.arm,

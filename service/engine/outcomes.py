@@ -16,16 +16,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bandits.errors import FieldError
 from bandits.objective import COST, REWARD
 from bandits.types import Observation
 from service.engine import events
 from service.engine.batcher import MicroBatcher
 from service.engine.commit import LogCommitter, Recorded
 from service.engine.errors import (
+    AmendmentConflictError,
     DecisionCancelledError,
     DecisionExpiredError,
     DecisionNotFoundError,
     DecisionOpenError,
+    DecisionPartialError,
     DecisionWasStopError,
     NotAmendableError,
     OutcomeConflictError,
@@ -40,6 +43,8 @@ from service.storage.base import Durability, Receipt, StorageError, StorageUnava
 
 AMEND_UNTIL_S = 604_800.0
 """After a decision, where the bandit does not say: a week."""
+MAX_SIGNALS_OF_OUTCOME = 32
+"""Beside reward and cost, with those that came in parts or by amendments."""
 AMEND_TRIES = 100
 """Attempts to append an amendment: another one of the same decision may come first each time."""
 
@@ -91,7 +96,7 @@ class DecisionHistory(NamedTuple):
 class KnownOutcome:
     """A closed decision as it is known by now. values, learned: by the names of the signals, what is known of them and the offset
     of the event that brought it.  counts: whether it is an outcome of its arm.  held: as of `Amended`.
-    cost: the cost that was assumed, where none is known.
+    cost: the cost that was assumed, where none is known.  is_failure: the call failed, and no reward has come since.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -99,6 +104,7 @@ class KnownOutcome:
     counts: bool = False
     held: int = 0
     cost: float | None = None
+    is_failure: bool = False
 
     def add(self, values: Mapping[str, float], offset: int) -> None:
         """Values that came with the event at this offset; what was known before stays."""
@@ -128,7 +134,7 @@ class OutcomeRecorder:
         first: AnyEvent | None = None
         if (opened := (await self._still_open([decision_id]))[0]) is not None:
             if opened.partial is not None:
-                raise OutcomeConflictError(decision_id)
+                raise DecisionPartialError(decision_id)
             (receipt,) = await self._close([Cancelled(at=self._clock(), id=decision_id)])
             if isinstance(receipt, StorageError):
                 raise receipt
@@ -207,11 +213,12 @@ class OutcomeRecorder:
         for earlier in found.amendments:
             if amendment.id and earlier.event.amendment == amendment.id:
                 if earlier.event.body != amendment.body:
-                    raise OutcomeConflictError(decided.id)
+                    raise AmendmentConflictError(amendment.id)
                 return earlier
         known = self.known_outcome(found)
         if not amendment.id and all(known.values.get(name) == value for name, value in amendment.values.items()):
             return found.amendments[-1] if found.amendments else closing
+        _check_count(known.values, amendment.values)
         if refused := sorted(self._projection.policy.not_amendable & set(amendment.values)):
             raise NotAmendableError(refused[0], self._projection.policy.kind)
         created = self._projection.created
@@ -253,6 +260,7 @@ class OutcomeRecorder:
                     known.held = amendment.offset if name in learned else known.held
             known.counts = known.counts or event.counts == "now"
             known.cost = event.cost
+        known.is_failure = isinstance(closing, Observed) and closing.is_failure and not known.counts
         return known
 
     def _played(self, found: DecisionHistory) -> int:
@@ -299,6 +307,7 @@ class OutcomeRecorder:
             learned=learned or msgspec.UNSET,
             counts=counts,  # type: ignore[arg-type]
             held=known.held,
+            spent=known.cost if known.is_failure and known.cost is not None else msgspec.UNSET,
             has_output=True if isinstance(closing.event, Observed) and closing.event.output.rows else msgspec.UNSET,
             arm=arm,
             propensity=decided.propensity if arm == decided.arm else None,
@@ -338,7 +347,7 @@ class OutcomeRecorder:
             outcome = outcomes[place][1]
             try:
                 self._check_parts(decision, outcome)
-            except OutcomeConflictError as error:
+            except (OutcomeConflictError, FieldError) as error:
                 results[place] = error
                 continue
             if not outcome.is_partial:
@@ -363,13 +372,16 @@ class OutcomeRecorder:
         return again
 
     def _check_parts(self, decision: OpenDecision, outcome: OutcomeReport) -> None:
-        """Raise `OutcomeConflictError` where it says something else than the parts that came before."""
+        """Raise `OutcomeConflictError` where it says something else than the parts that came before, `FieldError` where it
+        adds too many signals to them.
+        """
         given = decision.partial
         if given is None:
             return
         differs = any(given.values.get(name, value) != value for name, value in outcome.values.items())
         if differs or outcome.arm not in (None, given.arm):
             raise OutcomeConflictError(decision.id)
+        _check_count(given.values, outcome.values)
 
     def _to_partial(self, decision: OpenDecision, outcome: OutcomeReport, now: datetime) -> Partial:
         given = decision.partial or PartialOutcome(0, 0, decision.arm if outcome.arm is None else outcome.arm, {})
@@ -502,6 +514,13 @@ class OutcomeRecorder:
         if await self._storage.find(self._log, events.decided_key(decision_id)) is not None:
             raise DecisionWasStopError(decision_id)  # decided, never opened: it was a stop
         raise DecisionNotFoundError(decision_id)
+
+
+def _check_count(known: Mapping[str, float], given: Mapping[str, float]) -> None:
+    """Raise `FieldError` where these would be too many signals beside reward and cost."""
+    count = len((known.keys() | given.keys()) - {REWARD, COST})
+    if count > MAX_SIGNALS_OF_OUTCOME and not given.keys() - {REWARD, COST} <= known.keys():
+        raise FieldError("signals", f"would be {count} with those that are known; at most {MAX_SIGNALS_OF_OUTCOME} fit")
 
 
 def _contains(first: Observed, outcome: OutcomeReport) -> bool:

@@ -62,7 +62,9 @@ async def test_a_part_is_learned_at_once_and_the_reward_closes_the_decision(serv
     assert failed(await put(service, "d1", {"cost": 2.5})) == (409, "outcome_conflict")
     assert failed(await put(service, "d1", {"reward": 0.5, "signals": {"thumb": 0.0}})) == (409, "outcome_conflict")
     assert failed(await put(service, "d1", {"reward": 0.5, "arm": "large"})) == (409, "outcome_conflict")
-    assert failed(await service.delete("/v1/bandits/b/decisions/d1")) == (409, "outcome_conflict")
+    cancelled = await service.delete("/v1/bandits/b/decisions/d1")
+    assert failed(cancelled) == (409, "outcome_conflict")
+    assert "stays open" in cancelled.json()["detail"]
     answered(await put(service, "d1", {"reward": 0.5, "signals": {"thumb": 1.0}}))
     assert await shown(service, "d1") == {"state": "observed", "reward": 0.5, "cost": 2.0, "signals": {"thumb": 1.0}}
     assert (await estimates(service))["small"] == {"reward": 0.5, "cost": 2.0, "thumb": 1.0}
@@ -142,7 +144,10 @@ async def test_an_amendment_is_learned_once_and_shown(service: Service, clock: C
         "duplicate": False,
     }
     assert answered(await amend(service, "d1", body)) == receipt | {"duplicate": True}
-    assert failed(await amend(service, "d1", body | {"reward": 0.5})) == (409, "outcome_conflict")
+    other = await amend(service, "d1", body | {"reward": 0.5})
+    assert failed(other) == (409, "outcome_conflict")
+    assert "'a1'" in other.json()["detail"]
+    assert "choose a new `id`" in other.json()["detail"]
     assert (await estimates(service))["small"] == {"reward": 0.375, "cost": 1.0, "thumb": 1.0}
     assert (await service.arm("small"))["mean_reward"] == 0.375
     found = answered(await service.get("/v1/bandits/b/decisions/d1"))
@@ -187,6 +192,51 @@ async def test_amendments_at_the_same_time_all_count(service: Service) -> None:
     assert [line["before"]["thumb"] for line in log] == [None, *(line["signals"]["thumb"] for line in log[:-1])]
     arm = next(name for name, of in (await estimates(service)).items() if of["thumb"])
     assert (await estimates(service))[arm]["thumb"] == thumb
+
+
+async def test_a_failed_call_may_get_its_reward_later_and_costs_once(service: Service) -> None:
+    await service.create(body=WEIGHED)
+    for decision, failure in (("posted", {"cost": 2.0}), ("free", {}), ("parts", {})):
+        await service.decide(body={"id": decision, "arms": ["small"]})
+        if decision == "parts":
+            answered(await put(service, decision, {"cost": 4.0}))
+        answered(await put(service, decision, {"error": "no answer", **failure}))
+    assert failed(await put(service, "posted", {"reward": 1.0})) == (409, "outcome_conflict")
+    arm = await service.arm("small")
+    assert (arm["outcomes"], arm["mean_reward"], arm["total_cost"]) == (0, None, 6.0)
+    answered(await amend(service, "posted", {"cost": 1.0}))
+    answered(await amend(service, "parts", {"cost": 3.0}))
+    assert (await service.arm("small"))["total_cost"] == 4.0
+    for decision, reward in (("posted", 1.0), ("free", 0.5), ("parts", 0.0)):
+        answered(await amend(service, decision, {"reward": reward}))
+    arm = await service.arm("small")
+    assert (arm["outcomes"], arm["errors"], arm["mean_reward"], arm["total_cost"]) == (3, 3, 0.5, 4.0)
+    assert (await shown(service, "free"))["state"] == "observed"
+    answered(await amend(service, "posted", {"reward": 0.25, "cost": 2.0}))
+    answered(await amend(service, "free", {"cost": 0.5}))
+    arm = await service.arm("small")
+    assert (arm["mean_reward"], arm["total_cost"]) == (0.25, 5.5)
+    spent = [line.get("spent") for line in await service.log() if line["event"] == "amended"]
+    assert spent == [2.0, 4.0, 1.0, 0.0, 3.0, None, None]
+
+
+async def test_an_outcome_has_no_more_signals_than_can_be_posted_at_once(service: Service) -> None:
+    await service.create(body=WEIGHED)
+    await service.decide(body={"id": "d"})
+    await service.observe("d", {"reward": 0.5, "cost": 1.0, "signals": {f"s{place}": 0.0 for place in range(20)}})
+    beyond = await amend(service, "d", {"signals": {f"s{place}": 1.0 for place in range(10, 33)}})
+    assert (failed(beyond), paths(beyond)) == ((422, "invalid_request"), ["signals"])
+    assert "33" in beyond.json()["detail"]
+    answered(await amend(service, "d", {"signals": {f"s{place}": 1.0 for place in range(10, 32)}}))
+    answered(await amend(service, "d", {"reward": 0.25, "signals": {"s0": 2.0}}))
+    assert failed(await amend(service, "d", {"signals": {"more": 1.0}})) == (422, "invalid_request")
+    assert len((await shown(service, "d"))["signals"]) == 32
+    await service.decide(body={"id": "parts"})
+    answered(await put(service, "parts", {"signals": {f"s{place}": 0.0 for place in range(32)}}))
+    for more in ({"signals": {"more": 1.0}}, {"signals": {"more": 1.0}, "reward": 0.5}):
+        beyond = await put(service, "parts", more)
+        assert (failed(beyond), paths(beyond)) == ((422, "invalid_request"), ["signals"])
+    answered(await put(service, "parts", {"reward": 0.5, "cost": 1.0}))
 
 
 async def test_refusals_say_why(service: Service, clock: Clock) -> None:
