@@ -18,6 +18,8 @@ Integers = NDArray[np.int64]
 
 LARGEST_WEIGHT = 1_000.0
 """Weights are clipped here in the anytime interval, and support counts logged probabilities of at least one in so many."""
+LEAST_PROBABILITY = 1e-30
+"""Logged probabilities below it are taken as 0: such an arm is never drawn, and the squares of its weights would overflow."""
 BASE, REWARD, RESIDUAL, WEIGHT, MASS = range(5)
 """Terms of a decision: sum_a evaluated q[a], w r, w (r - q[played]), w, sum_a evaluated; rewards and q less `Moments.center`."""
 
@@ -55,8 +57,8 @@ class Block:
     def of_tables(self, evaluated: Floats) -> Terms:
         """Of policies by their distributions. evaluated: (n, P, K)."""
         played = self.arms[:, None, None]
-        weights = np.take_along_axis(evaluated, played, 2)[:, :, 0] / self._played(self.logged)
-        possible = self.logged[:, None, :] > 0.0
+        weights = np.take_along_axis(evaluated, played, 2)[:, :, 0] / self._played(_divisors(self.logged))
+        possible = self.logged[:, None, :] >= LEAST_PROBABILITY
         mass = evaluated.sum(2)
         return Terms(
             weights,
@@ -64,18 +66,18 @@ class Block:
             np.where(np.abs(mass - 1.0) < 1e-9, 1.0, mass),  # so that a constant has no variance
             np.where(possible, evaluated, 0.0).sum(2),
             np.where(self.logged[:, None, :] >= 1.0 / LARGEST_WEIGHT, evaluated, 0.0).sum(2),
-            (evaluated**2 / np.where(possible, self.logged[:, None, :], np.inf)).sum(2),
+            (evaluated**2 / _divisors(self.logged)[:, None, :]).sum(2),
         )
 
     def of_arms(self, chosen: Integers) -> Terms:
         """Of policies that play one arm with certainty. chosen: (n, P) indices."""
         logged, is_played = np.take_along_axis(self.logged, chosen, 1), chosen == self.arms[:, None]
-        inverse = 1.0 / np.where(logged > 0.0, logged, np.inf)
+        inverse = 1.0 / _divisors(logged)
         return Terms(
             np.where(is_played, inverse, 0.0),
             np.take_along_axis(self.model, chosen, 1),
             np.ones(chosen.shape),
-            (logged > 0.0).astype(np.float64),
+            (logged >= LEAST_PROBABILITY).astype(np.float64),
             (logged >= 1.0 / LARGEST_WEIGHT).astype(np.float64),
             inverse,
         )
@@ -88,6 +90,11 @@ class Block:
     def _played(self, table: Floats) -> Floats:
         """(n, 1)."""
         return np.take_along_axis(table, self.arms[:, None], 1)
+
+
+def _divisors(logged: Floats) -> Floats:
+    """Infinite where an arm could not have been drawn, so that its weight is 0."""
+    return np.where(logged >= LEAST_PROBABILITY, logged, np.inf)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from service.api.problems import invalid, invalid_fields
 from service.api.requests import POLICY_MODELS, EvaluationBody
 from service.api.shadows import shadow_not_found
 from service.api.validation import wrong_fields
-from service.engine.evaluation import Evaluation, InvalidRequest, policy_for
+from service.engine.evaluation import Evaluation, InvalidRequest, check_arm, policy_for
 from service.engine.evaluation_process import Plan, parse_since
 from service.engine.learner import Learner
 
@@ -29,7 +29,7 @@ def plan_of(learner: Learner, body: EvaluationBody, *, max_bytes: int) -> Plan:
         if one.get("frozen", 0) > until:
             raise invalid(f"policies.{place}.frozen", f"the log ends at offset {until}; name one of its offsets")
         if one.get("shadow", "") not in ("", *shadows):
-            raise shadow_not_found()
+            raise shadow_not_found(f"policies.{place}.shadow", shadows)
         if "kind" in one:
             _check_policy(learner, place, one, max_bytes=max_bytes // len(policies))
     try:
@@ -79,6 +79,7 @@ def _check_policy(learner: Learner, place: int, given: dict[str, Any], *, max_by
     """Whether it can be replayed along this log, in this memory."""
     try:
         policy = policy_for(learner.created, given)
+        check_arm(policy, arms=len(learner.ledger.arms))
     except (InvalidHyperparameter, InvalidRequest) as error:
         raise invalid(f"policies.{place}.{error.field}", error.message) from error
     hyperparameters = {item.name: getattr(policy, item.name) for item in declared(type(policy))}

@@ -1127,11 +1127,21 @@ class EvaluationBody(Body):
         None, description="The lowest and the highest reward that is possible; needed for `anytime_interval`.", examples=[[0, 1]]
     )
 
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
-            raise ValueError("reward_range must be the lowest and the highest reward that is possible, in this order")
-        return self
+    @field_validator("since", mode="before")
+    @classmethod
+    def _is_a_place(cls, since: Any) -> Any:
+        # before the union is tried, whose errors are of each of its members
+        is_offset = type(since) is int and since >= 0
+        if not (since is None or is_offset or (isinstance(since, str) and len(since) <= 64)):
+            raise ValueError("must be an offset of the log, 0 or more, or a time such as 2026-01-31T12:00:00Z")
+        return since
+
+    @field_validator("reward_range")
+    @classmethod
+    def _is_a_range(cls, low_high: list[float] | None) -> list[float] | None:
+        if low_high is not None and not low_high[0] < low_high[1]:
+            raise ValueError("must be the lowest and the highest reward that is possible, in this order")
+        return low_high
 
 
 class Pair(Body):

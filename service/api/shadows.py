@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -23,8 +24,10 @@ MAX_SHADOWS = 4
 WEIGHING = "weighs no signals, and this bandit has {name}; choose a policy that learns the reward and weighs signals"
 
 
-def shadow_not_found() -> Problem:
-    """A 404 about a shadow."""
+def shadow_not_found(path: str = "", known: Iterable[str] = ()) -> Problem:
+    """A 404 about a shadow. path: where the request names it, unless that is the URL.  known: the shadows that are there."""
+    if path:
+        return Problem("shadow_not_found", f"{path}: this bandit has no such shadow; it has {', '.join(known) or 'none'}")
     return Problem("shadow_not_found", "shadow not found; GET /v1/bandits/{name}/shadows lists those that are there")
 
 

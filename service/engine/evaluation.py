@@ -29,6 +29,7 @@ from bandits.evaluation.intervals import AnytimeSums, Interval
 from bandits.evaluation.moments import Block, Floats, Moments
 from bandits.evaluation.verdict import Diagnostics, judge
 from bandits.objective import REWARD
+from bandits.policies.baselines import OneArm
 from bandits.registry import POLICIES, build
 from bandits.types import Policy, State
 from service.engine import events
@@ -182,6 +183,12 @@ def policy_for(created: Created, spec: Mapping[str, Any]) -> Policy:
     if policy.contextual and not created.dim:
         raise InvalidRequest("kind", f"{kind} decides by the prompt, and this log has none; evaluate one without prompts")
     return policy
+
+
+def check_arm(policy: Policy, *, arms: int) -> None:
+    """Whether the one arm of `one-arm` is there. Raises `InvalidRequest`."""
+    if isinstance(policy, OneArm) and policy.arm >= arms:
+        raise InvalidRequest("arm", f"there is no arm {policy.arm}; the bandit has the arms 0 to {arms - 1}")
 
 
 @dataclass
@@ -463,6 +470,8 @@ class Evaluation:
             )
         self._own = Own(self.created, until=last) if self.specs else None
         self.candidates = [self._candidate(place, spec) for place, spec in enumerate(self.specs)]
+        for candidate in self.candidates:
+            candidate.fold(self.offset, ())  # the entry that creates the bandit: one frozen there has learned nothing
         self._open: dict[str, _Row] = {}
         self._waiting: list[tuple[_Row, float]] = []  # for the next block, with their rewards
         self._counts, self._totals = [0] * len(self.arms), [0.0] * len(self.arms)  # per arm: outcomes, sum of their rewards
@@ -692,6 +701,12 @@ class Evaluation:
         left_out = {why: count for why, count in {**self.left_out, "open": len(self._open)}.items() if count}
         if self._own is not None and self.offset < self._own.until:
             raise InvalidRequest("policies", f"the log ends at offset {self.offset}, before it is frozen at {self._own.until}")
+        for place, one in enumerate(self.candidates):
+            if isinstance(one, Replayed):
+                try:
+                    check_arm(one.policy, arms=len(self.arms))
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"policies.{place}.{error.field}", error.message) from None
         if not self.decisions:
             seen = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "it holds none"
             raise InvalidRequest("since", f"the log holds no decision with a reward that could be used ({seen})")

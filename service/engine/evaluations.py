@@ -172,14 +172,21 @@ class Evaluations:
             try:
                 for place in sorted(await self._storage.records(None)):
                     if place.startswith(PLACES):
-                        await self._take(place)
+                        await self._try(place)
             except StorageError as error:
                 throttled.error("evaluations could not be looked for", reason=str(error))
-            except Exception:
-                logger.exception("an evaluation could not be worked on")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):  # not `wait_for`, which loses a cancellation that comes with the event
                     await self._wanted.wait()
+
+    async def _try(self, place: str) -> None:
+        """`_take`, which keeps none of the other places waiting, whatever becomes of this one."""
+        try:
+            await self._take(place)
+        except StorageError as error:
+            throttled.error("an evaluation could not be read or kept", reason=str(error))
+        except Exception:
+            logger.exception("an evaluation could not be worked on")
 
     async def _take(self, place: str) -> None:
         """Work on the evaluation at a place of the index, unless another process does."""
@@ -223,6 +230,10 @@ class Evaluations:
                 results = work.result()
             except EvaluationFailed as error:
                 await held.rewrite(state="failed", failure=str(error), finished_at=self._clock())
+            except Exception as error:  # it would end in the same way again
+                logger.exception("an evaluation failed", extra={"bandit": held.log.name, "evaluation": held.record.id})
+                failure = f"an internal error, {type(error).__name__}; the log of this server has its traceback; please report it"
+                await held.rewrite(state="failed", failure=failure, finished_at=self._clock())
             else:
                 await held.rewrite(state="done", results=results, finished_at=self._clock())
         except asyncio.CancelledError:  # the service ends

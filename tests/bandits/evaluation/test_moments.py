@@ -36,3 +36,22 @@ def test_blocks_of_two_policies_are_the_sums_of_each_alone() -> None:
 
 def vars_of(log: LoggedDecisions) -> dict[str, np.ndarray]:
     return {"arms": log.arms, "rewards": log.rewards, "logged": log.logged, "evaluated": log.evaluated, "model": log.model}
+
+
+def test_a_probability_near_zero_is_taken_as_none() -> None:
+    """Its weight, or the square of it, would be infinite."""
+    for least in (5e-324, 1e-320, 1e-200):
+        block = Block(
+            arms=np.array([0, 1, 0]),
+            rewards=np.array([1.0, 2.0, 4.0]),
+            logged=np.array([[0.5, 0.5], [0.5, 0.5], [least, 1.0]]),
+            model=np.zeros((3, 2)),
+        )
+        moments = Moments(4)
+        tables = block.of_tables(np.tile([[1.0, 0.0], [0.25, 0.75]], (3, 1, 1)))
+        moments.add(block, tables.beside(block.of_arms(np.tile([0, 1], (3, 1)))))
+        np.testing.assert_allclose(moments.mean_weight, [2 / 3, 2 / 3, 2 / 3, 2 / 3])
+        np.testing.assert_allclose(moments.support, [2 / 3, (1 + 1 + 0.75) / 3, 2 / 3, 1.0])
+        np.testing.assert_allclose(moments.effective_sample, [1.0, 1.6, 1.0, 1.0])
+        for estimate in ESTIMATORS.values():
+            assert np.isfinite(estimate(moments)).all()

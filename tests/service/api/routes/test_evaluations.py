@@ -105,7 +105,10 @@ async def test_what_other_policies_would_have_earned(service: Service) -> None:
         ({"estimators": ["best"]}, "estimators.0"),
         ({"confidence": 1.0}, "confidence"),
         ({"reward_range": [0.0]}, "reward_range"),
-        ({"reward_range": [1.0, 0.0]}, "body"),
+        ({"reward_range": [1.0, 0.0]}, "reward_range"),
+        ({"since": -1}, "since"),
+        ({"since": True}, "since"),
+        ({"policies": [{"kind": "greedy"}, {"kind": "one-arm", "arm": 2}]}, "policies.1.arm"),
     ],
 )
 async def test_what_cannot_be_evaluated_is_refused_at_once(service: Service, body: Json, path: str) -> None:
@@ -124,7 +127,37 @@ async def test_a_service_ends_also_right_after_it_was_asked() -> None:
 
 async def test_a_shadow_that_is_not_there_is_not_found(service: Service) -> None:
     await played(service, rounds=3)
-    assert failed(await service.post(URL, {"policies": [{"shadow": "none"}]})) == (404, "shadow_not_found")
+    spec = {"policy": {"kind": "greedy"}}
+    assert (await service.put("/v1/bandits/b/shadows/plain", spec)).status_code == 201
+    response = await service.post(URL, {"policies": [{"kind": "greedy"}, {"shadow": "none"}]})
+    assert failed(response) == (404, "shadow_not_found")
+    assert response.json()["detail"] == "policies.1.shadow: this bandit has no such shadow; it has plain"
+
+
+async def test_a_state_frozen_at_the_first_offset_has_learned_nothing(service: Service) -> None:
+    await played(service, rounds=400)
+    await service.post(URL, {"id": "e", "policies": [{"frozen": 1}], "estimators": ["ips"]})
+    found = await finished(service, "e")
+    assert (found["state"], found["decisions"]) == ("done", 400)
+    small, large = (one["value"] for one in found["fixed_arms"])
+    # without outcomes the arms are equal: the first one at every decision, and 0.6 of it shared by both
+    assert found["policies"][0]["value"] == pytest.approx(0.7 * small + 0.3 * large)
+
+
+async def test_an_error_of_the_code_fails_the_evaluation_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    await played(service, rounds=20)
+
+    async def broken(*_: Any, **__: Any) -> Json:
+        raise ZeroDivisionError("by something")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "evaluate", broken)
+        await service.post(URL, {"id": "e"})
+        found = await finished(service, "e")
+    assert found["state"] == "failed"
+    assert "internal error, ZeroDivisionError" in found["failure"]
+    await service.post(URL, {"id": "f"})
+    assert (await finished(service, "f"))["state"] == "done", "the next one is worked on"
 
 
 async def test_a_log_that_says_nothing_fails_with_the_reason(service: Service) -> None:
