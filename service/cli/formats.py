@@ -43,6 +43,11 @@ def write_obp(lines: Lines, out: BinaryIO, amended: Amended | None = None) -> in
     """How many decisions were written. Arms that came later have the probability 0 before."""
     reader = LogReader(amended)
     rows = list(_rewarded(reader, lines))
+    if not rows:
+        raise StorageUnavailableError(
+            "the log has no decision of its own with a reward of the arm that was drawn, and --format obp holds nothing else; "
+            "leave out --format to export the log itself"
+        )
     features = [np.frombuffer(decision.features, dtype="<f4") for decision, _ in rows]
     logged = np.zeros((len(rows), len(reader.arms), 1))
     for place, (decision, _) in enumerate(rows):

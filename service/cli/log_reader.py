@@ -125,14 +125,17 @@ class LogReader:
         yield from self.still_open()
 
     def add(self, entry: bytes | str, *, offset: int | None = None) -> Decision | None:
-        """The decision that this entry closes. offset: where the entry does not carry its own. Raises `LogError`."""
+        """The decision that this entry closes. offset: where the entry does not carry its own. Raises `LogError`, also where
+        entries are missing or come twice.
+        """
         try:
             event = json.loads(entry)
             kind = event["event"]
-            if offset is None:
-                offset = int(event.get("offset", self.offset + 1))
+            offset = int(event.get("offset", self.offset + 1 if offset is None else offset))
             if not self.created and kind != "created":
                 raise LogError("a log begins with the event that creates the bandit")
+            if offset != self.offset + 1 and self.offset and kind != "created":
+                raise LogError(self._gap(offset))
             closed = self._apply(kind, event, offset)
         except (KeyError, IndexError, TypeError, ValueError, struct.error) as error:
             if isinstance(error, LogError):
@@ -141,6 +144,12 @@ class LogReader:
             raise LogError(f"this is no entry of a log: {lacking}") from None
         self.offset = offset
         return closed
+
+    def _gap(self, offset: int) -> str:
+        if offset <= self.offset:
+            return f"offset {offset} follows {self.offset}: lines come twice, or are of several logs; export again"
+        missing = f"entry {offset - 1} is" if offset == self.offset + 2 else f"entries {self.offset + 1} to {offset - 1} are"
+        return f"{missing} missing before offset {offset}; export the whole log again"
 
     def still_open(self) -> Iterator[Decision]:
         """Decisions that no entry has closed, in their order."""
@@ -187,7 +196,8 @@ class LogReader:
         )
         if decision.state == "stop":
             return decision
-        self._open[decision.id] = decision
+        if self._open.setdefault(decision.id, decision) is not decision:
+            raise LogError(f"decision {decision.id!r} was made before; are these two logs in one?")
         return None
 
     def _partial(self, event: Mapping[str, Any]) -> None:

@@ -104,6 +104,7 @@ def test_the_reader_reads_logs_of_earlier_versions(name: str) -> None:
 def test_the_reader_skips_what_it_does_not_know(lines: list[bytes]) -> None:
     more = [line.replace(b'"v":1', b'"v":1,"later":{}') for line in lines]
     more.insert(1, b'{"offset":2,"event":"from a later version","at":"2026-01-01T00:00:00Z"}\n')
+    more = [re.sub(rb'^{"offset":\d+', b'{"offset":%d' % number, line) for number, line in enumerate(more, 1)]
     assert [d.id for d in LogReader().read(more)] == [d.id for d in LogReader().read(lines)]
 
 
@@ -168,6 +169,9 @@ def test_the_reader_names_the_line_that_is_wrong(lines: list[bytes]) -> None:
         ),
         ([*lines, b"[1]\n"], "this is no entry of a log"),
         ([*lines, b"no JSON\n"], "this is no entry of a log"),
+        ([*lines[:40], *lines[41:]], "line 41: entry 41 is missing before offset 42"),
+        ([*lines[:40], *lines[43:]], "line 41: entries 41 to 43 are missing before offset 44"),
+        ([*lines[:40], *lines[38:]], "line 41: offset 39 follows 40: lines come twice"),
     ]:
         with pytest.raises(LogError, match=message):
             list(LogReader().read(wrong))
@@ -223,6 +227,11 @@ def test_a_table_names_the_package_that_it_needs(lines: list[bytes], monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(StorageUnavailableError, match=r"pip install 'nextarm\[parquet\]'"):
         formats.write_parquet(lines, io.BytesIO())
+
+
+def test_an_archive_without_rows_is_refused(lines: list[bytes]) -> None:
+    with pytest.raises(StorageUnavailableError, match="no decision of its own with a reward"):
+        formats.write_obp(lines[:1], io.BytesIO())
 
 
 def test_a_log_that_is_broken_is_named(tmp_path: Path) -> None:

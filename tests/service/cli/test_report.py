@@ -97,6 +97,16 @@ def test_values_of_fixed_arms_are_those_of_evaluate(log: Path) -> None:
     assert gain["interval"][0] < gain["value"] < gain["interval"][1]
 
 
+def test_a_damaged_log_is_refused(log: Path, tmp_path: Path) -> None:
+    lines, path = log.read_bytes().splitlines(keepends=True), tmp_path / "damaged.ndjson"
+    for damaged, message in (
+        ([*lines[:50], *lines[51:]], "entry 51 is missing"),
+        ([*lines[:50], *lines[48:]], "offset 49 follows 50"),
+    ):
+        path.write_bytes(b"".join(damaged))
+        assert message in run("report", "--quiet", path, code=1)
+
+
 def test_counts_and_costs_are_those_of_the_log(log: Path) -> None:
     with log.open("rb") as lines:
         decisions = list(LogReader().read(lines))
