@@ -17,6 +17,14 @@ from service.engine.events import BudgetSet, Configured, CooldownSet
 from service.engine.learner import Learner
 
 LIVE = ("policy", "objective", "budget", "reward", "cooldown", "session_ttl_s")
+LIVE_OF_REWARD = {"default": "default_reward", "timeout_s": "timeout_s"}
+"""Field of `reward` -> field of the event that changes it."""
+PATCHED = "PATCH changes it"
+OTHER_POLICY = (
+    "a shadow with another policy can be promoted (PUT .../shadows/{shadow}, POST .../shadows/{shadow}/promote), and "
+    "POST .../clone makes a bandit with another one"
+)
+"""How the kind of a policy changes, or a hyperparameter that statistics depend on."""
 
 
 def configuration(learner: Learner) -> dict[str, Any]:
@@ -57,15 +65,26 @@ def check_same(learner: Learner, body: BanditBody) -> None:
         for part in ("policy", "reward"):
             one |= {f"{part}.{name}": value for name, value in one.pop(part).items()}
     differing = [name for name in {**kept, **asked} if kept.get(name) != asked.get(name)]
+    if "policy.kind" in differing:  # hyperparameters of two kinds say nothing beside each other
+        differing = [name for name in differing if name == "policy.kind" or not name.startswith("policy.")]
     if not differing:
         return
-    other = "another bandit can differ"
-    routes = {"arms": "PUT and DELETE .../arms/{arm} change them", **dict.fromkeys(LIVE, "PATCH changes it if it is live")}
     raise Problem(
         "bandit_exists",
-        "a bandit of this name exists with another configuration; PATCH it, delete it first, or choose another name",
-        errors=[(name, f"is {_short(kept.get(name))} now; {routes.get(name.split('.')[0], other)}") for name in differing],
+        "a bandit of this name exists with another configuration; change it, delete it first, or choose another name",
+        errors=[(name, f"is {_short(kept.get(name))} now; {_way_to_change(name, learner)}") for name in differing],
     )
+
+
+def _way_to_change(name: str, learner: Learner) -> str:
+    """The route that changes a field of the configuration."""
+    part, _, field = name.partition(".")
+    if part == "arms":
+        return "PUT and DELETE .../arms/{arm} change them"
+    if part == "policy":
+        is_live = any(item.name == field and item.facts.live for item in declared(type(learner.policy)))
+        return PATCHED if is_live else OTHER_POLICY
+    return PATCHED if field in LIVE_OF_REWARD or (part in LIVE and not field) else "another bandit can differ"
 
 
 def _short(value: Any) -> str:
@@ -90,13 +109,13 @@ def configured_event(learner: Learner, body: BanditPatch, now: datetime) -> Conf
             check_sessions(learner.policy)
         changes["session_ttl_s"] = body.session_ttl_s
     for name, value in (body.reward or {}).items():
-        field = {"default": "default_reward", "timeout_s": "timeout_s"}.get(name)
+        field = LIVE_OF_REWARD.get(name)
         if field is not None and value != getattr(learner.ledger.live, field):
             changes[field] = value
         elif field is None and value != kept["reward"].get(name):
             fixed.append((f"reward.{name}", begun))
     if fixed:
-        raise Problem("not_live", "this cannot change while the bandit lives; create another one for it", errors=fixed)
+        raise Problem("not_live", "PATCH cannot change this, and changed nothing; create another bandit for it", errors=fixed)
     if changes.get("default_reward") is not None and "output" in learner.policy.needs:
         raise invalid("reward.default", f"{learner.policy.kind} learns from outputs; a reward cannot stand for a missing one")
     return Configured(at=now, **changes) if changes else None
@@ -131,12 +150,12 @@ def _hyperparameters(learner: Learner, given: dict[str, Any], fixed: list[tuple[
     for name, value in given.items():
         if name == "kind":
             if value != policy.kind:
-                fixed.append(("policy.kind", "is what the log was begun with"))
+                fixed.append(("policy.kind", f"is {policy.kind} now; {OTHER_POLICY}"))
         elif name not in known:
             raise invalid(f"policy.{name}", f"is not a hyperparameter of {policy.kind}; it has {', '.join(sorted(known))}")
         elif value != getattr(policy, name):
             if not known[name].facts.live:
-                fixed.append((f"policy.{name}", "shapes what was learned"))
+                fixed.append((f"policy.{name}", f"shapes what was learned; {OTHER_POLICY}"))
             changes[name] = float(value) if known[name].type is float and type(value) is int else value
     try:
         check_sound(replace(policy, **changes))

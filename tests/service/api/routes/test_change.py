@@ -130,7 +130,19 @@ async def test_put_compares_with_what_the_bandit_is_now(made: Service) -> None:
     assert (await put(f"{PATH}/arms/medium", {"price": 0.004})).status_code == 201
     refused = await put(PATH, PAK)
     assert (refused.status_code, refused.json()["code"]) == (409, "bandit_exists")
-    assert {error["path"] for error in refused.json()["errors"]} == {"policy.exploration", "objective", "arms"}
+    assert {error["path"]: error["message"].rpartition(" now; ")[2] for error in refused.json()["errors"]} == {
+        "policy.exploration": "PATCH changes it",
+        "objective": "PATCH changes it",
+        "arms": "PUT and DELETE .../arms/{arm} change them",
+    }
+    for part, fields, way in (
+        ("policy", {"exploration": 0.5, "random_features": 4}, "a shadow with another policy can be promoted"),
+        ("reward", {"timeout_s": 77.0}, "PATCH changes it"),
+    ):
+        refused = await put(PATH, {**PAK, "seed": 8, part: {**PAK.get(part, {}), **fields}})
+        ways = {error["path"]: error["message"].partition(" now; ")[2] for error in refused.json()["errors"]}
+        assert ways[f"{part}.{[*fields][-1]}"].startswith(way), refused.text
+        assert ways["seed"] == "another bandit can differ"
     now = answered(await made.get(PATH))["configuration"]
     assert (await put(PATH, now)).status_code == 200
     now["arms"] = now["arms"][::-1]

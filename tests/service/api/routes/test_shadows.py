@@ -95,7 +95,12 @@ async def test_what_a_promoted_bandit_is_can_be_put_and_patched(made: Service) -
     found = await made.bandit()
     assert (await made.put("/v1/bandits/b", found["configuration"])).status_code == 200
     refused = await made.put("/v1/bandits/b", BANDIT)
-    assert (failed(refused), "policy.kind" in paths(refused)) == ((409, "bandit_exists"), True)
+    assert (failed(refused), paths(refused)) == ((409, "bandit_exists"), ["policy.kind"])
+    (wrong,) = refused.json()["errors"]
+    assert wrong["message"].startswith('is "pak-ucb" now; a shadow with another policy can be promoted')
+    assert "POST .../clone" in wrong["message"]
+    refused = await made.patch("/v1/bandits/b", {"policy": {"kind": "greedy"}})
+    assert (failed(refused), refused.json()["errors"][0]["message"]) == ((409, "not_live"), wrong["message"].replace('"', ""))
     changed = answered(await made.patch("/v1/bandits/b", {"policy": {"exploration": 0.3}}))
     assert changed["policy"]["exploration"] == 0.3
     assert answered(await made.get(f"{PATH}/s"))["policy"]["kind"] == "greedy"
