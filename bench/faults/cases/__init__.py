@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.faults.cases import (
     away,
+    changes,
     clocks,
     duplicates,
     failover,
@@ -23,6 +24,7 @@ CASES = (
     Case("sqlite-kills", "kill -9 of one process over SQLite, under load, also amid a start", kills.sqlite),
     Case("replica-kills", "kill -9 of a random one of three replicas over Redis; clients go on with another one", kills.replicas),
     Case("import", "kill -9 while history is imported and a bandit is cloned, over SQLite and over Redis", history.run),
+    Case("changes", "kill -9 while shadows are promoted and outcomes amended, over SQLite and over Redis", changes.run),
     Case("redis-killed", "kill -9 of Redis under load, with each way of keeping what it holds", redis_killed.run),
     Case("failover", "Redis fails over to a replica that lags, with and without WAIT", failover.run),
     Case("duplicates", "the same posts over and over to several replicas at once", duplicates.run),

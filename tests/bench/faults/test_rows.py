@@ -60,5 +60,5 @@ def test_a_terminal_shows_every_row() -> None:
 
 
 def test_every_case_has_a_name_of_its_own_and_a_place_in_the_table() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) == 15
+    assert len({case.name for case in CASES}) == len(CASES) == 16
     assert len(set(ORDER)) == len(ORDER)
