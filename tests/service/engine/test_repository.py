@@ -254,7 +254,7 @@ async def test_a_damaged_bandit_answers_nothing_and_harms_no_other(opener: Opene
         assert (await hosting.create(wanted("bad")))[1], "an operator can create it again"
 
 
-@pytest.mark.parametrize("changed", [(b'"event":"cancelled"', b'"event":"partial"'), (b'"v":1', b'"v":2')])
+@pytest.mark.parametrize("changed", [(b'"event":"cancelled"', b'"event":"withdrawn"'), (b'"v":1', b'"v":2')])
 async def test_a_log_that_a_newer_version_wrote_into_is_not_called_damaged(
     opener: Opener, clock: Clock, changed: tuple[bytes, bytes]
 ) -> None:

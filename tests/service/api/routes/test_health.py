@@ -189,7 +189,7 @@ async def test_a_path_with_an_empty_segment_says_how_it_is_sent(service: Service
         ("/v1/bandits/b/arms/small", "DELETE, PUT"),
         ("/v1/bandits/b/decisions", "POST"),
         ("/v1/bandits/b/decisions/x", "DELETE, GET, HEAD"),
-        ("/v1/bandits/b/decisions/x/outcome", "PUT"),
+        ("/v1/bandits/b/decisions/x/outcome", "PATCH, PUT"),
         ("/healthz", "GET, HEAD"),
     ],
 )

@@ -67,7 +67,7 @@ async def prepared(service: Service, bandit: Json) -> Json:
         (DAK, GOOD, "reward"),
         (DAK, {"reward": 0.5, "output": {"vector": [0.5]}}, "output.vector"),
         (JKD, {"reward": 0.5, **GOOD}, "reference"),
-        (WISE, {"cost": 0.5}, "reward"),
+        (WISE, {}, "reward"),
     ],
 )
 async def test_an_outcome_that_cannot_be_learned(service: Service, bandit: Json, outcome: Json, field: str) -> None:
