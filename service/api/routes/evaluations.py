@@ -38,7 +38,7 @@ EvaluationId = Annotated[str, Path(pattern=ID, description="Id of the evaluation
     },
 )
 async def post_evaluation(learner: ManagedLearner, body: EvaluationBody, services: Shared) -> Response:
-    """Reads the log up to its present end, beside the decisions, which are not slowed by it. `GET .../evaluations/{id}` says how
+    """Reads the log up to its present end, beside the decisions, which do not wait for it. `GET .../evaluations/{id}` says how
     far it has come. With an `id`, the same request again is the same evaluation, and another one under that id is a 409.
     """
     request = body.model_dump(exclude_unset=True)
