@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 
 PREFIX = "NEXTARM_"
-OF_OTHERS = ("NEXTARM_API_KEY", "NEXTARM_MEMORY", "NEXTARM_METRICS_KEY", "NEXTARM_PUBLISHED_PORT", "NEXTARM_REPLICAS")
-"""Variables with the prefix that are no settings of the service: of `nextarm replay` and of the compose files."""
+OF_OTHERS = (
+    "NEXTARM_API_KEY",
+    "NEXTARM_BANDIT",
+    "NEXTARM_MEMORY",
+    "NEXTARM_METRICS_KEY",
+    "NEXTARM_PUBLISHED_PORT",
+    "NEXTARM_REPLICAS",
+    "NEXTARM_URL",
+)
+"""Variables with the prefix that are no settings of the service: of `nextarm replay`, the Python client and the compose files."""
 
 REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 

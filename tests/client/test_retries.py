@@ -114,13 +114,13 @@ def test_a_newer_service_can_be_read() -> None:
     body: Any = {
         **DECISION,
         "propensity": None,
-        "sticky": True,
+        "mood": "new",
         "scores": {"large": {"estimate": 0.5, "signals": {"cost": None}}},
     }
     with scripted(Answer(201, body)) as server, Client(server.url) as client:
         decision = client.decide("b")
         assert decision.propensity is None
-        assert decision.model_extra == {"sticky": True}
+        assert decision.model_extra == {"mood": "new"}
 
 
 def test_a_bandit_that_a_lost_answer_has_deleted_is_deleted() -> None:
