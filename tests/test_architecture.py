@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,3 +121,14 @@ def test_the_service_starts_without_what_it_may_never_need() -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     assert _modules_after("import service.__main__").isdisjoint({*LIGHT, "torch", "fastapi", "numpy"})
+
+
+def test_structs_are_decoded_by_decoders_that_are_built_at_import() -> None:
+    """`decode(..., type=Struct)` describes the struct at its first call; two threads that do so at once crash in msgspec 0.22."""
+    late = [
+        f"{path.relative_to(ROOT)}: {found}"
+        for path in sorted((ROOT / "service").rglob("*.py"))
+        for found in re.findall(r"msgspec\.\w+\.decode\([^\n]*type=(\w+)", path.read_text())
+    ]
+    # a date is no struct, and a process that reads one plan has one thread by then
+    assert late == ["service/engine/evaluation_process.py: Plan", "service/engine/evaluations.py: datetime"]

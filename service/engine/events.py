@@ -555,10 +555,13 @@ class _Header(msgspec.Struct):
     v: int = VERSION
 
 
+_header_decoder = msgspec.json.Decoder(_Header)
+
+
 def _check_known(payload: bytes) -> None:
     """Raise `NewerEvent` for an event of a kind or version that came to be after this build."""
     try:
-        header = msgspec.json.decode(payload, type=_Header)
+        header = _header_decoder.decode(payload)
     except msgspec.DecodeError:
         return
     if header.v > VERSION:

@@ -347,6 +347,10 @@ class Snapshot(msgspec.Struct):
     forgotten: int = 0
 
 
+_snapshot_decoder = msgspec.json.Decoder(Snapshot)
+"""Built at import, since threads that read snapshots at once must not be the first to describe the struct to msgspec."""
+
+
 class View(NamedTuple):
     """Per-arm values that the contexts of one batch share. pending: with the decisions in flight.  failed: empty = none."""
 
@@ -1182,7 +1186,7 @@ class Ledger:
     @staticmethod
     def unpack(created: Created, data: bytes) -> Ledger:
         """What `pack` wrote of this bandit; raises `msgspec.DecodeError` or `msgspec.ValidationError` for anything else."""
-        kept = msgspec.json.decode(data, type=Snapshot)
+        kept = _snapshot_decoder.decode(data)
         ledger = Ledger(created)
         ledger.arms = kept.arms
         ledger.open = {decision.id: decision for decision in kept.open}

@@ -86,6 +86,12 @@ class Sealed(msgspec.Struct, frozen=True):
     sha256: bytes
 
 
+# Built at import: threads read the snapshots of several bandits at once, and where msgspec is still describing a struct for one of
+# them, another that decodes it crashes the process (msgspec 0.22).
+_sealed = msgspec.msgpack.Decoder(Sealed)
+_content = msgspec.msgpack.Decoder(Content)
+
+
 def pack(
     policy: Policy,
     state: State,
@@ -118,10 +124,10 @@ def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = F
     """The ledger and the states, nothing derived yet but what the snapshot keeps for this build; raises whatever is wrong with
     the bytes. policy: as the first event names it.
     """
-    sealed = msgspec.msgpack.decode(blob, type=Sealed)
+    sealed = _sealed.decode(blob)
     if hashlib.sha256(sealed.content).digest() != sealed.sha256:
         raise SnapshotRefused("the checksum does not match")
-    kept = msgspec.msgpack.decode(sealed.content, type=Content)
+    kept = _content.decode(sealed.content)
     # A snapshot of another build is passed over, and the log folded; any_build: where the log does not reach back so far.
     if kept.version not in (events.VERSION, WITH_SHADOWS) or (kept.build != BUILD and not any_build):
         raise SnapshotRefused(f"version {kept.version} of {kept.build}, this is {events.VERSION} of {BUILD}")
