@@ -86,8 +86,8 @@ class Sealed(msgspec.Struct, frozen=True):
     sha256: bytes
 
 
-# Built at import: threads read the snapshots of several bandits at once, and where msgspec is still describing a struct for one of
-# them, another that decodes it crashes the process (msgspec 0.22).
+# Built at import: threads read the snapshots of several bandits at once, and where msgspec is still describing a struct for one
+# of them, another that decodes it crashes the process (msgspec 0.22).
 _sealed = msgspec.msgpack.Decoder(Sealed)
 _content = msgspec.msgpack.Decoder(Content)
 
