@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -241,18 +241,15 @@ async def check_cloneable(storage: Storage, source: Log, clone: Created) -> None
     until = clone.clone_of.until
     try:
         check = _Check(clone, await newest_amendments(storage, source, until))
+        after = 0
+        while after < until:
+            entries = await storage.read(source, after=after, limit=min(READ_BATCH, until - after))
+            if not entries:
+                raise NotCloneableError(f"the log ends at offset {after}, before {until}")
+            await asyncio.to_thread(check.add, entries)
+            after = entries[-1].offset
     except LogCompactedError as error:
         raise NotCloneableError(f"events before offset {error.first} are kept in snapshots only") from None
-    after = 0
-    while after < until:
-        try:
-            entries = await storage.read(source, after=after, limit=min(READ_BATCH, until - after))
-        except LogCompactedError as error:
-            raise NotCloneableError(f"events before offset {error.first} are kept in snapshots only") from None
-        if not entries:
-            raise NotCloneableError(f"the log ends at offset {after}, before {until}")
-        await asyncio.to_thread(check.add, entries)
-        after = entries[-1].offset
     check.finish()
 
 
@@ -386,8 +383,9 @@ class Cloner:
             ),
             return_exceptions=True,
         )
-        for result in _failures(accepted):
-            raise result
+        for result in accepted:
+            if isinstance(result, BaseException):
+                raise result
         await clone.projection.fold_log()
         await clone.versions.wait_until_current()
 
@@ -397,10 +395,6 @@ def _is_due(clone: Learner, offset: int, event: AnyEvent) -> bool:
     cloning = clone.ledger.cloning
     is_new = cloning is not None and offset > cloning.offset
     return is_new and (clone.takes_reference or not isinstance(event, ReferenceAdded))
-
-
-def _failures(accepted: Sequence[Any]) -> Iterator[BaseException]:
-    return (one for one in accepted if isinstance(one, BaseException))
 
 
 def _sibling(clone: Learner, bandit: str) -> str:
