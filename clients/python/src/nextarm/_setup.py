@@ -1,4 +1,4 @@
-"""How a client is set up: what `Client` and `AsyncClient` have in common besides their routes."""
+"""What `Client` and `AsyncClient` have in common besides their routes: how they are set up, and the scope of a decision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import httpx2
 from nextarm._reports import ReportBuffer, Stats
 from nextarm._session import Options, Send, Session, State
 from nextarm._version import __version__
+from nextarm.models import Decision
 
 TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
 """Creating the first bandit of an embedder takes seconds."""
@@ -97,6 +98,28 @@ class Configured:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.url}>"  # without the key
+
+
+class Scope:
+    """What both scopes of a decision have. answer: the whole decision."""
+
+    answer: Decision
+    _is_closed = False
+
+    @property
+    def id(self) -> str:
+        """Of the decision."""
+        return self.answer.id or ""
+
+    @property
+    def arm(self) -> str | None:
+        """The model to query; null where none is worth it."""
+        return self.answer.arm
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it is in the log and still needs an outcome or a cancel."""
+        return not (self._is_closed or self.answer.stop) and bool(self.id)
 
 
 def request_of(send: Send, session: Session) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import httpx2
 from nextarm import errors
 from nextarm._calls import Awaited, AwaitedRaw, Call
 from nextarm._session import Came, Pause, Session, Step, Steps
-from nextarm._setup import Changes, Configured, Setup, request_of
+from nextarm._setup import Changes, Configured, Scope, Setup, request_of
 from nextarm.bodies import DecisionRequest, OutcomeBody
 from nextarm.errors import NextarmError
-from nextarm.models import Decision, Receipt
+from nextarm.models import Receipt
 from nextarm.raw import RawResponse
 from nextarm.routes import Routes
 
@@ -159,24 +159,11 @@ class AsyncClient(Configured, Routes, Awaited):
         await self.aclose()
 
 
-class AsyncDecisionScope:
+class AsyncDecisionScope(Scope):
     """A decision and its outcome, in an `async with`. answer: the whole decision."""
-
-    answer: Decision
 
     def __init__(self, client: AsyncClient, bandit: str, request: DecisionRequest, *, on_error: float | None) -> None:
         self._client, self._bandit, self._request, self._on_error = client, bandit, request, on_error
-        self._is_closed = False
-
-    @property
-    def id(self) -> str:
-        """Of the decision."""
-        return self.answer.id or ""
-
-    @property
-    def arm(self) -> str | None:
-        """The model to query; null where none is worth it."""
-        return self.answer.arm
 
     async def observe(self, **outcome: Unpack[OutcomeBody]) -> Receipt:
         """Post what came of it."""
@@ -194,7 +181,7 @@ class AsyncDecisionScope:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or self._is_closed or self.answer.stop or not self.id:
+        if error is None or not self._is_open:
             return
         try:
             if self._on_error is None:

@@ -15,10 +15,10 @@ import httpx2
 from nextarm import errors
 from nextarm._calls import Call, Direct, DirectRaw
 from nextarm._session import Came, Pause, Send, Session, Step, Steps
-from nextarm._setup import Changes, Configured, Setup, request_of
+from nextarm._setup import Changes, Configured, Scope, Setup, request_of
 from nextarm.bodies import DecisionRequest, OutcomeBody
 from nextarm.errors import NextarmError
-from nextarm.models import Decision, Receipt
+from nextarm.models import Receipt
 from nextarm.raw import RawResponse
 from nextarm.routes import Routes
 
@@ -167,24 +167,11 @@ class Client(Configured, Routes, Direct):
         self.close()
 
 
-class DecisionScope:
+class DecisionScope(Scope):
     """A decision and its outcome, in a `with`. answer: the whole decision."""
-
-    answer: Decision
 
     def __init__(self, client: Client, bandit: str, request: DecisionRequest, *, on_error: float | None) -> None:
         self._client, self._bandit, self._request, self._on_error = client, bandit, request, on_error
-        self._is_closed = False
-
-    @property
-    def id(self) -> str:
-        """Of the decision."""
-        return self.answer.id or ""
-
-    @property
-    def arm(self) -> str | None:
-        """The model to query; null where none is worth it."""
-        return self.answer.arm
 
     def observe(self, **outcome: Unpack[OutcomeBody]) -> Receipt:
         """Post what came of it."""
@@ -202,7 +189,7 @@ class DecisionScope:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or self._is_closed or self.answer.stop or not self.id:
+        if error is None or not self._is_open:
             return
         try:
             if self._on_error is None:
