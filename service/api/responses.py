@@ -20,7 +20,7 @@ from service.api.change import configuration
 from service.api.requests import PARAMETERS, SCORER_FIELDS, YOUNGER
 from service.engine.commit import Recorded
 from service.engine.evaluations import Record
-from service.engine.events import Amended, Cancelled, Created, Decided, Expired, Observed, Partial
+from service.engine.events import Amended, Created, Decided, Expired, Observed, Partial
 from service.engine.health import worst
 from service.engine.learner import Learner
 from service.engine.ledger import Ledger
@@ -130,6 +130,16 @@ class DecisionState(DecisionAnswer):
     error: str = Field("", description="Why the call failed, as it was posted; left out where it did not.")
     outcome_metadata: dict[str, Any] = Field(
         default_factory=dict, description="That of the outcome, as it was posted; left out where it was not."
+    )
+
+
+class DecisionPage(Answer):
+    """Decisions of the log, the newest first."""
+
+    decisions: list[DecisionState] = Field(description="Maybe fewer than `limit`: a request looks at 10,000 entries of the log.")
+    next_before: int | None = Field(description="The `before` of the next page; null: there are no older ones.", examples=[4211])
+    trimmed_before: int | None = Field(
+        description="The first offset that the store still has, where this page ends at it; null elsewhere."
     )
 
 
@@ -664,22 +674,15 @@ def _best_arms(decided: Decided) -> list[int]:
     return sorted({*best, decided.arm} - {-1})
 
 
-_STATES: dict[type, str] = {Observed: "observed", Expired: "expired", Cancelled: "cancelled"}
-
-
 def closed_json(learner: Learner, found: DecisionHistory) -> dict[str, Any]:
-    """What became of a decision. A stop has no outcome to wait for: it counts as observed. A default reward comes with the price
-    as its cost, as the arm's total has it.
-    """
+    """What became of a decision. A default reward comes with the price as its cost, as the arm's total has it."""
     values: dict[str, float] = {}
     cost = None
     event = None if found.closing is None else found.closing.event
     if event is None:
-        state = "observed" if found.decided.event.arm < 0 else "partial" if found.partials else "open"
         for partial in found.partials:
             values = partial.event.values | values
     else:
-        state = _STATES[type(event)]
         known = learner.outcomes.known_outcome(found)
         values, cost = known.values, known.cost
     posted: dict[str, Any] = {}
@@ -689,13 +692,23 @@ def closed_json(learner: Learner, found: DecisionHistory) -> dict[str, Any]:
         if event.is_failure:  # nothing of it was learned, and amendments begin with nothing
             values = ({} if event.signals is msgspec.UNSET else event.signals) | values
     return {
-        "state": state,
+        "state": found.state,
         "reward": values.get(REWARD),
         "cost": values.get(COST, cost),
         "signals": {name: value for name, value in values.items() if name not in (REWARD, COST)},
         "amendments": [_amendment_json(one.event, one.offset) for one in found.amendments],
         "closed_at": None if event is None else time_text(event.at),
         **posted,
+    }
+
+
+def history_json(learner: Learner, found: DecisionHistory, *, full: bool) -> dict[str, Any]:
+    """A decision with what became of it. full: as of `decision_json`."""
+    decided = found.decided
+    return {
+        **decision_json(learner, decided.event, offset=decided.offset, full=full),
+        **closed_json(learner, found),
+        "decided_at": time_text(decided.event.at),
     }
 
 

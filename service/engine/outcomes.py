@@ -47,6 +47,8 @@ MAX_SIGNALS_OF_OUTCOME = 32
 """Beside reward and cost, with those that came in parts or by amendments."""
 AMEND_TRIES = 100
 """Attempts to append an amendment: another one of the same decision may come first each time."""
+OBSERVED = str(Observed.__struct_config__.tag)
+"""The state of a decision with an outcome."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,13 @@ class DecisionHistory(NamedTuple):
     partials: list[Recorded]
     closing: Recorded | None
     amendments: list[Recorded]
+
+    @property
+    def state(self) -> str:
+        """`open`, `partial`, `observed`, `expired` or `cancelled`. A stop has no outcome to wait for: it counts as observed."""
+        if self.closing is not None:
+            return str(type(self.closing.event).__struct_config__.tag)
+        return OBSERVED if self.decided.event.arm < 0 else "partial" if self.partials else "open"
 
 
 @dataclass
@@ -164,7 +173,23 @@ class OutcomeRecorder:
 
     async def look_up_all(self, decision_id: str) -> DecisionHistory:
         """The decision with everything that came of it, in log order."""
-        decided, closing = await self.look_up(decision_id)
+        return await self._history(*await self.look_up(decision_id))
+
+    async def join(self, decided: Sequence[Recorded]) -> list[DecisionHistory]:
+        """Decisions of the log, each with everything that came of it."""
+        closings = iter(await self.closings([one.event.id for one in decided if one.event.arm >= 0]))
+        pairs = [(one, next(closings) if one.event.arm >= 0 else None) for one in decided]
+        return await asyncio.gather(*(self._history(*pair) for pair in pairs))
+
+    async def closings(self, decision_ids: Sequence[str]) -> list[Recorded | None]:
+        """What closed each of these decisions, None while it is open."""
+        opened = await self._still_open(decision_ids) if decision_ids else []
+        closed = [one for one, still in zip(decision_ids, opened, strict=True) if still is None]
+        found = dict(zip(closed, await asyncio.gather(*map(self._closing_event, closed)), strict=True))
+        return [found.get(one) for one in decision_ids]
+
+    async def _history(self, decided: Recorded, closing: Recorded | None) -> DecisionHistory:
+        decision_id = decided.event.id
         if decided.event.arm < 0:
             return DecisionHistory(decided, [], None, [])
         partials = await self._numbered(decision_id, events.partial_key)

@@ -344,6 +344,11 @@ def called(client: Any) -> Generator[Any, Any, None]:
     yield client.observe("b", "narrowed", reward=0.5, metadata={"tokens": 7})
     assert (yield client.show_decision("b", "narrowed")).outcome_metadata == {"tokens": 7}
 
+    listed = yield client.list_decisions("b", state="observed", arm="openai/large", limit=1)
+    assert [(item.id, item.outcome_metadata) for item in listed.decisions] == [("narrowed", {"tokens": 7})]
+    assert listed.next_before == listed.decisions[0].offset
+    assert (yield client.list_decisions("b", before=2, session="s")) == models.DecisionPage(decisions=[])
+
     shadow = yield client.put_shadow("b", "candidate", policy={"kind": "lin-ucb"}, from_start=True)
     assert (shadow.policy["kind"], shadow.learns_from) == ("lin-ucb", "start")
     assert [item.name for item in (yield client.list_shadows("b")).shadows] == ["candidate"]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from service.api.batch import decide_all
 from service.api.decide import decide
 from service.api.dependencies import DecisionId, ReadLearner, RoutedLearner, Shared
 from service.api.json_bodies import StrictJSONRoute
+from service.api.problems import arm_not_found
 from service.api.requests import DecisionBatch, DecisionBody
-from service.api.responses import DecisionAnswer, DecisionsAnswer, DecisionState, answer, closed_json, decision_json, time_text
+from service.api.responses import DecisionAnswer, DecisionPage, DecisionsAnswer, DecisionState, answer, history_json
 from service.api.routes import problems
+from service.engine.listing import DecisionFilter, StateName, find_decisions
 
 router = APIRouter(tags=["decisions"], route_class=StrictJSONRoute)
+
+MAX_LISTED = 200
+"""Decisions in a page."""
 
 
 @router.post(
@@ -53,6 +60,38 @@ async def make_decisions(learner: RoutedLearner, body: DecisionBatch, services: 
 
 
 @router.get(
+    "/v1/bandits/{name}/decisions",
+    summary="The decisions of the log, the newest first",
+    response_model=DecisionPage,
+    responses=problems("bandit_not_found", "arm_not_found"),
+)
+async def list_decisions(
+    learner: ReadLearner,
+    *,
+    before: Annotated[int | None, Query(ge=1, description="Decisions with a smaller offset; left out, the newest.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="At most so many.")] = 50,
+    state: Annotated[StateName | None, Query(description="Those in this state by now.")] = None,
+    arm: Annotated[str | None, Query(max_length=128, description="Those that chose this arm.")] = None,
+    session: Annotated[str | None, Query(min_length=1, max_length=128, description="Those of this session.")] = None,
+) -> Response:
+    """Each with its outcome, as `GET .../decisions/{id}` shows it; of more than 64 arms, the 16 best. Go on with `next_before`
+    until that is null, also behind a page with fewer than `limit`, or none.
+    """
+    index = None
+    if arm is not None and (index := learner.ledger.index(arm)) is None:
+        raise arm_not_found("arm")
+    wanted = DecisionFilter(state=state, arm=index, session=session)
+    page = await find_decisions(learner.projection, learner.outcomes, wanted, before=before, limit=limit)
+    return answer(
+        {
+            "decisions": [history_json(learner, found, full=False) for found in page.decisions],
+            "next_before": page.next_before,
+            "trimmed_before": page.trimmed_before,
+        }
+    )
+
+
+@router.get(
     "/v1/bandits/{name}/decisions/{decision}",
     summary="A decision and what became of it",
     response_model=DecisionState,
@@ -62,15 +101,7 @@ async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
     """`state` is open, partial, observed, expired or cancelled; the outcome is shown as it is by now, with its amendments. Every
     arm's weight and scores are shown, however many arms there are.
     """
-    found = await learner.outcomes.look_up_all(decision)
-    decided = found.decided
-    return answer(
-        {
-            **decision_json(learner, decided.event, offset=decided.offset, full=True),
-            **closed_json(learner, found),
-            "decided_at": time_text(decided.event.at),
-        }
-    )
+    return answer(history_json(learner, await learner.outcomes.look_up_all(decision), full=True))
 
 
 @router.delete(

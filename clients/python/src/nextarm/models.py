@@ -93,6 +93,16 @@ class DecisionState(Decision):
     outcome_metadata: dict[str, Any] = {}
 
 
+class DecisionPage(Model):
+    """Decisions, the newest first. next_before: the `before` of the next page; null = there are no older ones.
+    trimmed_before: the first offset that the store still has, where the page ends at it.
+    """
+
+    decisions: list[DecisionState]
+    next_before: int | None = None
+    trimmed_before: int | None = None
+
+
 class Decisions(Model):
     """A batch of decisions, in the order of the request; an item that was refused is its problem."""
 

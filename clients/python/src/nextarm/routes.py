@@ -237,6 +237,29 @@ class Routes:
         return Call(method="GET", template=DECISION, values=values, answer=models.DecisionState.model_validate_json)
 
     @Route
+    def list_decisions(
+        self,
+        bandit: str,
+        *,
+        before: int | None = None,
+        limit: int | None = None,
+        state: str | None = None,
+        arm: str | None = None,
+        session: str | None = None,
+    ) -> Call[models.DecisionPage]:
+        """Decisions, the newest first, with their outcomes; `next_before` is the `before` of the next page, also of a short one.
+
+        state: `open`, `partial`, `observed`, `expired` or `cancelled`.
+        """
+        return Call(
+            method="GET",
+            template=BANDIT + "/decisions",
+            values={"name": bandit},
+            query=_query(before=before, limit=limit, state=state, arm=arm, session=session),
+            answer=models.DecisionPage.model_validate_json,
+        )
+
+    @Route
     def cancel_decision(self, bandit: str, decision: str) -> Call[None]:
         """Cancel an open decision: nothing is learned from it."""
         values = {"name": bandit, "decision": decision}
