@@ -74,7 +74,7 @@ def main() -> None:
 @click.option("--store", help="sqlite:///PATH, redis://HOST or memory://. [NEXTARM_STORE, sqlite:///./data/nextarm.db]")
 @_plainly
 def serve(host: str | None, port: int | None, store: str | None) -> None:
-    """Start the service. Everything else is set by NEXTARM_* variables (see the README)."""
+    """Start the service. Everything else is set by NEXTARM_* variables (docs/settings.md)."""
     from service.cli.serve import CannotListen, run
 
     given = {"host": host, "port": port, "store": store}

@@ -277,9 +277,8 @@ def _refuse_unknown() -> None:
         if prefix != PREFIX or name in known or prefix + name in OF_OTHERS:
             continue
         near = get_close_matches(name, known, n=1)
-        lines.append(
-            f"{variable}: is no setting; " + (f"did you mean {PREFIX}{near[0]}?" if near else "remove it, or see the README")
-        )
+        fix = f"did you mean {PREFIX}{near[0]}?" if near else "remove it, or see docs/settings.md"
+        lines.append(f"{variable}: is no setting; {fix}")
     if lines:
         raise InvalidSettings("; ".join(lines))
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from bandits.registry import POLICIES
+from service.__main__ import main
 from service.cli.replay.server import private_server
 from tools import readme
 
@@ -30,7 +31,7 @@ RUN = {"bash": ("bash", "-euo", "pipefail", "-c"), "python": (sys.executable, "-
 YOURS = {"bandits/policies/yours.py", "docs/policies/yours.md", "service/embedders/yours.py", "service/storage/yours.py"}
 """Files that CONTRIBUTING.md asks a reader to write."""
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
-OWN_PAGES = sorted(page for page in PAGES if page.startswith("docs/policies/") and page != "docs/policies/baselines.md")
+OWN_PAGES = sorted(page for page in PAGES if page.startswith("docs/policies/") and Path(page).stem not in ("baselines", "index"))
 
 
 def documents(text: str) -> list[Any]:
@@ -72,9 +73,11 @@ def test_the_tables_are_what_the_code_says(page: str) -> None:
 
 
 def test_the_tables_stand_where_they_belong() -> None:
-    assert sorted(readme.tables_in(PAGES["README.md"])) == ["policies", "settings"]
-    held = [name for page in PAGES.values() for name in readme.tables_in(page)]
-    assert sorted(name for name in held if name.startswith("hyper")) == sorted(f"hyperparameters {kind}" for kind in POLICIES)
+    held = {page: readme.tables_in(text) for page, text in PAGES.items()}
+    assert held["README.md"] == ["pays"]
+    assert [held[f"docs/{page}.md"] for page in ("api", "policies/index", "settings")] == [["routes"], ["policies"], ["settings"]]
+    names = [name for tables in held.values() for name in tables]
+    assert sorted(name for name in names if name.startswith("hyper")) == sorted(f"hyperparameters {kind}" for kind in POLICIES)
     assert all(Path(page).stem in POLICIES for page in OWN_PAGES)
 
 
@@ -130,3 +133,12 @@ def test_no_picture_is_heavy() -> None:
     allowed = {"demo-images.png": 400_000}  # hundreds of small pictures, not lines
     sizes = {path.name: path.stat().st_size for path in (ROOT / "docs").rglob("*.png")}
     assert [name for name, size in sizes.items() if size >= allowed.get(name, 150_000)] == []
+
+
+def test_the_readme_is_short() -> None:
+    """What a reader does not need to start belongs into docs/."""
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def test_every_command_has_its_row() -> None:
+    assert sorted(re.findall(r"^\| `nextarm ([a-z]+)", PAGES["docs/command_line.md"], re.MULTILINE)) == sorted(main.commands)

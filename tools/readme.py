@@ -1,10 +1,12 @@
 """Writes the tables that follow from the code into README.md and docs/, between their markers: `python -m tools.readme`.
 
-<!-- policies --> and <!-- settings --> stand in the README; <!-- hyperparameters KIND --> wherever a page describes a policy.
+<!-- settings --> stands in docs/settings.md, <!-- routes --> in docs/api.md, <!-- policies --> in docs/policies/index.md,
+<!-- hyperparameters KIND --> where a page describes a policy, <!-- pays --> in the README: rows of the table of auto.md.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +16,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from bandits.hyperparameters import Declared, Hyperparameter, declared
 from bandits.registry import POLICIES
+from service.api.app import running
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
+PAYS = ("auto", "pak-ucb", "lin-ucb", "thompson", "greedy", "best fixed model, known beforehand")
+"""Rows of the table of `auto` that the README shows."""
 TYPES: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
@@ -26,9 +31,9 @@ def pages() -> list[Path]:
 
 
 def page_of(kind: str) -> str:
-    """The page of a policy, relative to the root; the baselines share one."""
-    own = f"docs/policies/{kind}.md"
-    return own if (ROOT / own).is_file() else "docs/policies/baselines.md"
+    """The page of a policy in docs/policies; the baselines share one."""
+    own = f"{kind}.md"
+    return own if (ROOT / "docs" / "policies" / own).is_file() else f"baselines.md#{kind}"
 
 
 # -- the tables ------------------------------------------------------------------------------------------------------------
@@ -50,6 +55,29 @@ def setting_rows() -> str:
         default = "" if field.default == "" else f"`{field.default}`"
         rows.append(f"| `NEXTARM_{name.upper()}` | {default} | {_cell(field.description or '')} |")
     return "\n".join(rows)
+
+
+def route_rows() -> str:
+    """One row per operation of the HTTP API, from the OpenAPI document."""
+    rows = ["| request | what it does |", "| --- | --- |"]
+    for path, operations in asyncio.run(_paths()).items():
+        for method, operation in operations.items():
+            rows.append(f"| `{method.upper()} {path}` | {_cell(operation['summary'])} |")
+    return "\n".join(rows)
+
+
+async def _paths() -> dict[str, dict[str, Any]]:
+    async with running(Settings.load(store="memory://")) as app:
+        found: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    return found
+
+
+def pays_rows() -> str:
+    """Rows of the measured table of `auto`, without what stands in brackets."""
+    table = (ROOT / "docs" / "policies" / "auto.md").read_text().partition("<!-- measured rivals -->\n")[2]
+    head, rule, *rows = table.partition("\n<!--")[0].splitlines()
+    kept = [row for row in rows if row.split("|")[1].strip(" `") in PAYS]
+    return "\n".join([head, rule, *(re.sub(r" \([.\d]+\)", "", row) for row in kept)])
 
 
 def hyperparameter_rows(kind: str) -> str:
@@ -94,11 +122,13 @@ def _bounds(facts: Hyperparameter) -> tuple[str, str]:
 # -- the pages -------------------------------------------------------------------------------------------------------------
 
 TABLES: dict[str, Callable[[], str]] = {
+    "pays": pays_rows,
     "policies": policy_rows,
+    "routes": route_rows,
     "settings": setting_rows,
     **{f"hyperparameters {kind}": partial(hyperparameter_rows, kind) for kind in POLICIES},
 }
-MARKED = re.compile(r"(<!-- (policies|settings|hyperparameters [\w-]+) -->\n)(.*?\n)?(<!-- /\2 -->)", flags=re.DOTALL)
+MARKED = re.compile(r"(<!-- (pays|policies|routes|settings|hyperparameters [\w-]+) -->\n)(.*?\n)?(<!-- /\2 -->)", flags=re.DOTALL)
 
 
 def tables_in(text: str) -> list[str]:

@@ -117,7 +117,7 @@ def test_wrong_usage_exits_with_two(words: list[str]) -> None:
         ({"host": "0.0.0.0", "api_keys": " "}, "NEXTARM_HOST"),
         ({"apikeys": "admin:s3cr3t"}, "NEXTARM_APIKEYS: is no setting; did you mean NEXTARM_API_KEYS?"),
         ({"redis_pasword": "s3cr3t"}, "NEXTARM_REDIS_PASWORD: is no setting; did you mean NEXTARM_REDIS_PASSWORD?"),
-        ({"xyzzy": "s3cr3t"}, "NEXTARM_XYZZY: is no setting; remove it, or see the README"),
+        ({"xyzzy": "s3cr3t"}, "NEXTARM_XYZZY: is no setting; remove it, or see docs/settings.md"),
     ],
 )
 def test_a_wrong_setting_is_named_and_exits_with_two(settings: dict[str, str], named: str) -> None:
