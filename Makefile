@@ -57,7 +57,7 @@ docs: install ## the pages of docs/ as a site, in build/site; warnings are error
 demo: install ## five classifiers of handwritten digits behind the service: does routing pay?
 	$(BIN)/python -m examples.digits
 
-demo-images: install ## five painters behind the service: what five policies make of pictures, in one picture
+demo-images: install ## five painters behind the service: what five policies make of pictures
 	$(BIN)/python -m examples.painters
 
 bench: install ## the measurements: kill -9 under load (see bench/ for all of them)

@@ -3,7 +3,8 @@
     painters (procedural, offline) --PNG--> the HTTP API of a private server --> CLIPScore, embeddings --> what is asked next
 
 It plays each scene of `examples.painters_parts.scenes` live, prints the numbers beside those of random and fixed choices on the
-same offers, and ends in one picture. A few minutes of one core; the same seed gives the same pictures and the same numbers.
+same offers, and ends in pictures: one of all scenes, and one of each. A few minutes of one core; the same seed gives the same
+pictures and the same numbers.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=0, help="at most so many per scene (default: each scene's own number)")
     parser.add_argument("--only", choices=list(SCENES), nargs="+", default=list(SCENES), help="these scenes")
-    parser.add_argument("--out", type=Path, default=Path("out/demo-images"), help="folder of report.png and results.json")
-    parser.add_argument("--docs", type=Path, help="also write the picture to this file")
+    parser.add_argument("--out", type=Path, default=Path("out/demo-images"), help="folder of the pictures and of results.json")
+    parser.add_argument("--docs", type=Path, help="also write the pictures to this folder")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -108,7 +109,7 @@ def main() -> int:
     for panel in panels:
         click.echo(f"{'yes' if panel.holds else 'NO '}  {panel.scene.key}: {panel.scene.claim}")
     _save(panels, chosen.out, seed=chosen.seed, docs=chosen.docs)
-    click.echo(f"{time.monotonic() - started:.0f} s; picture: {chosen.out / 'report.png'}")
+    click.echo(f"{time.monotonic() - started:.0f} s; pictures: {chosen.out / 'demo-*.png'}")
     return 0 if all(panel.holds for panel in panels) else 1
 
 
@@ -117,12 +118,12 @@ def _save(panels: Sequence[Panel], folder: Path, *, seed: int, docs: Path | None
     results = {panel.scene.key: {row.label: dict(row.values) for row in panel.rows} for panel in panels}
     claims = {panel.scene.key: {"claim": panel.scene.claim, "holds": panel.holds} for panel in panels}
     (folder / "results.json").write_text(json.dumps({"seed": seed, "scenes": results, "claims": claims}, indent=1) + "\n")
-    for path in filter(None, (folder / "report.png", docs)):
-        report.save(path, panels, note=f"make demo-images, seed {seed}; rounds per scene: {_rounds(panels)}")
-
-
-def _rounds(panels: Sequence[Panel]) -> str:
-    return ", ".join(f"{panel.scene.key} {len(panel.scene.gallery.wishes)}" for panel in panels)
+    for where in filter(None, (folder, docs)):
+        note = f"make demo-images, seed {seed}"
+        report.save_overview(where / "demo-images.png", panels, note=note)
+        for panel in panels:
+            rounds = f"{note}, {len(panel.scene.gallery.wishes)} rounds"
+            report.save_scene(where / f"demo-{panel.scene.key}.png", panel, note=rounds)
 
 
 if __name__ == "__main__":

@@ -217,8 +217,9 @@ def evaluate(
     disturbed. The verdict says whether the log can answer.
     """
     from service.cli import evaluate as command
-    from service.cli.evaluation_plot import check_plot, save_plot
+    from service.cli.evaluation_plot import save_plot
     from service.cli.logs import check_free
+    from service.cli.plotting import check_plot
     from service.engine.evaluation_process import Plan
 
     if plot is not None:

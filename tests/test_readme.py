@@ -130,9 +130,8 @@ def headings(path: Path) -> set[str]:
 
 
 def test_no_picture_is_heavy() -> None:
-    allowed = {"demo-images.png": 400_000}  # hundreds of small pictures, not lines
     sizes = {path.name: path.stat().st_size for path in (ROOT / "docs").rglob("*.png")}
-    assert [name for name, size in sizes.items() if size >= allowed.get(name, 150_000)] == []
+    assert [name for name, size in sizes.items() if size >= 150_000] == []
 
 
 def test_the_readme_is_short() -> None:

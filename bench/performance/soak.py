@@ -22,10 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 
@@ -35,6 +31,7 @@ from bench.performance.load_testing import machine, mixed, pages
 from bench.performance.load_testing.driver import quantiles
 from bench.performance.load_testing.measure import cpu_s, open_files, rss_mb, threads
 from bench.performance.load_testing.trend import WARM_UP, Sample, Verdict, verdicts
+from service.cli.plotting import BLUE, GREEN, LINE, ORANGE, PINK, YELLOW, End, drawing, name_ends, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "load" / "soak.json"
@@ -135,38 +132,43 @@ def table(found: Sequence[Verdict]) -> pages.Rows:
 
 
 def draw(path: Path, samples: Sequence[Sample]) -> None:
-    """Four panels over time."""
+    """Memory, latency, sizes of files, and what should stay flat, over time."""
     minutes = [sample.at_s / 60 for sample in samples]
-    figure, panels = plt.subplots(2, 2, figsize=(11, 5.5), sharex=True)
-    panels[0, 0].plot(minutes, [sample.rss_mb for sample in samples], color="#1f77b4")
-    panels[0, 0].set(title="Resident memory, MB", ylim=(0, None))
-    for name, colour in (("p50_ms", "#1f77b4"), ("p99_ms", "#d62728")):
-        panels[0, 1].plot(minutes, [getattr(sample, name) for sample in samples], color=colour, label=name[:3])
-    panels[0, 1].set(title="Latency, ms", yscale="log")
-    panels[0, 1].legend(fontsize=8)
-    names = sorted({name for sample in samples for name in sample.files})
-    for name in names:
-        panels[1, 0].plot(minutes, [sample.files.get(name, 0) / 1e6 for sample in samples], label=name)
-    panels[1, 0].set(title="Files in the data folder, MB", ylim=(0, None))
-    panels[1, 0].legend(fontsize=8)
-    for name, label in (
-        ("open_files", "open files"),
-        ("threads", "threads"),
-        ("lag", "lag, events"),
-        ("unready", "unready, events"),
-    ):
-        panels[1, 1].plot(minutes, [getattr(sample, name) for sample in samples], label=label)
-    panels[1, 1].set(title="Open files, threads, lag", ylim=(0, None))
-    panels[1, 1].legend(fontsize=8)
-    for axes in panels.flat:
-        axes.grid(alpha=0.3)
-        axes.axvspan(0, WARM_UP * minutes[-1], color="0.93", zorder=0)
-    for axes in panels[1]:
-        axes.set_xlabel("minutes (shaded: warm-up)")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    whole = {"open_files": "open files", "threads": "threads", "lag": "not folded", "unready": "not prepared"}
+    files = sorted({name for sample in samples for name in sample.files if any(one.files.get(name, 0) > 1e5 for one in samples)})
+    lines = {
+        "Memory (RSS), MB": [("memory", BLUE, [sample.rss_mb for sample in samples])],
+        "Latency, ms": [
+            ("p50", BLUE, [sample.p50_ms for sample in samples]),
+            ("p99", ORANGE, [sample.p99_ms for sample in samples]),
+        ],
+        "Files in the data folder, MB": [
+            (name, color, [sample.files.get(name, 0) / 1e6 for sample in samples])
+            for name, color in zip(files, (BLUE, GREEN, YELLOW), strict=False)
+        ],
+        "Open files, threads, events behind": [
+            (label, color, [float(getattr(sample, name)) for sample in samples])
+            for (name, label), color in zip(whole.items(), (BLUE, GREEN, ORANGE, PINK), strict=True)
+        ],
+    }
+    with drawing(path, (8.3, 5.6), dpi=200, colors=64) as figure:
+        panels = figure.subplots(2, 2).flat
+        for axes, (title, shown) in zip(panels, lines.items(), strict=True):
+            for _, color, values in shown:
+                axes.plot(minutes, values, color=color, linewidth=1.4)
+            axes.axvspan(0, WARM_UP * minutes[-1], color=LINE, alpha=0.35, linewidth=0, zorder=0)
+            axes.set(xlim=(0, minutes[-1]), xlabel="minutes (shaded: warm-up)")
+            axes.set_title(title)
+            highest = max(max(values) for _, _, values in shown)
+            if title.startswith("Latency"):
+                lowest = min(min(values) for _, _, values in shown)
+                axes.set(yscale="log", ylim=(lowest / 1.3, highest * 1.3))
+                steps = (step * 10.0**power for power in range(-2, 5) for step in (1, 2, 5))
+                plain(axes.yaxis, [step for step in steps if lowest / 1.3 <= step <= highest * 1.3])
+            else:
+                axes.set_ylim(0, 1.08 * highest)
+            if len(shown) > 1:
+                name_ends(axes, [End(float(np.median(values[-5:])), name, color) for name, color, values in shown])
 
 
 def page_text(told: dict[str, Any], found: Sequence[Verdict]) -> str:

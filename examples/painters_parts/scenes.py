@@ -34,18 +34,19 @@ Values = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One number of a row. form: how it is written."""
+    """One number of a row. form: how it is written.  better: +1 where more of it is better, -1 where less is."""
 
     name: str
     score: Score
     form: str = "{:.2f}"
+    better: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """A world and who plays in it.
 
-    columns: the first is what the scene is about.  better: +1 where more of it is better, -1 where less is.
+    columns: the first is what the scene is about.
     baselines: label -> what a choice without learning serves.  beside: those that the picture shows with random; empty: the two
     best.  references: posted before the first decision.
     claim: what the scene is to show.  holds: whether it did, from the numbers of all rows by label.
@@ -60,7 +61,6 @@ class Scene:
     columns: Sequence[Column]
     claim: str
     holds: Callable[[Values], bool]
-    better: int = 1
     beside: Sequence[str] = ()
     references: Sequence[Image.Image] = field(default_factory=tuple)
 
@@ -77,7 +77,7 @@ def _price(gallery: Gallery, served: Served) -> float:
     return float(gallery.prices[served[:, 1]].mean())
 
 
-PRICE = Column(name="price", score=_price)
+PRICE = Column(name="price", score=_price, better=-1)
 
 
 def _alone(gallery_painters: Sequence[str]) -> dict[str, Baseline]:
@@ -215,7 +215,7 @@ def in_the_style_of(*, clip: Clip, rounds: int, seed: int, each: Callable[[], ob
         ],
         baselines=_baselines(names, seed=seed),
         columns=(
-            Column(name="Frechet distance", score=partial(scores.distance, reference=target), form="{:.3f}"),
+            Column(name="Frechet distance", score=partial(scores.distance, reference=target), form="{:.3f}", better=-1),
             VENDI,
             RKE,
             PRICE,
@@ -224,7 +224,6 @@ def in_the_style_of(*, clip: Clip, rounds: int, seed: int, each: Callable[[], ob
         holds=lambda rows: (
             rows["fd-ucb"]["Frechet distance"] < sorted(rows[label]["Frechet distance"] for label in rows if label != "fd-ucb")[1]
         ),
-        better=-1,
         references=references,
     )
 
@@ -275,8 +274,8 @@ def until_accepted(*, clip: Clip, rounds: int, seed: int, each: Callable[[], obj
             Column(name="utility", score=attempts.utility, form="{:.3f}"),
             Column(name="accepted", score=attempts.accepted, form="{:.0%}"),
             Column(name="CLIPScore", score=attempts.last_score, form="{:.3f}"),
-            Column(name="price", score=attempts.price),
-            Column(name="calls", score=attempts.calls),
+            Column(name="price", score=attempts.price, better=-1),
+            Column(name="calls", score=attempts.calls, better=-1),
         ),
         claim="more accepted for the money than any fixed order",
         holds=lambda rows: rows["promptwise"]["utility"] > _best(rows, "utility", but=("promptwise",)),

@@ -254,17 +254,26 @@ def test_a_gallery_is_the_same_for_the_same_seed(clip: Clip) -> None:
     assert first.met[:, 1].all()
 
 
-def test_the_report_is_one_picture_with_a_row_for_everyone_who_learned(clip: Clip, tmp_path: Path) -> None:
+def test_a_scene_is_a_picture_with_a_row_for_everyone_who_learned(clip: Clip, tmp_path: Path) -> None:
     scene = scenes.variety(clip=clip, rounds=20, seed=0, each=lambda: None)
     rows = [report.row(scene, label, scores.random(scene.gallery, seed=1), learned=True) for label in ("dak-ucb", "pak-ucb")]
     rows += [report.row(scene, label, baseline(scene.gallery), learned=False) for label, baseline in scene.baselines.items()]
     panel = report.Panel(scene=scene, rows=rows)
     assert [row.label for row in panel.shown] == ["dak-ucb", "pak-ucb", "random", "postcard alone", "atelier alone"]
     assert not panel.holds  # both served the same
-    path = tmp_path / "report.png"
-    report.save(path, [panel], note="a test")
-    with Image.open(path) as picture:
-        assert picture.size[0] == report.WIDTH
+    report.save_scene(tmp_path / "scene.png", panel, note="a test")
+    report.save_overview(tmp_path / "all.png", [panel], note="a test")
+    for name in ("scene.png", "all.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] == 2 * report.WIDTH
+
+
+def test_a_strip_of_prompts_that_come_again_shows_one_of_them(clip: Clip) -> None:
+    scene = scenes.variety(clip=clip, rounds=60, seed=0, each=lambda: None)
+    served = report.chosen(scene.gallery, scores.random(scene.gallery, seed=1))
+    wishes = [scene.gallery.wishes[t] for t in served[:, 0]]
+    assert len(set(wishes)) == 1
+    assert len(wishes) == min(report.SHOWN, scene.gallery.wishes.count(wishes[0]))
 
 
 # -- over HTTP, in this process --------------------------------------------------------------------------------------------------

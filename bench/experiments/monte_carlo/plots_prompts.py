@@ -9,25 +9,9 @@ from typing import Any
 import numpy as np
 
 from bench.experiments.monte_carlo import contextual, episodes
-from bench.experiments.monte_carlo.pictures import (
-    BLUE,
-    BROWN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
-    YELLOW,
-    Everything,
-    Floats,
-    bands,
-    line,
-    moving,
-    name_ends,
-    panels,
-    picks_of,
-)
+from bench.experiments.monte_carlo.pictures import Everything, Floats, bands, line, moving, panels, picks_of
 from bench.experiments.monte_carlo.studies import Run, Runs
+from service.cli.plotting import BLUE, BROWN, GREEN, GREY, NAME_SIZE, ORANGE, PINK, SKY, YELLOW, name_ends
 
 # -- pak-ucb ---------------------------------------------------------------------------------------------------------------
 
@@ -58,17 +42,17 @@ def pak_ucb(path: Path, runs: Everything) -> None:
         f"lines: mean of {count[0]} worlds (left) and {count[1]} orders (right); bands: ±1 standard deviation",
     ) as (first, second):
         ends = []
-        for label, (name, colour, style) in clusters.items():
+        for label, (name, color, style) in clusters.items():
             played = runs["G2"][label]
             right = np.stack([contextual.clusters(seed).optimal(run.series["picks"]) for seed, run in enumerate(played)])
-            ends.append(line(first, np.arange(1, 601)[9::3], moving(right, 100)[:, 9::3], name, colour, style=style))
+            ends.append(line(first, np.arange(1, 601)[9::3], moving(right, 100)[:, 9::3], name, color, style=style))
         first.set(xlabel="round", ylabel="share of optimal picks, last 100 rounds", ylim=(0, 1), xlim=(0, 600))
         first.set_title("three clusters of prompts, three arms")
         name_ends(first, ends)
         ends = []
-        for label, (name, colour, style) in recorded.items():
+        for label, (name, color, style) in recorded.items():
             rows = _answers_more(runs["G6"][label])
-            ends.append(line(second, np.arange(1, 2001)[::10], rows[:, ::10], name, colour, style=style))
+            ends.append(line(second, np.arange(1, 2001)[::10], rows[:, ::10], name, color, style=style))
         second.axhline(0.0, color="black", linewidth=0.8)
         second.set(xlabel="round", ylabel="answers passed more than with the best model", xlim=(0, 2000))
         second.set_title("two models' recorded answers to 328 tasks")
@@ -100,17 +84,17 @@ def dak_ucb(path: Path, runs: Everything) -> None:
     heading = "dak-ucb trades a little fidelity for outputs that do not repeat themselves"
     with panels(path, heading, bands(len(study["dak-ucb, mixture"]))) as (first, second):
         ends = [
-            line(first, np.arange(1, 401)[4::2], moving(picks_of(study[label]) == 2, 60)[:, 4::2], name, colour)
-            for label, (name, colour) in shown.items()
+            line(first, np.arange(1, 401)[4::2], moving(picks_of(study[label]) == 2, 60)[:, 4::2], name, color)
+            for label, (name, color) in shown.items()
         ]
         first.set(xlabel="round", ylabel="share of the diverse arm, last 60 rounds", ylim=(0, 1), xlim=(0, 400))
         first.set_title("two arms repeat one output, a third never does")
         name_ends(first, ends)
         alone = {f"arm {arm} alone": (f"arm {arm} alone", GREY) for arm in range(3)}
-        for label, (name, colour) in {**shown, **alone}.items():
+        for label, (name, color) in {**shown, **alone}.items():
             x = np.array([run.values[contextual.FIDELITY] for run in study[label]])
             y = 1.0 / np.array([run.values[contextual.REPEATS] for run in study[label]])
-            _point(second, x, y, name.replace("\n", " "), colour, place=_PLACES.get(label, (9, 5)))
+            _point(second, x, y, name.replace("\n", " "), color, place=_PLACES.get(label, (9, 5)))
         second.set(xlabel="mean fidelity", ylabel="joint RKE: effective number of different answers", ylim=(0, 27))
         second.margins(x=0.16)
         second.set_title("what 400 rounds served")
@@ -124,12 +108,12 @@ _PLACES = {
 }
 
 
-def _point(axes: Any, x: Floats, y: Floats, name: str, colour: str, *, place: tuple[int, int]) -> None:
+def _point(axes: Any, x: Floats, y: Floats, name: str, color: str, *, place: tuple[int, int]) -> None:
     """Mean and standard deviation of the seeds, and its name at an offset in points."""
     error = {"xerr": x.std(ddof=1), "yerr": y.std(ddof=1)} if len(x) > 1 else {}
-    axes.errorbar(x.mean(), y.mean(), **error, fmt="o", color=colour, markersize=6.5, elinewidth=1.0, zorder=3)
+    axes.errorbar(x.mean(), y.mean(), **error, fmt="o", color=color, markersize=6.5, elinewidth=1.0, zorder=3)
     side = "right" if place[0] < 0 else "left"
-    axes.annotate(name, (x.mean(), y.mean()), xytext=place, textcoords="offset points", ha=side, fontsize=8.8, color=colour)
+    axes.annotate(name, (x.mean(), y.mean()), xytext=place, textcoords="offset points", ha=side, fontsize=8.8, color=color)
 
 
 # -- promptwise ------------------------------------------------------------------------------------------------------------
@@ -138,10 +122,10 @@ def _point(axes: Any, x: Floats, y: Floats, name: str, colour: str, *, place: tu
 def promptwise(path: Path, runs: Everything) -> None:
     """Cost against solved; which arm is asked at which call."""
     shown: dict[str, tuple[str, tuple[int, int]]] = {
-        "promptwise": (BLUE, (9, -12)),
+        "promptwise": (BLUE, (-9, 5)),
         "promptwise, discount .4": (BLUE, (9, 6)),
-        "cheap first": (ORANGE, (-9, -13)),
-        "greedy till success": (BROWN, (-9, -12)),
+        "cheap first": (ORANGE, (9, 5)),
+        "greedy till success": (BROWN, (9, -13)),
         "cheapest arm, one call": (GREY, (9, -3)),
         "dearest arm, one call": (GREY, (-9, -3)),
         "knowing, horizon": ("black", (9, 6)),
@@ -151,11 +135,11 @@ def promptwise(path: Path, runs: Everything) -> None:
     count = len(study["promptwise; cost weight 0.05"])
     note = f"points and bars: mean of {count} seeds; whiskers: ±1 standard deviation"
     with panels(path, heading, note, widths=(1.0, 1.3)) as (first, second):
-        for label, (colour, place) in shown.items():
+        for label, (color, place) in shown.items():
             played = study[f"{label}; cost weight 0.05"]
             cost = np.array([run.values[episodes.COST] for run in played])
             solved = np.array([run.values[episodes.SOLVED] for run in played])
-            _point(first, cost, solved, _NAMES.get(label, label), colour, place=place)
+            _point(first, cost, solved, _NAMES.get(label, label), color, place=place)
         first.set(xlabel="cost per prompt (prices: .75 and 1.6 per call)", ylabel="share of prompts solved")
         first.margins(x=0.1, y=0.1)
         first.set_title("two models' recorded answers; cost weight .05")
@@ -167,14 +151,17 @@ _NAMES = {"knowing, horizon": "knowing every probability"}
 
 def _escalation(axes: Any, study: Runs, labels: Sequence[str]) -> None:
     """Per policy five bars, one per call: the share of prompts that got it, by arm."""
-    colours, names = (SKY, GREEN, YELLOW, ORANGE), (".75", "1.37", "5.5", "12.5")
+    colors, names = (SKY, GREEN, YELLOW, ORANGE), (".75", "1.37", "5.5", "12.5")
     for group, label in enumerate(labels):
         played = study[f"{label}; cost weight 0.02"]
         shares = np.mean([episodes.escalation(run, arms=4) for run in played], axis=0)
         x, bottom = group * 6.3 + np.arange(5), np.zeros(5)
-        for arm, colour in enumerate(colours):
-            axes.bar(x, shares[:, arm], bottom=bottom, color=colour, width=0.9, label=names[arm] if group == 0 else None)
+        for arm, color in enumerate(colors):
+            axes.bar(x, shares[:, arm], bottom=bottom, color=color, width=0.9)
             bottom += shares[:, arm]
+            if label == "cheap first":  # its bars are one arm each
+                place = (x[arm], bottom[arm] + 0.015)
+                axes.text(*place, names[arm], color=color, ha="center", fontsize=NAME_SIZE, fontweight="bold")
         means = {name: float(np.mean([run.values[name] for run in played])) for name in played[0].values}
         text = f"solved {means[episodes.SOLVED]:.1%}\ncost {means[episodes.COST]:.2f}\nutility {means[episodes.UTILITY]:.3f}"
         axes.text(x[0] - 0.45, 1.36, label.replace(", ", ",\n"), va="top", fontsize=8.8, fontweight="bold")
@@ -183,5 +170,4 @@ def _escalation(axes: Any, study: Runs, labels: Sequence[str]) -> None:
     axes.set_yticks(np.arange(0, 1.01, 0.2), [f"{share:.0%}" for share in np.arange(0, 1.01, 0.2)])
     axes.set_xticks([g * 6.3 + k for g in range(len(labels)) for k in range(5)], ["1", "2", "3", "4", "5"] * len(labels))
     axes.grid(axis="x", visible=False)
-    axes.set_title("four arms from cheap to dear, two kinds of prompt; cost weight .02")
-    axes.legend(title="price per call", loc="upper right", bbox_to_anchor=(1.0, 0.72), title_fontsize=8.8, alignment="left")
+    axes.set_title("four arms from cheap to dear (prices at the right); cost weight .02")

@@ -14,27 +14,9 @@ from bandits import state as states
 from bandits.policies.fd_ucb import FdUcb
 from bandits.types import Observation
 from bench.experiments.monte_carlo.mixtures import shares_over_time
-from bench.experiments.monte_carlo.pictures import (
-    BLUE,
-    BROWN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
-    YELLOW,
-    End,
-    Everything,
-    Floats,
-    bands,
-    line,
-    name_ends,
-    panels,
-    picks_of,
-    plain,
-    so_far,
-)
+from bench.experiments.monte_carlo.pictures import Everything, Floats, bands, line, panels, picks_of, so_far
 from bench.experiments.monte_carlo.studies import Runs
+from service.cli.plotting import BLUE, BROWN, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, End, name_ends, plain
 from tools.simulated_tasks.fd_is import SampleWorld, i2, i3, i8
 from tools.simulated_tasks.mixture import i4_rke, i5
 
@@ -47,11 +29,11 @@ DASHED = (0, (6, 4))
 def _optimal_so_far(axes: Any, study: Runs, shown: Mapping[str, tuple[str, str, Any]], world: SampleWorld) -> None:
     """Share of optimal picks; contenders that end well in some seeds and badly in others are drawn seed by seed."""
     ends, step = [], world.rounds // 200
-    for label, (name, colour, style) in shown.items():
+    for label, (name, color, style) in shown.items():
         rows = so_far(np.asarray(world.regret)[picks_of(study[label])] == 0.0)
         x, single = np.arange(1, world.rounds + 1), bool(rows[:, -1].std() > 0.2)
         name = f"{name},\neach seed" if single else name  # noqa: PLW2901
-        ends.append(line(axes, x[step::step], rows[:, step::step], name, colour, style=style, single=single))
+        ends.append(line(axes, x[step::step], rows[:, step::step], name, color, style=style, single=single))
     axes.axhline(1 / 3, color=GREY, linewidth=1.0, linestyle=":", zorder=1)
     axes.set(xlabel="round", ylabel="share of optimal picks so far", ylim=(0, 1.01), xlim=(0, world.rounds))
     name_ends(axes, [*ends, End(1 / 3, "random", GREY)])
@@ -63,7 +45,7 @@ def fd_ucb(path: Path, runs: Everything) -> None:
         "fd-ucb": ("fd-ucb", BLUE, "-"),
         "radius of unit variance": ("radius blind\nto samples", SKY, "-"),
         "epsilon-greedy, .05": ("epsilon-\ngreedy, .05", YELLOW, "-"),
-        "greedy": ("greedy", ORANGE, "-"),
+        "greedy": ("greedy", BROWN, "-"),
     }
     heading = "fd-ucb does not fall for a model that has collapsed"
     with panels(path, heading, bands(len(runs["I2"]["fd-ucb"]))) as (first, second):
@@ -79,11 +61,11 @@ def _estimates(axes: Any) -> None:
     names = ("perfect", "collapsed", "shifted")
     assert world.reference is not None
     ends = []
-    for arm, (name, colour) in enumerate(zip(names, (GREEN, ORANGE, BROWN), strict=True)):
+    for arm, (name, color) in enumerate(zip(names, (GREEN, ORANGE, PINK), strict=True)):
         curves = np.array([_learned(policy, world, arm, counts, seed=seed) for seed in range(8)])
-        ends.append(line(axes, counts, curves[:, :, 0], name, colour))
-        ends.append(line(axes, counts, curves[:, :, 1], f"{name}, at best", colour, style=":"))
-        axes.axhline((0.0, 8.0, 2.25)[arm], color=colour, linewidth=0.9, linestyle=DASHED, alpha=0.8)
+        ends.append(line(axes, counts, curves[:, :, 0], name, color))
+        ends.append(line(axes, counts, curves[:, :, 1], f"{name}, at best", color, style=":"))
+        axes.axhline((0.0, 8.0, 2.25)[arm], color=color, linewidth=0.9, linestyle=DASHED, alpha=0.8)
     axes.set(xscale="log", xlabel="samples of the arm", ylabel="squared Frechet distance", xlim=(5, 1000), ylim=(-90, 50))
     plain(axes.xaxis, (5, 10, 50, 100, 500, 1000))
     axes.text(
@@ -110,9 +92,9 @@ def is_ucb(path: Path, runs: Everything) -> None:
     shown = {
         "is-ucb, bonus kl": ("is-ucb, bonus\nkl", GREEN, "-"),
         "is-ucb, bonus released": ("is-ucb, bonus\nreleased", BLUE, "-"),
-        "greedy": ("greedy", ORANGE, "-"),
+        "greedy": ("greedy", BROWN, "-"),
         "radii of largest variance": ("radii blind\nto samples", SKY, "-"),
-        "released, marginals overwritten": ("authors' code,\nwith its defect", BROWN, "--"),
+        "released, marginals overwritten": ("authors' code,\nwith its defect", ORANGE, "--"),
     }
     heading = "is-ucb finds the model that is sharp and varied; with many classes it takes the kl bonus"
     count = len(runs["I3"]["greedy"]), len(runs["I8"]["greedy"])
@@ -150,9 +132,9 @@ def mixture_ucb(path: Path, runs: Everything) -> None:
     heading = "mixture-ucb gathers samples more diverse than those of any single model"
     with panels(path, heading, bands(len(study["random"]))) as (first, second):
         ends = []
-        for label, (name, colour, style) in shown.items():
+        for label, (name, color, style) in shown.items():
             rows = np.stack([_losses(world.loss, arms, picks, steps) for picks in picks_of(study[label])])
-            ends.append(line(first, steps, rows - world.loss(world.best), name, colour, style=style, log=True))
+            ends.append(line(first, steps, rows - world.loss(world.best), name, color, style=style, log=True))
         first.set(xscale="log", yscale="log", xlabel="round", ylabel="1 / RKE of the samples so far, above the best")
         first.set(xlim=(20, 2000), ylim=(1e-4, 0.5))
         plain(first.xaxis, (20, 50, 100, 200, 500, 1000, 2000))
@@ -162,9 +144,9 @@ def mixture_ucb(path: Path, runs: Everything) -> None:
         over_time = np.stack([shares_over_time(picks, arms) for picks in picks_of(study["ogd, practical"])])
         grid = np.unique(np.geomspace(20, 2000, 160).astype(int))
         ends = []
-        for arm, colour in enumerate((ORANGE, GREEN, BLUE, PINK)):
-            ends.append(line(second, grid, over_time[:, grid - 1, arm], f"arm {arm}", colour))
-            second.axhline(world.best[arm], color=colour, linewidth=1.0, linestyle=DASHED, zorder=1)
+        for arm, color in enumerate((ORANGE, GREEN, BLUE, PINK)):
+            ends.append(line(second, grid, over_time[:, grid - 1, arm], f"arm {arm}", color))
+            second.axhline(world.best[arm], color=color, linewidth=1.0, linestyle=DASHED, zorder=1)
         second.set(xlabel="round", ylabel="share of the samples so far", xlim=(20, 2000), ylim=(0, 0.5), xscale="log")
         plain(second.xaxis, (20, 50, 100, 200, 500, 1000, 2000))
         second.set_title("ogd, practical: shares of the arms; dashed: best mixture")
@@ -183,15 +165,15 @@ def mixture_greedy(path: Path, runs: Everything) -> None:
     heading = "mixture-greedy needs no bonus where mixing pays, and a small floor where it may not"
     with panels(path, heading, f"{bands(len(study['greedy']))} (left)") as (first, second):
         ends = []
-        for label, (name, colour, style) in shown.items():
+        for label, (name, color, style) in shown.items():
             rows = np.stack([_losses(world.loss, 4, picks, steps) for picks in picks_of(study[label])])
-            ends.append(line(first, steps, rows, name, colour, style=style, log=True))
-        for level, name, colour in (
+            ends.append(line(first, steps, rows, name, color, style=style, log=True))
+        for level, name, color in (
             (min(world.loss(row) for row in np.eye(4)), "best arm alone", BROWN),
             (world.loss(world.best), "best mixture", GREEN),
         ):
-            first.axhline(level, color=colour, linestyle=DASHED, linewidth=1.1)
-            ends.append(End(level, name, colour))
+            first.axhline(level, color=color, linestyle=DASHED, linewidth=1.1)
+            ends.append(End(level, name, color))
         first.set(xscale="log", yscale="log", xlabel="round", ylabel="squared Frechet distance of the samples so far")
         first.set(xlim=(20, 600), ylim=(0.2, 6))
         plain(first.xaxis, (20, 50, 100, 200, 600))
@@ -209,11 +191,11 @@ def _starved(axes: Any, study: Runs) -> None:
         "cab, released constants": ("mixture-ucb,\ncab", YELLOW),
     }
     ends = []
-    for label, (name, colour) in shown.items():
+    for label, (name, color) in shown.items():
         shares = np.sort([float(np.mean(run.series["picks"] == 0)) for run in study[label]])
         starved = float(np.mean(shares < 0.1))
-        axes.plot(np.arange(1, len(shares) + 1) / len(shares), shares, color=colour, linewidth=1.8)
-        ends.append(End(float(shares[-1]), f"{name}:\n{starved:.1%} starved", colour))
+        axes.plot(np.arange(1, len(shares) + 1) / len(shares), shares, color=color, linewidth=1.8)
+        ends.append(End(float(shares[-1]), f"{name}:\n{starved:.1%} starved", color))
     axes.axhspan(0.0, 0.1, color=ORANGE, alpha=0.12, linewidth=0)
     axes.text(0.985, 0.05, "the best arm is starved", ha="right", va="center", fontsize=8.8, color=ORANGE)
     axes.set(xlabel="runs, sorted", ylabel="share of the best arm after 500 rounds", xlim=(0, 1), ylim=(0, 1.02))

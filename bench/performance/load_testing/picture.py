@@ -6,93 +6,87 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-from bench.performance.load_testing.bare import ROUTES
 from bench.performance.load_testing.measure import Slice, middles
+from service.cli.plotting import BLUE, GREEN, GREY, INK, NAME_SIZE, SKY, End, drawing, name_ends, plain
 
-COLOURS = {
-    "raw": "#c7c7c7",
-    "starlette": "#9a9a9a",
-    "fastapi": "#6b6b6b",
-    "service": "#1f77b4",
-    "redis-1": "#2ca02c",
-    "redis-2": "#98df8a",
+TARGETS = {
+    "redis-2": ("Redis,\n2 replicas", SKY, "-"),
+    "redis-1": ("Redis", GREEN, "-"),
+    "service": ("SQLite", BLUE, "-"),
+    "fastapi": ("bare FastAPI", GREY, "--"),
+    "starlette": ("bare Starlette", GREY, "-"),
+    "raw": ("bare ASGI", GREY, ":"),
 }
-NAMES = {"raw": "raw ASGI", "starlette": "Starlette + msgspec", "fastapi": "FastAPI + pydantic", "service": "service, SQLite"}
-NAMES |= {"redis-1": "service, Redis", "redis-2": "service, Redis, 2 replicas"}
+"""Who answers -> name, color and style: what is gray does nothing but answer."""
+CASES = {"select": "decision", "outcome": "outcome"}
+CONNECTIONS = (1, 16, 64)
 
 
 def draw(path: Path, slices: Sequence[Slice], overload: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG file of three panels; the third only where overload was measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure, panels = plt.subplots(1, 3 if overload else 2, figsize=(14 if overload else 9.5, 4.2))
-    _costs(panels[0], slices)
-    _latencies(panels[1], slices)
-    if overload:
-        _overload(panels[2], overload)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    """A PNG file of three panels, and one more where overload was measured."""
+    with drawing(path, (8.3, 6.3 if overload else 5.8), dpi=200, colors=64) as figure:
+        upper, lower = figure.subplots(2, 2)
+        for axes, case in zip(upper, CASES, strict=True):
+            _costs(axes, slices, case)
+        upper[1].sharey(upper[0])
+        upper[0].set_ylabel("CPU of the server per request, µs")
+        _latencies(lower[0], slices)
+        if overload:
+            _overload(lower[1], overload)
+        else:
+            lower[1].axis("off")
 
 
-def _costs(axes: Axes, slices: Sequence[Slice]) -> None:
-    found = middles(slices)
-    places = [(case, n) for case in ("select", "outcome") for n in (1, 16, 64) if (case, n, "service") in found]
-    targets = [
-        target for target in (*ROUTES, "service", "redis-1", "redis-2") if any((*place, target) in found for place in places)
-    ]
-    width = 0.8 / max(len(targets), 1)
-    for i, target in enumerate(targets):
-        at = [(j, found[*place, target]) for j, place in enumerate(places) if (*place, target) in found]
-        xs = [j + (i - (len(targets) - 1) / 2) * width for j, _ in at]
-        axes.bar(xs, [m.cpu_us for _, m in at], width, color=COLOURS[target], label=NAMES[target])
-    axes.set_xticks(range(len(places)), [f"{case}\n{n}" for case, n in places], fontsize=8)
-    axes.set_xlabel("connections")
-    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
-    axes.set_ylabel("server CPU per request, us")
-    axes.set_title("Cost beside the bare routes", fontsize=10)
-    axes.legend(fontsize=7, ncols=2, loc="upper left")
-    axes.grid(axis="y", alpha=0.3)
+def _by_connections(axes: Any) -> None:
+    axes.set(xscale="log", xlabel="connections", xlim=(CONNECTIONS[0], CONNECTIONS[-1]))
+    plain(axes.xaxis, CONNECTIONS)
 
 
-def _latencies(axes: Axes, slices: Sequence[Slice]) -> None:
-    found = middles(slices)
-    for case, style in (("select", "-"), ("outcome", "--")):
-        for target in ("starlette", "service"):
-            numbers = [n for n in (1, 16, 64) if (case, n, target) in found]
-            for quantile, marker in (("p50_ms", "o"), ("p99_ms", "^")):
-                values = [getattr(found[case, n, target], quantile) for n in numbers]
-                label = f"{case}, {'service' if target == 'service' else 'bare'}, {quantile[:3]}"
-                axes.plot(numbers, values, style, marker=marker, markersize=4, color=COLOURS[target], label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([1, 16, 64], ["1", "16", "64"])
-    axes.set_yscale("log")
-    axes.set_xlabel("connections")
-    axes.set_ylabel("ms")
-    axes.set_title("Latency at full speed (SQLite; bare: Starlette)", fontsize=10)
-    axes.set_ylim(top=30 * axes.get_ylim()[1])
-    axes.legend(fontsize=6.5, ncols=2, loc="upper left")
-    axes.grid(alpha=0.3)
+def _costs(axes: Any, slices: Sequence[Slice], case: str) -> None:
+    found, ends = middles(slices), []
+    for target, (name, color, style) in TARGETS.items():
+        numbers = [n for n in CONNECTIONS if (case, n, target) in found]
+        if numbers:
+            values = [found[case, n, target].cpu_us for n in numbers]
+            axes.plot(numbers, values, style, color=color, linewidth=1.8, marker="o", markersize=3.5)
+            ends.append(End(values[-1], name, color))
+    _by_connections(axes)
+    highest = max((m.cpu_us for (kind, _, _), m in found.items() if kind in CASES), default=1.0)
+    axes.set_ylim(0.0, 1.05 * highest)
+    axes.set_title(f"CPU of {'a' if case == 'select' else 'an'} {CASES[case]}")
+    name_ends(axes, ends)
 
 
-def _overload(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = [str(row["name"]).replace(" (", "\n(").replace(" connections", "\nconnections") for row in rows]
-    at = range(len(rows))
-    axes.bar(at, [row["accepted"] for row in rows], 0.6, color=COLOURS["service"], label="accepted per s")
-    axes.bar(
-        at, [row["shed"] for row in rows], 0.6, bottom=[row["accepted"] for row in rows], color="#ff9896", label="shed per s"
-    )
-    axes.set_xticks(at, names, fontsize=7)
-    axes.set_ylabel("answers per s")
-    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
-    axes.legend(fontsize=7, loc="upper left")
-    late = axes.twinx()
-    late.plot(at, [row["p99_ms"] for row in rows], "k^", markersize=7, markerfacecolor="white")
-    late.set_ylabel("p99 of accepted, ms (triangles)")
-    late.set_ylim(0, 1.25 * late.get_ylim()[1])
-    axes.set_title("Overload", fontsize=10)
+def _latencies(axes: Any, slices: Sequence[Slice]) -> None:
+    found, ends, highest, lowest = middles(slices), [], 1.0, 1.0
+    for target in ("service", "starlette"):
+        name, color, _ = TARGETS[target]
+        numbers = [n for n in CONNECTIONS if ("select", n, target) in found]
+        if not numbers:
+            continue
+        p50, p99 = ([getattr(found["select", n, target], name) for n in numbers] for name in ("p50_ms", "p99_ms"))
+        axes.fill_between(numbers, p50, p99, color=color, alpha=0.13, linewidth=0)
+        for values, quantile, style in ((p50, "p50", "-"), (p99, "p99", ":")):
+            axes.plot(numbers, values, style, color=color, linewidth=1.8, marker="o", markersize=3.5)
+            ends.append(End(values[-1], f"{name}, {quantile}", color))
+        lowest, highest = min(lowest, *p50), max(highest, *p99)
+    axes.set(yscale="log", ylabel="ms", ylim=(lowest / 1.6, highest * 1.6))
+    plain(axes.yaxis, [tick for power in range(-3, 6) for tick in (10.0**power,) if lowest / 1.6 <= tick <= highest * 1.6])
+    _by_connections(axes)
+    axes.set_title("Latency of a decision at full speed")
+    name_ends(axes, ends)
+
+
+def _overload(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    most = max(row["accepted"] + row["shed"] for row in rows)
+    for place, row in enumerate(rows):
+        axes.barh(place, row["accepted"], 0.62, color=BLUE)
+        axes.barh(place, row["shed"], 0.62, left=row["accepted"], color=GREY, alpha=0.35)
+        text = f"{row['accepted']:,.0f} accepted, p99 {row['p99_ms']:,.0f} ms"
+        axes.text(0.015 * most, place - 0.36, text, va="bottom", fontsize=NAME_SIZE - 1.0, color=INK)
+    axes.set_yticks(range(len(rows)), [str(row["name"]).replace(" (", "\n(") for row in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(len(rows) - 0.5, -0.85), xlabel="answers per second")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(axis="y", visible=False)
+    axes.set_title("Overload: accepted (blue), refused (pale)")

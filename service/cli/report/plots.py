@@ -12,6 +12,7 @@ import numpy as np
 
 from bandits.evaluation.intervals import Interval
 from bandits.evaluation.retrospective import Retrospective, self_normalized
+from service.cli.plotting import LOOK, PALETTE, stack
 from service.cli.report.report import Report
 
 COLORS = {"#010101": "currentColor", "#020202": "var(--faint)", "#030303": "var(--accent)", "#040404": "var(--warm)"}
@@ -19,27 +20,21 @@ COLORS = {"#010101": "currentColor", "#020202": "var(--faint)", "#030303": "var(
 INK, FAINT, ACCENT, WARM = COLORS
 BLOCKS = 40
 """Places over time."""
-SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")  # Okabe-Ito and two more
-"""Of arms: distinct on both backgrounds."""
 
 
 def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
     """A picture. name: tells its ids from those of others on the page.  label: what a reader who sees no picture hears."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     look: Any = {
-        "text.parse_math": False,
-        "svg.fonttype": "none",
+        **LOOK,
         "svg.hashsalt": name,
         "font.size": 10,
+        "axes.grid": False,
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": FAINT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         "xtick.color": FAINT,
         "ytick.color": FAINT,
         "xtick.labelcolor": INK,
@@ -48,14 +43,13 @@ def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Any], 
         "grid.alpha": 0.35,
     }
     out = io.StringIO()
-    with plt.rc_context(look):
-        figure = plt.figure(figsize=size, layout="constrained")
+    with rc_context(look):
+        figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0.0)
         axes = figure.subplots()
         axes.patch.set_alpha(0.0)
         draw(axes)
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -148,22 +142,16 @@ def shares(report: Report) -> str | None:
     if past is None or len(past.arms) < 2 * BLOCKS:
         return None
     order = np.argsort([-arm.counts.decisions for arm in report.arms], kind="stable")
-    named, rest = order[: len(SHADES) - 1], order[len(SHADES) - 1 :]
+    named, rest = order[: len(PALETTE) - 1], order[len(PALETTE) - 1 :]
     edges = np.linspace(0, len(past.arms), BLOCKS + 1).astype(int)
     blocks = _share_of_blocks(past, edges, len(report.arms))
     heights = [blocks[:, arm] for arm in named] + ([blocks[:, rest].sum(1)] if len(rest) else [])
-    names = [f" {short(report.name(int(arm)))}" for arm in named] + ([f" {len(rest)} more"] if len(rest) else [])
+    names = [short(report.name(int(arm))) for arm in named] + ([f"{len(rest)} more"] if len(rest) else [])
 
     def draw(axes: Any) -> None:
-        middles = (edges[:-1] + edges[1:]) / 2
-        axes.stackplot(middles, heights, labels=names, colors=SHADES[: len(heights)], alpha=0.85, linewidth=0)
-        axes.set_xlim(middles[0], middles[-1])
-        axes.set_ylim(0.0, 1.0)
         axes.set_xlabel("decisions with a reward")
         axes.set_ylabel("share of the arm")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, reverse=True)
+        stack(axes, (edges[:-1] + edges[1:]) / 2, heights, names, PALETTE[: len(heights)])
 
     return svg("shares", "share of each arm over time", (10.0, 2.6), draw)
 

@@ -4,14 +4,13 @@ by hand.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.experiments.monte_carlo import contextual, episodes, mixtures
-from bench.experiments.monte_carlo.pictures import End, moving, name_ends, so_far
+from bench.experiments.monte_carlo.pictures import moving, so_far
 from bench.experiments.monte_carlo.studies import Check, Run, Study, judge
 from bench.experiments.policies import all_studies, chosen_studies
 from tools.simulated_tasks.contextual import collapsed_and_diverse, prompt_clusters
@@ -105,17 +104,3 @@ def test_means_move_and_accumulate() -> None:
     rows = np.array([[1.0, 3.0, 5.0, 7.0]])
     assert moving(rows, 2).tolist() == [[1.0, 2.0, 4.0, 6.0]]
     assert so_far(rows).tolist() == [[1.0, 2.0, 3.0, 4.0]]
-
-
-def test_names_beside_lines_do_not_overlap() -> None:
-    pytest.importorskip("matplotlib").use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.text import Annotation
-
-    figure, axes = plt.subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    name_ends(axes, [End(0.5, "one", "C0"), End(0.5, "two\nlines", "C1"), End(0.51, "three", "C2"), End(0.9, "far", "C3")])
-    places = sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation))
-    assert all(b - a > 0.04 for a, b in pairwise(places))
-    assert places[-1] == pytest.approx(0.9)
-    plt.close(figure)
