@@ -141,6 +141,10 @@ class Settings(BaseSettings):
         16_000_000, ge=1, description="Largest width times height of an image, read from its header; more is a 422."
     )
     scorer_timeout_s: FiniteFloat = Field(30.0, gt=0, description="Seconds in which a scorer must have judged an outcome.")
+    upstreams: str = Field(
+        "",
+        description="TOML file of upstreams: turns on the routes for OpenAI's clients (docs/openai.md). Empty = there are none.",
+    )
     redis_password: str = Field("", repr=False, description="Password of Redis, where the URL of the store has none.")
     redis_sentinel_password: str = Field("", repr=False, description="Password of the sentinels, if they have one.")
     redis_prefix: str = Field(

@@ -34,7 +34,7 @@ DOORS: dict[str, set[str]] = {
     "pyarrow": {"service/cli/formats.py", "service/cli/replay/records.py"},
     "scipy": set(),
     "httpx": set(),
-    "httpx2": {"service/cli/replay", "service/cli/logs.py"},
+    "httpx2": {"service/cli/replay", "service/cli/logs.py", "service/api/facade/client.py"},
     "nextarm": {"service/cli/replay"},
     "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/cli/replay"},
     "sqlite3": {"service/storage", "service/cli/logs.py"},

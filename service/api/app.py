@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import embedder_choice as embedding
 from service.api import error_mapping
 from service.api.auth import Authenticator
 from service.api.dependencies import Services
+from service.api.facade.errors import PATHS, ErrorEnvelope
+from service.api.facade.upstreams import load
 from service.api.hot_path import HotPath
 from service.api.metrics import Meter
 from service.api.middleware import ANY, AdmissionMiddleware, AllowedHosts
@@ -41,6 +45,9 @@ from service.engine.repository import BanditRepository
 from service.scorers.scoring import Scoring
 from service.settings import Settings, listed
 
+if TYPE_CHECKING:
+    from service.api.facade.gateway import Gateway
+
 DESCRIPTION = """
 Post a prompt, receive the next generative model to query; post back what came of it, and the service learns, per prompt,
 which model is best. Every error is `application/problem+json` with a stable `code`.
@@ -48,9 +55,12 @@ which model is best. Every error is `application/problem+json` with a stable `co
 
 
 class Application(FastAPI):
-    """FastAPI behind `AdmissionMiddleware` and `HotPath`: rejected requests and the two most frequent ones never reach it."""
+    """FastAPI behind `AdmissionMiddleware` and `HotPath`: rejected requests and the two most frequent ones never reach it.
 
-    def __init__(self, services: Services) -> None:
+    gateway: answers OpenAI's clients; None where the server has no upstreams, and none of their routes.
+    """
+
+    def __init__(self, services: Services, gateway: Gateway | None = None) -> None:
         super().__init__(
             title="nextarm",
             version=version("nextarm"),
@@ -77,19 +87,27 @@ class Application(FastAPI):
             pages,
         )
         routers = [module.router for module in modules]
+        if gateway is not None:
+            from service.api.facade.routes import facade_router
+
+            routers.append(facade_router(gateway))
         for router in routers:
             self.include_router(router)
         error_mapping.install(self, [route for router in routers for route in router.routes])
         document(self)
-        hot_path = HotPath(super().__call__, services)
+        app: ASGIApp = HotPath(super().__call__, services)
+        if gateway is not None:
+            app = ErrorEnvelope(app)  # below the middleware, which counts what is answered
         settings = services.settings
-        self._middleware = AdmissionMiddleware(
-            hot_path,
+        middleware = AdmissionMiddleware(
+            app,
             authenticator=services.authenticator,
             meter=services.meter,
             settings=settings,
             hosts=allowed_hosts(settings, has_keys=not services.authenticator.is_open),
+            unlimited=PATHS if gateway is not None else (),
         )
+        self._middleware: ASGIApp = middleware if gateway is None else ErrorEnvelope(middleware)  # for what itself refuses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass every request through the middleware."""
@@ -113,6 +131,7 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = utc_now
 
     Raises `InvalidSettings` or a `StorageError` with a message for the operator.
     """
+    upstreams = load(Path(settings.upstreams)) if settings.upstreams else None
     torch.set_num_threads(1)  # small matrices on shared cores: a second thread stalls more than it helps
     authenticator = Authenticator(keys=settings.api_keys, rate_limit=settings.rate_limit)
     embeddings = EmbeddingQueue(
@@ -124,9 +143,17 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = utc_now
     await repository.start()
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)
+    services = Services(settings, repository, embeddings, scoring, authenticator, Meter())
+    gateway = None
+    if upstreams is not None:
+        from service.api.facade.gateway import Gateway
+
+        gateway = Gateway(services, upstreams)
     try:
-        yield Application(Services(settings, repository, embeddings, scoring, authenticator, Meter()))
+        yield Application(services, gateway)
     finally:
+        if gateway is not None:
+            await gateway.close()  # outcomes that are on their way need all of the others
         embeddings.close()
         scoring.close()
         await repository.close()

@@ -16,7 +16,7 @@ import numpy as np
 from service.api.dependencies import Services
 from service.api.embedder_choice import PROBABILITIES
 from service.api.problems import invalid
-from service.api.requests import Content, Prompt
+from service.api.requests import Content, Message, Prompt
 from service.embedders import base, images, registry
 from service.embedders.base import InvalidContent, Keep, Vector
 from service.engine import events
@@ -63,17 +63,23 @@ def _said(services: Services, spec: Mapping[str, Any], prompt: Prompt, *, path: 
     """The text that is read of messages; any other prompt as it is. spec: `prompt` of the bandit."""
     if prompt.messages is None:
         return prompt
-    texts = [message.text() for message in prompt.messages]
-    if spec.get("reads") != "conversation":
-        texts = [text for message, text in zip(prompt.messages, texts, strict=True) if message.role == "user"][-1:]
-        if not texts:
-            raise invalid(f"{path}.messages", "holds none of role 'user'; send one, or set prompt.reads 'conversation'")
-    text = "\n".join(filter(None, texts))
+    text = messages_text(spec, prompt.messages)
+    if text is None:
+        raise invalid(f"{path}.messages", "holds none of role 'user'; send one, or set prompt.reads 'conversation'")
     if not text.strip():
         raise invalid(f"{path}.messages", 'holds no text where it is read; send a text, or {"image": ...} in place of messages')
     if len(text) > services.settings.max_prompt_chars:
         raise invalid(f"{path}.messages", f"says more than {services.settings.max_prompt_chars} characters where it is read")
     return Content(text=text)
+
+
+def messages_text(spec: Mapping[str, Any], messages: Sequence[Message]) -> str | None:
+    """What is read of a conversation; None where none of its messages is of the role that is read. spec: as of `_said`."""
+    if spec.get("reads") == "conversation":
+        read: Sequence[Message] = messages
+    else:
+        read = [message for message in messages if message.role == "user"][-1:]
+    return "\n".join(filter(None, (message.text() for message in read))) if read else None
 
 
 async def output_matrix(services: Services, created: Created, outputs: Sequence[Content], *, paths: Sequence[str]) -> Matrix:

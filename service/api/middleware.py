@@ -56,12 +56,20 @@ class AdmissionMiddleware:
     """Admits requests, or answers why not; gives each an id, counts it, and writes one log line about it."""
 
     def __init__(
-        self, app: ASGIApp, *, authenticator: Authenticator, meter: Meter, settings: Settings, hosts: AllowedHosts
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        meter: Meter,
+        settings: Settings,
+        hosts: AllowedHosts,
+        unlimited: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._room = settings.max_concurrent
         self._authenticator = authenticator
         self._hosts = hosts
+        self._unlimited = unlimited  # beginnings of paths whose requests mostly wait for others, and have a limit of their own
         self._meter = meter
         self._limit = settings.max_body_bytes
         self._bodies_room = settings.max_bodies_bytes or 8 * settings.max_body_bytes
@@ -131,11 +139,12 @@ class AdmissionMiddleware:
             )
 
     async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        self._room -= 1
+        taken = 0 if self._unlimited and scope["path"].startswith(self._unlimited) else 1
+        self._room -= taken
         try:
             await self._app(scope, _replay(body, receive), send)
         finally:
-            self._room += 1
+            self._room += taken
 
     def _is_full(self, scope: Scope) -> bool:
         return (self._room <= 0 or NO_CONNECTION_LEFT in scope) and scope["path"] not in ALWAYS_SERVED

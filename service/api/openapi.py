@@ -33,6 +33,7 @@ TAGS = [
     {"name": "history", "description": "Learn from what happened before, or in another bandit."},
     {"name": "shadows", "description": "Try a policy beside the one that decides, then promote it."},
     {"name": "evaluations", "description": "Ask what other policies would have earned."},
+    {"name": "openai", "description": "For OpenAI's clients: a bandit as a model."},
     {"name": "references", "description": "What outputs are compared with."},
     {"name": "log", "description": "Everything that was decided and learned."},
     {"name": "operations", "description": "Is it alive, can it work?"},

@@ -1,0 +1,168 @@
+"""Streams through the facade: what a client sees of them, byte by byte, and what is learned."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.service.api.facade.conftest import Facade, Start
+from tests.service.upstreams import DONE, USAGE, answer, chunk, event, events_in, hang_up, silence, stream, usage_chunk
+
+PARTS = (chunk("Bon"), chunk("jour"), chunk(end="stop"))
+
+
+def streams(facade: Facade, *replies: Any) -> None:
+    facade.upstream.answer_in_turn(*replies)
+
+
+def texts(content: bytes) -> list[str]:
+    return [
+        choice["delta"].get("content", "")
+        for part in events_in(content)
+        if isinstance(part, dict)
+        for choice in part.get("choices", [])
+    ]
+
+
+async def test_a_stream_is_passed_on_with_its_usage_kept_back(facade: Facade) -> None:
+    whole = b"".join((b": comment\n\n", *PARTS, usage_chunk(), DONE))
+    crlf = whole.replace(b"\n", b"\r\n")
+    cut_everywhere = [whole[i : i + 1] for i in range(len(whole))]
+    for pieces in ([whole], [crlf], cut_everywhere, [*PARTS, usage_chunk(), DONE], [whole.removesuffix(b"\n\n")]):
+        streams(facade, stream(*pieces))
+        asked = await facade.chat(stream=True)
+        assert asked.status_code == 200
+        assert asked.headers["content-type"] == "text/event-stream; charset=utf-8"
+        *parts, last = events_in(asked.content)
+        assert last == "[DONE]"
+        assert texts(asked.content) == ["Bon", "jour", ""]
+        assert {part["model"] for part in parts} == {"bandit/router"}
+        assert all("usage" not in part for part in parts)
+        assert facade.upstream.calls[-1].body["stream_options"] == {"include_usage": True}
+        state = await facade.decision(asked)
+        assert state["state"] == "partial"
+        assert state["cost"] == pytest.approx(12 * 0.001 + 7 * 0.01)
+        assert 0.0 < state["signals"]["first_token_s"] <= state["signals"]["latency_s"]
+
+
+async def test_a_client_that_asks_for_usage_gets_it(facade: Facade) -> None:
+    streams(facade, stream(chunk("a", usage=None), chunk(end="stop", usage=None), usage_chunk(), DONE))
+    asked = await facade.chat(stream=True, stream_options={"include_usage": True, "other": 1})
+    assert facade.upstream.calls[-1].body["stream_options"] == {"include_usage": True, "other": 1}
+    *_, last, _ = events_in(asked.content)
+    assert (last["usage"], last["choices"], last["model"]) == (USAGE, [], "bandit/router")
+    streams(facade, stream(chunk("a", usage=None), chunk(end="stop", usage=USAGE), DONE))
+    first, last, _ = events_in((await facade.chat(stream=True)).content)
+    assert "usage" not in first, "null belongs to what was not asked for"
+    assert last["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_an_upstream_may_not_be_asked_for_usage(start: Start) -> None:
+    more = '[arms.plain]\nbase_url = "http://127.0.0.1:9"\nmodel = "m"\nstream_usage = false'
+    async with start(more) as facade:
+        plain = facade.upstream.url("plain")
+        assert plain  # the file names a port where nothing listens: the call fails, and with it the request
+        await facade.create(arms=("plain",))
+        asked = await facade.chat(stream=True)
+        assert asked.status_code == 502
+        assert "plain: the connection failed" in asked.json()["error"]["message"]
+
+
+async def test_the_first_piece_is_there_before_the_last(facade: Facade) -> None:
+    go_on = asyncio.Event()
+    streams(facade, stream(PARTS[0], *PARTS[1:], DONE, go_on=go_on))
+    body = {"model": "bandit/router", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    async with facade.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        pieces = response.aiter_bytes()
+        assert texts(await anext(pieces)) == ["Bon"]
+        assert (await facade.decision(response))["state"] == "open"
+        go_on.set()
+        rest = b"".join([piece async for piece in pieces])
+    assert texts(rest) == ["jour", ""]
+    assert (await facade.decision(response))["state"] == "partial"
+
+
+async def test_before_the_first_byte_another_arm_takes_over(facade: Facade) -> None:
+    error = event({"error": {"message": "overloaded"}})
+    for bad in (
+        hang_up,
+        answer({}, 500),
+        answer({"choices": []}),
+        stream(error),
+        stream(b": busy\n\n", error),
+        stream(DONE),
+        stream(),
+        stream(b": busy\n\n", ends=False),
+        stream(b"data: {\n\n"),
+        stream(PARTS[0] + error),  # they came together, and nothing of it was sent yet
+    ):
+        streams(facade, bad, stream(*PARTS, DONE))
+        asked = await facade.chat(stream=True)
+        assert asked.status_code == 200, asked.text
+        assert texts(asked.content) == ["Bon", "jour", ""]
+        first = [item for item in await facade.events() if item["event"] == "decided"][-2]
+        state = (await facade.client.get(f"/v1/bandits/router/decisions/{first['id']}")).json()
+        assert (state["state"], state["reward"]) == ("observed", None)
+        assert state["error"]
+    streams(facade, hang_up)
+    asked = await facade.chat(stream=True)
+    assert (asked.status_code, asked.json()["error"]["code"]) == (502, "upstream_failed")
+
+
+async def test_a_stream_that_is_cut_ends_with_an_error_and_is_a_failure(facade: Facade) -> None:
+    upstream_error = event({"error": {"message": "secret"}})
+    for cut, reason in (
+        (stream(PARTS[0], ends=False), "the connection failed"),
+        (stream(PARTS[0]), "the stream ended before the answer did"),
+        (stream(PARTS[0], upstream_error), "an error in the stream"),
+        (stream(PARTS[0], b"data: <html>\n\n"), "no JSON object"),
+    ):
+        streams(facade, cut)
+        asked = await facade.chat(stream=True)
+        assert asked.status_code == 200
+        *_, last = events_in(asked.content)
+        assert texts(asked.content) == ["Bon"]
+        assert (last["error"]["type"], last["error"]["code"]) == ("server_error", "upstream_failed")
+        assert reason in last["error"]["message"]
+        assert "secret" not in asked.text
+        state = await facade.decision(asked)
+        assert (state["state"], state["reward"]) == ("observed", None)
+        assert reason in state["error"]
+
+
+async def test_a_stream_that_stalls_is_cut(start: Start) -> None:
+    async with start(timeout_s=0.2) as facade:
+        await facade.create()
+        streams(facade, stream(*PARTS[:2], go_on=asyncio.Event()))
+        asked = await facade.chat(stream=True)
+        assert "no answer within 0.2 s" in events_in(asked.content)[-1]["error"]["message"]
+        assert "cut off" in (await facade.decision(asked))["error"]
+        streams(facade, silence, stream(*PARTS, DONE))
+        assert texts((await facade.chat(stream=True)).content) == ["Bon", "jour", ""]
+
+
+async def test_servers_without_a_last_event_end_after_the_reason_to_stop(facade: Facade) -> None:
+    streams(facade, stream(*PARTS))
+    asked = await facade.chat(stream=True)
+    assert events_in(asked.content)[-1] == "[DONE]"
+    assert (await facade.decision(asked))["state"] == "partial"
+
+
+async def test_a_client_that_goes_away_cancels(facade: Facade) -> None:
+    streams(facade, stream(PARTS[0], *PARTS[1:], DONE, go_on=asyncio.Event()))
+    body = {"model": "bandit/router", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    async with facade.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        await anext(response.aiter_bytes())
+    await facade.upstream.calls[0].closed()
+    while (await facade.decision(response))["state"] == "open":
+        await asyncio.sleep(0.001)
+    assert (await facade.decision(response))["state"] == "cancelled"
+
+
+async def test_the_scorer_judges_the_text_of_a_stream(start: Start) -> None:
+    async with start() as facade:
+        await facade.create(reward={"source": "json-valid"})
+        streams(facade, stream(chunk('{"a":'), chunk("1}"), chunk(end="stop"), DONE))
+        assert (await facade.decision(await facade.chat(stream=True)))["reward"] == 1.0
