@@ -117,7 +117,11 @@ class LogFollower:
                 learner = self._learners.get(name)
                 if learner is None:
                     await self._discover(name)
-                elif end == 0 or learner.versions.committed.offset < end:  # a log that was deleted or created again raises
+                elif end == 0:
+                    await learner.projection.catch_up()  # a log that was deleted or created again raises
+                elif learner.versions.committed.offset < end:
+                    await learner.demand.gather()
+                    end = self.known_ends.get(name, 0)
                     await learner.projection.catch_up(end)
                 if self.known_ends.get(name, 0) == end:
                     return

@@ -14,6 +14,7 @@ from bandits.types import Policy
 from service.engine import events
 from service.engine.commit import LogCommitter
 from service.engine.decisions import MICRO_BATCH, DecisionMaker
+from service.engine.demand import Demand
 from service.engine.errors import ReferenceConflictError
 from service.engine.events import Created
 from service.engine.executor import AdaptiveExecutor, TaskGroup
@@ -34,7 +35,7 @@ class Learner:
 
     projection, ledger, versions: what was folded from its log.
     decisions, outcomes, imports: accept requests.  committer: appends any other event.
-
+    demand: whether it is asked for in this process.
     clone_fault: why the copy of another log cannot be completed; "" = nothing is in its way.
 
     clock: the time of events.  snapshot_every: events between two snapshots, 0 = none.  max_open: decisions open at a time.
@@ -73,6 +74,7 @@ class Learner:
         )
         self.outcomes = OutcomeRecorder(self.projection, self.committer, clock=clock)
         self.imports = HistoryImporter(self.projection, self.committer)
+        self.demand = Demand()
         self.clone_fault = ""
         self._storage = storage
         self._executor = AdaptiveExecutor()

@@ -141,6 +141,7 @@ class BanditRepository:
         fault = learner.versions.fault
         if isinstance(fault, StorageDamagedError):
             raise BanditNewerError(str(fault)) if isinstance(fault, LogNewerError) else BanditDamagedError(str(fault))
+        learner.demand.note()
         return learner
 
     async def delete(self, tenant: str, bandit: str) -> None:

@@ -157,9 +157,9 @@ def test_nginx_sees_a_mistake(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_a_request_that_may_be_repeated_is_given_to_another_replica(method: str, tmp_path: Path) -> None:
     with balanced(tmp_path, works, dies) as (client, replicas):
-        for _ in range(6):
-            assert client.request(method, "/v1/bandits/b").status_code == 200
-        assert len(replicas[0].asked) == 6
+        for i in range(24):  # of one name all would go to one replica
+            assert client.request(method, f"/v1/bandits/b{i}").status_code == 200
+        assert len(replicas[0].asked) == 24
         assert replicas[1].asked, "the other one was tried"
 
 
@@ -177,16 +177,45 @@ def test_a_post_that_may_have_been_accepted_is_not_sent_twice(tmp_path: Path) ->
 @needs_nginx
 def test_a_post_that_no_replica_has_received_is_sent_to_another_one(tmp_path: Path) -> None:
     with balanced(tmp_path, works, silent=2) as (client, replicas):
-        for _ in range(6):
-            assert client.post("/v1/bandits/b/decisions", json={}).status_code == 200
-        assert len(replicas[0].asked) == 6
+        for i in range(12):
+            assert client.post(f"/v1/bandits/b{i}/decisions", json={}).status_code == 200
+        assert len(replicas[0].asked) == 12
+
+
+def bandits_of(replica: Replica) -> set[str]:
+    return {path.split("/")[3] for _, path, _ in replica.asked}
+
+
+@needs_nginx
+def test_a_bandit_is_asked_of_one_replica_and_bandits_are_spread(tmp_path: Path) -> None:
+    with balanced(tmp_path, works, works) as (client, replicas):
+        for i in range(40):
+            for path in ("", "/decisions?limit=3", "/decisions/x/outcome"):
+                assert client.get(f"/v1/bandits/b{i}{path}").status_code == 200
+        first, second = map(bandits_of, replicas)
+    assert len(first) > 0
+    assert len(second) > 0
+    assert not first & second
+    assert len(first | second) == 40
+
+
+@needs_nginx
+def test_a_hot_bandit_is_spread_over_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = tmp_path / "hot.conf"
+    hot.write_text(CONFIG.read_text().replace("map $bandit $slot {", "map $bandit $slot {\n        ~^hot $slot_of_4;"))
+    monkeypatch.setattr("tests.deploy.balancer.CONFIG", hot)
+    with balanced(tmp_path, works, works) as (client, replicas):
+        for i in range(12):  # of one bandit all slots may meet on one replica
+            for _ in range(8):
+                assert client.get(f"/v1/bandits/hot{i}").status_code == 200
+        assert len(bandits_of(replicas[0]) & bandits_of(replicas[1])) > 0
 
 
 @needs_nginx
 def test_the_answer_of_a_replica_is_passed_on_whatever_it_is(tmp_path: Path) -> None:
     with balanced(tmp_path, refuses, refuses) as (client, replicas):
         for _ in range(8):
-            response = client.get("/v1/bandits")
+            response = client.get("/v1/bandits")  # of no bandit: any replica
             assert (response.status_code, response.json()) == (503, {"code": "storage_unavailable"})
         assert sum(len(replica.asked) for replica in replicas) == 8, "each was asked of one replica only"
 
