@@ -33,9 +33,11 @@ lint: install ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, and every test (the README's commands are run with curl, replicas with a redis-server behind nginx)
+test: lint ## lint, and every test (README commands in curl, replicas on redis-server behind nginx, the dashboard in chromium)
 	@PATH="$$PATH:/usr/sbin"; for program in curl redis-server nginx; do command -v $$program >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		apt-get install -y -qq $$program >/dev/null; } || { echo "$$program is missing: install it first" >&2; exit 1; }; done
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+		echo "chromium is missing: the tests of the dashboard are left out" >&2
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Each library in an environment of its own: their dependencies do not agree with each other, nor with the service's.

@@ -25,13 +25,13 @@ from service.api.access_log import REQUEST_ID, REQUEST_ID_HEADER, AccessLog
 from service.api.auth import TENANT_HEADER, Authenticator
 from service.api.json_bodies import check_structure, parse_json
 from service.api.metrics import Meter
+from service.api.pages import FILES
 from service.api.problems import Problem
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
 
-ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js")
-PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/docs", "/redoc", *(f"/docs/{name}" for name in ASSETS))
-"""What needs no key: probes, and people who read the documentation. (Metrics name every bandit: a scraper has a key.)"""
+PUBLIC = frozenset(("/healthz", "/readyz", "/openapi.json", *FILES))
+"""What needs no key: probes, documentation, the dashboard, which asks for one. (Metrics name bandits: a scraper has a key.)"""
 
 ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
 """An overloaded server must remain observable."""

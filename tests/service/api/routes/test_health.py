@@ -167,7 +167,7 @@ async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, mon
 # -- what is no resource -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v2/bandits", "/v1/bandits/b/nothing"])
+@pytest.mark.parametrize("path", ["/v1", "/v2/bandits", "/v1/bandits/b/nothing"])
 async def test_what_is_not_there_is_a_problem_document(service: Service, path: str) -> None:
     await service.create()
     assert failed(await service.get(path)) == (404, "not_found")

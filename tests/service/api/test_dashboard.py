@@ -1,0 +1,226 @@
+"""The dashboard in a real browser, on a real service that asks for keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.service.servers import Server
+from tools import browser as chromium
+
+pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no Chromium is installed: apt-get install chromium")
+
+KEYS = {"admin": "admin-key", "reader": "reader-key", "router": "router-key"}
+ARMS = [{"name": "small", "price": 0.25}, {"name": "large", "price": 4.0}]
+HOSTILE = "<img src=x onerror=alert(1)>'\"&amp;"
+PATIENCE_MS = 60_000
+VIEWS = {"bandits": "#/bandits", "bandit": "#/bandits/seen", "what if": "#/bandits/seen/what-if", "operations": "#/operations"}
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+class Guarded:
+    """A page that remembers what it must not do: complain, open dialogs, or ask another host."""
+
+    def __init__(self, browser: Browser, url: str, role: str, **context: Any) -> None:
+        self.context = browser.new_context(**context)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.url = url
+        self.wrong: list[str] = []
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda message: self.wrong.append(message.text) if "Content Security" in message.text else None)
+        self.page.on("dialog", lambda dialog: self.wrong.append(f"dialog: {dialog.message}"))
+        self.page.on("request", lambda request: None if request.url.startswith(url) else self.wrong.append(request.url))
+        if role:
+            self.page.add_init_script(f"sessionStorage.setItem('nextarm.key', '{KEYS[role]}')")
+
+    def open(self, view: str) -> Page:
+        """The page at a hash, once its heading is there."""
+        self.page.goto(f"{self.url}/{view}")
+        expect(self.page.locator("h1")).to_be_visible()
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("dashboard")
+    keys = ",".join(f"{role}:{key}" for role, key in KEYS.items())
+    started = Server.launch(store="memory://", folder=folder, settings={"api_keys": keys})
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """An admin's; with one bandit that has been used."""
+    with server.client() as client:
+        client.headers["authorization"] = f"Bearer {KEYS['admin']}"
+        body = {"policy": {"kind": "greedy"}, "arms": [*ARMS, {"name": HOSTILE, "metadata": {HOSTILE: HOSTILE}}], "seed": 7}
+        assert client.put("/v1/bandits/seen", json=body).status_code == 201
+        assert client.put("/v1/bandits/seen/shadows/candidate", json={"policy": {"kind": "random"}}).status_code == 201
+        for number in range(12):
+            decide(client, "seen", f"known-{number}", metadata={HOSTILE: HOSTILE}, session=f"chat-{number // 4}")
+            observe(client, "seen", f"known-{number}", reward=0.1 * (number % 7))
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.running() as browser:
+        yield browser
+
+
+@pytest.fixture
+def guarded(browser: Browser, server: Server, client: httpx.Client, request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    """Parameter: (role, context); an admin's page without one."""
+    role, context = getattr(request, "param", ("admin", {}))
+    guarded = Guarded(browser, server.url, role, **context)
+    yield guarded
+    guarded.context.close()
+    assert guarded.wrong == []
+
+
+def decide(client: httpx.Client, bandit: str, decision: str, **more: Any) -> None:
+    assert client.post(f"/v1/bandits/{bandit}/decisions", json={"id": decision, **more}).status_code == 201
+
+
+def observe(client: httpx.Client, bandit: str, decision: str, **outcome: Any) -> None:
+    assert client.put(f"/v1/bandits/{bandit}/decisions/{decision}/outcome", json=outcome).status_code == 200
+
+
+@pytest.mark.parametrize("guarded", [("", {})], indirect=True)
+def test_it_asks_for_a_key_and_keeps_it_in_the_tab(guarded: Guarded) -> None:
+    page = guarded.open("")
+    expect(page.get_by_role("heading", name="A key, please")).to_be_visible()
+    page.get_by_label("API key").last.fill("another-key")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.get_by_role("alert")).to_contain_text("Bearer")
+    page.get_by_label("API key").last.fill(KEYS["reader"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="seen")).to_be_visible()
+    assert page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
+
+
+def test_a_bandit_is_created_decides_and_learns_before_ones_eyes(guarded: Guarded, client: httpx.Client) -> None:
+    page = guarded.open("#/bandits")
+    assert client.put("/v1/bandits/fresh", json={"policy": {"kind": "greedy"}, "arms": ARMS}).status_code == 201
+    page.get_by_role("link", name="fresh").click()  # waits until the list shows it
+    expect(page.get_by_role("heading", name="fresh")).to_be_visible()
+    decide(client, "fresh", "first")
+    row = page.get_by_role("row").filter(has=page.get_by_role("button", name="first"))
+    expect(row).to_contain_text("open")
+    observe(client, "fresh", "first", reward=0.625)
+    expect(row).to_contain_text("0.625")
+    expect(page.locator(".figure").filter(has_text="Decisions")).to_contain_text("0 open")
+
+
+def test_a_decision_is_found_and_shown_whole_by_the_keyboard_alone(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits/seen")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.get_by_label("Session").fill("chat-1")
+    page.keyboard.press("Enter")
+    expect(page.locator(".decisions tbody tr")).to_have_count(4)
+    page.get_by_label("Find by id").fill("known-3")
+    page.keyboard.press("Enter")
+    drawer = page.get_by_role("dialog")
+    expect(drawer).to_contain_text("chat-0")
+    expect(drawer.get_by_role("table")).to_contain_text("estimate")
+    assert drawer.locator("pre").first.inner_text() == f'{{\n  "{visible(HOSTILE)}": "{visible(HOSTILE)}"\n}}'
+    page.keyboard.press("Escape")
+    expect(drawer).to_have_count(0)
+    expect(page.get_by_label("Find by id")).to_be_focused()
+
+
+def visible(text: str) -> str:
+    return text.replace('"', '\\"')
+
+
+@pytest.mark.parametrize("guarded", [("router", {})], indirect=True)
+def test_a_key_of_a_lesser_role_reads_that_it_cannot_promote(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits/seen/what-if")
+    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("dialog").get_by_role("button", name="Promote").click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("needs a key with the role admin")
+
+
+def test_a_shadow_is_promoted_after_a_confirmation(guarded: Guarded, client: httpx.Client) -> None:
+    body = {"policy": {"kind": "greedy"}, "arms": ARMS}
+    assert client.put("/v1/bandits/promoted", json=body).status_code == 201
+    assert client.put("/v1/bandits/promoted/shadows/candidate", json={"policy": {"kind": "random"}}).status_code == 201
+    page = guarded.open("#/bandits/promoted/what-if")
+    page.get_by_role("button", name="Promote").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("random decides")
+    assert client.get("/v1/bandits/promoted").json()["policy"]["kind"] == "greedy"
+    dialog.get_by_role("button", name="Promote").click()
+    expect(page.get_by_text("candidate decides now")).to_be_visible()
+    assert client.get("/v1/bandits/promoted").json()["policy"]["kind"] == "random"
+
+
+def test_an_evaluation_is_asked_for_and_shown(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits/seen/what-if")
+    page.get_by_role("button", name="Evaluate …").click()
+    page.get_by_role("dialog").get_by_role("button", name="Evaluate").click()
+    forest = page.get_by_role("region", name="Policies")
+    expect(forest).to_contain_text("as it was decided")
+    expect(forest.get_by_role("row").filter(has_text="always small")).to_have_count(1)
+
+
+def test_names_are_text_whatever_they_hold(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits/seen")
+    expect(page.locator(".arms")).to_contain_text("<img src=x onerror=alert(1)>'\"&amp;")
+    assert page.locator("main img").count() == 0
+
+
+@pytest.mark.parametrize("guarded", [("admin", {"color_scheme": scheme}) for scheme in ("light", "dark")], indirect=True)
+def test_nothing_is_in_the_way_of_a_screen_reader(guarded: Guarded) -> None:
+    for view in VIEWS.values():
+        page = guarded.open(view)
+        if view == VIEWS["bandit"]:
+            expect(page.locator(".decisions tbody tr").first).to_be_visible()
+        found = Axe().run(page).response["violations"]
+        assert [(view, rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+    page = guarded.open(VIEWS["bandit"])
+    page.get_by_role("button", name="known-3", exact=True).click()
+    expect(page.get_by_role("dialog").get_by_role("table")).to_be_visible()
+    assert [rule["id"] for rule in Axe().run(page).response["violations"]] == []
+
+
+@pytest.mark.parametrize("guarded", [("reader", {"viewport": {"width": 360, "height": 740}})], indirect=True)
+def test_a_phone_scrolls_in_one_direction(guarded: Guarded) -> None:
+    for view in VIEWS.values():
+        page = guarded.open(view)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+
+
+def test_the_theme_is_chosen_and_kept(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    button = page.get_by_role("button", name=re.compile("Theme"))
+    button.click()
+    button.click()
+    expect(button).to_have_attribute("aria-label", re.compile("Theme: dark"))
+    page.reload()
+    assert page.evaluate(ground) != light
+
+
+def test_a_page_that_is_not_there_says_so(guarded: Guarded) -> None:
+    page = guarded.page
+    page.goto(f"{guarded.url}/#/elsewhere")
+    expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
+    page.goto(f"{guarded.url}/#/bandits/none")
+    expect(page.get_by_role("alert")).to_contain_text("bandit not found")
