@@ -25,6 +25,7 @@ from service.engine.health import worst
 from service.engine.learner import Learner
 from service.engine.ledger import Ledger
 from service.engine.outcomes import DecisionHistory
+from service.engine.series import OTHER, ArmCounts, Latest, Row, Selection, merge
 
 
 class Answer(BaseModel):
@@ -141,6 +142,48 @@ class DecisionPage(Answer):
     trimmed_before: int | None = Field(
         description="The first offset that the store still has, where this page ends at it; null elsewhere."
     )
+
+
+class SignalSums(Answer):
+    """Of one signal: mean `sum / count`, variance `square_sum / count - mean ** 2`."""
+
+    sum: float = Field(description="Of its values, as they are by now.", examples=[41.5])
+    square_sum: float = Field(description="Of their squares.", examples=[31.25])
+    count: int = Field(description="Outcomes that carried it, defaults of expired decisions included.", examples=[60])
+
+
+class ArmSeries(Answer):
+    """What happened to one arm in one bucket."""
+
+    decisions: int = Field(description="For this arm.")
+    outcomes: int = Field(description="Reported, of this arm.")
+    expired: int = Field(description="Decisions that were closed without an outcome.")
+    errors: int = Field(description="Outcomes with an error.")
+    signals: dict[str, SignalSums] = Field(description="Reward, cost, and the signals that the bandit learns.")
+    weight: float | None = Field(description="In the last decision of the bucket that was drawn; null without one.")
+    scores: dict[str, float | None] = Field(
+        description="Of the same decision, why: as in its `scores`, such as `estimate` and `bonus` (the radius).",
+        examples=[{"estimate": 0.61, "bonus": 0.2}],
+    )
+
+
+class SeriesBucket(Answer):
+    """What happened in `width_s` seconds."""
+
+    at: str = Field(description="RFC 3339, UTC: its start.", examples=["2026-01-31T12:00:00Z"])
+    arms: dict[str, ArmSeries] = Field(description="Of those with something to say.")
+    other: ArmSeries | None = Field(description="The arms that are not apart, together; null where nothing happened to them.")
+
+
+class SeriesAnswer(Answer):
+    """A bandit over time, by the times of its log."""
+
+    width_s: int = Field(description="Seconds of a bucket.", examples=[30])
+    since: str = Field(description="Where the first bucket begins.", examples=["2026-01-31T12:00:00Z"])
+    until: str = Field(description="Where the last one ends.", examples=["2026-01-31T13:00:00Z"])
+    offset: int = Field(description="What is counted up to here.", examples=[4711])
+    arms: list[str] = Field(description="Those that are apart, at most 64, in the order in which they came.")
+    buckets: list[SeriesBucket] = Field(description="One after the other, empty ones too.")
 
 
 class DecisionsAnswer(Answer):
@@ -709,6 +752,53 @@ def history_json(learner: Learner, found: DecisionHistory, *, full: bool) -> dic
         **decision_json(learner, decided.event, offset=decided.offset, full=full),
         **closed_json(learner, found),
         "decided_at": time_text(decided.event.at),
+    }
+
+
+def series_json(learner: Learner, selection: Selection, offset: int) -> dict[str, Any]:
+    """The rows of a selection. offset: of the log when it was made."""
+    names = [arm.name for arm in learner.versions.committed.arms]
+    apart, rows = merge(selection)
+    begin = selection.start * selection.width_s
+    return {
+        "width_s": selection.width_s,
+        "since": _seconds_text(begin),
+        "until": _seconds_text(begin + selection.rows * selection.width_s),
+        "offset": offset,
+        "arms": [names[index] for index in apart],
+        "buckets": [_row_json(row, names, apart) for row in rows],
+    }
+
+
+def _seconds_text(seconds: int) -> str:
+    return time_text(datetime.fromtimestamp(seconds, UTC))
+
+
+def _row_json(row: Row, names: Sequence[str], apart: Sequence[int]) -> dict[str, Any]:
+    latest = row.latest or Latest([], {})
+    places = {index: k for k, index in enumerate(latest.indices)}
+    arms = {}
+    for index in apart:
+        counts, place = row.arms.get(index), places.get(index)
+        weight = None if place is None else latest.weights[place]
+        scores = {} if place is None else {name: values[place] for name, values in latest.scores.items()}
+        if counts is not None or weight or any(value is not None for value in scores.values()):
+            arms[names[index]] = _counts_json(counts or ArmCounts(), weight, scores)
+    other = row.arms.get(OTHER)
+    return {"at": _seconds_text(row.at), "arms": arms, "other": None if other is None else _counts_json(other, None, {})}
+
+
+def _counts_json(counts: ArmCounts, weight: float | None, scores: dict[str, float | None]) -> dict[str, Any]:
+    return {
+        "decisions": counts.decisions,
+        "outcomes": counts.outcomes,
+        "expired": counts.expired,
+        "errors": counts.errors,
+        "signals": {
+            name: {"sum": sums.total, "square_sum": sums.squares, "count": sums.count} for name, sums in counts.signals.items()
+        },
+        "weight": weight,
+        "scores": scores,
     }
 
 

@@ -48,6 +48,7 @@ from service.engine.events import (
     ShadowPromoted,
     outcome_values,
 )
+from service.engine.series import Packed, Series
 from service.engine.tallies import Tallies
 
 RECENT = 1000
@@ -345,6 +346,7 @@ class Snapshot(msgspec.Struct):
     promotions: int = 0
     sessions: list[tuple[str, SessionRecord]] = []
     forgotten: int = 0
+    series: Packed | None = None  # as of the tallies
 
 
 _snapshot_decoder = msgspec.json.Decoder(Snapshot)
@@ -485,6 +487,7 @@ class Ledger:
         self.spending = None if created.budget is msgspec.UNSET else BudgetAccount(created.budget)
         self.alarms: list[Alarm] = []  # the newest KEPT_ALARMS
         self.tallies = Tallies.start(arms=len(self.arms), signals=len(created.learned))
+        self.series = Series(created.learned)
         self.cloning = None if created.clone_of is msgspec.UNSET else CloneProgress(created.clone_of)  # None = it decides
         self.shadows: dict[str, ShadowRecord] = {}
         self.promotions = 0  # ever
@@ -788,6 +791,7 @@ class Ledger:
         arm = self._arm(event.arm)
         self._update(event.arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
         self.tallies.last_decision = event.at
+        self.series.add_decision(offset, event)
         self.recent.append(event.arm)
         self.open[event.id] = OpenDecision(
             event.id,
@@ -847,6 +851,7 @@ class Ledger:
         elif not event.held and not all(map(math.isnan, new)):
             self.tallies.arms[event.arm].outcomes += 1
         self.tallies.amend_outcome(event.arm, old, new)
+        self._amend_series(event, changed)
         if event.spent is not msgspec.UNSET:  # with its reward it is counted below like any other outcome
             is_learned = event.counts == "now"
             cost = 0.0 if is_learned or event.cost is None else event.cost
@@ -882,6 +887,17 @@ class Ledger:
         change = replace(change, new=corrected)
         return [learn] if change.is_empty else [Amend(change), learn]
 
+    def _amend_series(self, event: Amended, changed: Mapping[str, float]) -> None:
+        """As the sums of the arm have it: a cost that was not posted was counted as the price, or as `spent` of a failure."""
+        values, old = dict(changed), dict(event.before)
+        if event.spent is not msgspec.UNSET and event.cost is not None:
+            values[COST], old[COST] = event.cost, event.spent
+        elif event.counts == "before" and old.get(COST, 0.0) is None:
+            old[COST] = event.price
+        elif event.counts == "now" and event.cost is None:
+            values[COST] = event.price
+        self.series.amend(event.outcome, event.arm, values, old)
+
     def _correct(self, event: Amended, changed: Mapping[str, float], known: Mapping[str, float]) -> None:
         """The sums of an arm over outcomes that count."""
         arm = self._arm(event.arm)
@@ -903,6 +919,9 @@ class Ledger:
         decision = self._close(event.id)
         event = completed(event, decision)
         self._count_error(event)
+        is_error, earlier = event.error is not msgspec.UNSET, decision.partial.values if decision.partial else {}
+        carried = outcome_values(event.reward, event.cost, msgspec.UNSET if event.is_failure else event.signals)
+        self.series.add_outcome(self.offset + 1, event.at, event.arm, earlier | carried, is_error=is_error)
         if event.is_failure:
             return self._failed(event, decision)
         reward = 0.0 if event.reward is None else event.reward
@@ -915,7 +934,6 @@ class Ledger:
         signals = self._signals(event, price)
         self._tally(event, decision, signals, policy)
         effects += self._watch(event)
-        earlier = decision.partial.values if decision.partial else {}
         learn = self._learn(
             decision.features,
             event.arm,
@@ -986,13 +1004,16 @@ class Ledger:
             price = decision.price if arm == decision.arm else self._arm(arm).price
             self.tallies.add_outcome(arm, self._learned(values, price))
         if event.reward is None:
+            self.series.add_expired(self.offset + 1, event.at, arm, values)
             if self.spending is not None and values:
                 self.spending.add(arm, values)
             return effects or self._remove_pending(decision)
         self._update(arm, rewards=self._arm(arm).rewards + 1)
         cost = values.get(COST, decision.price)
+        known = {COST: cost} | values | {REWARD: event.reward}
+        self.series.add_expired(self.offset + 1, event.at, arm, known)
         if self.spending is not None:
-            self.spending.add(arm, {COST: cost} | values | {REWARD: event.reward})
+            self.spending.add(arm, known)
         propensity = decision.propensity if arm == decision.arm else None
         self.tallies.add_reward(arm, event.reward, propensity, half_life=policy.forget_half_life)
         learn = self._learn(
@@ -1180,6 +1201,7 @@ class Ledger:
                 self.promotions,
                 list(self.sessions.items()),
                 self.forgotten,
+                self.series.pack(),
             )
         )
 
@@ -1204,6 +1226,7 @@ class Ledger:
         if kept.live is not None:
             ledger.spending = kept.spending  # which may have been taken away
         ledger.tallies = kept.tallies or Tallies.start(arms=len(kept.arms), signals=len(created.learned))
+        ledger.series = Series.unpack(kept.series, created.learned)
         ledger.cloning = kept.cloning
         ledger.shadows = {shadow.name: shadow for shadow in kept.shadows}
         ledger.promotions = kept.promotions

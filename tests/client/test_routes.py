@@ -9,7 +9,7 @@ import json
 import types
 import typing
 from collections.abc import Generator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -368,6 +368,12 @@ def called(client: Any) -> Generator[Any, Any, None]:
     assert [item.id for item in (yield client.list_evaluations("b")).evaluations] == ["e1"]
     yield client.delete_evaluation("b", "e1")
 
+    series = yield client.show_series("b", since=state.decided_at, buckets=7)
+    assert len(series.buckets) <= 7
+    assert sum(counts.decisions for bucket in series.buckets for counts in bucket.arms.values()) >= 2
+    assert series.until > state.closed_at
+    empty = yield client.show_series("b", until=state.decided_at - timedelta(days=1))
+    assert empty.arms == []
     health = yield client.show_health("b")
     assert {check.name for check in health.checks} > {"arms", "entropy"}
     digest = yield client.show_digest("b", min_offset=1)

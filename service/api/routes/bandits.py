@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -19,17 +20,19 @@ from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner,
 from service.api.embedder_choice import load_for, notices
 from service.api.json_bodies import StrictJSONRoute
 from service.api.problems import Problem, arm_not_found, invalid
-from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, BanditPatch, check_arm_name
+from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, BanditPatch, Time, check_arm_name
 from service.api.responses import (
     ArmReceipt,
     BanditAnswer,
     BanditHealthAnswer,
     BanditsAnswer,
     PoliciesAnswer,
+    SeriesAnswer,
     answer,
     arm_json,
     bandit_json,
     health_json,
+    series_json,
 )
 from service.api.routes import problems
 from service.engine import events
@@ -222,6 +225,34 @@ async def show_health(learner: ReadLearner, services: Shared) -> Response:
     much is gained over the best fixed arm. `status` is the worst of the checks.
     """
     return answer(await health_json(learner, services.repository.clock()))
+
+
+@router.get(
+    "/v1/bandits/{name}/series",
+    summary="What happened over time, per arm",
+    response_model=SeriesAnswer,
+    responses=problems("bandit_not_found"),
+)
+async def show_series(
+    learner: ReadLearner,
+    services: Shared,
+    *,
+    since: Annotated[Time | None, Query(description="RFC 3339; left out, as far back as is known.")] = None,
+    until: Annotated[Time | None, Query(description="RFC 3339; left out, now.")] = None,
+    buckets: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 120,
+) -> Response:
+    """Decisions, outcomes, sums of signals, and what the last decision weighed, by the times of the log. An hour is kept in
+    buckets of 10 seconds, 30 hours in those of 5 minutes, and 90 days in those of 6 hours; the answer is made of the smallest
+    that reach back to `since`.
+    """
+    if since is not None and until is not None and since >= until:
+        raise invalid("until", "must be later than since")
+    tallies, begin = learner.ledger.tallies, learner.created.at
+    now = max(services.repository.clock(), begin, *(at for at in (tallies.last_decision, tallies.last_outcome) if at))
+    end = now + timedelta(microseconds=1)  # what happens now is before it
+    first, last = (min(max(at, begin), end) for at in (since or begin, until or end))
+    selection = learner.ledger.series.select(first.timestamp(), last.timestamp(), rows=buckets)
+    return answer(await asyncio.to_thread(series_json, learner, selection, learner.versions.committed.offset))
 
 
 @router.delete(

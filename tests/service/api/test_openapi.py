@@ -57,7 +57,7 @@ def validator(document: Json, schema: Json) -> jsonschema_rs.Validator:
 
 def test_every_operation_says_what_it_does_and_how_it_fails(document: Json) -> None:
     names = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(names)) == len(names) == 36
+    assert len(set(names)) == len(names) == 37
     for method, path, operation in operations(document):
         assert operation["summary"], (method, path)
         assert operation["description"], (method, path)
@@ -237,7 +237,7 @@ async def test_real_answers_are_what_the_document_says(checked: Service, documen
     await checked.post("/v1/bandits/demo/outcomes/batch", {"outcomes": [{"decision": "mine", "reward": 0.5}, {"decision": "x"}]})
     await checked.ask("POST", "/v1/bandits/demo/decisions", content=b"{", headers={"content-type": "application/json"})
     await checked.ask("POST", "/v1/bandits/demo/decisions", content=b"{}", headers={"content-type": "text/plain"})
-    for path in ("", "/log", "/digest", "/health", "/decisions", "/decisions?arm=nobody"):
+    for path in ("", "/log", "/digest", "/health", "/decisions", "/decisions?arm=nobody", "/series"):
         await checked.get(f"/v1/bandits/demo{path}")
     for path in (
         "/v1/bandits/shown",

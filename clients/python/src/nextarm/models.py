@@ -290,6 +290,45 @@ class BanditHealth(Model):
     checks: list[Check]
 
 
+class SignalSums(Model):
+    """Of one signal: its mean is `sum / count`."""
+
+    sum: float
+    square_sum: float
+    count: int
+
+
+class ArmSeries(Model):
+    """What happened to one arm in one bucket. weight, scores: of the last decision in it."""
+
+    decisions: int
+    outcomes: int
+    expired: int
+    errors: int = 0
+    signals: dict[str, SignalSums] = {}
+    weight: float | None = None
+    scores: dict[str, float | None] = {}
+
+
+class SeriesBucket(Model):
+    """What happened from `at` on. other: the arms that are not apart."""
+
+    at: datetime
+    arms: dict[str, ArmSeries]
+    other: ArmSeries | None = None
+
+
+class Series(Model):
+    """A bandit over time. arms: names of those that are apart.  buckets: of `width_s` seconds, one after the other."""
+
+    width_s: int
+    since: datetime
+    until: datetime
+    offset: int
+    arms: list[str]
+    buckets: list[SeriesBucket]
+
+
 class Shadow(Model):
     """A policy that learns beside the one that decides.
 

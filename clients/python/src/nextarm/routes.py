@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar, Unpack
 
 from nextarm import models
@@ -107,6 +108,20 @@ class Routes:
         """Checks of a bandit, each with its fix."""
         template, values = BANDIT + "/health", {"name": bandit}
         return Call(method="GET", template=template, values=values, answer=models.BanditHealth.model_validate_json)
+
+    @Route
+    def show_series(
+        self, bandit: str, *, since: datetime | None = None, until: datetime | None = None, buckets: int | None = None
+    ) -> Call[models.Series]:
+        """What happened over time, per arm; since, until: with a time zone.  buckets: at most so many."""
+        times = {name: None if at is None else at.isoformat() for name, at in (("since", since), ("until", until))}
+        return Call(
+            method="GET",
+            template=BANDIT + "/series",
+            values={"name": bandit},
+            query=_query(**times, buckets=buckets),
+            answer=models.Series.model_validate_json,
+        )
 
     @Route
     def put_arm(self, bandit: str, arm: str, **change: Unpack[ArmChange]) -> Call[models.ArmReceipt]:

@@ -1,0 +1,350 @@
+"""What happened over time, per arm: counts, and sums of signals, in buckets of three widths that the log fills as it is folded.
+
+    decided, observed, expired ──> the current bucket of each width        amended ──> the buckets in which its outcome is
+    select ──> buckets of one width ──merge──> Row ...
+
+Time is that of the log. Of each width at least the newest `KEPT` buckets are kept, in a ring: one goes when a later one needs its
+place. Like the tallies they are functions of the log, kept in its snapshots, and no digest covers them; where a snapshot is older
+than they are, they begin at its offset. Imported outcomes do not count.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+
+from bandits.objective import COST, REWARD
+from service.engine.events import Decided
+from service.engine.tallies import LARGEST, RECENT_OUTCOMES
+
+WIDTHS = (10, 300, 21_600)
+"""Seconds of a bucket: an hour, 30 hours and 90 days are kept. Each is a multiple of the one before."""
+KEPT = 361
+"""Buckets of each width: 360 that are over, and the one of now."""
+APART = 64
+"""Arms of a bucket that are counted apart, the first ones in the order of the log; the others are counted together."""
+OTHER = -1
+"""The index under which they are."""
+
+
+TRAFFIC = 24
+"""Buckets of five minutes that a list of bandits shows."""
+
+
+def _clipped(value: float) -> float:
+    return float(min(max(value, -LARGEST), LARGEST))
+
+
+class Sums(msgspec.Struct, array_like=True):
+    """Of one signal."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float, old: float | None = None) -> None:
+        """One more value, or another one in place of the old."""
+        value = _clipped(value)
+        if old is None:
+            self.count += 1
+            self.total += value
+            self.squares += value * value
+        else:
+            old = _clipped(old)
+            self.total += value - old
+            self.squares += value * value - old * old
+
+
+class ArmCounts(msgspec.Struct, array_like=True):
+    """Of one arm in one bucket. decisions: those that chose it.  outcomes: reported for it, those with an error too.
+    expired: decisions that were closed without an outcome.  signals: by name, of what came with both.
+    """
+
+    decisions: int = 0
+    outcomes: int = 0
+    expired: int = 0
+    errors: int = 0
+    signals: dict[str, Sums] = {}
+
+    def add(self, name: str, value: float, old: float | None = None) -> None:
+        """A value of a signal, see `Sums.add`."""
+        sums = self.signals.get(name)
+        if sums is None:
+            sums = self.signals[name] = Sums()
+        sums.add(value, old)
+
+    def merge(self, other: ArmCounts) -> None:
+        """Count what another bucket has."""
+        self.decisions += other.decisions
+        self.outcomes += other.outcomes
+        self.expired += other.expired
+        self.errors += other.errors
+        for name, sums in other.signals.items():
+            own = self.signals.setdefault(name, Sums())
+            own.count += sums.count
+            own.total += sums.total
+            own.squares += sums.squares
+
+
+class Latest(msgspec.Struct, array_like=True):
+    """Weights and scores of the last decision that was drawn in a bucket, as `Decided` has them; arms: indices of their entries,
+    empty = all arms.
+    """
+
+    weights: list[float]
+    scores: dict[str, list[float | None]]
+    arms: list[int] = []
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Of the arms, in the order of the entries."""
+        return self.arms or range(len(self.weights))
+
+    def shortened(self) -> Latest:
+        """As it is kept: without estimates of single signals; of more than `APART` arms, those with the largest weights."""
+        scores = {name: values for name, values in self.scores.items() if "." not in name}
+        if len(self.weights) <= APART:
+            return Latest(self.weights, scores, self.arms)
+        largest = heapq.nsmallest(APART, range(len(self.weights)), key=lambda arm: (-self.weights[arm], arm))
+        arms = sorted(largest)
+        picked = {name: [values[arm] for arm in arms] for name, values in scores.items()}
+        return Latest([self.weights[arm] for arm in arms], picked, arms)
+
+
+class Bucket(msgspec.Struct, array_like=True):
+    """Number n is the time from n to n + 1 widths after 1970. first, last: offsets of its events."""
+
+    number: int
+    first: int
+    last: int
+    arms: dict[int, ArmCounts] = {}
+    latest: Latest | None = None
+
+    def arm(self, index: int) -> ArmCounts:
+        """The counts of an arm, or those of the others."""
+        counts = self.arms.get(index)
+        if counts is None:
+            key = index if len(self.arms) - (OTHER in self.arms) < APART else OTHER
+            counts = self.arms.setdefault(key, ArmCounts())
+        return counts
+
+
+class Packed(msgspec.Struct):
+    """What a snapshot holds. buckets: per width.  rewards, costs: as of `Series`."""
+
+    buckets: list[list[Bucket]]
+    rewards: dict[int, float]
+    costs: dict[int, float]
+
+
+class Selection(NamedTuple):
+    """Buckets of one width, to be merged into `rows` rows of `merged` of them each. start: number of the first, in rows.
+    buckets: msgpack.
+    """
+
+    width: int
+    merged: int
+    start: int
+    rows: int
+    buckets: bytes
+
+    @property
+    def width_s(self) -> int:
+        """Seconds of a row."""
+        return self.width * self.merged
+
+
+class Row(NamedTuple):
+    """What happened from `at` on (seconds since 1970), by the index of the arm, `OTHER` for those that are not apart."""
+
+    at: int
+    arms: dict[int, ArmCounts]
+    latest: Latest | None
+
+
+_buckets = msgspec.msgpack.Decoder(list[Bucket])
+
+
+class Series:
+    """The buckets of one bandit. signals: names of those that are summed, beside reward and cost.
+
+    rewards, costs: of the newest `RECENT_OUTCOMES` outcomes that had one, by the offset that closed the decision, as they are by
+    now.
+    """
+
+    def __init__(self, signals: Iterable[str] = ()) -> None:
+        self._names = frozenset((REWARD, COST, *signals))
+        self._rings: list[dict[int, Bucket]] = [{} for _ in WIDTHS]
+        self.rewards: dict[int, float] = {}
+        self.costs: dict[int, float] = {}
+        self._current: list[Bucket] = []  # one per width, for times from _begin to _end
+        self._begin, self._end = math.inf, -math.inf
+
+    # -- folding -------------------------------------------------------------------------------------------------------------
+
+    def add_decision(self, offset: int, event: Decided) -> None:
+        """A decision for an arm."""
+        latest = None if event.sticky is True else Latest(event.weights, event.scores)
+        for bucket in self._at(event.at, offset):
+            bucket.arm(event.arm).decisions += 1
+            bucket.latest = latest or bucket.latest
+
+    def add_outcome(self, offset: int, at: datetime, arm: int, values: Mapping[str, float], *, is_error: bool) -> None:
+        """A reported outcome. values: of the signals that it carried, with the cost that was counted."""
+        for bucket in self._at(at, offset):
+            counts = bucket.arm(arm)
+            counts.outcomes += 1
+            counts.errors += is_error
+            self._add(counts, values)
+        self._remember(offset, values)
+
+    def add_expired(self, offset: int, at: datetime, arm: int, values: Mapping[str, float]) -> None:
+        """A decision without an outcome. values: the default reward, and what came before it."""
+        for bucket in self._at(at, offset):
+            counts = bucket.arm(arm)
+            counts.expired += 1
+            self._add(counts, values)
+        self._remember(offset, values)
+
+    def amend(self, outcome: int, arm: int, values: Mapping[str, float], old: Mapping[str, float | None]) -> None:
+        """New values of the outcome at an offset. old: what was counted, None = nothing. Buckets are found by their offsets: only
+        the events themselves have the time, and where the times of the log go back, a bucket beside it may be meant.
+        """
+        for ring in self._rings:
+            found = [bucket for bucket in ring.values() if bucket.first <= outcome <= bucket.last]
+            if found:
+                counts = max(found, key=lambda bucket: bucket.first).arm(arm)
+                for name in self._names.intersection(values):
+                    counts.add(name, values[name], old.get(name))
+        self._remember(outcome, values, old)
+
+    def _add(self, counts: ArmCounts, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name in self._names:
+                counts.add(name, value)
+
+    def _remember(self, offset: int, values: Mapping[str, float], old: Mapping[str, float | None] = MappingProxyType({})) -> None:
+        for name, kept in ((REWARD, self.rewards), (COST, self.costs)):
+            if name in values and (offset in kept or old.get(name) is None):  # else it is older than all that are kept
+                kept[offset] = _clipped(values[name])
+                if len(kept) > RECENT_OUTCOMES:
+                    del kept[next(iter(kept))]
+
+    def _at(self, at: datetime, offset: int) -> list[Bucket]:
+        """The buckets of a time, one per width."""
+        seconds = at.timestamp()
+        if not self._begin <= seconds < self._end:
+            self._turn_to(seconds, offset)
+        for bucket in self._current:
+            bucket.last = offset
+        return self._current
+
+    def _turn_to(self, seconds: float, offset: int) -> None:
+        for bucket in self._current:
+            bucket.latest = bucket.latest and bucket.latest.shortened()
+        self._current = []
+        for width, ring in zip(WIDTHS, self._rings, strict=True):
+            number = int(seconds // width)
+            found = ring.get(number % KEPT)
+            if found is None or found.number != number:
+                found = ring[number % KEPT] = Bucket(number, offset, offset)
+            self._current.append(found)
+        self._begin = self._current[0].number * WIDTHS[0]
+        self._end = self._begin + WIDTHS[0]
+
+    # -- asking --------------------------------------------------------------------------------------------------------------
+
+    def select(self, since: float, until: float, *, rows: int) -> Selection:
+        """The buckets from `since` to `until` (seconds since 1970), of the smallest width of which all are kept, for at most
+        `rows` rows; `since` is moved to the first bucket that is kept of the largest width.
+        """
+        width, ring, kept_since = WIDTHS[0], self._rings[0], -math.inf
+        for width, ring in zip(WIDTHS, self._rings, strict=True):
+            newest = max(ring.values(), key=lambda bucket: bucket.last, default=None)
+            kept_since = -math.inf if newest is None else width * (newest.number + 1 - KEPT)
+            if kept_since <= since:
+                break
+        since = max(since, kept_since)
+        if since >= until:
+            return Selection(width, 1, int(since // width), 0, msgspec.msgpack.encode([]))
+        merged = math.ceil((until - since) / (width * rows))
+        while (count := math.ceil(until / (width * merged)) - int(since // (width * merged))) > rows:
+            merged += 1
+        start = int(since // (width * merged))
+        picked = [bucket for bucket in ring.values() if 0 <= bucket.number // merged - start < count]
+        return Selection(width, merged, start, count, msgspec.msgpack.encode(picked))
+
+    def traffic(self, now: float) -> list[dict[int, int]]:
+        """Decisions per arm index in each of the last `TRAFFIC` buckets of five minutes, the one of now last."""
+        width, ring = WIDTHS[1], self._rings[1]
+        last, found = int(now // width), []
+        for number in range(last + 1 - TRAFFIC, last + 1):
+            bucket = ring.get(number % KEPT)
+            arms = bucket.arms if bucket is not None and bucket.number == number else {}
+            found.append({index: counts.decisions for index, counts in arms.items() if counts.decisions})
+        return found
+
+    def mean(self, name: str, since: float, until: float) -> float | None:
+        """The mean of a signal over the buckets of six hours that begin between these times; None where it has not come."""
+        count, total = 0, 0.0
+        for bucket in self._rings[-1].values():
+            if since <= bucket.number * WIDTHS[-1] < until:
+                for counts in bucket.arms.values():
+                    if name in counts.signals:
+                        count += counts.signals[name].count
+                        total += counts.signals[name].total
+        return total / count if count else None
+
+    # -- bytes ---------------------------------------------------------------------------------------------------------------
+
+    def pack(self) -> Packed:
+        """For a snapshot."""
+        for bucket in self._current:
+            bucket.latest = bucket.latest and bucket.latest.shortened()
+        return Packed([list(ring.values()) for ring in self._rings], self.rewards, self.costs)
+
+    @staticmethod
+    def unpack(packed: Packed | None, signals: Iterable[str]) -> Series:
+        """What `pack` wrote; None = nothing."""
+        series = Series(signals)
+        if packed is not None:
+            series._rings = [{bucket.number % KEPT: bucket for bucket in ring} for ring in packed.buckets]
+            series.rewards, series.costs = packed.rewards, packed.costs
+        return series
+
+
+def merge(selection: Selection) -> tuple[list[int], list[Row]]:
+    """The arms that are apart, and the rows of a selection, one after the other without a gap."""
+    rows = [Row((selection.start + k) * selection.width_s, {}, None) for k in range(selection.rows)]
+    buckets = sorted(_buckets.decode(selection.buckets), key=lambda bucket: bucket.number)
+    apart = _largest(buckets)
+    for bucket in buckets:
+        place = bucket.number // selection.merged - selection.start
+        row = rows[place]
+        for index, counts in bucket.arms.items():
+            key = index if index in apart else OTHER
+            if key in row.arms:
+                row.arms[key].merge(counts)
+            else:
+                row.arms[key] = counts
+        if bucket.latest is not None:
+            rows[place] = row._replace(latest=bucket.latest.shortened())
+    return sorted(apart), rows
+
+
+def _largest(buckets: Sequence[Bucket]) -> set[int]:
+    """The arms that are apart in all rows: those with most decisions and outcomes, then those that were only weighed."""
+    totals: dict[int, int] = {}
+    for bucket in buckets:
+        for index, counts in bucket.arms.items():
+            if index != OTHER:
+                totals[index] = totals.get(index, 0) + counts.decisions + counts.outcomes + counts.expired
+        for index in () if bucket.latest is None else bucket.latest.indices:
+            totals.setdefault(index, 0)
+    return set(heapq.nsmallest(APART, totals, key=lambda index: (-totals[index], index)))
