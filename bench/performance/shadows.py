@@ -37,14 +37,19 @@ SHADOWS = ("greedy", "thompson", "lin-ucb", "pak-ucb", "auto")
 ARMS = 10
 
 
+def created_of(kind: str, *, dim: int) -> Created:
+    """The first event of a bandit with ten arms."""
+    created = Created(
+        at=datetime.now(UTC), bandit="b", tenant="", request={}, policy=kind, hyperparameters={}, seed=1, fingerprint="",
+        arms=[NewArm(name=f"arm {k}") for k in range(ARMS)], dim=dim, prompt_embedder="vector" if dim else "", prompt_version="",
+        output_dim=0, output_embedder="", output_version="", reward_source="client", default_reward=None, timeout_s=1e6,
+    )  # fmt: skip
+    return msgspec.structs.replace(created, fingerprint=build_for(created, kind, {}).fingerprint)
+
+
 async def bandit_of(shadow: str, *, dim: int) -> Learner:
     """A bandit with ten arms, and a shadow of this kind if one is named."""
-    created = Created(
-        at=datetime.now(UTC), bandit="b", tenant="", request={}, policy=DECIDING, hyperparameters={}, seed=1, fingerprint="",
-        arms=[NewArm(name=f"arm {k}") for k in range(ARMS)], dim=dim, prompt_embedder="vector", prompt_version="", output_dim=0,
-        output_embedder="", output_version="", reward_source="client", default_reward=None, timeout_s=1e6,
-    )  # fmt: skip
-    event = msgspec.structs.replace(created, fingerprint=build_for(created, DECIDING, {}).fingerprint)
+    event = created_of(DECIDING, dim=dim)
     storage = MemoryStorage()
     log, _ = await storage.create(Log("1", "b"), events.encode(event))
     learner = await Learner.load(storage, log)

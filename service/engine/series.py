@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -37,28 +36,12 @@ TRAFFIC = 24
 """Buckets of five minutes that a list of bandits shows."""
 
 
-def _clipped(value: float) -> float:
-    return float(min(max(value, -LARGEST), LARGEST))
-
-
 class Sums(msgspec.Struct, array_like=True):
     """Of one signal."""
 
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
-
-    def add(self, value: float, old: float | None = None) -> None:
-        """One more value, or another one in place of the old."""
-        value = _clipped(value)
-        if old is None:
-            self.count += 1
-            self.total += value
-            self.squares += value * value
-        else:
-            old = _clipped(old)
-            self.total += value - old
-            self.squares += value * value - old * old
 
 
 class ArmCounts(msgspec.Struct, array_like=True):
@@ -72,12 +55,9 @@ class ArmCounts(msgspec.Struct, array_like=True):
     errors: int = 0
     signals: dict[str, Sums] = {}
 
-    def add(self, name: str, value: float, old: float | None = None) -> None:
-        """A value of a signal, see `Sums.add`."""
-        sums = self.signals.get(name)
-        if sums is None:
-            sums = self.signals[name] = Sums()
-        sums.add(value, old)
+    def sums(self, name: str) -> Sums:
+        """Of a signal."""
+        return self.signals.setdefault(name, Sums())
 
     def merge(self, other: ArmCounts) -> None:
         """Count what another bucket has."""
@@ -86,7 +66,7 @@ class ArmCounts(msgspec.Struct, array_like=True):
         self.expired += other.expired
         self.errors += other.errors
         for name, sums in other.signals.items():
-            own = self.signals.setdefault(name, Sums())
+            own = self.sums(name)
             own.count += sums.count
             own.total += sums.total
             own.squares += sums.squares
@@ -197,42 +177,49 @@ class Series:
 
     def add_outcome(self, offset: int, at: datetime, arm: int, values: Mapping[str, float], *, is_error: bool) -> None:
         """A reported outcome. values: of the signals that it carried, with the cost that was counted."""
+        added = self._clipped(values)
         for bucket in self._at(at, offset):
             counts = bucket.arm(arm)
             counts.outcomes += 1
             counts.errors += is_error
-            self._add(counts, values)
-        self._remember(offset, values)
+            _add(counts, added)
+        self._remember(offset, added)
 
     def add_expired(self, offset: int, at: datetime, arm: int, values: Mapping[str, float]) -> None:
         """A decision without an outcome. values: the default reward, and what came before it."""
+        added = self._clipped(values)
         for bucket in self._at(at, offset):
             counts = bucket.arm(arm)
             counts.expired += 1
-            self._add(counts, values)
-        self._remember(offset, values)
+            _add(counts, added)
+        self._remember(offset, added)
 
     def amend(self, outcome: int, arm: int, values: Mapping[str, float], old: Mapping[str, float | None]) -> None:
         """New values of the outcome at an offset. old: what was counted, None = nothing. Buckets are found by their offsets: only
         the events themselves have the time, and where the times of the log go back, a bucket beside it may be meant.
         """
+        added = self._clipped(values)
+        known = self._clipped({name: value for name, value in old.items() if value is not None})
         for ring in self._rings:
             found = [bucket for bucket in ring.values() if bucket.first <= outcome <= bucket.last]
             if found:
                 counts = max(found, key=lambda bucket: bucket.first).arm(arm)
-                for name in self._names.intersection(values):
-                    counts.add(name, values[name], old.get(name))
-        self._remember(outcome, values, old)
+                for name, value in added.items():
+                    sums, before = counts.sums(name), known.get(name)
+                    sums.count += before is None
+                    sums.total += value - (before or 0.0)
+                    sums.squares += value * value - (before or 0.0) * (before or 0.0)
+        self._remember(outcome, added, known)
 
-    def _add(self, counts: ArmCounts, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if name in self._names:
-                counts.add(name, value)
+    def _clipped(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Those of the signals that are summed. Squares of larger ones are no numbers that a snapshot could hold."""
+        names = self._names
+        return {name: float(min(max(value, -LARGEST), LARGEST)) for name, value in values.items() if name in names}
 
-    def _remember(self, offset: int, values: Mapping[str, float], old: Mapping[str, float | None] = MappingProxyType({})) -> None:
+    def _remember(self, offset: int, values: Mapping[str, float], old: Collection[str] = ()) -> None:
         for name, kept in ((REWARD, self.rewards), (COST, self.costs)):
-            if name in values and (offset in kept or old.get(name) is None):  # else it is older than all that are kept
-                kept[offset] = _clipped(values[name])
+            if name in values and (offset in kept or name not in old):  # else it is older than all that are kept
+                kept[offset] = values[name]
                 if len(kept) > RECENT_OUTCOMES:
                     del kept[next(iter(kept))]
 
@@ -317,6 +304,17 @@ class Series:
             series._rings = [{bucket.number % KEPT: bucket for bucket in ring} for ring in packed.buckets]
             series.rewards, series.costs = packed.rewards, packed.costs
         return series
+
+
+def _add(counts: ArmCounts, values: Mapping[str, float]) -> None:
+    signals = counts.signals
+    for name, value in values.items():
+        sums = signals.get(name)
+        if sums is None:
+            sums = signals[name] = Sums()
+        sums.count += 1
+        sums.total += value
+        sums.squares += value * value
 
 
 def merge(selection: Selection) -> tuple[list[int], list[Row]]:
