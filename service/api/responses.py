@@ -145,7 +145,7 @@ class DecisionPage(Answer):
 
 
 class SignalSums(Answer):
-    """Of one signal: mean `sum / count`, variance `square_sum / count - mean ** 2`."""
+    """The sums of one signal: mean `sum / count`, variance `square_sum / count - mean ** 2`."""
 
     sum: float = Field(description="Of its values, as they are by now.", examples=[41.5])
     square_sum: float = Field(description="Of their squares.", examples=[31.25])

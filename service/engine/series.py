@@ -37,7 +37,7 @@ TRAFFIC = 24
 
 
 class Sums(msgspec.Struct, array_like=True):
-    """Of one signal."""
+    """Count, sum and sum of squares of one signal."""
 
     count: int = 0
     total: float = 0.0
@@ -45,7 +45,7 @@ class Sums(msgspec.Struct, array_like=True):
 
 
 class ArmCounts(msgspec.Struct, array_like=True):
-    """Of one arm in one bucket. decisions: those that chose it.  outcomes: reported for it, those with an error too.
+    """The counts of one arm in one bucket. decisions: those that chose it.  outcomes: reported for it, those with an error too.
     expired: decisions that were closed without an outcome.  signals: by name, of what came with both.
     """
 

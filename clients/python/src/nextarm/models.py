@@ -291,7 +291,7 @@ class BanditHealth(Model):
 
 
 class SignalSums(Model):
-    """Of one signal: its mean is `sum / count`."""
+    """The sums of one signal: its mean is `sum / count`."""
 
     sum: float
     square_sum: float
