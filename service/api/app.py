@@ -152,6 +152,7 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = utc_now
     try:
         yield Application(services, gateway)
     finally:
+        services.event_streams.close()
         if gateway is not None:
             await gateway.close()  # outcomes that are on their way need all of the others
         embeddings.close()

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.access_log import REQUEST_ID_HEADER, request_id
 from service.api.metrics import Meter
-from service.api.middleware import NO_CONNECTION_LEFT
+from service.api.middleware import ABORT, NO_CONNECTION_LEFT
 from service.api.problems import Problem
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
@@ -224,6 +224,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError(self._refusal)  # the parser stops, and `send_400_response` is called
         self._leave_waiting()
         self._take_host_of_target()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
         if self._is_for_probes:
             self.scope[NO_CONNECTION_LEFT] = True  # type: ignore[literal-required]
         super().on_headers_complete()  # raises where the target has no path, as that of CONNECT: it is refused as a head

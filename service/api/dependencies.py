@@ -10,6 +10,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Path, Request
 
 from service.api.auth import Authenticator, Caller, check_role
+from service.api.event_streams import EventStreams
 from service.api.metrics import Meter
 from service.api.problems import Problem
 from service.api.requests import ID, NAME
@@ -54,6 +55,7 @@ class Services:
     authenticator: Authenticator
     meter: Meter
     batch_room: BatchRoom = field(default_factory=BatchRoom)
+    event_streams: EventStreams = field(default_factory=EventStreams)
 
 
 def services_of(request: Request) -> Services:

@@ -27,6 +27,7 @@ from service.api.json_bodies import check_structure, parse_json
 from service.api.metrics import Meter
 from service.api.pages import FILES
 from service.api.problems import Problem
+from service.api.requests import NAME
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
 
@@ -48,6 +49,15 @@ LONGEST_NAME = 64
 
 NO_CONNECTION_LEFT = "nextarm.no_connection_left"
 """In the scope of a request whose connection was only accepted for probes (connections.py)."""
+
+ABORT = "nextarm.abort"
+"""In the scope, where the server is ours: drops the connection with what it has not sent yet (connections.py)."""
+
+BEGAN = "nextarm.began"
+"""In the scope of a stream: when its answer began. How long it stays says nothing of the service."""
+
+EVENTS = re.compile(f"/v1/bandits/{NAME.strip('^$')}/events")
+"""Streams stay for hours. They have room of their own (event_streams.py), and are no requests that are worked on."""
 
 logger = logging.getLogger("nextarm.http")
 
@@ -120,11 +130,14 @@ class AdmissionMiddleware:
             if self._is_full(scope):  # others came while it was read
                 await self._refuse(scope, send)
                 return
+            if _is_stream(scope):  # which may stay for hours: a body that nothing reads does not
+                self._bodies_room += held
+                held, body = 0, b""
             scope["nextarm.body"] = body
             await self._work_on(body, scope, receive, watch)
         finally:
             self._bodies_room += held
-        self._log_request(scope, status, time.perf_counter() - started)
+        self._log_request(scope, status, scope.get(BEGAN, time.perf_counter()) - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         self._hosts.check(scope["headers"])
@@ -139,7 +152,8 @@ class AdmissionMiddleware:
             )
 
     async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        taken = 0 if self._unlimited and scope["path"].startswith(self._unlimited) else 1
+        has_own_room = _is_stream(scope) or (self._unlimited and scope["path"].startswith(self._unlimited))
+        taken = 0 if has_own_room else 1
         self._room -= taken
         try:
             await self._app(scope, _replay(body, receive), send)
@@ -147,7 +161,9 @@ class AdmissionMiddleware:
             self._room += taken
 
     def _is_full(self, scope: Scope) -> bool:
-        return (self._room <= 0 or NO_CONNECTION_LEFT in scope) and scope["path"] not in ALWAYS_SERVED
+        if self._room > 0 and NO_CONNECTION_LEFT not in scope:
+            return False
+        return scope["path"] not in ALWAYS_SERVED and (NO_CONNECTION_LEFT in scope or not _is_stream(scope))
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
         """At the price of little more than a bare route: the answer was written before, and of many one is logged."""
@@ -248,6 +264,10 @@ class _Prepared:
         body = self._body % named
         headers = [*self._headers, (b"content-length", b"%d" % len(body)), (REQUEST_ID_HEADER, named)]
         return {"type": "http.response.start", "status": 503, "headers": headers}, {"type": "http.response.body", "body": body}
+
+
+def _is_stream(scope: Scope) -> bool:
+    return scope["path"].endswith("/events") and EVENTS.fullmatch(scope["path"]) is not None
 
 
 def _method(scope: Scope) -> str:

@@ -146,6 +146,7 @@ MESSAGES = {
     "string_type": "must be a string",
     "string_unicode": "must be Unicode text",
     "bool_type": "must be true or false",
+    "bool_parsing": "must be 1 or 0",
     "int_type": WHOLE_NUMBER,
     "int_parsing": WHOLE_NUMBER,
     "int_from_float": WHOLE_NUMBER,

@@ -17,6 +17,8 @@ import uvicorn
 from service.api.app import running
 from service.api.auth import parse_keys
 from service.api.connections import BoundedProtocol, ConnectionLimits, available_connections
+from service.api.dependencies import Services
+from service.api.event_streams import EventStreams
 from service.cli.logging_config import configure_logging
 from service.settings import InvalidSettings, Settings, listed
 
@@ -58,14 +60,20 @@ class _Server(uvicorn.Server):
     raise the signal again after its last request, and the process would end without a snapshot.
     """
 
-    def __init__(self, config: uvicorn.Config, *, url: str, store: str) -> None:
+    def __init__(self, config: uvicorn.Config, *, streams: EventStreams, url: str, store: str) -> None:
         super().__init__(config)
+        self._streams = streams
         self._serving = {"url": url, "docs": f"{url}/docs", "store": store}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         gc.freeze()  # libraries and loaded bandits stay: a full collection in the middle of a request need not look at them
         logger.info("serving", extra=self._serving)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Other requests are waited for; a stream would not end."""
+        self._streams.close()
+        await super().shutdown(sockets=sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -114,9 +122,8 @@ async def serve(settings: Settings) -> None:
     async with running(settings) as app:
         listening, url = _listen(settings)
         with listening:
-            limits = ConnectionLimits(
-                settings, connections=available_connections(settings.max_connections), meter=app.state.services.meter
-            )
+            services: Services = app.state.services
+            limits = ConnectionLimits(settings, connections=available_connections(settings.max_connections), meter=services.meter)
             config = uvicorn.Config(
                 app,
                 http=partial(BoundedProtocol, limits=limits),  # type: ignore[arg-type]
@@ -130,5 +137,6 @@ async def serve(settings: Settings) -> None:
                 timeout_graceful_shutdown=GRACE_S,
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
-            await _Server(config, url=url, store=settings.store.split("@")[-1]).serve(sockets=[listening])
+            store = settings.store.split("@")[-1]
+            await _Server(config, streams=services.event_streams, url=url, store=store).serve(sockets=[listening])
     logger.info("stopped")

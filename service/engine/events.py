@@ -524,9 +524,14 @@ AnyEvent = (
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 """How events of this version are tagged."""
+FIELDS = frozenset({"offset", "event"}.union(*(kind.__struct_encode_fields__ for kind in get_args(AnyEvent))))
+"""What a line of the log may have."""
+VECTORS = frozenset({"features", "output", "outputs", "reference", "prompts", "moments"})
+"""Fields of vectors and matrices: nearly all of the bytes of a log."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def encode(event: AnyEvent) -> bytes:
@@ -578,6 +583,21 @@ def body_digest(*parts: Any) -> str:
 def line(offset: int, payload: bytes) -> bytes:
     """An event as a line of NDJSON, its offset first; nothing is parsed."""
     return b'{"offset":%d,%s\n' % (offset, payload[1:])
+
+
+def selected_line(offset: int, payload: bytes, *, fields: frozenset[str] = FIELDS, vectors: bool = True) -> bytes:
+    """`line` with some fields alone, byte for byte as they are stored; `offset` and `event` are always there.
+
+    vectors: whether those of `VECTORS` are among them.
+    """
+    wanted = {*fields, "event"} - (frozenset() if vectors else VECTORS)
+    kept = {name: value for name, value in _fields_decoder.decode(payload).items() if name in wanted}
+    return line(offset, _encoder.encode(kept))
+
+
+def kind_of(payload: bytes) -> str:
+    """The kind of an encoded event."""
+    return _header_decoder.decode(payload).event
 
 
 def decided_key(decision: str) -> str:

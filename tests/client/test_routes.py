@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from service.api.app import running
 from service.settings import Settings
 
-LEFT_OUT: dict[tuple[str, str], str] = {}
+LEFT_OUT = {("GET", "/v1/bandits/{name}/events"): "it does not end: `events` of both clients follow it"}
 """Routes of the service that the client has no method for, and why."""
 
 NOT_OFFERED = "Not live"
@@ -380,6 +380,7 @@ def called(client: Any) -> Generator[Any, Any, None]:
     log = yield client.read_log("b")
     assert [event["offset"] for event in log] == list(range(1, digest.offset + 1))
     assert (yield client.read_log("b", after=2, limit=1)) == log[2:3]
+    assert [*(yield client.read_log("b", fields=["arm"], vectors=False, limit=1))[0]] == ["offset", "event"]
     assert (yield client.list_embedders()).embedders[0].name == "vector"
     loaded = yield client.warm_embedder("static")
     assert loaded.dim > 0
@@ -466,10 +467,10 @@ async def test_the_events_of_a_log_are_read_page_by_page(awaited: AsyncClient, c
     await awaited.create_bandit("b", policy={"kind": "greedy"}, arms=ARMS)
     for number in range(5):
         await awaited.decide("b", id=f"d{number}")
-    events = [event async for event in awaited.events("b", after=1, page=2)]
+    events = [event async for event in awaited.iter_log("b", after=1, page=2)]
     assert [event["offset"] for event in events] == [2, 3, 4, 5, 6]
     client.create_bandit("b", policy={"kind": "greedy"}, arms=ARMS)
-    assert [event["offset"] for event in client.events("b", page=1)] == [1]
+    assert [event["offset"] for event in client.iter_log("b", page=1)] == [1]
     client.delete_bandit("b")
 
 

@@ -61,7 +61,7 @@ def test_what_is_called_is_learned(places: tuple[Client, Server, str], calls: di
 
 
 def test_signals_are_measured(places: tuple[Client, Server, str], calls: dict[str, Any]) -> None:
-    observed = {event["id"]: event for event in places[0].events("sdk") if event["event"] == "observed"}
+    observed = {event["id"]: event for event in places[0].iter_log("sdk") if event["event"] == "observed"}
     signals = observed[calls["stream with usage"]["attempts"][0]["decision"]]["signals"]
     assert 0.0 < signals["first_token_s"] <= signals["latency_s"]
     assert (signals["prompt_tokens"], signals["completion_tokens"]) == (12.0, 7.0)
@@ -74,7 +74,7 @@ def test_a_retry_goes_to_another_arm_and_the_failed_one_is_closed(
     assert all(set(attempt["tried"]) <= {"b1", "b2"} for attempt in calls["retries"]["attempts"])
     assert calls["retries"]["attempts"][0]["arm"] == "works"
     assert calls["refused"]["raised"] == "BadRequestError"
-    events = list(places[0].events("sdk"))
+    events = list(places[0].iter_log("sdk"))
     still_open = {event["id"] for event in events if event["event"] == "decided"} - {
         event["id"] for event in events if event["event"] in ("observed", "cancelled", "partial")
     }

@@ -29,6 +29,7 @@ from tests.service.drivers import GREEDY, Clients, Clock, ask, learner_of
 from tests.service.engine import test_shadows as shadow_scenes
 from tests.service.engine.test_function_of_the_log import derived, run_of
 from tests.service.engine.test_repository import wanted
+from tests.service.event_stream import reading
 from tests.service.http_client import ARMS, VECTOR, Service, failed, opened
 from tests.service.redis_server import needs_redis, shared
 from tests.service.reenact import reenact, stored
@@ -370,6 +371,20 @@ async def test_an_episode_goes_on_at_another_replica(prefix: str) -> None:
         await two.observe(third["id"], {"reward": 1.0})
         over = await one.post("/v1/bandits/b/decisions", {"episode": first["episode"]})
         assert failed(over) == (409, "episode_finished")
+
+
+async def test_a_stream_of_one_replica_has_what_the_other_writes(prefix: str) -> None:
+    async with two_services(prefix) as (one, two):
+        await one.create(body=VECTOR)
+        await two.decide(body={**PROMPT, "id": "d0"})
+        async with reading(one) as reader, reading(two, last_event_id="1") as other:
+            for service, number in ((two, 1), (one, 2), (two, 3)):
+                await service.decide(body={**PROMPT, "id": f"d{number}"})
+            assert [event["id"] for event in await reader.events(3)] == ["d1", "d2", "d3"]
+            assert [event["id"] for event in await other.events(4)] == ["d0", "d1", "d2", "d3"]
+            await two.delete("/v1/bandits/b")
+            for stream in (reader, other):
+                assert [message["event"] async for message in stream.messages()] == [" end"]
 
 
 async def test_arms_and_references_posted_to_one_replica_are_known_to_the_other_when_it_is_asked(prefix: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, Unpack
@@ -13,6 +13,7 @@ import httpx2
 
 from nextarm import errors
 from nextarm._calls import Awaited, AwaitedRaw, Call
+from nextarm._follower import EventFollower
 from nextarm._session import Came, Pause, Session, Step, Steps
 from nextarm._setup import Changes, Configured, Scope, Setup, request_of
 from nextarm.bodies import DecisionRequest, OutcomeBody
@@ -128,12 +129,36 @@ class AsyncClient(Configured, Routes, Awaited):
         """A decision for the block of an `async with`: an exception inside cancels it, or is its outcome with `on_error`."""
         return AsyncDecisionScope(self, bandit, request, on_error=on_error)
 
-    async def events(self, bandit: str, *, after: int = 0, page: int = 1000) -> AsyncIterator[dict[str, Any]]:
-        """Every event of the log behind an offset, as far as it goes now."""
-        while events := await self.read_log(bandit, after=after, limit=page):
+    async def iter_log(
+        self, bandit: str, *, after: int = 0, page: int = 1000, fields: Sequence[str] | None = None, vectors: bool = True
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Every event of the log behind an offset, as far as it goes now. page, fields, vectors: of each `read_log`."""
+        while events := await self.read_log(bandit, after=after, limit=page, fields=fields, vectors=vectors):
             for event in events:
                 yield event
             after = events[-1]["offset"]
+
+    async def events(self, bandit: str, *, since: int | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Every event as it comes, without its vectors; it does not end by itself. since: an offset to begin behind, None = now.
+
+        A connection that breaks is taken up again where it was. Raises `NotFoundError` when the bandit is deleted.
+        """
+        follower = EventFollower(self._session, bandit, since)
+        while True:
+            failure: NextarmError | None = None
+            try:
+                async with self._transport.http.stream(**follower.request()) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        raise errors.of_response(response)
+                    async for chunk in response.aiter_bytes():
+                        for event in follower.feed(chunk):
+                            yield event
+            except httpx2.RequestError as error:
+                failure = errors.of_transport(error, self.url)
+            except NextarmError as error:
+                failure = error
+            await asyncio.sleep(follower.pause_s(failure))
 
     async def flush(self, timeout_s: float = 10.0) -> int:
         """Wait until everything that was put off is delivered; the number of reports that still wait."""

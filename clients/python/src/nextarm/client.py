@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
@@ -14,6 +14,7 @@ import httpx2
 
 from nextarm import errors
 from nextarm._calls import Call, Direct, DirectRaw
+from nextarm._follower import EventFollower
 from nextarm._session import Came, Pause, Send, Session, Step, Steps
 from nextarm._setup import Changes, Configured, Scope, Setup, request_of
 from nextarm.bodies import DecisionRequest, OutcomeBody
@@ -139,11 +140,34 @@ class Client(Configured, Routes, Direct):
         """A decision for the block of a `with`: an exception inside cancels it, or is its outcome with the reward `on_error`."""
         return DecisionScope(self, bandit, request, on_error=on_error)
 
-    def events(self, bandit: str, *, after: int = 0, page: int = 1000) -> Iterator[dict[str, Any]]:
-        """Every event of the log behind an offset, as far as it goes now."""
-        while events := self.read_log(bandit, after=after, limit=page):
+    def iter_log(
+        self, bandit: str, *, after: int = 0, page: int = 1000, fields: Sequence[str] | None = None, vectors: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """Every event of the log behind an offset, as far as it goes now. page, fields, vectors: of each `read_log`."""
+        while events := self.read_log(bandit, after=after, limit=page, fields=fields, vectors=vectors):
             yield from events
             after = events[-1]["offset"]
+
+    def events(self, bandit: str, *, since: int | None = None) -> Iterator[dict[str, Any]]:
+        """Every event as it comes, without its vectors; it does not end by itself. since: an offset to begin behind, None = now.
+
+        A connection that breaks is taken up again where it was. Raises `NotFoundError` when the bandit is deleted.
+        """
+        follower = EventFollower(self._session, bandit, since)
+        while True:
+            failure: NextarmError | None = None
+            try:
+                with self._transport.http.stream(**follower.request()) as response:
+                    if not response.is_success:
+                        response.read()
+                        raise errors.of_response(response)
+                    for chunk in response.iter_bytes():
+                        yield from follower.feed(chunk)
+            except httpx2.RequestError as error:
+                failure = errors.of_transport(error, self.url)
+            except NextarmError as error:
+                failure = error
+            time.sleep(follower.pause_s(failure))
 
     def flush(self, timeout_s: float = 10.0) -> int:
         """Wait until everything that was put off is delivered; the number of reports that still wait."""

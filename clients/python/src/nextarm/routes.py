@@ -345,9 +345,22 @@ class Routes:
     # -- the log ---------------------------------------------------------------------------------------------------------------
 
     @Route
-    def read_log(self, bandit: str, *, after: int = 0, limit: int | None = None) -> Call[list[dict[str, Any]]]:
-        """The events behind an offset as they are in the log (docs/log.md); limit: at most so many."""
-        template, query = BANDIT + "/log", _query(after=after or None, limit=limit)
+    def read_log(
+        self,
+        bandit: str,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        fields: Sequence[str] | None = None,
+        vectors: bool = True,
+    ) -> Call[list[dict[str, Any]]]:
+        """The events behind an offset as they are in the log (docs/log.md); limit: at most so many. fields: these alone, beside
+        `offset` and `event`.  vectors: with features, outputs and reference material.
+        """
+        query = _query(after=after or None, limit=limit, vectors=None if vectors else 0)
+        if fields is not None:  # an empty list too, which the service refuses
+            query["fields"] = ",".join(fields)
+        template = BANDIT + "/log"
         return Call(method="GET", template=template, values={"name": bandit}, query=query, answer=_lines)
 
     @Route

@@ -65,6 +65,59 @@ async def test_pieces_that_make_no_sense_are_refused(service: Service, query: st
     assert paths(response) == [query.partition("=")[0]]
 
 
+async def test_fields_and_vectors_are_left_out_as_asked(service: Service) -> None:
+    await service.create(body=VECTOR)
+    await _play(service, 3)
+    whole = await service.log()
+    assert await service.log(query="?vectors=1") == whole
+    bare = await service.log(query="?vectors=0")
+    assert bare == [
+        {name: value for name, value in event.items() if name not in ("features", "output", "reference")} for event in whole
+    ]
+    assert any("features" in event for event in whole)
+    some = await service.log(query="?fields=arm,%20reward,features&after=1&limit=2")
+    assert some == [
+        {name: event[name] for name in ("offset", "event", "arm", "reward", "features") if name in event} for event in whole[1:3]
+    ]
+    assert await service.log(query="?fields=features&vectors=0&limit=1") == [{"offset": 1, "event": "created"}]
+    raw = (await service.get("/v1/bandits/b/log?vectors=0")).text.splitlines()
+    stored = (await service.get("/v1/bandits/b/log")).text.splitlines()
+    assert raw[0] == stored[0], "what is kept is kept byte for byte"
+
+
+@pytest.mark.parametrize("query", ["fields=", "fields=,", "fields=arm,nonsense", "vectors=2", "vectors=x"])
+async def test_fields_that_no_event_has_are_refused(service: Service, query: str) -> None:
+    await service.create()
+    refused = await service.get(f"/v1/bandits/b/log?{query}")
+    assert failed(refused) == (422, "invalid_request")
+    assert paths(refused) == [query.partition("=")[0]]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_packed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("*", True),
+        ("identity", False),
+        ("gzip;q=0, *", False),
+        ("gzip; q=0.0", False),
+        ("br", False),
+        ("", False),
+    ],
+)
+async def test_the_log_is_gzip_where_that_is_accepted(service: Service, accepted: str, is_packed: bool) -> None:
+    await service.create()
+    await service.post("/v1/bandits/b/decisions/batch", {"decisions": [{}] * 600})
+    response = await service.ask("GET", "/v1/bandits/b/log", headers={"accept-encoding": accepted})
+    assert response.headers.get("content-encoding") == ("gzip" if is_packed else None)
+    assert response.headers["vary"] == "accept-encoding"
+    plain = await service.ask("GET", "/v1/bandits/b/log", headers={"accept-encoding": "identity"})
+    assert response.content == plain.content
+    if is_packed:
+        assert response.num_bytes_downloaded < plain.num_bytes_downloaded / 4
+
+
 async def test_a_log_longer_than_a_page_streams_whole(service: Service) -> None:
     await service.create()
     await service.post("/v1/bandits/b/decisions/batch", {"decisions": [{}] * 1024})
