@@ -11,34 +11,13 @@ from torch import Tensor
 
 from bandits import draw, signals
 from bandits.hyperparameters import drift_field, exploration_floor_field, forget_half_life_field, hyper, initial_pulls_field
-from bandits.regression.ridge import MeanArm
-from bandits.types import Amendment, ArmState, Context, Need, Observation, Policy, State, Weights
+from bandits.regression.averages import AveragesPolicy
+from bandits.types import Context, State, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Averages(Policy):
-    """Base of the baselines: the statistic is the average of each signal."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
-    weighs_signals: ClassVar[bool] = True
-
-    def init(self) -> ArmState:
-        return signals.init(lambda _: MeanArm(), len(self.signals))
-
-    def update(self, state: State, seen: Observation) -> ArmState:
-        return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
-
-    def amend_arm(self, state: State, change: Amendment) -> ArmState:
-        return signals.amend(
-            state.arms[change.arm],
-            change,
-            learn=lambda _, arm, value: arm.update(value),
-            correct=lambda _, arm, old, new: arm.correct(old, new),
-        )
-
-    def surprise(self, state: State, seen: Observation) -> float | None:
-        found: float | None = signals.parts(state.arms[seen.arm])[0].surprise(seen.reward)
-        return found
+class _Baseline(AveragesPolicy):
+    """Base of the baselines."""
 
     def _estimates(self, state: State, contexts: Sequence[Context], *, unseen: float) -> dict[str, Tensor]:
         """`estimate` (B, K), and the averages of each signal where there are several. unseen: the reward before any outcome."""
@@ -50,7 +29,7 @@ class _Averages(Policy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(_Averages):
+class Random(_Baseline):
     """Uniform over the allowed arms."""
 
     kind: ClassVar[str] = "random"
@@ -61,7 +40,7 @@ class Random(_Averages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneArm(_Averages):
+class OneArm(_Baseline):
     """Always the same arm."""
 
     kind: ClassVar[str] = "one-arm"
@@ -77,7 +56,7 @@ class OneArm(_Averages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greedy(_Averages):
+class Greedy(_Baseline):
     """The arm with the best average so far."""
 
     kind: ClassVar[str] = "greedy"
@@ -103,7 +82,7 @@ class Greedy(_Averages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpsilonGreedy(_Averages):
+class EpsilonGreedy(_Baseline):
     """The best average, and any allowed arm with probability epsilon."""
 
     kind: ClassVar[str] = "epsilon-greedy"

@@ -35,8 +35,9 @@ from bandits.hyperparameters import (
     initial_pulls_field,
     unit_scale,
 )
+from bandits.regression.averages import AveragesPolicy
 from bandits.regression.ridge import MeanArm, SpreadArm
-from bandits.types import Amendment, ArmState, Context, Need, Observation, Policy, State, Weights
+from bandits.types import ArmState, Context, Observation, State, Weights
 
 Fall = Callable[[Tensor], Tensor]
 """(K, N) distances from the mode -> (K, N) by how much the log density of each posterior is lower there than at its mode."""
@@ -82,12 +83,10 @@ MOST_KNOWN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thompson(Policy):
+class Thompson(AveragesPolicy):
     """Thompson sampling over the average reward."""
 
     kind: ClassVar[str] = "thompson"
-    needs: ClassVar[frozenset[Need]] = frozenset({"reward"})
-    weighs_signals: ClassVar[bool] = True
     summary: ClassVar[str] = "Baseline: each arm with the probability that its mean reward is the highest (Thompson sampling)."
 
     posterior: Literal["student", "beta", "gaussian"] = hyper(
@@ -128,21 +127,6 @@ class Thompson(Policy):
 
     def init(self) -> ArmState:
         return signals.init(lambda _: SpreadArm() if self.posterior == "student" else MeanArm(), len(self.signals))
-
-    def update(self, state: State, seen: Observation) -> ArmState:
-        return signals.update(state.arms[seen.arm], seen, lambda _, arm, value: arm.update(value))
-
-    def amend_arm(self, state: State, change: Amendment) -> ArmState:
-        return signals.amend(
-            state.arms[change.arm],
-            change,
-            learn=lambda _, arm, value: arm.update(value),
-            correct=lambda _, arm, old, new: arm.correct(old, new),
-        )
-
-    def surprise(self, state: State, seen: Observation) -> float | None:
-        found: float | None = signals.parts(state.arms[seen.arm])[0].surprise(seen.reward)
-        return found
 
     def prepare(self, state: State) -> State:
         """Works out the probabilities for what was asked for last (at first: all arms)."""
