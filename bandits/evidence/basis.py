@@ -43,10 +43,15 @@ class Basis:
         """(q,) w of z (p,)."""
         w = np.empty(self.size)
         w[0] = 1.0
-        for block, directions, center, span in self._parts:
-            np.matmul(directions, z[block], out=w[span])
-            w[span] -= center
+        for block, directions, _, span in self._parts:
+            np.dot(directions, z[block], out=w[span])
+        w[1:] -= self._center
         return w
+
+    @cached_property
+    def _center(self) -> Floats:
+        """(q - 1,) of all blocks."""
+        return np.concatenate([*self.centers, np.empty(0)])
 
     @cached_property
     def _parts(self) -> list[tuple[slice, Floats, Floats, slice]]:

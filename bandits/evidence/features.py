@@ -7,10 +7,12 @@ Random Fourier features: Rahimi & Recht 2007. A prompt of zeros stays zero: its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bandits.functional import kernels
+
+if TYPE_CHECKING:
+    from bandits.evidence.basis import Basis
 
 Floats = NDArray[np.float64]
 
@@ -27,6 +32,23 @@ FREQUENCIES = 64
 LINEAR = 512
 """Numbers of the linear block at most: the sums of an arm grow with the square of what is kept."""
 _REMEMBERED_BYTES = 2**21
+
+
+class Lifted:
+    """A prompt as features. z: (p,), not to be written into."""
+
+    __slots__ = ("_projected", "z")
+
+    def __init__(self, z: Floats) -> None:
+        self.z = z
+        self._projected: tuple[Basis, Floats] | None = None
+
+    def within(self, basis: Basis) -> Floats:
+        """(q,) w of z. The last one is remembered: a prompt is projected when it is scored and when it is learned."""
+        kept = self._projected
+        if kept is None or kept[0] is not basis:
+            self._projected = kept = basis, basis.project(self.z)
+        return kept[1]
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,11 @@ class EvidenceFeatures:
             ]
         )
 
-    @property
+    @cached_property
+    def _rows(self) -> Floats:
+        return self.frequencies.numpy()
+
+    @cached_property
     def linear(self) -> int:
         """Numbers of the linear block."""
         return min(self.dim, LINEAR)
@@ -81,22 +107,20 @@ class EvidenceFeatures:
         return folded
 
     @cached_property
-    def _remembered(self) -> Callable[[bytes], Floats]:
+    def _remembered(self) -> Callable[[bytes], Lifted]:
         @lru_cache(maxsize=max(16, _REMEMBERED_BYTES // (8 * self.size)))
-        def lifted(key: bytes) -> Floats:
-            return self._lift(np.frombuffer(key, dtype=np.float64))
+        def lifted(key: bytes) -> Lifted:
+            return Lifted(self._lift(np.frombuffer(key, dtype=np.float64)) if self.dim else np.ones(1))
 
         return lifted
 
-    def lift(self, x: Tensor) -> Floats:
-        """(p,) of a prompt (d,). The last ones are remembered: a prompt is lifted when it is scored and when it is learned. Do
-        not write into the result.
-        """
+    def lift(self, x: Tensor) -> Lifted:
+        """Of a prompt (d,). The last ones are remembered: a prompt is lifted when it is scored and when it is learned."""
         return self.lift_bytes(x.numpy().astype(np.float64, copy=False).tobytes())
 
-    def lift_bytes(self, x: bytes) -> Floats:
-        """`lift` of the bytes of a prompt (d,) in float64."""
-        return self._remembered(x) if self.dim else np.ones(1)
+    def lift_bytes(self, x: bytes) -> Lifted:
+        """`lift` of the bytes of a prompt (d,) in float64; without a prompt all are alike."""
+        return self._remembered(x if self.dim else b"")
 
     def lift_all(self, rows: Floats) -> Floats:
         """(n, p) of prompts (n, d), in products of matrices: a tenth of the time, and other last digits than one by one."""
@@ -105,14 +129,15 @@ class EvidenceFeatures:
             return z
         x = rows / np.maximum(np.sqrt((rows * rows).sum(1)), 1e-300)[:, None]
         z[:, self.blocks[0]] = x if self.dim <= LINEAR else self._folded(x)
-        self._periodic(x @ self.frequencies.numpy().T, z)
+        self._periodic(x @ self._rows.T, z)
         return z
 
     def _lift(self, x: Floats) -> Floats:
-        x = x / max(float(np.sqrt(x @ x)), 1e-300)
-        z = np.ones(self.size)
+        z = np.empty(self.size)
+        z[0] = 1.0
+        x = x / max(math.sqrt(x @ x), 1e-300)
         z[self.blocks[0]] = x if self.dim <= LINEAR else self._folded(x)
-        self._periodic(kernels.product(self.frequencies.numpy(), x), z)
+        self._periodic(kernels.product(self._rows, x), z)
         return z
 
     def _periodic(self, angles: Floats, z: Floats) -> None:
@@ -121,4 +146,4 @@ class EvidenceFeatures:
         out = z[..., 1 + self.linear :].reshape(*angles.shape[:-1], 2 * FREQUENCIES)
         np.cos(angles, out=out[..., :FREQUENCIES])
         np.sin(angles, out=out[..., FREQUENCIES:])
-        out /= np.sqrt(FREQUENCIES)
+        out *= 1.0 / math.sqrt(FREQUENCIES)  # a power of two

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,10 +34,11 @@ from numpy.typing import NDArray
 from bandits.evidence.basis import Basis
 from bandits.evidence.features import EvidenceFeatures
 from bandits.evidence.sums import EvidenceArm, pooled
+from bandits.functional.kernels import product
 
 Floats = NDArray[np.float64]
-Lift = Callable[[bytes], Floats]
-"""The prompt of an open decision, as `EvidenceArm.pending` has it -> z (p,)."""
+Project = Callable[[bytes], Floats]
+"""The prompt of an open decision, as `EvidenceArm.pending` has it -> w (q,)."""
 
 # Hyperpriors in pseudo-counts: (directions, fraction of the pooled variance). Free of units; not set per table.
 ARM_PRIOR = (1.0, 0.05)
@@ -50,6 +52,8 @@ LARGEST_STEP = 4.0
 """A sweep moves a scale by at most this factor."""
 LEAST_TRUST = 0.1
 """The weight that M1 keeps: what is given up on few outcomes could not come back."""
+MOST_GAINS = 64
+"""Outcomes, of all arms, that are kept apart from the covariances: one costs a row then, and not a matrix."""
 MOST_PENDING = 64
 """Open decisions of an arm that narrow its width; by then it is narrow."""
 
@@ -203,15 +207,18 @@ def _log_evidence(sums: Projected, scales: Scales, found: _Solution) -> float:
 class Fit:
     """The posterior of one signal under one model, standardized.
 
-    theta: (K, q).  covariances: per arm (k, k) of the first k entries, k = q in M1 and 1 in M0; M0's are one array.
-    fresh: (q,) and (k, k), an arm of which nothing is known.
+    theta: (K, q).  fresh: (q,) and (k, k), an arm of which nothing is known.
+    covariances: (K, k, k) of the first k entries, k = q in M1 and 1 in M0, without what outcomes since took from them:
+    gains: per arm (n, k), of which sum g g' must be subtracted.  apart: rows of all gains.
     """
 
     scales: Scales
     evidence: float
     theta: Floats
-    covariances: tuple[Floats, ...] | Floats
+    covariances: Floats
     fresh: tuple[Floats, Floats]
+    gains: tuple[Floats, ...]
+    apart: int = 0
 
     @staticmethod
     def of(sums: Projected, spans: Sequence[slice], scales: Scales, *, own: int) -> Fit:
@@ -220,10 +227,10 @@ class Fit:
             scales = _rescale(sums, spans, scales, _solve(sums, spans, scales, own))
         found = _solve(sums, spans, scales, own)
         A = np.eye(own, sums.gram.shape[1]) - found.S
-        covariances = found.Pi + A @ found.C0 @ np.swapaxes(A, 1, 2)
+        covariances = np.ascontiguousarray(found.Pi + A @ found.C0 @ np.swapaxes(A, 1, 2))
         fresh = found.theta_0, found.C0[:own, :own] + np.diag(1.0 / found.D)
-        kept = covariances if own == 1 else tuple(covariances)
-        return Fit(scales, _log_evidence(sums, scales, found), _thetas(found), kept, fresh)
+        gains = (np.empty((0, own)),) * len(covariances)
+        return Fit(scales, _log_evidence(sums, scales, found), _thetas(found), covariances, fresh, gains)
 
     @property
     def own(self) -> int:
@@ -235,55 +242,94 @@ class Fit:
         more = count - len(self.theta)
         if more <= 0:
             return self
-        theta = np.concatenate([self.theta, np.repeat(self.fresh[0][None], more, 0)])
-        covariances = (
-            (*self.covariances, *[self.fresh[1]] * more)
-            if isinstance(self.covariances, tuple)
-            else np.concatenate([self.covariances, np.repeat(self.fresh[1][None], more, 0)])
+        return replace(
+            self,
+            theta=np.concatenate([self.theta, np.repeat(self.fresh[0][None], more, 0)]),
+            covariances=np.concatenate([self.covariances, np.repeat(self.fresh[1][None], more, 0)]),
+            gains=(*self.gains, *[np.empty((0, self.own))] * more),
         )
-        return replace(self, theta=theta, covariances=covariances)
 
-    def with_arm(self, arm: int, theta: Floats, covariance: Floats) -> Fit:
-        """With what is known of one arm replaced. theta: (q,)."""
-        thetas = self.theta.copy()
-        thetas[arm] = theta
-        if isinstance(self.covariances, tuple):
-            covariances: tuple[Floats, ...] | Floats = (*self.covariances[:arm], covariance, *self.covariances[arm + 1 :])
-        else:
-            covariances = self.covariances.copy()
-            covariances[arm] = covariance
-        return Fit(self.scales, self.evidence, thetas, covariances, self.fresh)
+    def forget(self, arm: int) -> Fit:
+        """With an arm of which nothing is known any more."""
+        theta, covariances = self.theta.copy(), self.covariances.copy()
+        theta[arm], covariances[arm] = self.fresh
+        gains = (*self.gains[:arm], self.gains[arm][:0], *self.gains[arm + 1 :])
+        return replace(self, theta=theta, covariances=covariances, gains=gains, apart=self.apart - len(self.gains[arm]))
 
     def step(self, arm: int, w: Floats, y: float) -> Fit:
         """One more standardized value of an arm: recursive least squares with theta_0 and the scales as they are."""
-        own, theta, covariance = self.own, self.theta[arm].copy(), self.covariances[arm]
-        innovation = y - float(w @ theta)
-        if own == 1:
-            level = float(covariance[0, 0])
+        theta = self.theta.copy()
+        of_arm = theta[arm]
+        innovation = y - float(of_arm.dot(w))
+        if self.own == 1:
+            level = float(self.covariances[arm, 0, 0])
             variance = self.scales.noise + level
-            theta[0] += level * (innovation / variance)
-            return self.with_arm(arm, theta, covariance - level * (level / variance))
-        gain = covariance @ w
-        variance = self.scales.noise + float(w @ gain)
-        theta += gain * (innovation / variance)
-        narrower = np.multiply.outer(gain, gain / variance)
-        return self.with_arm(arm, theta, np.subtract(covariance, narrower, out=narrower))
+            of_arm[0] += level * (innovation / variance)
+            covariances = self.covariances.copy()
+            covariances[arm] = level - level * (level / variance)
+            return Fit(self.scales, self.evidence, theta, covariances, self.fresh, self.gains)
+        before = self.gains[arm]
+        gain = self.gain(arm, w)
+        variance = self.scales.noise + float(gain.dot(w))
+        of_arm += gain * (innovation / variance)
+        gain *= 1.0 / math.sqrt(variance)
+        gains = (*self.gains[:arm], np.concatenate((before, gain[None])), *self.gains[arm + 1 :])
+        moved = Fit(self.scales, self.evidence, theta, self.covariances, self.fresh, gains, self.apart + 1)
+        return moved if moved.apart < MOST_GAINS else moved._joined()
+
+    def _joined(self) -> Fit:
+        """The same with the gains in the covariances. A count of outcomes decides when, so that a restart changes no bit."""
+        covariances = self.covariances.copy()
+        for arm, gains in enumerate(self.gains):
+            if len(gains):
+                covariances[arm] -= gains.T @ gains
+        empty = (np.empty((0, self.own)),) * len(self.gains)
+        return Fit(self.scales, self.evidence, self.theta, covariances, self.fresh, empty)
+
+    def gain(self, arm: int, w: Floats) -> Floats:
+        """(k,) the covariance of an arm times w (q,)."""
+        gains = self.gains[arm]
+        found: Floats = self.covariances[arm].dot(w[: self.own])
+        if len(gains):
+            found -= gains.dot(w).dot(gains)
+        return found
+
+    def covariance(self, arm: int) -> Floats:
+        """(k, k) of an arm."""
+        gains = self.gains[arm]
+        return np.asarray(self.covariances[arm] - gains.T @ gains)
 
     def correct(self, arm: int, w: Floats, by: float) -> Fit:
         """With one of the standardized values of an arm raised: theta is linear in it, and no covariance changes."""
-        theta, covariance = self.theta[arm].copy(), self.covariances[arm]
-        theta[: self.own] += covariance @ w[: self.own] * (by / self.scales.noise)
-        return self.with_arm(arm, theta, covariance)
+        theta = self.theta.copy()
+        theta[arm, : self.own] += self.gain(arm, w) * (by / self.scales.noise)
+        return replace(self, theta=theta)
 
-    def narrowed(self, arm: int, pending: Sequence[Floats]) -> Floats:
-        """(k, k) the covariance of an arm as if the outcomes of its open decisions w (q,) had come: what they will bring is not
+    def narrowing(self, arm: int, pending: Sequence[Floats]) -> Floats:
+        """(n, k) further gains of an arm, as if the outcomes of its open decisions w (q,) had come: what they will bring is not
         needed for that. In the order given, so that equal sets give equal bits.
         """
-        covariance = self.covariances[arm]
-        for w in pending:
-            gain = covariance @ w[: self.own]
-            covariance = covariance - gain[:, None] * (gain / (self.scales.noise + float(w[: self.own] @ gain)))
-        return covariance
+        found = np.empty((len(pending), self.own))
+        for i, w in enumerate(pending):
+            gain = self.gain(arm, w) - found[:i].dot(w).dot(found[:i])
+            found[i] = gain / math.sqrt(self.scales.noise + float(gain.dot(w)))
+        return found
+
+    @cached_property
+    def _all_gains(self) -> tuple[Floats, NDArray[np.int64]]:
+        """(n, k) of all arms, and (n,) of which arm each is."""
+        return np.concatenate(self.gains), np.repeat(np.arange(len(self.gains)), [len(gains) for gains in self.gains])
+
+    def variances(self, w: Floats) -> Floats:
+        """(K,) of w (q,), k = q, rounding included: they may lie below 0."""
+        arms, own = len(self.covariances), self.own
+        found: Floats = product(self.covariances.reshape(arms * own, own), w).reshape(arms, own).dot(w)
+        if self.apart:
+            gains, owners = self._all_gains
+            reach = gains.dot(w)
+            reach *= reach
+            found -= np.bincount(owners, reach, arms)
+        return found
 
 
 def pooled_moments(counts: Floats, moments: Floats, squares: Floats) -> tuple[float, float]:
@@ -322,15 +368,14 @@ class SignalPosterior:
 
     def forget(self, arm: int) -> SignalPosterior:
         """Nothing is known of this arm any more."""
-        return replace(self, fits=tuple(fit.with_arm(arm, *fit.fresh) for fit in self.fits))
+        return replace(self, fits=tuple(fit.forget(arm) for fit in self.fits))
 
     def surprise(self, arm: int, w: Floats, value: float) -> float | None:
         """How far a value is from what M1 expected, in its standard deviations; None where nothing was expected."""
         if not self.fits:
             return None
         fit = self.fits[0]
-        w_own = w[: fit.own]
-        variance = fit.scales.noise + max(float(w_own @ fit.covariances[arm] @ w_own), 0.0)
+        variance = fit.scales.noise + max(float(fit.gain(arm, w).dot(w[: fit.own])), 0.0)
         return float(((value - self.mean) / self.root - w @ fit.theta[arm]) / np.sqrt(variance))
 
 
@@ -338,18 +383,20 @@ class SignalPosterior:
 class Posterior:
     """What is known of every arm and signal after `count` outcomes, moved on by the outcomes since then.
 
-    widths: a memo of covariances narrowed by open decisions, (signal, model, arm) -> (covariance, pending, narrowed).
+    narrowings: a memo of `Fit.narrowing` by open decisions, (signal, model, arm) -> (covariances, gains, pending, narrowing).
+    extended: one of `with_arms`.
     """
 
     count: int
     has_all: bool
     basis: Basis
     signals: tuple[SignalPosterior, ...]
-    widths: dict[tuple[int, int, int], tuple[Floats, tuple[bytes, ...], Floats]] = field(
+    narrowings: dict[tuple[int, int, int], tuple[Floats, Floats, tuple[bytes, ...], Floats]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    extended: dict[int, Posterior] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def arms(self) -> int:
         """How many arms it knows."""
         return max((len(fit.theta) for signal in self.signals for fit in signal.fits), default=0)
@@ -358,74 +405,85 @@ class Posterior:
         """With fresh arms at the end, up to `count`."""
         if self.arms >= count:
             return self
-        signals = (replace(one, fits=tuple(fit.with_arms(count) for fit in one.fits)) for one in self.signals)
-        return replace(self, signals=tuple(signals), widths=self.widths)
+        if count not in self.extended:
+            signals = (replace(one, fits=tuple(fit.with_arms(count) for fit in one.fits)) for one in self.signals)
+            self.extended[count] = Posterior(self.count, self.has_all, self.basis, tuple(signals))
+        return self.extended[count]
 
-    def step(self, arm: int, z: Floats, values: Floats) -> Posterior:
-        """One more outcome. z: (p,).  values: (S,) as the sums have them, NaN = missing."""
-        w = self.basis.project(z)
+    def step(self, arm: int, w: Floats, values: Sequence[float]) -> Posterior:
+        """One more outcome. w: (q,).  values: (S,) as the sums have them, NaN = missing."""
         signals = tuple(
-            one if math.isnan(value) else one.step(arm, w, value)
-            for one, value in zip(self.signals, values.tolist(), strict=True)
+            one if math.isnan(value) else one.step(arm, w, value) for one, value in zip(self.signals, values, strict=True)
         )
-        return Posterior(self.count, self.has_all, self.basis, signals, self.widths)
+        return Posterior(self.count, self.has_all, self.basis, signals, self.narrowings)
 
-    def correct(self, arm: int, z: Floats, by: Floats) -> Posterior:
-        """With values of one of the outcomes raised. z: (p,).  by: (S,), NaN = not."""
-        w = self.basis.project(z)
+    def correct(self, arm: int, w: Floats, by: Sequence[float]) -> Posterior:
+        """With values of one of the outcomes raised. w: (q,).  by: (S,), NaN = not."""
         signals = tuple(
-            one if math.isnan(raised) else one.correct(arm, w, raised)
-            for one, raised in zip(self.signals, by.tolist(), strict=True)
+            one if math.isnan(raised) else one.correct(arm, w, raised) for one, raised in zip(self.signals, by, strict=True)
         )
-        return Posterior(self.count, self.has_all, self.basis, signals, self.widths)
+        return Posterior(self.count, self.has_all, self.basis, signals, self.narrowings)
 
     def forget(self, arm: int) -> Posterior:
         """Nothing is known of this arm any more."""
-        return replace(self, signals=tuple(one.forget(arm) for one in self.signals), widths=self.widths)
+        signals = tuple(one.forget(arm) for one in self.signals)
+        return Posterior(self.count, self.has_all, self.basis, signals, self.narrowings)
 
     def scores(
-        self, signal: int, w: Floats, pending: Sequence[tuple[bytes, ...]], lift: Lift, allowed: NDArray[np.bool_]
+        self, signal: int, w: Floats, pending: Sequence[tuple[bytes, ...]], project: Project, allowed: NDArray[np.bool_] | None
     ) -> tuple[Floats, Floats]:
         """(K,) means and (K,) variances of a signal at w, in its units: both models, weighed by trust.
 
-        pending: per arm the prompts of its open decisions.  lift: of one of them, z.
-        allowed: (K,), over which levels are compared.
+        pending: per arm the prompts of its open decisions.  project: of one of them, w.
+        allowed: (K,), over which levels are compared; None = all.
         """
         one, arms = self.signals[signal], len(pending)
         if not one.fits:
             return np.full(arms, one.mean), np.zeros(arms)
-        found = [self._scores(signal, model, w, pending, lift) for model in range(len(one.fits))]
-        mean, variance = found[0]
-        if len(found) == 2:
+        is_any = any(pending)
+        mean, variance = self._scores(signal, 0, w, pending if is_any else (), project)
+        if len(one.fits) == 2:
             assert one.trust is not None
-            level, level_variance = found[1]
-            gap = mean - level
-            gap -= gap[allowed].mean()  # what all arms share is no difference of the models
+            gap, level_variance = self._scores(signal, 1, w, pending if is_any else (), project)
+            np.subtract(mean, gap, out=gap)
+            # what all arms share is no difference of the models
+            gap -= gap.sum() / arms if allowed is None else gap[allowed].mean()
             doubt = 1.0 - one.trust
-            mean = mean - doubt * gap
-            variance = one.trust * (variance + doubt * gap * gap) + doubt * level_variance
-        return one.mean + one.root * mean, one.root**2 * variance
+            mean -= doubt * gap
+            gap *= gap
+            gap *= doubt
+            variance += gap
+            variance *= one.trust
+            level_variance *= doubt
+            variance += level_variance
+        mean *= one.root
+        mean += one.mean
+        variance *= one.root**2
+        return mean, variance
 
     def _scores(
-        self, signal: int, model: int, w: Floats, pending: Sequence[tuple[bytes, ...]], lift: Lift
+        self, signal: int, model: int, w: Floats, pending: Sequence[tuple[bytes, ...]], project: Project
     ) -> tuple[Floats, Floats]:
+        """pending: () = none of any arm."""
         fit = self.signals[signal].fits[model]
-        means = fit.theta @ w
-        if not isinstance(fit.covariances, tuple):  # one entry, w_own = 1: an open decision adds 1 / s2 to its precision
-            opened = np.array([len(prompts) for prompts in pending])
+        means: Floats = fit.theta.dot(w)
+        if fit.own == 1:  # w_own = 1: an open decision adds 1 / s2 to the precision of the level
             level: Floats = fit.covariances[:, 0, 0]
+            if not pending:
+                return means, level.copy()
+            opened = np.array([len(prompts) for prompts in pending])
             return means, level * fit.scales.noise / (fit.scales.noise + opened * level)
-        variances = []
+        variances = fit.variances(w)
         for arm, prompts in enumerate(pending):
-            covariance = fit.covariances[arm]
             if prompts:
-                kept = self.widths.get((signal, model, arm))
-                if kept is None or kept[0] is not covariance or kept[1] != prompts:
-                    kept = covariance, prompts, fit.narrowed(arm, [self.basis.project(lift(x)) for x in prompts[:MOST_PENDING]])
-                    self.widths[signal, model, arm] = kept
-                covariance = kept[2]
-            variances.append((covariance @ w).dot(w))
-        return means, np.maximum(np.array(variances), 0.0)
+                kept = self.narrowings.get((signal, model, arm))
+                if kept is None or kept[0] is not fit.covariances or kept[1] is not fit.gains[arm] or kept[2] != prompts:
+                    narrowing = fit.narrowing(arm, [project(x) for x in prompts[:MOST_PENDING]])
+                    kept = fit.covariances, fit.gains[arm], prompts, narrowing
+                    self.narrowings[signal, model, arm] = kept
+                reach = kept[3].dot(w)
+                variances[arm] -= reach.dot(reach)
+        return means, np.maximum(variances, 0.0, out=variances)
 
 
 @dataclass(frozen=True)
@@ -498,7 +556,9 @@ def to_tensors(posterior: Posterior) -> tuple[dict[str, torch.Tensor], dict[str,
         fits = []
         for m, fit in enumerate(one.fits):
             name = f"{k}.{m}."
-            tensors[name + "theta"], tensors[name + "covariances"] = fit.theta, np.array(fit.covariances)
+            tensors[name + "theta"], tensors[name + "covariances"] = fit.theta, fit.covariances
+            tensors[name + "gains"] = np.concatenate(fit.gains)
+            tensors[name + "gains.of"] = np.array([len(gains) for gains in fit.gains])
             tensors[name + "fresh.theta"], tensors[name + "fresh.covariance"] = fit.fresh
             tensors[name + "own"], tensors[name + "shared"] = fit.scales.own, fit.scales.shared
             fits.append([fit.scales.noise.hex(), fit.scales.level.hex(), fit.evidence.hex()])
@@ -529,9 +589,10 @@ def from_tensors(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) 
             name = f"{k}.{m}."
             scales = Scales(float.fromhex(noise), float.fromhex(level), numbers[name + "own"], numbers[name + "shared"])
             fresh = numbers[name + "fresh.theta"], numbers[name + "fresh.covariance"]
-            stacked = numbers[name + "covariances"]
-            covariances = stacked if stacked.shape[1] == 1 else tuple(stacked)
-            fits.append(Fit(scales, float.fromhex(evidence), numbers[name + "theta"], covariances, fresh))
+            covariances, gains = numbers[name + "covariances"], numbers[name + "gains"]
+            ends = np.cumsum(numbers[name + "gains.of"])
+            of_arms = tuple(part.copy() for part in np.split(gains, ends[:-1]))
+            fits.append(Fit(scales, float.fromhex(evidence), numbers[name + "theta"], covariances, fresh, of_arms, len(gains)))
         trust = None if one["trust"] is None else float.fromhex(one["trust"])
         mean, root = float.fromhex(one["mean"]), float.fromhex(one["root"])
         signals.append(SignalPosterior(one["count"], mean, root, tuple(fits), trust))

@@ -11,6 +11,7 @@ own, equal so far to the one that it leaves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -154,15 +155,25 @@ class EvidenceArm:
         """The Gram matrix over the outcomes that carry this signal."""
         return self.grams[int(self.gram_of[signal])]
 
-    def update(self, x: Tensor, z: Floats, values: Floats, features: EvidenceFeatures, *, held: bool = False) -> EvidenceArm:
+    def update(
+        self, x: Tensor, z: Floats, values: Sequence[float], features: EvidenceFeatures, *, held: bool = False
+    ) -> EvidenceArm:
         """One more outcome. x: (d,).  z: (p,) its features.  values: (S,) shifted signals, NaN = missing.  held: other signals
         of it are here already.
         """
-        carried = np.isfinite(values)
-        grams, gram_of = self._with_prompt(x, carried, features, held=held)
-        carried_or_0 = np.where(carried, values, 0.0)
-        moments = self.moments.numpy() + np.multiply.outer(carried_or_0, z)
-        sums = torch.from_numpy(moments), torch.from_numpy(self.squares.numpy() + carried_or_0 * carried_or_0)
+        carried_or_0 = np.array(values)
+        if len(self.grams) == 1 and all(map(math.isfinite, values)):
+            grams: tuple[Gram, ...] = (self.grams[0].update(x, features),)
+            gram_of = self.gram_of
+        else:
+            carried = np.isfinite(values)
+            grams, gram_of = self._with_prompt(x, carried, features, held=held)
+            carried_or_0[~carried] = 0.0
+        moments = np.multiply.outer(carried_or_0, z)
+        moments += self.moments.numpy()
+        squares = carried_or_0 * carried_or_0
+        squares += self.squares.numpy()
+        sums = torch.from_numpy(moments), torch.from_numpy(squares)
         return EvidenceArm(self.pulls + 1, self.answered + 1, grams, gram_of, *sums, self.pending)
 
     def amend(self, x: Tensor, z: Floats, old: Floats, new: Floats, features: EvidenceFeatures, *, held: bool) -> EvidenceArm:
@@ -206,10 +217,11 @@ class EvidenceArm:
 
     def without_pending(self, x: Tensor) -> EvidenceArm:
         """One open decision with this prompt less, if there is one."""
-        key, left = x.numpy().tobytes(), list(self.pending)
-        if key in left:
-            left.remove(key)
-        return self._with(tuple(left))
+        key = x.numpy().tobytes()
+        if key not in self.pending:
+            return self
+        place = self.pending.index(key)
+        return self._with((*self.pending[:place], *self.pending[place + 1 :]))
 
     def _with(self, pending: tuple[bytes, ...]) -> EvidenceArm:  # dataclasses.replace takes four times as long
         return EvidenceArm(self.pulls, self.answered, self.grams, self.gram_of, self.moments, self.squares, pending)

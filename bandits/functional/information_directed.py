@@ -13,7 +13,7 @@ the best weight, often .004, to 0, and an arm that is never tried is never learn
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,13 +42,6 @@ def normal_cdf(z: Floats) -> Floats:
 _STEPS = np.arange(GRID, dtype=np.float64)
 
 
-@lru_cache(maxsize=64)
-def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs a < b of so many arms."""
-    first, second = np.triu_indices(count, 1)
-    return first, second
-
-
 def weights(
     mean: Floats,
     deviation: Floats,
@@ -65,69 +58,92 @@ def weights(
     """
     if (largest := float(deviation.max())) < SMALLEST:
         mean, deviation = mean / largest, deviation / largest
-    chosen, lowest = np.zeros(len(mean)), (mean - REACH * deviation).max()
-    live = np.flatnonzero(mean + REACH * deviation >= lowest)
+    reach = REACH * deviation
+    top, lowest = mean + reach, float((mean - reach).max())
+    chosen, live = np.zeros(len(mean)), np.flatnonzero(top >= lowest)
     if len(live) == 1:
         chosen[live] = 1.0
         return chosen
-    best, regret, information = _of_the_best(mean[live], deviation[live], lowest, cdf)
+    if len(live) < len(mean):
+        mean, deviation, top = mean[live], deviation[live], top[live]
+        answered = None if answered is None else answered[live]
+    best, regret, information = _of_the_best(mean, deviation, lowest, float(top.max()), cdf)
     if answered is not None:
-        information *= answered[live]
+        information *= answered
     first, second, share = _minimizer(regret, information)
-    chosen[live[first]] += (1.0 - thompson_share) * (1.0 - share)
-    chosen[live[second]] += (1.0 - thompson_share) * share
-    chosen[live] += thompson_share * best
+    best *= thompson_share
+    best[first] += (1.0 - thompson_share) * (1.0 - share)
+    best[second] += (1.0 - thompson_share) * share
+    if len(live) == len(chosen):
+        return best
+    chosen[live] = best
     return chosen
 
 
 def _of_the_best(
-    mean: Floats, deviation: Floats, lowest: float, cdf: Callable[[Floats], Floats]
+    mean: Floats, deviation: Floats, lowest: float, highest: float, cdf: Callable[[Floats], Floats]
 ) -> tuple[Floats, Floats, Floats]:
     """(K,) each of P(a is best), regret_a and information_a, by a sum over a grid of values of the maximum."""
-    highest = (mean + REACH * deviation).max()
+    arms = len(mean)
     step = (highest - lowest) / (GRID - 1)
-    x = lowest + step * _STEPS
+    # The rows that `mass` is multiplied with in the end: the hazard of each arm, the values of the maximum, ones.
+    rows = np.empty((arms + 2, GRID))
+    hazard, x, rows[-1] = rows[:arms], rows[-2], 1.0
+    np.multiply(_STEPS, step, out=x)
+    x += lowest
     deviation = np.maximum(deviation, step)  # a peak narrower than the grid would fall between two points
-    z = x - mean[:, None]
-    z /= deviation[:, None]
-    below = np.maximum(cdf(z), 1e-300)
+    inverse = 1.0 / deviation
+    z = np.subtract(x, mean[:, None])
+    z *= inverse[:, None]
+    below = cdf(z)
+    np.maximum(below, 1e-300, out=below)
     z *= z
     z *= -0.5
-    hazard = np.exp(z, out=z)
+    np.exp(z, out=hazard)
     hazard /= below
-    hazard *= (1.0 / (deviation * ROOT_2_PI))[:, None]
-    mass = hazard * (below.prod(0) * step)  # (K, GRID) the maximum is x, and it is arm a
-    best = np.maximum(mass.sum(1), 1e-12)
-    own = mass @ x / best
+    inverse *= 1.0 / ROOT_2_PI
+    hazard *= inverse[:, None]
+    all_below = np.multiply.reduce(below, 0)
+    all_below *= step
+    mass = np.multiply(hazard, all_below, out=z)  # (K, GRID) the maximum is x, and it is arm a
     # E[f_b | a is best] for b != a is the mean of f_b below the maximum: m_b - s_b^2 pdf / cdf
-    moved = mass @ hazard.T
+    found = mass.dot(rows.T)
+    best = np.maximum(found[:, -1], 1e-12)
+    found /= best[:, None]
+    own, moved = found[:, -2], found[:, :-2]
     moved *= deviation * deviation
-    moved /= best[:, None]
-    moved.flat[:: len(mean) + 1] = own - mean
+    moved.flat[:: arms + 1] = own - mean
     moved *= moved
     best /= best.sum()
     largest = float(deviation.max())
-    regret = np.maximum(best @ own - mean, 1e-9 * largest)
-    information = np.maximum(best @ moved, 1e-18 * largest**2)
+    regret = np.maximum(best.dot(own) - mean, 1e-9 * largest)
+    information = np.maximum(best.dot(moved), 1e-18 * largest**2)
     return best, regret, information
 
 
 def _minimizer(regret: Floats, information: Floats) -> tuple[int, int, float]:
     """The two arms, and the weight of the second, of smallest squared regret per information.
 
-    For one pair, (A + qB)^2 / (C + qE) is a square over a line: its only inner extremum is q = A/B - 2C/E, else an end is best.
+    That ratio is convex, falls with less regret and with more information: its minimum over all distributions lies where no arm
+    has both, on the upper hull of the points (regret, information), at a vertex or between two neighbors. Between two it is a
+    square over a line: its only inner extremum is q = A/B - 2C/E.
     """
-    alone = regret * regret / information
-    single = int(alone.argmin())
-    first, second = _pairs(len(regret))
-    a, c = regret[first], information[first]
-    b, e = regret[second] - a, information[second] - c
-    curvature = b * e
-    curvature[curvature == 0.0] = np.inf  # no inner extremum: q = 0
-    shares = np.minimum(np.maximum((a * e - 2.0 * b * c) / curvature, 0.0), 1.0)
-    line = a + shares * b
-    ratio = line * line / (c + shares * e)
-    pair = int(ratio.argmin())
-    if ratio[pair] < alone[single]:
-        return int(first[pair]), int(second[pair]), float(shares[pair])
-    return single, single, 0.0
+    hull: list[tuple[float, float, int]] = []
+    for r, minus, arm in sorted(zip(regret.tolist(), (-information).tolist(), range(len(regret)), strict=True)):
+        i = -minus
+        if hull and i <= hull[-1][1]:
+            continue
+        while len(hull) > 1:
+            (r_0, i_0, _), (r_1, i_1, _) = hull[-2:]
+            if (i_1 - i_0) * (r - r_0) > (i - i_0) * (r_1 - r_0):
+                break
+            hull.pop()
+        hull.append((r, i, arm))
+    ratio, first, second, share = min((r * r / i, arm, arm, 0.0) for r, i, arm in hull)
+    for (a, c, one), (r, i, other) in pairwise(hull):
+        b, e = r - a, i - c
+        curvature = b * e
+        inner = (a * e - 2.0 * b * c) / curvature if curvature else 0.0
+        if 0.0 < inner < 1.0 and (between := (a + inner * b) ** 2 / (c + inner * e)) < ratio:
+            ratio, first, second, share = between, one, other, inner
+    return first, second, share

@@ -27,7 +27,7 @@ from torch import Tensor
 from bandits import draw
 from bandits.evidence import posterior as posteriors
 from bandits.evidence import sums
-from bandits.evidence.features import EvidenceFeatures
+from bandits.evidence.features import EvidenceFeatures, Lifted
 from bandits.evidence.posterior import Posterior, Preparation
 from bandits.evidence.sums import EvidenceArm
 from bandits.functional import information_directed, kernels
@@ -43,13 +43,13 @@ MOST_WAITING = 3
 
 
 class Step(NamedTuple):
-    """An outcome, or (x = None) the loss of all that was known of an arm, in the order of the log. corrects: the values are what
-    must be added to those of an earlier outcome.
+    """An outcome, or (prompt = None) the loss of all that was known of an arm, in the order of the log. corrects: the values are
+    what must be added to those of an earlier outcome.
     """
 
     arm: int
-    x: Tensor | None
-    values: Floats
+    prompt: Lifted | None
+    values: Sequence[float]
     corrects: bool = False
 
 
@@ -141,48 +141,56 @@ class Auto(Policy):
 
     def update(self, state: State, seen: Observation) -> ArmState:
         shifted, _ = self._shifted(state.reference, seen.values(len(self.signals)))
-        arm: EvidenceArm = state.arms[seen.arm]
+        return self._learned(state.arms[seen.arm], seen, self.features.lift(seen.features), shifted)
+
+    def _learned(self, arm: EvidenceArm, seen: Observation, prompt: Lifted, shifted: Sequence[float]) -> EvidenceArm:
         arm = arm.without_pending(seen.features) if seen.was_pending else arm
-        z = self.features.lift(seen.features)
-        return arm.update(seen.features, z, shifted, self.features, held=seen.held > 0)
+        return arm.update(seen.features, prompt.z, shifted, self.features, held=seen.held > 0)
 
     def amend_arm(self, state: State, change: Amendment) -> ArmState:
         arm: EvidenceArm = state.arms[change.arm]
         new, origin = self._shifted(state.reference, change.new)
-        z, old = self.features.lift(change.features), np.array(change.old) - origin.numpy()
-        return arm.amend(change.features, z, old, new, self.features, held=change.held > 0)
+        z, old = self.features.lift(change.features).z, np.array(change.old) - origin.numpy()
+        return arm.amend(change.features, z, old, np.array(new), self.features, held=change.held > 0)
 
     def amend(self, state: State, change: Amendment) -> State:
-        """The sums, and the posterior at fixed scales: a signal that was missing is one more value, any other a difference."""
+        """The sums, and the posterior at fixed scales: a signal that was missing is one more value, any other a difference. An
+        outcome that is corrected brings the next prepare nearer like one more: average and scales are still those of old values.
+        """
         shared = self._adopted(state)
         new, origin = self._shifted(shared, change.new)
         old = np.array(change.old)
-        added = Step(change.arm, change.features, np.where(np.isnan(old), new, np.nan))
-        raised = Step(change.arm, change.features, np.array(change.new) - old, corrects=True)
+        prompt = self.features.lift(change.features)
+        added = Step(change.arm, prompt, np.where(np.isnan(old), new, np.nan).tolist())
+        raised = Step(change.arm, prompt, (np.array(change.new) - old).tolist(), corrects=True)
         for step in (added, raised):
-            if np.isfinite(step.values).any():
+            if any(map(math.isfinite, step.values)):
                 posterior, waiting = self._stepped(shared, step, len(state.arms))
-                shared = replace(shared, posterior=posterior, waiting=waiting)
+                nearer = max(shared.next_prepare - int(step.corrects), shared.outcomes)
+                shared = replace(shared, next_prepare=nearer, posterior=posterior, waiting=waiting)
         arms = list(state.arms)
         arms[change.arm] = self.amend_arm(state, change)
         return replace(state, arms=tuple(arms), reference=replace(shared, origin=origin))
 
-    def _shifted(self, shared: AutoShared, given: Sequence[float]) -> tuple[Floats, Tensor]:
+    def _shifted(self, shared: AutoShared, given: Sequence[float]) -> tuple[list[float], Tensor]:
         """(S,) the signals, NaN = missing, and (S,) the origin from which they are measured, once there is one."""
-        values, origin = np.array(given, dtype=np.float64), shared.origin
-        shifted = values - origin.numpy()
-        if np.isnan(shifted).any():  # a signal is missing, or this is its first value
-            origin = torch.from_numpy(np.where(np.isnan(origin.numpy()), values, origin.numpy()))
-            shifted = values - origin.numpy()
-        return shifted, origin
+        origin = shared.origin.tolist()
+        shifted = [value - first for value, first in zip(given, origin, strict=True)]
+        if not any(map(math.isnan, shifted)):
+            return shifted, shared.origin
+        # a signal is missing, or this is its first value
+        origin = [value if math.isnan(first) else first for value, first in zip(given, origin, strict=True)]
+        shifted = [value - first for value, first in zip(given, origin, strict=True)]
+        return shifted, torch.tensor(origin, dtype=torch.float64)
 
     def fold(self, state: State, seen: Observation) -> State:
         """One more outcome: the sums, and the posterior at fixed scales. At its outcome count the next prepare is noted."""
         shared = self._adopted(state)
         shifted, origin = self._shifted(shared, seen.values(len(self.signals)))
         arms = list(state.arms)
-        arms[seen.arm] = self.update(state, seen)
-        posterior, waiting = self._stepped(shared, Step(seen.arm, seen.features, shifted), len(arms))
+        prompt = self.features.lift(seen.features)
+        arms[seen.arm] = self._learned(arms[seen.arm], seen, prompt, shifted)
+        posterior, waiting = self._stepped(shared, Step(seen.arm, prompt, shifted), len(arms))
         shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
         scheduled = self._scheduled(shared, tuple(arms), state.retired)
         since, recent_since = state.since, state.recent_since
@@ -190,7 +198,7 @@ class Auto(Policy):
 
     def reset_arm(self, state: State, arm: int) -> State:
         shared = self._adopted(state)
-        posterior, waiting = self._stepped(shared, Step(arm, None, np.empty(0)), len(state.arms))
+        posterior, waiting = self._stepped(shared, Step(arm, None, ()), len(state.arms))
         shared = replace(shared, next_prepare=shared.outcomes, posterior=posterior, waiting=waiting)
         return replace(super().reset_arm(state, arm), reference=shared)
 
@@ -207,10 +215,10 @@ class Auto(Policy):
         return posterior, tuple(one._replace(steps=(*one.steps, step)) for one in shared.waiting)
 
     def _step(self, posterior: Posterior, step: Step) -> Posterior:
-        if step.x is None:
+        if step.prompt is None:
             return posterior.forget(step.arm)
         moved = posterior.correct if step.corrects else posterior.step
-        return moved(step.arm, self.features.lift(step.x), step.values)
+        return moved(step.arm, step.prompt.within(posterior.basis), step.values)
 
     def _scheduled(self, shared: AutoShared, arms: tuple[EvidenceArm, ...], retired: frozenset[int]) -> AutoShared:
         """With the next prepare waiting if it is due. A prepare waits for no arm, but the count starts again when all have
@@ -327,28 +335,35 @@ class Auto(Policy):
 
     def _weigh(self, state: State, context: Context, extra: Sequence[int]) -> Weights:
         """One row. extra: decisions per arm that earlier rows of the call made. `assumed`: the arm, where there is no choice."""
-        arms, allowed = state.arms, np.array(context.allowed)
+        arms = state.arms
         held = [arm.pulls + pending + more for arm, pending, more in zip(arms, context.pending, extra, strict=True)]
         decided = [made + more for made, more in zip(context.decided, extra, strict=True)] if context.decided else held
-        candidates = np.flatnonzero(allowed).tolist()
+        candidates = [index for index, is_allowed in enumerate(context.allowed) if is_allowed]
         untried = [index for index in candidates if decided[index] == 0]
+        allowed = None if len(candidates) == len(arms) else np.array(context.allowed)  # None: all of them
         scores = self._score(self._adopted(state), arms, context, allowed)
-        values = np.zeros(len(arms))
         if untried or not scores.comparable:
+            values = np.zeros(len(arms))
             forced = untried[0] if untried else min(candidates, key=lambda index: (held[index], index))
             values[forced] = 1.0
             return self._row(values, forced, scores)
-        mean, deviation = scores.mean[allowed], scores.deviation[allowed]
-        if not deviation.any() and np.ptp(mean) == 0.0:
-            values[allowed] = 1.0 / len(candidates)
+        chosen = slice(None) if allowed is None else allowed
+        mean, deviation = scores.mean[chosen], scores.deviation[chosen]
+        largest, lowest = float(mean.max()), float(mean.min())
+        if largest == lowest and not deviation.any():
+            of_allowed = np.full(len(candidates), 1.0 / len(candidates))
         else:
-            smallest = 1e-9 * (np.abs(mean).max() + 1e-300)
-            answered = _answered(arms, context)[allowed] if context.decided else None
-            values[allowed] = information_directed.weights(mean, np.maximum(deviation, smallest), answered=answered)
-        if not np.isfinite(values).all():
-            values = allowed / len(candidates)
+            smallest = 1e-9 * (max(largest, -lowest) + 1e-300)
+            answered = _answered(arms, context)[chosen] if context.decided else None
+            of_allowed = information_directed.weights(mean, np.maximum(deviation, smallest), answered=answered)
+        if not math.isfinite(of_allowed.sum()):
+            of_allowed = np.full(len(candidates), 1.0 / len(candidates))
         if self.exploration_floor:
-            values = (1.0 - self.exploration_floor) * values + self.exploration_floor * allowed / len(candidates)
+            of_allowed = (1.0 - self.exploration_floor) * of_allowed + self.exploration_floor / len(candidates)
+        if allowed is None:
+            return self._row(of_allowed, draw.STOP, scores)
+        values = np.zeros(len(arms))
+        values[allowed] = of_allowed
         return self._row(values, draw.STOP, scores)
 
     def _row(self, values: Floats, forced: int, scores: _Scores) -> Weights:
@@ -358,35 +373,44 @@ class Auto(Policy):
         shown = {name: torch.from_numpy(row[None]) for name, row in tables.items()}
         return Weights(torch.from_numpy(values[None]), shown, [forced], scores.prepared)
 
-    def _score(self, shared: AutoShared, arms: Sequence[EvidenceArm], context: Context, allowed: NDArray[np.bool_]) -> _Scores:
-        """What is maximized per arm, as of now: signals are learned apart, and weighed here."""
+    def _score(
+        self, shared: AutoShared, arms: Sequence[EvidenceArm], context: Context, allowed: NDArray[np.bool_] | None
+    ) -> _Scores:
+        """What is maximized per arm, as of now: signals are learned apart, and weighed here. allowed: (K,); None = all."""
         if shared.posterior is None:
             return self._score_constants(shared, context, allowed)
         mean = np.array(context.constants) if context.constants else np.zeros(len(arms))
-        comparable = bool(context.constants) and bool(np.ptp(mean[allowed]) > 0.0)
+        comparable = bool(context.constants) and _are_different(mean, allowed)
         posterior, factors = shared.posterior.with_arms(len(arms)), context.coefficients or ((1.0,) * len(arms),)
-        w, origin = posterior.basis.project(self.features.lift(context.features)), shared.origin.tolist()
+        w, origin = self.features.lift(context.features).within(posterior.basis), shared.origin.tolist()
         pending, variance = [arm.pending for arm in arms], np.zeros(len(arms))
         signals, used = np.full((len(self.signals), len(arms)), np.nan), False
+
+        def project(x: bytes) -> Floats:
+            return self.features.lift_bytes(x).within(posterior.basis)
+
         for k, row in enumerate(factors):
             if any(row):  # else it is not asked for
-                of_signal, spread = posterior.scores(k, w, pending, self.features.lift_bytes, allowed)
-                signals[k] = of_signal + (0.0 if math.isnan(origin[k]) else origin[k])  # never seen: counts 0
+                of_signal, spread = posterior.scores(k, w, pending, project, allowed)
+                of_signal += 0.0 if math.isnan(origin[k]) else origin[k]  # never seen: counts 0
+                signals[k] = of_signal
                 factor = np.array(row)
-                mean += factor * signals[k]
-                variance += factor * factor * spread
+                of_signal *= factor
+                mean += of_signal
+                factor *= factor
+                spread *= factor
+                variance += spread
                 used, comparable = True, comparable or bool(posterior.signals[k].fits)
         return _Scores(comparable or not used, posterior.count, mean, np.sqrt(variance), signals)
 
-    def _score_constants(self, shared: AutoShared, context: Context, allowed: NDArray[np.bool_]) -> _Scores:
+    def _score_constants(self, shared: AutoShared, context: Context, allowed: NDArray[np.bool_] | None) -> _Scores:
         """While every signal has had one value alone: arms differ by what is known of them, such as their prices."""
-        arms = len(allowed)
+        arms = len(context.allowed)
         signals = np.repeat(np.nan_to_num(shared.origin.numpy())[:, None], arms, 1)  # never seen: counts 0
         mean = np.array(context.constants or (0.0,) * arms)
         if context.coefficients:
             mean = mean + (np.array(context.coefficients) * signals).sum(0)
-        comparable = bool(np.ptp(mean[allowed]) > 0.0)
-        return _Scores(comparable, 0, mean, np.zeros(arms), signals)
+        return _Scores(_are_different(mean, allowed), 0, mean, np.zeros(arms), signals)
 
     # -- drift -----------------------------------------------------------------------------------------------------------
 
@@ -396,7 +420,7 @@ class Auto(Policy):
         if shared.posterior is None or not np.isfinite(values[0]):
             return None
         posterior = shared.posterior.with_arms(len(state.arms))
-        w = posterior.basis.project(self.features.lift(seen.features))
+        w = self.features.lift(seen.features).within(posterior.basis)
         return posterior.signals[0].surprise(seen.arm, w, float(values[0] - shared.origin[0]))
 
     def trust(self, state: State) -> float | None:
@@ -446,7 +470,7 @@ class Auto(Policy):
             fit = reward.fits[0]
             for index, arm in enumerate(arms):  # at the average prompt: w = (1, 0, ..., 0)
                 arm["estimate"] = float(reward.mean + origin[0] + reward.root * fit.theta[index, 0])
-                arm["deviation"] = float(reward.root * np.sqrt(max(fit.covariances[index][0, 0], 0.0)))
+                arm["deviation"] = float(reward.root * np.sqrt(max(fit.covariance(index)[0, 0], 0.0)))
             parts = {
                 "arm": fit.scales.level,
                 "prompt": float(fit.scales.shared.sum()),
@@ -457,6 +481,11 @@ class Auto(Policy):
                 report["variance"] = {name: part / sum(parts.values()) for name, part in parts.items()}
             report["noise"] = float(reward.root * np.sqrt(fit.scales.noise))  # a deviation, in the unit of the rewards
         return report
+
+
+def _are_different(mean: Floats, allowed: NDArray[np.bool_] | None) -> bool:
+    """Whether the arms that are allowed, None = all, differ."""
+    return bool(np.ptp(mean if allowed is None else mean[allowed]) > 0.0)
 
 
 def _answered(arms: Sequence[EvidenceArm], context: Context) -> Floats:

@@ -20,8 +20,10 @@ from service.engine.events import Created
 from service.engine.ledger import Ledger
 from service.engine.policies import Learned, deciding_policy, shadow_policy
 
-BUILD = f"torch {torch.__version__}, detector 2"
-"""Another torch may round differently, and another detector of drift (`bandits/drift.py`) raises its alarms at other offsets."""
+BUILD = f"torch {torch.__version__}, detector 2, auto 2"
+"""Another torch may round differently, another detector of drift (`bandits/drift.py`) raises its alarms at other offsets, and
+another `auto` keeps its posterior in another form, or prepares it at other offsets after amendments.
+"""
 WITH_SHADOWS = 2
 """The version of a snapshot with shadows or promotions, which builds that know of neither pass over."""
 

@@ -266,6 +266,48 @@ def test_the_posterior_of_auto_moves_as_if_the_value_had_been_right_since_the_pr
         assert not np.allclose(one.theta, runs[0].reference.posterior.signals[0].fits[0].theta, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("example", EXAMPLES["auto"][:2], ids=["prompt", "no prompt"])
+def test_corrections_of_all_outcomes_are_taken_whole_with_the_next_one(example: Example) -> None:
+    """Average and scale are then those of the corrected history; the estimates are too, as far as the scales have settled."""
+    policy, seen = example.policy(), history(example, 51)
+    state = policy.prepare(states.start(policy, arms=ARMS))
+    straight = state
+    right = [with_value(one, 0, 9.0 - one.reward) for one in seen[:50]]
+    for one, other in zip(seen[:50], right, strict=True):
+        state, straight = (policy.prepare(states.fold(policy, old, new)) for old, new in ((state, one), (straight, other)))
+    until_due = state.reference.next_prepare - 50
+    assert until_due > 1
+    for one, other in zip(seen[:50], right, strict=True):
+        change = Amendment(
+            arm=one.arm,
+            features=one.features,
+            old=(one.reward,),
+            new=(other.reward,),
+            learned=(one.offset,),
+            offset=200 + one.offset,
+            held=one.offset,
+        )
+        state = states.amend(policy, state, change)
+    reward = policy.prepare(straight).reference.posterior.signals[0]
+
+    def off(state: State) -> float:
+        context = Context(features=seen[3].features, allowed=(True,) * ARMS)
+        found, expected = (policy.weights(one, [context]).scores["estimate"] for one in (state, straight))
+        return float((found - expected).abs().max()) / float(reward.root)
+
+    halfway = off(policy.prepare(state))
+    last = with_value(seen[50], 0, 9.0 - seen[50].reward)
+    state, straight = (policy.prepare(states.fold(policy, one, last)) for one in (state, straight))
+    assert state.reference.posterior.count == 51
+    assert straight.reference.posterior.count < 51
+    assert halfway > 0.2
+    assert off(state) < 0.1
+    straight = policy.prepare(replace(straight, reference=replace(straight.reference, posterior=None)))
+    prepared, expected = (one.reference.posterior.signals[0] for one in (state, straight))
+    origin = state.reference.origin - straight.reference.origin
+    np.testing.assert_allclose([prepared.mean + float(origin[0]), prepared.root], [expected.mean, expected.root], rtol=1e-9)
+
+
 def test_average_and_spread_after_a_correction_are_those_of_the_corrected_values() -> None:
     arm = SpreadArm()
     for value in (0.25, 0.5, 0.125, 1.0):

@@ -31,7 +31,7 @@ class Sums:
         )
         if signals > 1:
             self.values[g.random(outcomes) < missing, 1] = np.nan
-        self.z = np.stack([FEATURES.lift(tensor(x)) for x in self.x])
+        self.z = np.stack([FEATURES.lift(tensor(x)).z for x in self.x])
         kept = [EvidenceArm.init(size=FEATURES.size, signals=signals) for _ in range(arms)]
         for arm, x, z, values in zip(self.arms, self.x, self.z, self.values, strict=True):
             kept[arm] = kept[arm].update(tensor(x), z, values, FEATURES)
@@ -61,7 +61,7 @@ def assert_is_posterior(fit: Fit, process: GaussianProcess, *, arm: int) -> None
     mean, _ = process.of(arm, np.eye(len(process.T)))
     close(fit.theta[arm], mean)
     _, covariance = process.of(arm, np.eye(fit.own, len(process.T)))
-    close(fit.covariances[arm], covariance)
+    close(fit.covariance(arm), covariance)
 
 
 @pytest.mark.parametrize("model", [0, 1])
@@ -104,11 +104,47 @@ def test_one_more_outcome_is_exact_for_its_arm() -> None:
     sums = Sums()
     posterior = sums.posterior()
     process, x = dense(sums, posterior, model=0), tensor(np.array([0.3, -1.0, 0.2]))
-    w, one = posterior.basis.project(FEATURES.lift(x)), posterior.signals[0]
-    stepped = posterior.step(1, FEATURES.lift(x), np.array([0.7]))
+    w, one = FEATURES.lift(x).within(posterior.basis), posterior.signals[0]
+    stepped = posterior.step(1, w, [0.7])
     assert_is_posterior(stepped.signals[0].fits[0], process.with_outcome(1, w, (0.7 - one.mean) / one.root), arm=1)
     for arm in (0, 2):  # the others learn of it at the next preparation
         assert_is_posterior(stepped.signals[0].fits[0], process, arm=arm)
+
+
+def test_many_outcomes_are_exact_before_and_after_their_gains_are_joined() -> None:
+    sums, g = Sums(), default_rng(8)
+    posterior = sums.posterior()
+    process, one = dense(sums, posterior, model=0), posterior.signals[0]
+    count = posteriors.MOST_GAINS + 6
+    for t, (x, value) in enumerate(zip(g.standard_normal((count, 3)), g.standard_normal(count), strict=True)):
+        w = FEATURES.lift(tensor(x)).within(posterior.basis)
+        posterior = posterior.step(1 if t % 3 else 2, w, [value])
+        if t % 3:
+            process = process.with_outcome(1, w, (value - one.mean) / one.root)
+    fit = posterior.signals[0].fits[0]
+    assert fit.apart == sum(map(len, fit.gains)) == 6
+    assert_is_posterior(fit, process, arm=1)
+    close(fit.variances(w)[1], w @ fit.covariance(1) @ w)
+    forgotten = posterior.forget(1).signals[0].fits[0]
+    assert forgotten.apart == sum(map(len, forgotten.gains)) == 2
+
+
+def test_bytes_give_the_same_bits() -> None:
+    sums, g = Sums(), default_rng(8)
+    posterior, pending = sums.posterior(), [(g.standard_normal(3).tobytes(),), (), ()]
+    for x in g.standard_normal((7, 3)):
+        posterior = posterior.step(1, FEATURES.lift(tensor(x)).within(posterior.basis), [0.3])
+    restored = posteriors.from_tensors(*posteriors.to_tensors(posterior))
+    x, later = (FEATURES.lift(tensor(one)) for one in g.standard_normal((2, 3)))
+
+    def scores(one: Posterior) -> list[list[float]]:
+        def project(x: bytes) -> Floats:
+            return FEATURES.lift_bytes(x).within(one.basis)
+
+        moved = one.step(0, x.within(one.basis), [1.5])
+        return [found.tolist() for found in moved.scores(0, later.within(one.basis), pending, project, None)]
+
+    assert scores(restored) == scores(posterior)
 
 
 def test_pending_decisions_narrow_the_width_as_their_outcomes_would() -> None:
@@ -117,22 +153,21 @@ def test_pending_decisions_narrow_the_width_as_their_outcomes_would() -> None:
     process = dense(sums, posterior, model=0)
     first, second = default_rng(2).standard_normal((2, 3))
     pending: list[tuple[bytes, ...]] = [(), (first.tobytes(), second.tobytes()), ()]
-    at = posterior.basis.project(FEATURES.lift(tensor(np.array([0.1, 0.2, -0.4]))))
+    at = FEATURES.lift(tensor(np.array([0.1, 0.2, -0.4]))).within(posterior.basis)
     for x in (first, second):
-        process = process.with_outcome(1, posterior.basis.project(FEATURES.lift(tensor(x))), 0.0)
+        process = process.with_outcome(1, FEATURES.lift(tensor(x)).within(posterior.basis), 0.0)
 
-    def lift(x: bytes) -> Floats:
-        return FEATURES.lift(tensor(np.frombuffer(x).copy()))
+    def project(x: bytes) -> Floats:
+        return FEATURES.lift_bytes(x).within(posterior.basis)
 
-    everything = np.ones(ARMS, dtype=bool)
-    mean, variance = posterior.scores(0, at, pending, lift, everything)
-    plain, wider = posterior.scores(0, at, [()] * ARMS, lift, everything)
+    mean, variance = posterior.scores(0, at, pending, project, None)
+    plain, wider = posterior.scores(0, at, [()] * ARMS, project, np.ones(ARMS, dtype=bool))
     close(mean, plain)
     assert variance[1] < wider[1]
     one = posterior.signals[0]
     assert one.trust is not None
     _, width = process.of(1, at[None])
-    level = float(one.fits[1].covariances[1][0, 0])
+    level = float(one.fits[1].covariance(1)[0, 0])
     level = 1.0 / (1.0 / level + 2.0 / one.fits[1].scales.noise)
     means = [fit.theta @ at for fit in one.fits]
     shifted = means[1] - means[1].mean() + means[0].mean()
@@ -147,7 +182,7 @@ def test_a_new_arm_is_what_arms_are_by_the_prior() -> None:
     assert_is_posterior(fit, dense(sums, posterior, model=0), arm=ARMS)
     forgotten = posterior.forget(1).signals[0].fits[0]
     close(forgotten.theta[1], fit.theta[ARMS])
-    close(forgotten.covariances[1], fit.covariances[ARMS])
+    close(forgotten.covariance(1), fit.covariance(ARMS))
 
 
 def test_retired_arms_say_nothing_about_what_arms_have_in_common() -> None:
@@ -182,7 +217,7 @@ def test_without_a_prompt_arms_differ_in_their_level_alone() -> None:
     rewards = [[0.1, 0.4, 0.3], [0.9, 0.6]]
     for arm, values in enumerate(rewards):
         for value in values:
-            kept[arm] = kept[arm].update(tensor(np.empty(0)), np.ones(1), np.array([value]), features)
+            kept[arm] = kept[arm].update(tensor(np.empty(0)), np.ones(1), [value], features)
     posterior = posteriors.prepare(Preparation(5, tuple(kept), (True, True), has_all=True), None, features, signals=1)
     one = posterior.signals[0]
     assert one.trust is None

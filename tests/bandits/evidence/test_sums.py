@@ -29,7 +29,7 @@ def folded(features: EvidenceFeatures, values: np.ndarray, *, seed: int = 0) -> 
     rows = []
     for one in values:
         x = tensor(g.standard_normal(features.dim))
-        rows.append(features.lift(x))
+        rows.append(features.lift(x).z)
         arm = arm.update(x, rows[-1], one, features)
     return arm, np.array(rows)
 

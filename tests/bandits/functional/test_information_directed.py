@@ -67,7 +67,8 @@ CASES = [(g.normal(0.5, 0.15, arms), g.uniform(0.02, 0.2, arms)) for arms in (2,
 def test_weights_equal_a_search_over_all_pairs(mean: Floats, deviation: Floats) -> None:
     lowest = (mean - information_directed.REACH * deviation).max()
     live = mean + information_directed.REACH * deviation >= lowest
-    best, regret, information = information_directed._of_the_best(mean[live], deviation[live], lowest, normal_cdf)
+    highest = (mean + information_directed.REACH * deviation).max()
+    best, regret, information = information_directed._of_the_best(mean[live], deviation[live], lowest, highest, normal_cdf)
     expected = np.zeros(len(mean))
     expected[live] = (1 - THOMPSON_SHARE) * brute_force(regret, information) + THOMPSON_SHARE * best
     assert_allclose(weights(mean, deviation), expected, atol=1e-6)
@@ -78,7 +79,8 @@ def test_regret_and_information_are_those_of_the_definition(mean: Floats, deviat
     lowest = (mean - information_directed.REACH * deviation).max()
     if not (mean + information_directed.REACH * deviation >= lowest).all():
         pytest.skip("an arm is out of reach")
-    found = information_directed._of_the_best(mean, deviation, lowest, normal_cdf)
+    highest = (mean + information_directed.REACH * deviation).max()
+    found = information_directed._of_the_best(mean, deviation, lowest, highest, normal_cdf)
     for one, exact in zip(found, of_the_best(mean, deviation), strict=True):
         assert_allclose(one, exact, rtol=2e-3, atol=1e-5)
 
