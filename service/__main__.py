@@ -170,6 +170,8 @@ def export(bandit: str, store: str | None, out: Path | None, *, force: bool, for
 @main.command()
 @click.argument("source")
 @store_option
+@click.option("--url", default="", help="A running service that has the bandit SOURCE, and evaluates it itself.")
+@click.option("--api-key", default="", envvar="NEXTARM_API_KEY", help="For --url, of an admin. [NEXTARM_API_KEY]")
 @click.option(
     "--policy",
     "policies",
@@ -204,6 +206,8 @@ def evaluate(
     reward_range: tuple[float, float] | None,
     estimators: tuple[str, ...],
     *,
+    url: str,
+    api_key: str,
     jobs: int,
     as_json: bool,
     plot: Path | None,
@@ -211,7 +215,7 @@ def evaluate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """What would other policies have earned on the decisions of SOURCE: a bandit of the store, or a file that `export` wrote.
+    """What would other policies have earned on the decisions of SOURCE: a bandit of the store or of --url, or a file of `export`.
 
     Every fixed arm is evaluated, and each --policy, which learns along the log. Nothing is changed, a running server is not
     disturbed. The verdict says whether the log can answer.
@@ -227,13 +231,16 @@ def evaluate(
         check_free(plot, force=force)
     plan = Plan(
         source=source,
-        settings=None if Path(source).is_file() else _settings(store).model_dump(),
+        settings=None if url or Path(source).is_file() else _settings(store).model_dump(),
         policies=[command.parse_candidate(text) for text in policies],
         reward_range=reward_range,
         estimators=estimators or ("snips",),
         **options,
     )
-    results = asyncio.run(command.evaluate(plan, jobs=jobs, quiet=quiet))
+    if url:
+        results = command.evaluate_remotely(plan, url=url, api_key=api_key, quiet=quiet)
+    else:
+        results = asyncio.run(command.evaluate(plan, jobs=jobs, quiet=quiet))
     if plot is not None:
         save_plot(plot, results, command.ordered(results))
     if as_json:
@@ -267,6 +274,29 @@ def report(source: str, store: str | None, url: str, api_key: str, **options: An
     from service.cli.report.command import run
 
     run(_source(source, store, url=url, api_key=api_key), **options)
+
+
+@main.command()
+@click.argument("source")
+@store_option
+@click.option("--url", default="", help="A running service that has the bandit SOURCE; its log is read over HTTP.")
+@click.option("--api-key", default="", envvar="NEXTARM_API_KEY", help="For --url, of any role. [NEXTARM_API_KEY]")
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG, SVG or PDF to write. [default: the bandit's .png]"
+)
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_plainly
+def plot(source: str, store: str | None, url: str, api_key: str, out: Path | None, **options: Any) -> None:
+    """Draw a bandit as it is: SOURCE is a bandit of the store, or a file that `export` wrote.
+
+    Shares of the arms over time, the reward with its interval, and every arm with its estimate. Nothing is changed, a running
+    server is not disturbed.
+    """
+    from service.cli.report.command import draw
+
+    draw(_source(source, store, url=url, api_key=api_key), out=out or Path(f"{Path(source).stem}.png"), **options)
 
 
 @main.command()

@@ -35,7 +35,7 @@ DOORS: dict[str, set[str]] = {
     "scipy": set(),
     "httpx": set(),
     "httpx2": {"service/cli/replay", "service/cli/logs.py", "service/api/facade/client.py"},
-    "nextarm": {"service/cli/replay"},
+    "nextarm": {"service/cli/replay", "service/cli/evaluate.py"},
     "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/cli/replay"},
     "sqlite3": {"service/storage", "service/cli/logs.py"},
     "pickle": set(),

@@ -1,9 +1,10 @@
-"""`nextarm evaluate`: what other policies would have earned, from a log in the store or an exported one."""
+"""`nextarm evaluate`: what other policies would have earned, from a log, or by a running service."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,6 +72,46 @@ async def evaluate(plan: Plan, *, jobs: int = 1, quiet: bool = False) -> dict[st
     found = [iter(task.result()["policies"]) for task in tasks]
     results["policies"] = [next(found[place % len(found)]) for place in range(len(plan.policies))]
     return results
+
+
+LOOK_S = 0.2
+"""Between two looks at an evaluation of a service; ten times that once it has run for long."""
+
+
+def evaluate_remotely(plan: Plan, *, url: str, api_key: str, quiet: bool) -> dict[str, Any]:
+    """The results, by the service that has the bandit `plan.source`, which goes on with it where this call is interrupted."""
+    from nextarm import Client, NextarmError
+
+    request: dict[str, Any] = {
+        "policies": plan.policies,
+        "estimators": list(plan.estimators),
+        "confidence": plan.confidence,
+    }
+    if plan.since != "":
+        request["since"] = int(plan.since) if str(plan.since).isdigit() else plan.since
+    if plan.reward_range is not None:
+        request["reward_range"] = list(plan.reward_range)
+    try:
+        with (
+            Client(url, api_key=api_key) as client,
+            Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress,
+        ):
+            task = progress.add_task(f"{url} evaluates {plan.source}", total=1.0)
+            known = client.post_evaluation(plan.source, **request)
+            looks = 0
+            while known.state not in ("done", "failed"):
+                time.sleep(LOOK_S * min(1 + looks / 10, 10))
+                looks += 1
+                known = client.show_evaluation(plan.source, known.id)
+                progress.update(task, completed=known.progress)
+            if known.state == "failed":
+                raise InvalidCandidate(f"{plan.source}: {known.failure}")
+            found = json.loads(client.with_raw_response.show_evaluation(plan.source, known.id).content)
+    except NextarmError as error:
+        raise InvalidCandidate(f"{url}, bandit {plan.source}: {error}") from None
+    names = ("decisions", "left_out", "behaviour", "policies", "fixed_arms", "best_fixed_arm")
+    asked = {"bandit": plan.source, "estimator": plan.estimators[0], "confidence": plan.confidence}
+    return asked | {name: found[name] for name in names}
 
 
 def as_table(results: dict[str, Any], *, width: int = 80) -> Table:

@@ -52,3 +52,14 @@ def run(source: Source, *, form: str | None, out: Path | None, force: bool, quie
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def draw(source: Source, *, out: Path, force: bool, quiet: bool, confidence: float) -> None:
+    """Read the log, and write its plot."""
+    from service.cli.plotting import check_plot
+    from service.cli.report.bandit_plot import save_plot
+
+    check_plot(out, option="-o")
+    check_free(out, force=force)
+    reader, history = asyncio.run(read(source, quiet=quiet))
+    save_plot(out, build(reader, history, confidence=confidence, groups=2, reward_range=None))

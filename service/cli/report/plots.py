@@ -141,24 +141,32 @@ def shares(report: Report) -> str | None:
     past = report.retrospective
     if past is None or len(past.arms) < 2 * BLOCKS:
         return None
-    order = np.argsort([-arm.counts.decisions for arm in report.arms], kind="stable")
-    named, rest = order[: len(PALETTE) - 1], order[len(PALETTE) - 1 :]
-    edges = np.linspace(0, len(past.arms), BLOCKS + 1).astype(int)
-    blocks = _share_of_blocks(past, edges, len(report.arms))
-    heights = [blocks[:, arm] for arm in named] + ([blocks[:, rest].sum(1)] if len(rest) else [])
-    names = [short(report.name(int(arm))) for arm in named] + ([f"{len(rest)} more"] if len(rest) else [])
-
-    def draw(axes: Any) -> None:
-        axes.set_xlabel("decisions with a reward")
-        axes.set_ylabel("share of the arm")
-        stack(axes, (edges[:-1] + edges[1:]) / 2, heights, names, PALETTE[: len(heights)])
-
-    return svg("shares", "share of each arm over time", (10.0, 2.6), draw)
+    colors = colors_of_arms(report)
+    return svg("shares", "share of each arm over time", (10.0, 2.6), lambda axes: draw_shares(axes, report, past, colors))
 
 
-def _share_of_blocks(past: Retrospective, edges: np.ndarray, count: int) -> np.ndarray:
-    """(blocks, K)."""
-    return np.array([np.bincount(past.arms[a:b], minlength=count) / max(b - a, 1) for a, b in pairwise(edges)])
+def colors_of_arms(report: Report) -> dict[int, str]:
+    """By arm, in the order of their decisions. Of many arms, those of fewest decisions share the last color."""
+    order = np.argsort([-arm.counts.decisions for arm in report.arms], kind="stable").tolist()
+    if len(order) <= len(PALETTE):
+        return {arm: PALETTE[arm] for arm in order}
+    return {arm: PALETTE[min(place, len(PALETTE) - 1)] for place, arm in enumerate(order)}
+
+
+def draw_shares(axes: Any, report: Report, past: Retrospective, colors: dict[int, str], *, blocks: int = BLOCKS) -> None:
+    """Stacked shares of the arms in equal stretches of the decisions."""
+    order = list(colors)
+    named = order if len(order) <= len(PALETTE) else order[: len(PALETTE) - 1]
+    rest = order[len(named) :]
+    edges = np.linspace(0, len(past.arms), blocks + 1).astype(int)
+    counts = [np.bincount(past.arms[a:b], minlength=len(colors)) / max(b - a, 1) for a, b in pairwise(edges)]
+    table = np.array(counts)
+    heights = [table[:, arm] for arm in named] + ([table[:, rest].sum(1)] if rest else [])
+    names = [short(report.name(arm)) for arm in named]
+    names += [f"{len(rest)} more"] * bool(rest)
+    axes.set_xlabel("decisions with a reward")
+    axes.set_ylabel("share of the arm")
+    stack(axes, (edges[:-1] + edges[1:]) / 2, heights, names, [*(colors[arm] for arm in named), PALETTE[-1]][: len(heights)])
 
 
 def short(name: str) -> str:

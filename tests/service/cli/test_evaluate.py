@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from service.engine import events
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
 from tests.service.drivers import ask, created, learner_of, outcome
+from tests.service.servers import Server
 
 MEANS = (0.2, 0.5, 0.8)
 
@@ -146,3 +148,42 @@ async def test_a_bandit_that_is_not_there_is_named(tmp_path: Path) -> None:
     code, output = await run("unknown", "--store", f"sqlite:///{tmp_path / 'none.db'}")
     assert code == 1
     assert output.startswith("nextarm: ")
+
+
+def test_a_running_service_evaluates_and_is_drawn(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """By the service itself: what the same log says here."""
+    server, name = start_server(), "router"
+    path = f"/v1/bandits/{name}"
+    body = {"policy": {"kind": "epsilon-greedy", "epsilon": 0.6}, "arms": [{"name": "x"}, {"name": "y"}], "seed": 3}
+    with server.client() as client:
+        assert client.put(path, json=body).status_code == 201
+        asked = client.post(f"{path}/decisions/batch", json={"decisions": [{"id": f"d{i}"} for i in range(200)]}).json()
+        outcomes = [{"decision": one["id"], "reward": i % 3 % 2} for i, one in enumerate(asked["decisions"])]
+        assert client.post(f"{path}/outcomes/batch", json={"outcomes": outcomes}).is_success
+        log = tmp_path / "log.ndjson"
+        log.write_bytes(client.get(f"{path}/log").content)
+
+    def done(*words: object, code: int = 0) -> str:
+        result = CliRunner().invoke(main, list(map(str, words)))
+        assert result.exit_code == code, result.output
+        return result.output
+
+    words = ("--quiet", "--json", "--policy", "greedy", "--policy", '{"kind": "thompson"}', "--reward-range", 0, 1, *ALL)
+    there = json.loads(done("evaluate", name, "--url", server.url, *words))
+    here = json.loads(done("evaluate", log, *words))
+    assert there == here
+    assert len(there["policies"]) == 2
+    picture = tmp_path / "plot.png"
+    table = done("evaluate", name, "--url", server.url, "--quiet", "--since", 2, "--plot", picture)
+    assert "always x" in table
+    assert picture.stat().st_size > 1_000
+    done("plot", name, "--url", server.url, "--quiet", "-o", tmp_path / "bandit.png")
+    assert (tmp_path / "bandit.png").stat().st_size > 1_000
+    for wrong, message in (
+        ((name, "--policy", "tompson"), "policies.0.kind: must be one of"),
+        ((name, "--since", 10_000), "the log ends at offset"),
+        (("other",), "other"),
+        ((name, "--reward-range", 0, 0.5), "outside of reward_range"),
+    ):
+        assert message in done("evaluate", *wrong, "--url", server.url, "--quiet", code=1)
+    assert "127.0.0.1:9" in done("evaluate", name, "--url", "http://127.0.0.1:9", "--quiet", code=1)

@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 
 from service.__main__ import main
 from service.cli.log_reader import LogReader
+from service.cli.report.bandit_plot import smoothed
 from service.engine import events
 from service.engine.events import NewArm
 from service.engine.learner import Learner
@@ -213,3 +215,43 @@ def test_what_is_wrong_is_named(log: Path, tmp_path: Path) -> None:
     assert "outside of reward_range" in run("report", log, "--quiet", "--reward-range", 0, 0.5, code=2)
     assert "none.db" in run("report", "other", "--store", f"sqlite:///{tmp_path}/none.db", "--quiet", code=1)
     assert "127.0.0.1:9" in run("report", "router", "--url", "http://127.0.0.1:9", "--quiet", code=1)
+
+
+# -- nextarm plot ----------------------------------------------------------------------------------------------------------------
+
+
+def test_means_of_a_window_have_the_interval_of_a_mean() -> None:
+    rewards = np.array([0.0, 1.0, 1.0, 0.0, 3.0])
+    places, means, reach = smoothed(rewards, window=4, confidence=0.95)
+    assert places.tolist() == [4, 5]
+    assert means == pytest.approx([0.5, 1.25])
+    assert reach == pytest.approx([1.959964 * part.std(ddof=1) / 2.0 for part in (rewards[:4], rewards[1:])])
+
+
+def test_a_bandit_is_drawn_from_its_log(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bandit.svg"
+    run("plot", log, "--quiet", "-o", path)
+    texts = [element.text or "" for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+    drawn = reported(log)["decisions"]
+    with_reward = drawn["observed"] - drawn["overridden"]
+    assert f"router: lin-ucb, {with_reward:,} decisions with a reward" in texts
+    order = [text for text in texts if text.startswith(("small", "<b>", "third"))]
+    best_on_top = [arm["name"] for arm in sorted(reported(log)["arms"], key=lambda arm: -arm["always"]["value"])]
+    assert order[-3:] == [name if len(name) <= 28 else f"{name[:27]}…" for name in best_on_top]
+    assert "exists" in run("plot", log, "-o", path, code=1)
+    assert "must end in" in run("plot", log, "-o", tmp_path / "bandit.gif", code=1)
+
+
+@pytest.mark.parametrize("entries", [12, 60])
+def test_a_young_bandit_is_drawn_too(log: Path, tmp_path: Path, entries: int) -> None:
+    path = tmp_path / "young.ndjson"
+    path.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:entries]))
+    run("plot", path, "--quiet", "-o", tmp_path / "young.png")
+    assert (tmp_path / "young.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bandit_without_rewards_is_not_drawn(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.ndjson"
+    path.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    assert "none of its 0 decisions has a reward" in run("plot", path, "--quiet", "-o", tmp_path / "new.png", code=1)
+    assert not (tmp_path / "new.png").exists()
