@@ -6,8 +6,9 @@ Writers do not go through the models: a decision is written in microseconds. The
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ from service.engine.health import worst
 from service.engine.learner import Learner
 from service.engine.ledger import Ledger
 from service.engine.outcomes import DecisionHistory
-from service.engine.series import OTHER, ArmCounts, Latest, Row, Selection, merge
+from service.engine.series import OTHER, TRAFFIC_S, ArmCounts, Latest, Row, Selection, merge
 
 
 class Answer(BaseModel):
@@ -510,16 +511,48 @@ class BanditHealthAnswer(Answer):
     )
 
 
-class BanditName(Answer):
-    """One of the list."""
+class TrafficAnswer(Answer):
+    """Which arms were chosen in the last two hours."""
+
+    width_s: int = Field(description="Seconds of a bucket.", examples=[300])
+    at: str = Field(description="RFC 3339, UTC: where the first bucket begins.", examples=["2026-01-31T12:00:00Z"])
+    arms: dict[str, list[int]] = Field(
+        description="Decisions in each of the 24 buckets, of the five arms with most of them.", examples=[{"small": [3, 5]}]
+    )
+    other: list[int] = Field(description="The same of all other arms.")
+
+
+class BanditSummary(Answer):
+    """A bandit in short. All but the name is null where `fault` says why."""
 
     name: str = Field(description="Its name.", examples=["demo"])
+    policy: dict[str, Any] | None = Field(description="`kind` and hyperparameters.", examples=[{"kind": "greedy"}])
+    arms: int | None = Field(description="That can be chosen.", examples=[2])
+    decisions: int | None = Field(description="Made so far.", examples=[4711])
+    open: int | None = Field(description="Without an outcome yet.", examples=[3])
+    reward: float | None = Field(description="Mean of the last 1,000; null before the first.", examples=[0.62])
+    reward_week_ago: float | None = Field(
+        description="Mean of the day that ended a week ago, to six hours; null where none is known of it.", examples=[0.58]
+    )
+    cost_per_decision: float | None = Field(
+        description="Mean of the last 1,000 that a decision was closed with; null before the first.", examples=[0.0019]
+    )
+    missing: float | None = Field(
+        description="Share of the last decisions (some 1,000) that expired; null before the first was closed.", examples=[0.02]
+    )
+    last_decision_at: str | None = Field(description="RFC 3339, UTC; null before the first.")
+    traffic: TrafficAnswer | None = Field(description="Which arms were chosen of late.")
+    status: Literal["ok", "warn", "alarm"] | None = Field(description="That of its health.")
+    failing: list[str] | None = Field(description="The checks of its health that are not `ok`.", examples=[["drift"]])
+    notices: list[str] | None = Field(description="What its owner should know.")
+    as_of: int | None = Field(description="The offset up to which its log is in all that.", examples=[9423])
+    fault: str | None = Field(description="Why nothing can be said of it now; null as a rule.")
 
 
 class BanditsAnswer(Answer):
-    """A page of names."""
+    """A page of bandits."""
 
-    bandits: list[BanditName] = Field(description="In the order of their names.")
+    bandits: list[BanditSummary] = Field(description="In the order of their names.")
     next: str | None = Field(description="The `after` of the next page; null on the last.")
 
 
@@ -651,6 +684,9 @@ def evaluation_json(record: Record) -> dict[str, Any]:
     return {**evaluation_summary_json(record), "request": record.request, **{name: results.get(name) for name in names}}
 
 
+DAY_S = 86_400
+SHOWN_IN_TRAFFIC = 5
+"""Arms whose decisions a list of bandits shows apart."""
 FULL_TABLE = 64
 """Arms up to which an answer shows the weights and scores of all: a batch of 1,024 decisions over 1,000 arms would be 60 MB."""
 BEST_SHOWN = 16
@@ -922,6 +958,53 @@ async def health_json(learner: Learner, now: datetime) -> dict[str, Any]:
     """Every check of a bandit, and the worst status."""
     checks = await learner.health(now)
     return {"status": worst(checks), "checks": checks}
+
+
+async def summary_json(learner: Learner, now: datetime, of_embedders: Sequence[str]) -> dict[str, Any]:
+    """A bandit in short, from what is folded: `as_of` is that offset. of_embedders: notices about its embedders."""
+    judged = await learner.judge(now)
+    ledger, seconds, missing = learner.ledger, now.timestamp(), learner.ledger.tallies.missing
+    last = ledger.tallies.last_decision
+    return {
+        "name": learner.created.bandit,
+        "policy": {"kind": learner.policy.kind, **ledger.live.hyperparameters},
+        "arms": sum(arm.active for arm in ledger.arms),
+        "decisions": ledger.decided,
+        "open": len(ledger.open),
+        "reward": _mean(ledger.series.rewards.values()),
+        "reward_week_ago": ledger.series.mean(REWARD, seconds - 8 * DAY_S, seconds - 7 * DAY_S),
+        "cost_per_decision": _mean(ledger.series.costs.values()),
+        "missing": missing.mean if missing.count else None,
+        "last_decision_at": None if last is None else time_text(last),
+        "traffic": _traffic_json(ledger, seconds),
+        "status": judged.status,
+        "failing": judged.failing,
+        "notices": [*judged.notices, *of_embedders],
+        "as_of": learner.versions.committed.offset,
+        "fault": None,
+    }
+
+
+def faulty_json(name: str, fault: str) -> dict[str, Any]:
+    """A bandit of which nothing can be said now."""
+    return {**dict.fromkeys(BanditSummary.model_fields), "name": name, "fault": fault}
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _traffic_json(ledger: Ledger, now: float) -> dict[str, Any]:
+    buckets = ledger.series.traffic(now)
+    totals = sum(map(Counter, buckets), Counter[int]())
+    totals.pop(OTHER, None)
+    shown = sorted(heapq.nsmallest(SHOWN_IN_TRAFFIC, totals, key=lambda index: (-totals[index], index)))
+    return {
+        "width_s": TRAFFIC_S,
+        "at": _seconds_text((int(now // TRAFFIC_S) + 1 - len(buckets)) * TRAFFIC_S),
+        "arms": {ledger.arms[index].name: [bucket.get(index, 0) for bucket in buckets] for index in shown},
+        "other": [sum(count for index, count in bucket.items() if index not in shown) for bucket in buckets],
+    }
 
 
 async def bandit_json(learner: Learner, of_embedders: Sequence[str]) -> dict[str, Any]:

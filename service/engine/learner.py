@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from bandits import state as states
 from bandits.gpu import mirror
@@ -18,7 +18,7 @@ from service.engine.demand import Demand
 from service.engine.errors import ReferenceConflictError
 from service.engine.events import Created
 from service.engine.executor import AdaptiveExecutor, TaskGroup
-from service.engine.health import Check, Subject, calibration, examine, gain, notices
+from service.engine.health import Check, Status, Subject, calibration, examine, gain, notices, worst
 from service.engine.imports import HistoryImporter
 from service.engine.ledger import KnownReference
 from service.engine.notices import notices_of_arms, notices_of_rewards, notices_of_shadows
@@ -28,6 +28,14 @@ from service.engine.projection import Projection
 from service.engine.readiness import Versions
 from service.engine.shadows import LIMIT_S
 from service.storage.base import Entry, Log, Storage, StorageDamagedError
+
+
+class Judgement(NamedTuple):
+    """What is wrong with a bandit, in short. status: the worst of its checks.  failing: names of those that are not `ok`."""
+
+    status: Status
+    failing: list[str]
+    notices: list[str]
 
 
 class Learner:
@@ -76,6 +84,7 @@ class Learner:
         self.imports = HistoryImporter(self.projection, self.committer)
         self.demand = Demand()
         self.clone_fault = ""
+        self._judged: tuple[tuple[int, int, int], Judgement] | None = None
         self._storage = storage
         self._executor = AdaptiveExecutor()
 
@@ -150,6 +159,17 @@ class Learner:
             *seen,
             *notices_of_shadows(self.ledger, shadows),
         ]
+
+    async def judge(self, now: datetime) -> Judgement:
+        """The status of its health, and its notices. Kept until its log or the minute is another one: a list asks often, and the
+        report of a policy can take tens of milliseconds.
+        """
+        key = (self.versions.committed.offset, self.versions.scoring.offset, int(now.timestamp() // 60))
+        if self._judged is None or self._judged[0] != key:
+            checks, noticed = await self.health(now), await self.notices()
+            failing = [check.name for check in checks if check.status != "ok"]
+            self._judged = key, Judgement(worst(checks), failing, noticed)
+        return self._judged[1]
 
     async def entries(self, *, after: int, limit: int) -> list[tuple[int, bytes]]:
         """(offset, payload) of up to `limit` log entries behind `after`."""

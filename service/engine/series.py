@@ -32,8 +32,8 @@ OTHER = -1
 """The index under which they are."""
 
 
-TRAFFIC = 24
-"""Buckets of five minutes that a list of bandits shows."""
+TRAFFIC, TRAFFIC_S = 24, WIDTHS[1]
+"""Buckets that a list of bandits shows, and their seconds."""
 
 
 class Sums(msgspec.Struct, array_like=True):
@@ -268,9 +268,8 @@ class Series:
         return Selection(width, merged, start, count, msgspec.msgpack.encode(picked))
 
     def traffic(self, now: float) -> list[dict[int, int]]:
-        """Decisions per arm index in each of the last `TRAFFIC` buckets of five minutes, the one of now last."""
-        width, ring = WIDTHS[1], self._rings[1]
-        last, found = int(now // width), []
+        """Decisions per arm index in each of the last `TRAFFIC` buckets, the one of now last."""
+        ring, last, found = self._rings[WIDTHS.index(TRAFFIC_S)], int(now // TRAFFIC_S), []
         for number in range(last + 1 - TRAFFIC, last + 1):
             bucket = ring.get(number % KEPT)
             arms = bucket.arms if bucket is not None and bucket.number == number else {}

@@ -293,7 +293,7 @@ def called(client: Any) -> Generator[Any, Any, None]:
     again = yield client.create_bandit("b", **bandit.configuration)
     assert again.created_at == bandit.created_at
     page = yield client.list_bandits(limit=1)
-    assert [item.name for item in page.bandits] == ["b"]
+    assert [(item.name, item.arms, item.as_of, item.fault) for item in page.bandits] == [("b", 2, 1, None)]
     changed = yield client.change_bandit("b", if_offset=again.offset, objective={"reward": 2.0})
     assert changed.objective == {"reward": 2.0}
     assert (yield client.change_bandit("b", objective=None)).objective == {"reward": 1.0}

@@ -18,6 +18,7 @@ from service.api.change import check_same, configured_event
 from service.api.create import check_size, check_spelling, created_event
 from service.api.dependencies import Admin, ArmPath, BanditName, ManagedLearner, Reader, ReadLearner, Services, Shared
 from service.api.embedder_choice import load_for, notices
+from service.api.error_mapping import to_problem
 from service.api.json_bodies import StrictJSONRoute
 from service.api.problems import Problem, arm_not_found, invalid
 from service.api.requests import MAX_ARMS, MAX_ARMS_EVER, POLICY_MODELS, ArmBody, BanditBody, BanditPatch, Time, check_arm_name
@@ -31,14 +32,17 @@ from service.api.responses import (
     answer,
     arm_json,
     bandit_json,
+    faulty_json,
     health_json,
     series_json,
+    summary_json,
 )
 from service.api.routes import problems
 from service.engine import events
 from service.engine.errors import BanditNotFoundError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired
 from service.engine.learner import Learner
+from service.storage.base import LogNotFoundError
 
 
 class _ArmConvertor(Convertor[str]):
@@ -67,6 +71,9 @@ TAGGED: dict[str, Any] = {
 """Of responses that show a bandit, in the OpenAPI document."""
 
 router = APIRouter(tags=["bandits"], route_class=StrictJSONRoute)
+
+LOADING_WAIT_S = 2.0
+"""For bandits that are being loaded, when they are listed."""
 
 
 @router.get(
@@ -135,17 +142,38 @@ async def _create(name: str, body: BanditBody, tenant: str, services: Services) 
     return await services.repository.create(created)  # another request may have come first
 
 
-@router.get("/v1/bandits", summary="List the bandits", response_model=BanditsAnswer, responses=problems())
+@router.get("/v1/bandits", summary="Every bandit, in short", response_model=BanditsAnswer, responses=problems())
 async def list_bandits(
     caller: Reader,
     services: Shared,
     after: Annotated[str, Query(max_length=63, description="Continue behind this name.")] = "",
-    limit: Annotated[int, Query(ge=1, le=1000, description="Names in a page.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Bandits in a page.")] = 100,
 ) -> Response:
-    """Names in order, a page at a time; `next` is the `after` of the next page, null on the last."""
+    """In the order of their names, a page at a time; `next` is the `after` of the next page, null on the last. All of it is read
+    off what this process has folded; a bandit that is still being loaded, or cannot be served, says so in `fault`.
+    """
     names = [name for name in await services.repository.names(caller.tenant) if name > after]
     page = names[:limit]
-    return answer({"bandits": [{"name": name} for name in page], "next": page[-1] if len(names) > limit else None})
+    # A record of each in the store would do instead of learners, once a process no longer has to hold all of them.
+    asked = {name: asyncio.ensure_future(services.repository.get(caller.tenant, name)) for name in page}
+    if asked:
+        await asyncio.wait(asked.values(), timeout=LOADING_WAIT_S)
+    items = [await _summary(name, found, services) for name, found in asked.items()]
+    return answer({"bandits": [item for item in items if item], "next": page[-1] if len(names) > limit else None})
+
+
+async def _summary(name: str, found: asyncio.Future[Learner], services: Services) -> dict[str, Any] | None:
+    """A bandit in the list; None where it was deleted meanwhile."""
+    if not found.done():
+        found.cancel()
+        return faulty_json(name, "it is still being loaded; ask again")
+    try:
+        learner = found.result()
+        return await summary_json(learner, services.repository.clock(), notices(services.embeddings, learner.created))
+    except (BanditNotFoundError, LogNotFoundError):
+        return None
+    except Exception as error:
+        return faulty_json(name, to_problem(error).detail)
 
 
 @router.get(

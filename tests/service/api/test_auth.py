@@ -158,7 +158,7 @@ async def test_an_admin_without_a_tenant_reaches_the_bandits_of_a_tenant_by_nami
     assert (await ask("admin", "GET", "/v1/bandits/b")).json()["seed"] == 8
     decided = (await ask("admin", "POST", "/v1/bandits/b/decisions", {"id": "of-north"})).json()
     assert (await ask("admin", "PUT", "/v1/bandits/b/decisions/of-north/outcome", {"reward": 0.5})).status_code == 200
-    assert (await ask("admin", "GET", "/v1/bandits")).json()["bandits"] == [{"name": "b"}]
+    assert (await ask("admin", "GET", "/v1/bandits")).json()["bandits"][0]["name"] == "b"
     assert 'bandit="b"' in (await ask("admin", "GET", "/metrics")).text
     assert (await caller("north").bandit())["offset"] == decided["offset"] + 1 == 3
     assert (await caller("admin").bandit())["offset"] == 1  # the one of this name without a tenant

@@ -260,16 +260,44 @@ class Bandit(Model):
     report: dict[str, Any] = {}
 
 
-class BanditName(Model):
-    """An item of the list of bandits."""
+class Traffic(Model):
+    """Which arms were chosen of late: decisions in buckets of `width_s` seconds from `at` on, by arm, and those of all others."""
+
+    width_s: int
+    at: datetime
+    arms: dict[str, list[int]]
+    other: list[int] = []
+
+
+class BanditSummary(Model):
+    """An item of the list of bandits: a bandit in short, up to the offset `as_of` of its log.
+
+    arms: how many can be chosen.  reward, cost_per_decision: means of the last 1,000.  missing: share that expired.
+    status: of its health; failing: the checks that are not `ok`.  fault: why nothing but the name is known now.
+    """
 
     name: str
+    policy: dict[str, Any] | None = None
+    arms: int | None = None
+    decisions: int | None = None
+    open: int | None = None
+    reward: float | None = None
+    reward_week_ago: float | None = None
+    cost_per_decision: float | None = None
+    missing: float | None = None
+    last_decision_at: datetime | None = None
+    traffic: Traffic | None = None
+    status: str | None = None
+    failing: list[str] | None = None
+    notices: list[str] | None = None
+    as_of: int | None = None
+    fault: str | None = None
 
 
 class BanditPage(Model):
     """A page of the list of bandits. next: the `after` of the next page; null on the last."""
 
-    bandits: list[BanditName]
+    bandits: list[BanditSummary]
     next: str | None = None
 
 

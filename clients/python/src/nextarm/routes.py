@@ -64,7 +64,7 @@ class Routes:
 
     @Route
     def list_bandits(self, *, after: str = "", limit: int | None = None) -> Call[models.BanditPage]:
-        """Names in order, a page at a time; `next` is the `after` of the next page."""
+        """Every bandit in short, by name, a page at a time; `next` is the `after` of the next page."""
         query = _query(after=after, limit=limit)
         return Call(method="GET", template="/v1/bandits", query=query, answer=models.BanditPage.model_validate_json)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.api.routes import bandits
 from service.engine import events
 from service.engine.events import Cancelled
 from service.storage.base import Durability, Log, StorageUnavailableError
@@ -153,11 +154,14 @@ async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, mon
         return await load(storage, log, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Learner, "load", staticmethod(slowly))
+    monkeypatch.setattr(bandits, "LOADING_WAIT_S", 0.01)
     async with opened(store=store) as service:
         unready = await service.get("/readyz")
         assert (unready.status_code, answered(unready)["reasons"]) == (503, ["loading: b"])
         waiting = asyncio.create_task(service.decide())
-        assert answered(await service.get("/v1/bandits"))["bandits"] == [{"name": "b"}]
+        (item,) = answered(await service.get("/v1/bandits"))["bandits"]
+        assert (item["name"], item["decisions"]) == ("b", None)
+        assert "loaded" in item["fault"]
         assert not waiting.done()
         go_on.set()
         assert (await waiting)["arm"] == "small"
