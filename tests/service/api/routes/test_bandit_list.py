@@ -96,8 +96,8 @@ async def test_the_traffic_is_that_of_the_last_two_hours(service: Service, clock
     for place in range(30):
         if place == 6:
             made.clear()  # what is older is not shown
-        for arm in [names[place % 7]] if place % 2 else ["arm 6", "arm 6", "arm 1"]:
-            made.append((await service.decide("b", {"arms": [arm]}))["arm"])
+        wanted = [names[place % 7]] if place % 2 else ["arm 6", "arm 6", "arm 1"]
+        made += [(await service.decide("b", {"arms": [arm]}))["arm"] for arm in wanted]
         clock.forward(300)
     clock.forward(-300)
     traffic = (await listed(service))["b"]["traffic"]
