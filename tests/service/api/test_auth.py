@@ -48,6 +48,8 @@ ROUTES: list[tuple[str, str, Any, str]] = [
     ("GET", "/v1/bandits/b", None, "reader"),
     ("GET", "/v1/bandits/b/log", None, "reader"),
     ("GET", "/v1/bandits/b/digest", None, "reader"),
+    ("GET", "/v1/bandits/b/decisions", None, "reader"),
+    ("GET", "/v1/bandits/b/series", None, "reader"),
     ("GET", "/v1/bandits/b/decisions/open", None, "reader"),
     ("POST", "/v1/bandits/b/decisions", {}, "router"),
     ("POST", "/v1/bandits/b/decisions/batch", {"decisions": [{}]}, "router"),

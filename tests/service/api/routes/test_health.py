@@ -191,7 +191,7 @@ async def test_a_path_with_an_empty_segment_says_how_it_is_sent(service: Service
         ("/v1/bandits", "GET, HEAD"),
         ("/v1/bandits/b", "DELETE, GET, HEAD, PATCH, PUT"),
         ("/v1/bandits/b/arms/small", "DELETE, PUT"),
-        ("/v1/bandits/b/decisions", "POST"),
+        ("/v1/bandits/b/decisions", "GET, HEAD, POST"),
         ("/v1/bandits/b/decisions/x", "DELETE, GET, HEAD"),
         ("/v1/bandits/b/decisions/x/outcome", "PATCH, PUT"),
         ("/healthz", "GET, HEAD"),
@@ -217,6 +217,6 @@ async def test_head_is_answered_as_get_is_without_a_body(service: Service, path:
 
 async def test_head_of_what_takes_no_get_is_refused(service: Service) -> None:
     await service.create()
-    response = await service.ask("HEAD", "/v1/bandits/b/decisions")
+    response = await service.ask("HEAD", "/v1/bandits/b/import")
     assert (response.status_code, response.headers["allow"], response.content) == (405, "POST", b"")
     assert await service.offset() == 1
