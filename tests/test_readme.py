@@ -7,6 +7,7 @@ the digits that are shown; "..." is anything.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -101,6 +102,13 @@ def test_the_commands_work_as_pasted_and_answer_what_is_shown(page: str, tmp_pat
             assert len(expected) == len(answered), f"{block}\n{done.stdout}"
             for one, other in zip(expected, answered, strict=True):
                 assert is_part(one, other), f"{block}\n{done.stdout}"
+
+
+@EVERY_PAGE
+def test_python_that_is_not_run_is_python_at_least(page: str) -> None:
+    """What needs another library, a model or a key is shown and not run."""
+    for block in re.findall(r"^```python\n(.*?)^```", PAGES[page], flags=re.DOTALL | re.MULTILINE):
+        compile(block, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/embedders.md", *OWN_PAGES])
