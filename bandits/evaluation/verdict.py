@@ -31,7 +31,8 @@ class Verdict(NamedTuple):
 class Diagnostics(NamedTuple):
     """The diagnostics of one policy; see `Moments`.
 
-    supported: what the mean weight should be.  largest: of the weights.  spread: of the rewards.
+    supported: what the mean weight should be.  largest: of the weights.  percentile: of 99 % of the weights, to 9 %.
+    spread: of the rewards.
     """
 
     support: float
@@ -39,13 +40,14 @@ class Diagnostics(NamedTuple):
     mean_weight: float
     weight_error: float
     largest: float
+    percentile: float
     effective_sample: float
     spread: float
 
     @staticmethod
     def of(moments: Moments) -> list[Diagnostics]:
         """Of every policy."""
-        supported = moments.supported / moments.count
+        supported, percentiles = moments.supported / moments.count, moments.weight_quantile(0.99)
         return [
             Diagnostics(
                 float(moments.support[policy]),
@@ -53,6 +55,7 @@ class Diagnostics(NamedTuple):
                 float(moments.mean_weight[policy]),
                 float(moments.weight_error[policy]),
                 float(moments.largest[policy]),
+                float(percentiles[policy]),
                 float(moments.effective_sample[policy]),
                 moments.spread,
             )

@@ -284,7 +284,9 @@ class EvaluatedAnswer(Answer):
     policy: dict[str, Any] = Field(description="As it was asked for; `arm` of a fixed arm.", examples=[{"kind": "lin-ucb"}])
     label: str = Field(description="For tables.", examples=["lin-ucb"])
     value: float | None = Field(description="Its mean reward, by the first estimator; null where it has none.", examples=[0.62])
-    interval: list[float | None] = Field(description="By the normal distribution: decisions are taken for independent.")
+    interval: list[float | None] = Field(
+        description="By the normal distribution: decisions, and sessions, are taken for independent."
+    )
     anytime_interval: list[float | None] | None = Field(
         description="Holds at every number of decisions, whatever was learned; null without `reward_range`."
     )
@@ -292,6 +294,10 @@ class EvaluatedAnswer(Answer):
     effective_sample: float = Field(description="As many decisions of its own would say as much.", examples=[812.4])
     mean_weight: float = Field(description="Near 1 where the arms were drawn as logged.", examples=[1.01])
     max_weight: float = Field(description="Of one decision.", examples=[14.2])
+    p99_weight: float = Field(
+        description="A weight that 99 % of the decisions do not exceed, at most 9 % above the least such; 0 below 1/256.",
+        examples=[3.7],
+    )
     verdict: Literal["answer", "wide", "bounded", "cannot_answer"] = Field(description="What to make of it.")
     reason: str = Field(description="Why, and what to do; empty for `answer`.")
     estimates: dict[str, dict[str, Any]] = Field(description="Value and interval of each estimator that was named.")

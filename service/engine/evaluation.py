@@ -43,6 +43,9 @@ BLOCK = 2_048
 BLOCK_NUMBERS = 2**20
 WITHOUT_WEIGHTS = "imported without weights"
 WITHOUT_SHADOW = "without weights of a shadow"
+WITHOUT_FIRST = "sticky, its session's first decision unknown"
+SESSION_NUMBERS = 2**21
+"""Kept of first decisions of sessions, at most: later ones have their weights."""
 ELSEWHERE = 0
 """The number of no policy of this bandit."""
 ROUNDING = 1e-6
@@ -82,7 +85,9 @@ class _Decided(msgspec.Struct, frozen=True, tag_field="event", tag="decided"):
     weights: list[float]
     allowed: list[int]
     scores: _Scores = _Scores()
+    session: str = ""
     sticky: bool = False
+    chosen_by: str = ""
 
 
 class _Observed(msgspec.Struct, frozen=True, tag_field="event", tag="observed"):
@@ -114,12 +119,15 @@ class _Imported(msgspec.Struct, frozen=True, tag_field="event", tag="imported"):
     arm: int
     reward: float | None
     weights: list[float] | None = None
+    session: str = ""
 
     def as_decided(self, weights: list[float]) -> _Decided:
         """The decision that it was elsewhere; arms of weight 0 may not have been there."""
         allowed = [arm for arm, weight in enumerate(weights) if weight > 0.0]
         propensity = weights[self.arm] if self.arm < len(weights) else 0.0
-        return _Decided(id=self.id, at=self.at, arm=self.arm, propensity=propensity, weights=weights, allowed=allowed)
+        return _Decided(
+            id=self.id, at=self.at, arm=self.arm, propensity=propensity, weights=weights, allowed=allowed, session=self.session
+        )
 
 
 class _Amended(msgspec.Struct, frozen=True, tag_field="event", tag="amended"):
@@ -358,6 +366,7 @@ class Evaluated:
     effective_sample: float
     mean_weight: float
     max_weight: float
+    p99_weight: float
     verdict: str
     reason: str
     estimates: Mapping[str, tuple[float, Interval]]
@@ -374,6 +383,7 @@ class Evaluated:
             "effective_sample": self.effective_sample,
             "mean_weight": self.mean_weight,
             "max_weight": self.max_weight,
+            "p99_weight": self.p99_weight,
             "verdict": self.verdict,
             "reason": self.reason,
             "estimates": {
@@ -425,12 +435,16 @@ class Results:
 
 
 class _Row(NamedTuple):
-    """A decision that waits for its outcome. candidates: (C, K), empty without candidates."""
+    """A decision that waits for its outcome. candidates: (C, K), empty without candidates.
+
+    event: of a sticky decision the one that has drawn its arm, with the weights that it was drawn from.
+    """
 
     offset: int
     event: _Decided
     model: list[float]
     candidates: list[list[float]]
+    is_sticky: bool = False
 
 
 @dataclass
@@ -473,6 +487,7 @@ class Evaluation:
         for candidate in self.candidates:
             candidate.fold(self.offset, ())  # the entry that creates the bandit: one frozen there has learned nothing
         self._open: dict[str, _Row] = {}
+        self._firsts: dict[str, _Row] = {}  # of sessions, by the id of the decision; those that were needed last
         self._waiting: list[tuple[_Row, float]] = []  # for the next block, with their rewards
         self._counts, self._totals = [0] * len(self.arms), [0.0] * len(self.arms)  # per arm: outcomes, sum of their rewards
         # Columns: the logged policy, the candidates, an arm that is never there, the fixed arms. An arm that comes later has the
@@ -554,7 +569,7 @@ class Evaluation:
 
     def _fold(self, own: Own, offset: int, event: events.AnyEvent, row: _Row | None) -> _Row | None:
         """Let the candidates decide and learn. The row, unless the log lacks what one of them needs of it."""
-        if row is not None:
+        if row is not None and not row.is_sticky:
             if isinstance(event, events.Imported):
                 event_here = _elsewhere(event, row.event)
             else:
@@ -566,6 +581,7 @@ class Evaluation:
             if len(known) < len(found):
                 self.left_out[WITHOUT_SHADOW] += 1
                 self._open.pop(event_here.id, None)
+                self._firsts.pop(event_here.id, None)
                 row = None
         try:
             effects = own.fold(offset, event)
@@ -592,8 +608,7 @@ class Evaluation:
         if not self._is_counted(offset, event.at):
             return None
         if event.sticky:
-            self.left_out["sticky"] += 1
-            return None
+            return self._sticky_row(offset, event)
         arms, played = len(event.weights), event.arm
         if arms > len(self.arms):
             raise InvalidRow(
@@ -613,7 +628,27 @@ class Evaluation:
                 f"it is {propensity:g} where `weights` give the arm {event.weights[played]:g}; both are the probability with "
                 "which it was drawn",
             )
-        return _Row(offset, event, self._model(event.scores, arms), [])
+        row = _Row(offset, event, self._model(event.scores, arms), [])
+        if event.session:
+            self._keep_first(row)
+        return row
+
+    def _keep_first(self, row: _Row) -> None:
+        self._firsts.pop(row.event.id, None)
+        self._firsts[row.event.id] = row
+        if len(self._firsts) > SESSION_NUMBERS // ((len(self.candidates) + 2) * len(self.arms)):
+            del self._firsts[next(iter(self._firsts))]
+
+    def _sticky_row(self, offset: int, event: _Decided) -> _Row | None:
+        """The row of a decision that got the arm of its session: its weight is that of the decision which has drawn the arm, for
+        every policy. Not the model's of now: it has learned what that draw brought.
+        """
+        first = self._firsts.get(event.chosen_by)
+        if first is None or first.event.arm != event.arm:
+            self.left_out[WITHOUT_FIRST] += 1
+            return None
+        self._keep_first(first)
+        return first._replace(offset=offset, is_sticky=True)
 
     def _model(self, scores: _Scores, arms: int) -> list[float]:
         """(K,) what the deciding policy expected of each arm; where it did not say, the mean of the rewards so far."""
@@ -636,7 +671,7 @@ class Evaluation:
         reward = self.amended.get(event.id, event.reward)
         if reward is None:
             self.left_out["without a reward"] += 1
-        elif event.propensity is None or event.arm != row.event.arm:
+        elif (event.propensity is None and not row.is_sticky) or event.arm != row.event.arm:
             self.left_out["overridden"] += 1
         else:
             self._take(offset, row, reward)
@@ -688,9 +723,10 @@ class Evaluation:
         lowest = allowed.argmax(1)[:, None]
         fixed = np.concatenate([lowest, np.where(allowed, np.arange(arms), lowest)], 1)
         terms = block.of_tables(np.stack(tables, 1)).beside(block.of_arms(fixed))
-        self._moments.add(block, terms)
+        sessions = {place: row.event.session for place, (row, _) in enumerate(rows) if row.event.session}
+        self._moments.add(block, terms, sessions)
         if self._anytime is not None:
-            self._anytime.add(terms.weights, block.rewards)
+            self._anytime.add(terms.weights, block.rewards, sessions)
         self.decisions += count
 
     # -- results -----------------------------------------------------------------------------------------------------------
@@ -726,6 +762,7 @@ class Evaluation:
                 effective_sample=diagnostics[column].effective_sample,
                 mean_weight=diagnostics[column].mean_weight,
                 max_weight=diagnostics[column].largest,
+                p99_weight=diagnostics[column].percentile,
                 verdict=verdict.kind,
                 reason=verdict.reason,
                 estimates={name: (float(of.values[name][column]), of.intervals[name][column]) for name in ESTIMATORS},

@@ -74,3 +74,35 @@ def test_a_range_that_the_rewards_break_is_refused(reward_range: tuple[float, fl
 def test_the_ordinary_interval_is_the_normal_one() -> None:
     low, high = intervals.ordinary(Estimate(1.0, 0.5), confidence=0.95)
     assert (low, high) == pytest.approx((1.0 - 0.97998199, 1.0 + 0.97998199))
+
+
+# -- clusters ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sum_of_a_cluster_is_one_value() -> None:
+    g, count = default_rng(4), 60
+    values, labels = g.random((count, 2)) * 3.0, g.integers(0, 15, count)
+    bounds = intervals.LowerBounds(2)
+    for rows in np.array_split(np.arange(count), 7):
+        bounds.add(values[rows], {place: str(labels[row]) for place, row in enumerate(rows) if labels[row] < 12})
+    before = np.concatenate([np.zeros((1, 2)), values.cumsum(0)[:-1]])
+    means = np.minimum((0.5 + before) / (1.0 + np.arange(count))[:, None], 1.0)
+    groups = [np.flatnonzero(labels == label) for label in range(12)] + [np.array([row]) for row in np.flatnonzero(labels >= 12)]
+    squares = sum((values[rows].sum(0) - means[rows[0]]) ** 2 for rows in groups if len(rows))
+    risk, bets = 0.05, np.array(intervals.BETS)[:, None]
+    slack = (-np.log1p(-bets) - bets) / bets * squares + np.log(len(intervals.BETS) / risk) / bets
+    assert bounds.after(risk=risk) == pytest.approx(np.maximum((values.sum(0) - slack).max(0) / count, 0.0))
+
+
+def test_a_bound_holds_for_sessions_and_would_not_for_their_decisions_apart() -> None:
+    """400 logs of 150 sessions of 20 equal decisions each: the reward of a session is 0 or 1, its weight 2 or 0."""
+    g, logs, sessions, length = default_rng(12), 400, 150, 20
+    drawn = 2.0 * (g.random((sessions, logs)) < 0.5) * (g.random((sessions, logs)) < 0.6)
+    together, apart = intervals.LowerBounds(logs), intervals.LowerBounds(logs)
+    for session in range(sessions):
+        values = np.tile(drawn[session], (length, 1))
+        together.add(values, dict.fromkeys(range(length), str(session)))
+        apart.add(values)
+    wrong = [float((bounds.after(risk=0.05) > 0.6).mean()) for bounds in (together, apart)]
+    assert wrong[0] <= 0.05
+    assert wrong[1] > 0.1

@@ -13,7 +13,7 @@ from bandits.evaluation import estimators, intervals
 from bandits.evaluation.estimators import LoggedDecisions
 from service.engine import evaluation as module
 from service.engine import events
-from service.engine.evaluation import Evaluation, InvalidRequest, InvalidRow
+from service.engine.evaluation import WITHOUT_FIRST, Evaluation, InvalidRequest, InvalidRow
 from service.engine.evaluation_process import Pages, Plan, evaluate
 from service.engine.events import Amended, ArmAdded, Created, Decided, Imported, NewArm, Observed, ShadowCreated, ShadowWeights
 from service.engine.learner import Learner
@@ -310,3 +310,61 @@ def first_arms(log: list[events.AnyEvent]) -> list[NewArm]:
     first = log[0]
     assert isinstance(first, Created)
     return first.arms
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------------------
+
+
+SESSIONS = Example(
+    kind="epsilon-greedy", settings={"epsilon": 0.7}, reward=lambda g, arm: float(g.random() < (0.2, 0.5, 0.8)[arm])
+)
+
+
+async def test_a_session_is_one_cluster_with_the_weight_of_its_first_decision() -> None:
+    learner, g = await learner_of(MemoryStorage(), SESSIONS, session_ttl_s=3600.0), np.random.default_rng(2)
+    for i in range(240):
+        session = f"s{i % 80}" if i % 3 else None
+        decided = (await learner.decisions.submit(ask(SESSIONS, g, f"d{i}", session=session))).event
+        await learner.outcomes.submit(f"d{i}", outcome(SESSIONS, g, decided.arm))
+    entries = await learner.entries(after=0, limit=10_000)
+    found = [(offset, events.decode(payload)) for offset, payload in entries]
+    decisions = {event.id: event for _, event in found if isinstance(event, events.Decided)}
+    rewards = {event.id: event.reward or 0.0 for _, event in found if isinstance(event, events.Observed)}
+    assert sum(one.sticky is True for one in decisions.values()) > 50
+    evaluation = Evaluation(learner.created, [{"kind": "random"}])
+    for offset, payload in entries[1:]:
+        evaluation.add(offset, payload)
+    results = evaluation.results(estimator="ips")
+    assert (results.decisions, dict(results.left_out)) == (240, {})
+    firsts = {name: decisions[one.chosen_by] if isinstance(one.chosen_by, str) else one for name, one in decisions.items()}
+    clusters: dict[str, list[str]] = {}
+    for name, one in decisions.items():
+        clusters.setdefault(one.session if isinstance(one.session, str) else name, []).append(name)
+
+    def weight(label: str, one: Decided) -> float:
+        if label == "as logged":
+            return 1.0
+        mine = 1 / 3 if label == "random" else float(label == f"always arm {one.arm}")
+        return mine / one.weights[one.arm]
+
+    for policy in (results.behaviour, *results.policies, *results.fixed_arms):
+        terms = {name: weight(policy.label, firsts[name]) * rewards[name] for name in decisions}
+        value = sum(terms.values()) / 240
+        off = [sum(terms[name] - value for name in names) for names in clusters.values()]
+        reach = 1.959964 * sum(one**2 for one in off) ** 0.5 / 240
+        assert policy.value == pytest.approx(value), policy.label
+        assert tuple(policy.interval) == pytest.approx((value - reach, value + reach), abs=1e-6), policy.label
+
+
+async def test_a_sticky_decision_whose_first_one_does_not_count_is_left_out() -> None:
+    learner, g = await learner_of(MemoryStorage(), SESSIONS, session_ttl_s=3600.0), np.random.default_rng(2)
+    for i in range(12):
+        decided = (await learner.decisions.submit(ask(SESSIONS, g, f"d{i}", session=f"s{i % 4}"))).event
+        await learner.outcomes.submit(f"d{i}", outcome(SESSIONS, g, decided.arm))
+    entries = await learner.entries(after=0, limit=100)
+    third = next(offset for offset, payload in entries if b'"decided"' in payload and b'"id":"d3"' in payload)
+    evaluation = Evaluation(learner.created, since=third)
+    for offset, payload in entries[1:]:
+        evaluation.add(offset, payload)
+    results = evaluation.results()
+    assert (results.decisions, dict(results.left_out)) == (3, {WITHOUT_FIRST: 6})

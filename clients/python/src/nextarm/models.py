@@ -411,6 +411,7 @@ class Evaluated(Model):
     effective_sample: float
     mean_weight: float
     max_weight: float
+    p99_weight: float = 0.0
     verdict: str
     reason: str = ""
     estimates: dict[str, dict[str, Any]] = {}

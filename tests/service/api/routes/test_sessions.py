@@ -209,7 +209,7 @@ async def test_a_decision_whose_process_ended_behind_its_session_is_made_as_it_w
     assert (await decide(service, "t"))["chosen_by"] == "lost"
 
 
-async def test_what_is_not_drawn_is_not_evaluated_and_is_cloned_without_weights(service: Service) -> None:
+async def test_what_is_not_drawn_is_evaluated_by_what_was_and_is_cloned_without_weights(service: Service) -> None:
     await service.create(body=RANDOM)
     for i in range(12):
         decision = await decide(service, f"s{i % 4}")
@@ -222,7 +222,8 @@ async def test_what_is_not_drawn_is_not_evaluated_and_is_cloned_without_weights(
     for offset, payload in entries[1:]:
         evaluation.add(offset, payload)
     results = evaluation.results()
-    assert (results.decisions, dict(results.left_out)) == (4, {"sticky": 8})
+    assert (results.decisions, dict(results.left_out)) == (12, {})
+    assert results.behaviour.value == pytest.approx(0.25)
     lines = [events.line(offset, payload) for offset, payload in entries]
     assert write_dsjson(lines, io.BytesIO()) == 4, "there is no probability of the others"
     read = list(LogReader().read(lines))
