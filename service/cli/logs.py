@@ -17,9 +17,7 @@ from rich.progress import Progress, TaskID
 from service.engine import events
 from service.engine.learner import Learner
 from service.settings import Settings
-from service.storage.base import Log, Storage, StorageDamagedError, StorageUnavailableError
-
-PAGE = 500
+from service.storage.base import PAGE, Log, Storage, StorageDamagedError, StorageUnavailableError, pages
 
 
 class Digest(NamedTuple):
@@ -73,11 +71,9 @@ class Source(NamedTuple):
     async def _stored(self, settings: Settings) -> AsyncGenerator[tuple[int, bytes]]:
         async with reading(settings) as storage:
             (log,) = await chosen(storage, self.name)
-            offset = 0
-            while entries := await storage.read(log, after=offset, limit=PAGE):
+            async for entries in pages(storage, log):
                 for entry in entries:
                     yield entry.offset, entry.payload
-                offset = entries[-1].offset
 
     async def _exported(self, path: Path) -> AsyncGenerator[tuple[int, bytes]]:
         with path.open("rb") as lines:

@@ -57,6 +57,7 @@ from service.storage.base import (
     Storage,
     StorageConflictError,
     StorageUnavailableError,
+    pages,
 )
 
 logger = logging.getLogger("nextarm.clones")
@@ -226,12 +227,10 @@ AMENDED = b'"event":"amended"'
 async def newest_amendments(storage: Storage, source: Log, until: int) -> dict[int, Amended]:
     """The newest amendment of each outcome up to an offset, by the offset of the event that closed its decision."""
     found: dict[int, Amended] = {}
-    after = 0
-    while after < until and (entries := await storage.read(source, after=after, limit=min(READ_BATCH, until - after))):
+    async for entries in pages(storage, source, until=until, limit=READ_BATCH):
         for entry in entries:
             if AMENDED in entry.payload and isinstance(event := events.decode(entry.payload), Amended):
                 found[event.outcome] = event
-        after = entries[-1].offset
     return found
 
 
@@ -241,13 +240,12 @@ async def check_cloneable(storage: Storage, source: Log, clone: Created) -> None
     until = clone.clone_of.until
     try:
         check = _Check(clone, await newest_amendments(storage, source, until))
-        after = 0
-        while after < until:
-            entries = await storage.read(source, after=after, limit=min(READ_BATCH, until - after))
-            if not entries:
-                raise NotCloneableError(f"the log ends at offset {after}, before {until}")
+        end = 0
+        async for entries in pages(storage, source, until=until, limit=READ_BATCH):
             await asyncio.to_thread(check.add, entries)
-            after = entries[-1].offset
+            end = entries[-1].offset
+        if end < until:
+            raise NotCloneableError(f"the log ends at offset {end}, before {until}")
     except LogCompactedError as error:
         raise NotCloneableError(f"events before offset {error.first} are kept in snapshots only") from None
     check.finish()
@@ -352,11 +350,10 @@ class Cloner:
         source, until = Log(cloning.source.log, _sibling(clone, cloning.source.bandit)), cloning.source.until
         amendments = await newest_amendments(self._storage, source, until)
         join: OutcomeJoin | None = None
-        after = 0
-        while after < until and not clone.versions.is_closing:
-            entries = await self._storage.read(source, after=after, limit=min(READ_BATCH, until - after))
-            if not entries:
-                raise NotCloneableError(f"the log of {cloning.source.bandit!r} ends at offset {after}, before {until}")
+        end = 0
+        async for entries in pages(self._storage, source, until=until, limit=READ_BATCH):
+            if clone.versions.is_closing:
+                return
             decoded = [(entry.offset, events.decode(entry.payload)) for entry in entries]
             if join is None:
                 first = decoded[0][1]
@@ -364,9 +361,11 @@ class Cloner:
                 join = OutcomeJoin(first, amendments, clock=self._clock)
             copies = [(offset, join.copy(offset, event)) for offset, event in decoded]
             await self._append(clone, [one for offset, one in copies if one is not None and _is_due(clone, offset, one)])
-            after = entries[-1].offset
+            end = entries[-1].offset
             await asyncio.sleep(0)
-        if after >= until and clone.ledger.cloning is not None:
+        if end < until:
+            raise NotCloneableError(f"the log of {cloning.source.bandit!r} ends at offset {end}, before {until}")
+        if clone.ledger.cloning is not None:
             await self._append(clone, [Cloned(at=self._clock(), learned=clone.ledger.cloning.learned)])
 
     async def _append(self, clone: Learner, copies: Sequence[AnyEvent]) -> None:

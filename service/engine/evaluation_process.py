@@ -24,9 +24,8 @@ from bandits.errors import BanditError
 from service.engine import events
 from service.engine.evaluation import Evaluation, InvalidRequest, InvalidRow
 from service.settings import Settings
-from service.storage.base import Log, LogCompactedError, Storage, StorageError
+from service.storage.base import PAGE, Log, LogCompactedError, Storage, StorageError, pages
 
-PAGE = 500
 LONGEST_LINE = 2**26
 PRIORITY = 10
 """What is added to the niceness of the process."""
@@ -66,20 +65,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 async def stored(storage: Storage, log: Log, *, until: int = 0) -> Pages:
     """Of a log. One that is trimmed begins with entry 1 and goes on with the first that is kept."""
-    offset = 0
-    while not until or offset < until:
+    offset, is_complete = 0, False
+    while not is_complete:
         try:
-            entries = await storage.read(log, after=offset, limit=min(PAGE, until - offset) if until else PAGE)
+            async for entries in pages(storage, log, after=offset, until=until or None):
+                yield [(entry.offset, entry.payload) for entry in entries]
+                offset = entries[-1].offset
+            is_complete = True
         except LogCompactedError as error:
             if offset == 0:
                 (first,) = await storage.read(log, after=0, limit=1)
                 yield [(1, first.payload)]
             offset = error.first - 1
-            continue
-        if not entries:
-            return
-        yield [(entry.offset, entry.payload) for entry in entries]
-        offset = entries[-1].offset
 
 
 async def exported(path: Path) -> Pages:

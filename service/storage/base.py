@@ -41,7 +41,7 @@ append of it would be accepted again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -241,6 +241,23 @@ class Storage(Protocol):
         """Replace a record, durably, if it is `expected`; whether it was. None = there is none. For a few hundred records of some
         kilobytes; they are deleted with their log, and `LogNotFoundError` says that it was.
         """
+
+
+PAGE = 500
+
+
+async def pages(
+    storage: Storage, log: Log, *, after: int = 0, until: int | None = None, limit: int = PAGE
+) -> AsyncGenerator[list[Entry]]:
+    """The entries of a log with after < offset <= until, in order, at most `limit` together. until: None = what is there in the
+    end. It ends early where the log does; raises as `Storage.read` does.
+    """
+    while until is None or after < until:
+        entries = await storage.read(log, after=after, limit=limit if until is None else min(limit, until - after))
+        if not entries:
+            return
+        yield entries
+        after = entries[-1].offset
 
 
 KEPT_SNAPSHOTS = 2

@@ -20,9 +20,9 @@ from bandits.evaluation.intervals import Interval
 from bandits.evaluation.retrospective import Exploration, Gain, Known, PromptValue, Retrospective, ratio_of_sums
 from bandits.registry import POLICIES
 from service.cli.log_reader import LogError, LogReader, amendments
-from service.cli.logs import PAGE, Source
+from service.cli.logs import Source
 from service.cli.report.history import ArmCounts, History
-from service.storage.base import StorageDamagedError
+from service.storage.base import PAGE, StorageDamagedError
 
 STATES = ("observed", "without_reward", "overridden", "sticky", "expired", "cancelled", "open", "partial", "stop")
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.storage.base import Durability, Entry, Log, LogNotFoundError, Receipt, Storage, StorageConflictError
+from service.storage.base import Durability, Entry, Log, LogNotFoundError, Receipt, Storage, StorageConflictError, pages
 from tests.service.storages import STORAGES, Opener, started
 
 POWER, PROCESS = Durability.POWER, Durability.PROCESS
@@ -109,6 +109,18 @@ async def test_a_log_is_read_in_pages_of_any_size(storage: Storage, limit: int) 
         read += page
     assert [entry.offset for entry in read] == list(range(1, 308))
     assert [entry.payload for entry in read[1:]] == [b"payload %d" % i for i in range(2, 308)]
+
+
+async def test_pages_are_the_entries_between_two_offsets(storage: Storage) -> None:
+    log = await a_log(storage, entries=23)
+
+    async def offsets(after: int = 0, until: int | None = None) -> list[list[int]]:
+        return [[entry.offset for entry in page] async for page in pages(storage, log, after=after, until=until, limit=5)]
+
+    assert [len(page) for page in await offsets()] == [5, 5, 5, 5, 3]
+    assert await offsets(after=9, until=16) == [[10, 11, 12, 13, 14], [15, 16]]
+    assert [offset for page in await offsets(until=99) for offset in page] == list(range(1, 24))
+    assert await offsets(after=23) == await offsets(after=4, until=4) == []
 
 
 async def test_reading_behind_the_end_finds_nothing(storage: Storage) -> None:
