@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import embedder_choice as embedding
 from service.api import error_mapping
+from service.api.adapters import personalizer, weave
 from service.api.auth import Authenticator
 from service.api.dependencies import Services
 from service.api.facade.errors import PATHS, ErrorEnvelope
@@ -86,7 +87,7 @@ class Application(FastAPI):
             health,
             pages,
         )
-        routers = [module.router for module in modules]
+        routers = [module.router for module in (*modules, personalizer, weave)]
         if gateway is not None:
             from service.api.facade.routes import facade_router
 

@@ -43,7 +43,11 @@ between two of them, others are answered.
 """
 
 TENANT = TENANT_HEADER.lower().encode()
-HEADERS = frozenset((b"authorization", b"content-length", b"content-encoding", b"content-type", REQUEST_ID_HEADER, TENANT))
+ADAPTERS, SUBSCRIPTION_KEY = "/adapters/", b"ocp-apim-subscription-key"
+"""Where other services' clients come in, and the header in which one of them sends its key."""
+HEADERS = frozenset(
+    (SUBSCRIPTION_KEY, b"authorization", b"content-length", b"content-encoding", b"content-type", REQUEST_ID_HEADER, TENANT)
+)
 LONGEST_NAME = 64
 """Characters of a bandit's name in a log line; there is none longer."""
 
@@ -145,8 +149,11 @@ class AdmissionMiddleware:
         path = scope["path"]
         if path not in PUBLIC or (path == "/readyz" and b"authorization" in headers):  # it says more to who may know more
             address = scope["client"][0] if scope.get("client") else ""
+            authorization = headers.get(b"authorization", b"")
+            if not authorization and SUBSCRIPTION_KEY in headers and path.startswith(ADAPTERS):
+                authorization = b"Bearer " + headers[SUBSCRIPTION_KEY]
             scope["nextarm.caller"] = self._authenticator.authenticate(
-                authorization=headers.get(b"authorization", b"").decode("latin-1"),
+                authorization=authorization.decode("latin-1"),
                 address=address,
                 tenant=headers.get(TENANT, b"").decode("latin-1"),
             )
