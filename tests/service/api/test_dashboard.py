@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,56 @@ def test_a_phone_scrolls_in_one_direction(guarded: Guarded) -> None:
     for view in VIEWS.values():
         page = guarded.open(view)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+
+
+def of_module(page: Page, module: str, expression: str, given: Any = None) -> Any:
+    """The value of an expression of what a module exports (`it`), and of `given`."""
+    return page.evaluate(
+        f"async (given) => {{ const it = await import('./dashboard/{module}.js'); return {expression}; }}", given
+    )
+
+
+def test_curves_are_the_means_of_what_is_around_them_with_their_error(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits")
+    rewards = [[0.2, 0.4], [], [0.9], [0.5, 0.5, 0.8]]
+    buckets = [
+        {"sum": sum(some), "square_sum": sum(x * x for x in some), "count": len(some)} if some else None for some in rewards
+    ]
+    curve = of_module(page, "series", "it.smooth(given, 1.5)", buckets)
+    for at in range(len(rewards)):
+        weighed = [(math.exp(-0.5 * ((at - k) / 1.5) ** 2), reward) for k, some in enumerate(rewards) for reward in some]
+        mass = sum(weight for weight, _ in weighed)
+        mean = sum(weight * reward for weight, reward in weighed) / mass
+        variance = sum(weight * (reward - mean) ** 2 for weight, reward in weighed) / mass
+        effective = mass**2 / sum(weight**2 for weight, _ in weighed)
+        half = 1.96 * math.sqrt(variance / (effective - 1))
+        shown = [curve[name][at] for name in ("low", "middle", "high")]
+        assert shown == pytest.approx([mean - half, mean, mean + half])
+    values = [reward for some in rewards for reward in some]
+    total = {name: sum(bucket[name] for bucket in buckets if bucket) for name in ("sum", "square_sum", "count")}
+    found = of_module(page, "series", "it.meanOf(given)", total)
+    assert found["mean"] == pytest.approx(statistics.fmean(values))
+    assert found["error"] == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def test_quantiles_and_metrics_are_those_of_the_exposition(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits")
+    assert of_module(page, "metrics", "it.quantile(given, 0.5)", [[1, 2], [2, 6], [4, 10]]) == 1.75
+    text = '# HELP x\nx_total{bandit="a\\"b\\\\",le="0.5"} 3.5\nx_total 2e+3\n'
+    found = of_module(page, "metrics", "Object.fromEntries(it.parse(given))", text)
+    assert found == {"x_total": [{"labels": {"bandit": 'a"b\\', "le": "0.5"}, "value": 3.5}, {"labels": {}, "value": 2000}]}
+
+
+def test_why_stacks_what_was_added_and_takes_off_what_was_taken_off(guarded: Guarded) -> None:
+    page = guarded.open("#/bandits")
+    decision = {
+        "arm": "a",
+        "weights": {"a": 1.0, "b": 0.0},
+        "scores": {"a": {"estimate": 2.0, "bonus": 0.5}, "b": {"estimate": 3.0}},
+    }
+    terms = of_module(page, "why", "['pak-ucb', 'fd-ucb'].map((kind) => it.termsOf(given, kind))", decision)
+    bars = [[(row["isChosen"], row["solid"], row["pale"]) for row in rows] for rows in terms]
+    assert bars == [[(True, 2.0, [2.0, 2.5]), (False, 3.0, None)], [(True, 1.5, [1.5, 2.0]), (False, 3.0, None)]]
 
 
 def test_the_theme_is_chosen_and_kept(guarded: Guarded) -> None:

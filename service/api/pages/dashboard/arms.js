@@ -1,7 +1,7 @@
 // The arms of a bandit: what each earned and cost in the time that is shown.
 
 import { html, useState } from "./vendor/preact.js";
-import { count, number, percent, plural, withError } from "./format.js";
+import { count, decimalsOf, number, percent, plural, withError } from "./format.js";
 import { Arm, Scroll, Status } from "./parts.js";
 import { meanOf, totals } from "./series.js";
 
@@ -37,6 +37,7 @@ export function Arms({ bandit, series, color }) {
     .filter((row) => row.name.toLowerCase().includes(filter.trim().toLowerCase()))
     .sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0) * (sort.isDown ? -1 : 1));
   const shown = isAll ? rows : rows.slice(0, FEW);
+  const decimals = Math.min(...rows.map((row) => decimalsOf(row.error)).filter(Boolean)); // of the widest error, the same in all rows
   const order = (by) => () => setSort({ by, isDown: sort.by === by ? !sort.isDown : by !== "name" });
   return html`
     <section class="card flush" aria-labelledby="arms">
@@ -55,7 +56,7 @@ export function Arms({ bandit, series, color }) {
               <td class="share"><div><svg class="bar chosen ${color(row.name)}" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">
                 <rect class="solid" width=${100 * row.share} height="8" /></svg><span>${percent(row.share)}</span></div></td>
               <td class="number wide">${count(row.pulls)}</td>
-              <td class="number">${withError(row.mean, row.error)}</td>
+              <td class="number">${withError(row.mean, row.error, decimals)}</td>
               <td class="number wide">${number(row.cost)}</td>
               <td class="number wide">${number(row.worth)}</td>
               <td class="number wide">${count(row.pending)}</td>

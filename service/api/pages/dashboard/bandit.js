@@ -9,8 +9,11 @@ import { Decisions } from "./decisions.js";
 import { count, number, percent, signed } from "./format.js";
 import { useResource, watch } from "./live.js";
 import { Change, Empty, Failure, Figure, Loading, Name, Status } from "./parts.js";
-import { bandwidth, foldArms, meanOf, OTHER, shares, signalOf, smooth, smoothObjective, totals } from "./series.js";
+import { bandwidth, foldArms, meanOf, OTHER, scoreOf, shares, signalOf, smooth, smoothObjective, totals } from "./series.js";
 import { loadSeries, loadTrend, trendOf } from "./summary.js";
+
+/** Scores that are drawn over time where a policy learns no reward. */
+const SCORES = ["estimate", "weight", "bonus"];
 
 const RANGES = { "1 h": 3600, "24 h": 86_400, "7 d": 7 * 86_400, "90 d": 90 * 86_400 };
 
@@ -28,14 +31,14 @@ export function Bandit({ bandit: name, onRefused, onLive }) {
   const { data: health, refresh: refreshHealth } = useResource(get("/health"), [name], { everyMs: 30_000, gapMs: 5000 });
   const range = wanted || (bandit ? rangeOf(bandit) : "");
   const { data: series, refresh: refreshSeries } = useResource(
-    async (signal) => (range ? loadSeries(name, RANGES[range], signal, bandit.created_at) : null), [name, range], { everyMs: 30_000, gapMs: 3000 });
+    async (signal) => (range ? loadSeries(name, RANGES[range], signal) : null), [name, range], { everyMs: 30_000, gapMs: 3000 });
   const { data: trend } = useResource((signal) => loadTrend(name, signal), [name], { everyMs: 60_000 });
   useEffect(() => {
     if (error && error.status === 401) onRefused(error);
   }, [error]);
   useEffect(() => watch(name, {
     onState: onLive,
-    onEvent: () => {
+    onChange: () => {
       setEvents((before) => before + 1);
       refresh();
       refreshSeries();
@@ -74,8 +77,7 @@ function Figures({ bandit, health, series, trend, range }) {
   const total = series ? totals(series.buckets) : null;
   const reward = total ? meanOf(total.signals.reward) : { mean: null };
   const cost = total ? meanOf(total.signals.cost) : { mean: null };
-  const { now, before } = trend ? trendOf(trend.week) : { now: {}, before: {} };
-  const change = now.mean !== null && before.mean !== null && now.mean !== undefined ? now.mean - before.mean : null;
+  const change = trend ? trendOf(trend.week).change : null;
   const { gain } = bandit.report;
   const missing = check("missing_outcomes");
   const pays = check("prompt_pays");
@@ -84,8 +86,7 @@ function Figures({ bandit, health, series, trend, range }) {
     <dl class="figures">
       <${Figure} label="Decisions" value=${count(bandit.decisions)}>${count(bandit.open)} open${total ? `, ${count(total.decisions)} in ${range}` : ""}<//>
       ${bandit.objective ? html`
-        <${Figure} label="Reward, ${range}" value=${number(reward.mean)}>${change === null ? withErrorOnly(reward) : html`
-          <${Change} value=${change} text="${signed(change, 2)} against a week ago" />`}<//>
+        <${Figure} label="Reward, ${range}" value=${number(reward.mean)}>${change === null ? withErrorOnly(reward) : html`<${Change} ...${change} />`}<//>
         <${Figure} label="Gain over the best arm" hint="Per decision, beyond always playing the best single arm; with a 95 % interval" value=${gain && gain.value !== null ? signed(gain.value) : "–"}>
           ${gain && gain.interval ? `${signed(gain.interval[0], 2)} to ${signed(gain.interval[1], 2)}` : "not known yet"}<//>` : null}
       <${Figure} label="Cost per decision, ${range}" value=${number(cost.mean)}>${bandit.budget ? `budget ${number(bandit.budget.per_decision)}` : withErrorOnly(cost)}<//>
@@ -100,20 +101,23 @@ const withErrorOnly = ({ error, count: n }) => (error ? `± ${number(error, 2)}`
 
 function Charts({ bandit, series, color }) {
   const [signal, setSignal] = useState("");
-  const [isByArm, setByArm] = useState(false);
+  const [isWantedByArm, setByArm] = useState(false);
   const { arms, buckets } = foldArms(series, color);
   if (!arms.length) {
     return html`<section class="card"><${Empty} title="Nothing in this time"><p class="quiet">Choose a longer one, or ask for a decision.</p><//></section>`;
   }
   const times = buckets.map((bucket) => bucket.at);
-  const found = Object.keys(totals(buckets).signals);
+  const found = Object.keys(totals(buckets).signals).filter((name) => bandit.objective || name !== "cost" || bandit.arms.some((arm) => arm.price));
+  const scored = bandit.objective ? [] : SCORES.filter((score) => arms.some((arm) => scoreOf(buckets, score, arm).some((value) => value !== null)));
   const weighed = bandit.objective && Object.entries(bandit.objective).some(([name, weight]) => weight !== (name === "reward" ? 1 : 0));
-  const names = [...(weighed ? ["objective"] : []), ...["reward", "cost"].filter((name) => found.includes(name)), ...found.filter((name) => name !== "reward" && name !== "cost")];
+  const names = [...scored, ...(weighed ? ["objective"] : []), ...["reward", "cost"].filter((name) => found.includes(name)), ...found.filter((name) => name !== "reward" && name !== "cost")];
   const shown = names.includes(signal) ? signal : names.includes("reward") ? "reward" : names[0];
   const width = bandwidth(buckets.map((bucket) => totals([bucket]).outcomes));
+  const isScore = scored.includes(shown);
+  const isByArm = isWantedByArm || isScore; // one decision has one estimate per arm, and none of all
   const curve = (arm) => ({
     arm,
-    ...(shown === "objective" ? smoothObjective(bandit.objective, arm === null ? buckets : buckets.map((bucket) => ({ arms: { [arm]: bucket.arms[arm] } })), width)
+    ...(isScore ? { middle: scoreOf(buckets, shown, arm) } : shown === "objective" ? smoothObjective(bandit.objective, arm === null ? buckets : buckets.map((bucket) => ({ arms: { [arm]: bucket.arms[arm] } })), width)
       : smooth(signalOf(buckets, shown, arm), arm === null ? width : bandwidth(buckets.map((bucket) => (bucket.arms[arm] || {}).outcomes || 0)))),
   });
   const curves = isByArm ? arms.filter((arm) => arm !== OTHER).map(curve) : [curve(null)];
@@ -126,8 +130,8 @@ function Charts({ bandit, series, color }) {
             <div class="push row-tools">
               ${names.length > 1 ? html`<label><span class="sr">Signal</span><select value=${shown} onChange=${(event) => setSignal(event.target.value)}>
                 ${names.map((name) => html`<option value=${name} selected=${name === shown}>${name}</option>`)}</select></label>` : null}
-              <div class="choices" role="group" aria-label="Curves"><button aria-pressed=${!isByArm} onClick=${() => setByArm(false)}>All</button>
-                <button aria-pressed=${isByArm} onClick=${() => setByArm(true)}>By arm</button></div></div></div>
+              ${isScore ? null : html`<div class="choices" role="group" aria-label="Curves"><button aria-pressed=${!isByArm} onClick=${() => setByArm(false)}>All</button>
+                <button aria-pressed=${isByArm} onClick=${() => setByArm(true)}>By arm</button></div>`}</div></div>
           <${CurveChart} key=${shown} times=${times} curves=${curves} color=${color} label=${capital(shown)} /></section>` : null}
     </div>`;
 }
@@ -136,9 +140,10 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1).replaceAl
 
 function Health({ health, notices }) {
   const checks = [...health.checks].sort((a, b) => (b.status !== "ok") - (a.status !== "ok"));
+  const others = notices.filter((notice) => !checks.some((check) => notice.includes(check.detail)));
   return html`
     <section class="card" aria-labelledby="health"><div class="card-head"><h2 id="health" tabindex="-1">Health</h2></div>
-      ${notices.length ? html`<ul class="alarms notices">${notices.map((notice) => html`<li><${Status} of="warn">${notice}<//></li>`)}</ul>` : null}
+      ${others.length ? html`<ul class="alarms notices">${others.map((notice) => html`<li><${Status} of="warn">${notice}<//></li>`)}</ul>` : null}
       <ul class="checks">${checks.map((check) => html`
         <li><${Status} of=${check.status}><strong>${check.name.replaceAll("_", " ")}</strong><//>
           <p>${check.detail}${check.status !== "ok" && check.fix ? html` <span class="fix"><span>Fix</span>${check.fix}</span>` : null}</p></li>`)}</ul>

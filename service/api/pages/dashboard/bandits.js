@@ -3,7 +3,7 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { ask, banditPath, inTurn, query } from "./api.js";
 import { colorsOf } from "./colors.js";
-import { count, number, percent, plural, signed } from "./format.js";
+import { count, number, percent, plural } from "./format.js";
 import { useResource } from "./live.js";
 import { Change, Empty, Failure, Loading, Name, Scroll, Sparkline, Status } from "./parts.js";
 import { foldArms, shares } from "./series.js";
@@ -11,99 +11,59 @@ import { loadTrend, trendOf } from "./summary.js";
 
 const PAGE = 50;
 
-/** The page of names from `after` on, with what is needed for a row each. */
-async function load(after, signal) {
-  const page = await ask("GET", `v1/bandits${query({ after, limit: PAGE })}`, { signal });
-  const rows = await inTurn(page.bandits, async (item) => {
-    try {
-      const [bandit, health, series] = await Promise.all([
-        ask("GET", banditPath(item.name), { signal }),
-        ask("GET", banditPath(item.name, "/health"), { signal }),
-        loadTrend(item.name, signal),
-      ]);
-      return { name: item.name, bandit, health, series };
-    } catch (error) {
-      if (error.name === "AbortError" || error.status === 401) throw error;
-      return { name: item.name, error };
-    }
-  });
-  return { rows, next: page.next };
-}
-
-function check(health, name) {
-  return health.checks.find((item) => item.name === name);
-}
-
-function Alarm({ health }) {
-  const bad = health.checks.filter((item) => item.status !== "ok");
-  const text = bad.length ? bad.map((item) => item.name.replaceAll("_", " ")).join(", ") : "All well";
-  return html`<span title=${bad.map((item) => item.detail).join("\n") || null}><${Status} of=${health.status}>${text}<//></span>`;
-}
-
-function Row({ row }) {
-  const link = html`<a href="#/bandits/${encodeURIComponent(row.name)}"><${Name} of=${row.name} /></a>`;
-  if (row.error) {
-    return html`<tr><th scope="row">${link}</th><td colspan="6"><${Status} of="alarm">${row.error.message}<//></td></tr>`;
+/** What a row shows beside the list: how the bandit went; null where it cannot be said now. */
+async function loadTrendOf(name, signal) {
+  try {
+    const [{ arms }, trend] = await Promise.all([ask("GET", banditPath(name), { signal }), loadTrend(name, signal)]);
+    return { color: colorsOf(arms), trend, day: trendOf(trend.week) };
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return null;
   }
-  const { bandit, health, series } = row;
-  const color = colorsOf(bandit.arms);
-  const { now, before } = series ? trendOf(series.week) : { now: {}, before: {} };
-  const learned = bandit.arms.reduce((sum, arm) => sum + arm.outcomes, 0);
-  const cost = bandit.arms.reduce((sum, arm) => sum + arm.total_cost, 0);
-  const overall = bandit.arms.reduce((sum, arm) => sum + (arm.mean_reward === null ? 0 : arm.mean_reward * arm.outcomes), 0) / learned;
-  const isReward = bandit.arms.some((arm) => arm.mean_reward !== null);
-  const mean = now.mean ?? (isReward ? overall : null);
-  const missing = check(health, "missing_outcomes");
-  const folded = series && foldArms(series.recent, color);
-  const active = bandit.arms.filter((arm) => arm.active).length;
+}
+
+function Row({ item, more }) {
+  const link = html`<a href="#/bandits/${encodeURIComponent(item.name)}"><${Name} of=${item.name} /></a>`;
+  if (item.fault) return html`<tr><th scope="row">${link}</th><td colspan="6"><${Status} of="alarm">${item.fault}<//></td></tr>`;
+  const day = more && more.day;
+  const reward = day && day.mean !== null ? day.mean : item.reward;
+  const since = day && day.change ? html`<${Change} ...${day.change} />` : reward === null ? "" : day && day.mean !== null ? "today" : "of the last 1,000";
   return html`
     <tr>
-      <th scope="row">${link}<small>${bandit.policy.kind} · ${plural(active, "arm")}</small></th>
-      <td class="number">${count(bandit.decisions)}<small>${plural(bandit.open, "open", "open")}</small></td>
-      <td class="number">${number(mean)}<small>
-        ${before.mean === null || before.mean === undefined || now.mean === null
-          ? "of all"
-          : html`<${Change} value=${now.mean - before.mean} text="${signed(now.mean - before.mean, 2)} in a week" />`}</small></td>
-      <td class="wide">${folded
-        ? html`<${Sparkline} columns=${shares(folded.buckets, folded.arms, 1.5)} colors=${folded.arms.map(color)}
-            label="Shares of the arms over time" />`
-        : html`<${ShareBar} arms=${bandit.arms} color=${color} />`}</td>
-      <td class="number wide">${number(learned ? cost / learned : null)}</td>
-      <td class="number wide">${missing ? percent(missing.value) : "–"}</td>
-      <td><${Alarm} health=${health} /></td>
+      <th scope="row">${link}<small>${item.policy.kind} · ${plural(item.arms, "arm")}</small></th>
+      <td class="number">${count(item.decisions)}<small>${day ? `${count(day.decisions)} today` : `${count(item.open)} open`}</small></td>
+      <td class="number">${number(reward)}<small>${since}</small></td>
+      <td class="wide">${more ? html`<${Shares} ...${more} />` : null}</td>
+      <td class="number wide">${number(item.cost_per_decision)}</td>
+      <td class="number wide">${percent(item.missing ?? NaN)}</td>
+      <td><${Status} of=${item.status}>${item.failing.length ? item.failing.map((name) => name.replaceAll("_", " ")).join(", ") : "All well"}<//></td>
     </tr>`;
 }
 
-/** The shares of the last decisions as one bar. */
-function ShareBar({ arms, color }) {
-  let x = 0;
-  const parts = arms.filter((arm) => arm.share > 0).map((arm) => {
-    const part = html`<rect class=${color(arm.name)} x=${120 * x} width=${120 * arm.share} height="12" />`;
-    x += arm.share;
-    return part;
-  });
-  return parts.length
-    ? html`<svg class="sparkline" viewBox="0 0 120 12" width="120" height="12" role="img" aria-label="Shares of the last decisions">${parts}</svg>`
-    : html`<span class="quiet">–</span>`;
+function Shares({ color, trend }) {
+  const { arms, buckets } = foldArms(trend.recent, color);
+  return html`<${Sparkline} columns=${shares(buckets, arms, 1.5)} colors=${arms.map(color)} label="Shares of the arms over time" />`;
 }
 
 export function Bandits({ onRefused, onLive }) {
   const [filter, setFilter] = useState("");
   const [after, setAfter] = useState("");
-  const { data, error } = useResource((signal) => load(after, signal), [after], { everyMs: 10_000 });
+  const { data, error } = useResource((signal) => ask("GET", `v1/bandits${query({ after, limit: PAGE })}`, { signal }), [after], { everyMs: 5_000 });
+  const names = data ? data.bandits.map((item) => item.name) : [];
+  const { data: trends } = useResource(
+    async (signal) => new Map(await inTurn(names, async (name) => [name, await loadTrendOf(name, signal)])), [names.join()], { everyMs: 60_000 });
   useEffect(() => {
     if (error && error.status === 401) onRefused(error);
     onLive(error ? "offline" : "");
   }, [error]);
   if (!data) return error ? html`<${Failure} error=${error} />` : html`<${Loading} />`;
-  if (!data.rows.length && !after) return html`<h1 class="sr">Bandits</h1><${NoBandit} />`;
-  const rows = data.rows.filter((row) => row.name.includes(filter.trim().toLowerCase()));
-  const alarms = data.rows.filter((row) => row.error || row.health.status !== "ok").length;
+  if (!names.length && !after) return html`<h1 class="sr">Bandits</h1><${NoBandit} />`;
+  const shown = data.bandits.filter((item) => item.name.includes(filter.trim().toLowerCase()));
+  const alarms = data.bandits.filter((item) => item.status !== "ok").length;
   return html`
     <div class="title">
       <h1>Bandits</h1>
-      <p class="quiet">${plural(data.rows.length, "bandit")}${data.next || after ? " on this page" : ""} ·${" "}
-        ${alarms ? `${alarms} to look at` : "all well"}</p>
+      <p class="quiet">${plural(names.length, "bandit")}${data.next || after ? " on this page" : ""} · ${alarms ? `${alarms} to look at` : "all well"}</p>
       <label class="search"><span class="sr">Filter by name</span>
         <input type="search" placeholder="Filter by name" value=${filter} onInput=${(event) => setFilter(event.target.value)} /></label>
     </div>
@@ -117,10 +77,10 @@ export function Bandits({ onRefused, onLive }) {
             <th scope="col" class="wide">Shares</th><th scope="col" class="number wide">Cost per decision</th>
             <th scope="col" class="number wide">Missing</th><th scope="col">Health</th>
           </tr></thead>
-          <tbody>${rows.map((row) => html`<${Row} key=${row.name} row=${row} />`)}</tbody>
+          <tbody>${shown.map((item) => html`<${Row} key=${item.name} item=${item} more=${trends && trends.get(item.name)} />`)}</tbody>
         </table>
       <//>
-      ${rows.length ? null : html`<p class="quiet pad">No name on this page has “${filter}” in it.</p>`}
+      ${shown.length ? null : html`<p class="quiet pad">No name on this page has “${filter}” in it.</p>`}
     </section>
     ${data.next || after ? html`<div class="actions">
       ${after ? html`<button onClick=${() => setAfter("")}>First page</button>` : null}

@@ -93,7 +93,7 @@ export function CurveChart({ times, curves, color, label: what }) {
     stroke: () => cssColor(curve.arm === null ? "--accent" : `--${color(curve.arm)}`),
     width: 2,
     points: { show: false },
-    spanGaps: false,
+    spanGaps: curve.low === undefined,
   });
   const data = isOne ? [times, curves[0].low, curves[0].high, curves[0].middle] : [times, ...curves.map((curve) => curve.middle)];
   const lines = isOne ? [none, none, line(curves[0])] : curves.map(line);
@@ -105,7 +105,7 @@ export function CurveChart({ times, curves, color, label: what }) {
   };
   const at = (values) => (cursor !== null && values[cursor] !== null && values[cursor] !== undefined ? values[cursor] : last(values));
   const text = (curve) => (isOne ? `${number(at(curve.middle))} (${number(at(curve.low))} to ${number(at(curve.high))})` : number(at(curve.middle)));
-  const label = `${what} over time, smoothed. Newest: ${curves.map((curve) => `${curve.arm === null ? "" : `${nameOf(curve.arm)} `}${number(last(curve.middle))}`).join(", ")}`;
+  const label = `${what} over time${curves[0] && curves[0].low ? ", smoothed" : ""}. Newest: ${curves.map((curve) => `${curve.arm === null ? "" : `${nameOf(curve.arm)} `}${number(last(curve.middle))}`).join(", ")}`;
   return html`
     <ul class="legend">${curves.map((curve) => html`
       <li>${curve.arm === null ? html`<span class="arm total"><i class="dot" aria-hidden="true"></i>${what}, with 95 % band</span>` : html`<${Arm} of=${nameOf(curve.arm)} color=${color(curve.arm)} />`}

@@ -8,7 +8,7 @@ import { useResource } from "./live.js";
 import { Arm, Dialog, Failure, Loading, Name, Scroll, Status } from "./parts.js";
 import { Bar, scaleOf, termsOf, Why } from "./why.js";
 
-const PAGE = 20;
+const PAGE = 15;
 const STATES = { open: "info", partial: "info", observed: "ok", expired: "warn", cancelled: "warn" };
 
 export function Decisions({ name, bandit, color, events }) {

@@ -27,11 +27,15 @@ export function signed(value, digits = 3) {
   return isKnown(value) && value > 0 ? `+${number(value, digits)}` : number(value, digits);
 }
 
-/** As many decimals as its error deserves: 0.713 ± 0.012. */
-export function withError(value, error) {
+/** Decimals that an error deserves: two digits of it. */
+export function decimalsOf(error) {
+  return isKnown(error) && error > 0 ? Math.min(8, Math.max(0, 1 - Math.floor(Math.log10(error)))) : 0;
+}
+
+/** 0.713 ± 0.012 */
+export function withError(value, error, decimals = decimalsOf(error)) {
   if (!isKnown(value)) return NOTHING;
   if (!isKnown(error) || error <= 0) return number(value);
-  const decimals = Math.min(8, Math.max(0, 1 - Math.floor(Math.log10(error))));
   return `${value.toFixed(decimals).replace("-", "−")} ± ${error.toFixed(decimals)}`;
 }
 

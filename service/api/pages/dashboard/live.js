@@ -52,22 +52,36 @@ const SILENCE_MS = 40_000;
 const POLL_MS = 5_000;
 const RETRY_STREAM_MS = 60_000;
 
+/** Between two calls of `onChange`: a busy log has thousands of entries in a second. */
+const GAP_MS = 400;
+
 /**
- * Calls `onEvent` for what is new in the log of a bandit, and `onState` with "live", "polling" or "offline". Returns what ends it.
- * Read by `fetch`, since `EventSource` sends no key. Where there is no stream (404) or none is free (503), `onEvent` comes by the
- * clock.
+ * Calls `onChange` when the log of a bandit has grown, and `onState` with "live", "polling" or "offline". Returns what ends it.
+ * Read by `fetch`, since `EventSource` sends no key. Where no stream is free (503), `onChange` comes by the clock. A tab that is
+ * not seen hears of it once it is.
  */
-export function watch(bandit, { onEvent, onState }) {
+export function watch(bandit, { onChange, onState }) {
   const ended = new AbortController();
   let last = "";
   let timer = 0;
   let poller = 0;
   let failures = 0;
+  let pending = 0;
+  let isMissed = false;
 
+  const change = () => {
+    pending ||= setTimeout(() => {
+      pending = 0;
+      isMissed = document.hidden;
+      if (!isMissed) onChange();
+    }, GAP_MS);
+  };
   const poll = (isOn) => {
     clearInterval(poller);
-    poller = isOn ? setInterval(() => document.hidden || onEvent(null), POLL_MS) : 0;
+    poller = isOn ? setInterval(change, POLL_MS) : 0;
   };
+  const see = () => isMissed && change();
+  document.addEventListener("visibilitychange", see);
 
   async function connect() {
     let wait;
@@ -77,16 +91,18 @@ export function watch(bandit, { onEvent, onState }) {
         signal: ended.signal,
       });
       if (!answer.ok) {
+        last = ""; // what it named may be gone from the log
         onState("polling");
         poll(true);
         wait = RETRY_STREAM_MS;
       } else {
         poll(false);
         onState("live");
+        if (failures) change(); // something may have been missed
         failures = 0;
         await readEvents(answer.body, (event) => {
           last = event.id || last;
-          onEvent(event);
+          change();
         });
       }
     } catch {
@@ -106,6 +122,8 @@ export function watch(bandit, { onEvent, onState }) {
   return () => {
     ended.abort();
     clearTimeout(timer);
+    clearTimeout(pending);
+    document.removeEventListener("visibilitychange", see);
     poll(false);
   };
 }

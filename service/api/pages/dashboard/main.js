@@ -101,6 +101,8 @@ function App() {
     scrollTo(0, 0);
     if (!isFirst.current) main.current.focus({ preventScroll: true }); // where a new page begins
     isFirst.current = false;
+    const here = document.querySelector("nav [aria-current]");
+    if (here) here.scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [route.page, route.bandit]);
 
   const renew = () => {

@@ -7,9 +7,9 @@ import { useResource } from "./live.js";
 import { parse, routes, total } from "./metrics.js";
 import { Failure, Figure, Loading, Name, Scroll, Status } from "./parts.js";
 
-const WATCHED = 50;
+const WATCHED = 100;
 /** Bandits whose health is looked at. */
-const LISTED = 20;
+const LISTED = 12;
 /** Rows of a table. */
 
 async function load(signal) {
@@ -20,15 +20,13 @@ async function load(signal) {
   return { readiness, metrics: parse(text), at: performance.now() / 1000 };
 }
 
+/** The health of the bandits that are not well. */
 async function loadHealth(signal) {
   const { bandits, next } = await ask("GET", `v1/bandits?limit=${WATCHED}`, { signal });
-  const found = await inTurn(bandits, async ({ name }) => {
-    try {
-      return { name, ...(await ask("GET", banditPath(name, "/health"), { signal })) };
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      return { name, checks: [{ name: "served", status: "alarm", detail: error.message, fix: "See the reasons of readiness, and the log of the service." }] };
-    }
+  const ill = bandits.filter((item) => item.status !== "ok");
+  const found = await inTurn(ill, async ({ name, fault }) => {
+    const served = { name: "served", status: "alarm", detail: fault, fix: "See what readiness says, and the log of the service." };
+    return fault ? { name, checks: [served] } : { name, ...(await ask("GET", banditPath(name, "/health"), { signal })) };
   });
   return { bandits: found, isAll: !next };
 }
@@ -76,6 +74,7 @@ export function Operations({ onRefused, onLive }) {
   const memory = total(metrics.get("process_resident_memory_bytes"));
   const failures = total(metrics.get("nextarm_requests_total"), (labels) => labels.status >= "500");
   const isReady = readiness.status === "ready";
+  const isStored = !readiness.reasons.some((reason) => reason.startsWith("storage"));
   return html`
     <div class="title"><h1>Operations</h1>
       <${Status} of=${isReady ? "ok" : "alarm"}>${isReady ? "Ready" : "Not ready"}<//>
@@ -87,7 +86,8 @@ export function Operations({ onRefused, onLive }) {
       <${Figure} label="Decision, median" value=${duration(decide ? decide.p50 : null)}>${decide ? `99 %: ${duration(decide.p99)}` : "none yet"}<//>
       <${Figure} label="Answers 5xx" value=${count(failures)}>since the process began<//>
       <${Figure} label="Open decisions" value=${count(total(metrics.get("nextarm_pending")))}>wait for their outcome<//>
-      <${Figure} label="Lag" value=${plural(readiness.lag, "event")}>of the bandit furthest behind<//>
+      <${Figure} label="Storage" value=${isStored ? "answers" : "is away"}>${readiness.notices.length ? plural(readiness.notices.length, "notice") : "no notice"}<//>
+      <${Figure} label="Lag" value=${plural(readiness.lag, "event")}>of the last bandit<//>
       ${memory ? html`<${Figure} label="Memory" value=${bytes(memory)}>${cpu(metrics)}<//>` : null}
     </dl>
     <${Alarms} items=${problemsOf(readiness, health)} health=${health} />

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { credentials } from "./api.js";
-import { visible } from "./format.js";
+import { signed, visible } from "./format.js";
 
 /** A name that a client chose: as text, with what does not print made visible. */
 export const Name = ({ of }) => html`<bdi class="name">${visible(of)}</bdi>`;
@@ -22,11 +22,10 @@ export const Figure = ({ label, value, children, hint }) => html`
     <dd><strong>${value}</strong>${children ? html`<small>${children}</small>` : null}</dd>
   </div>`;
 
-/** A change against a week ago. isGoodUp: whether more is better. */
-export function Change({ value, text, isGoodUp = true }) {
-  const kind = !value ? "" : value > 0 === isGoodUp ? "better" : "worse";
-  const sign = !value ? "" : value > 0 ? "▲ " : "▼ ";
-  return html`<span class="change ${kind}"><span aria-hidden="true">${sign}</span>${text}</span>`;
+/** A change within a week, of which more is better; one within two standard errors is none. */
+export function Change({ value, error }) {
+  if (!(Math.abs(value) > 2 * error)) return html`<span class="change">as a week ago</span>`;
+  return html`<span class="change ${value > 0 ? "better" : "worse"}"><span aria-hidden="true">${value > 0 ? "▲ " : "▼ "}</span>${signed(value, 2)} in a week</span>`;
 }
 
 export const Empty = ({ title, children }) => html`<div class="empty"><h2>${title}</h2>${children}</div>`;

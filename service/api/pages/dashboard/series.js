@@ -1,7 +1,6 @@
 // From the buckets of a bandit's series to what is drawn: sums over arms, smoothed means with their error, shares.
 
-const Z = 1.96;
-/** Half of a 95 % interval in standard errors. */
+const Z = 1.96; // half of a 95 % interval, in standard errors
 
 export const empty = () => ({ decisions: 0, outcomes: 0, expired: 0, signals: {} });
 
@@ -119,39 +118,32 @@ export function shares(buckets, arms, width) {
   });
 }
 
-/** The arms that get a layer of their own, most decisions first, and the buckets with all others as one, under `OTHER`. */
+/** The key of the arms that are counted together. */
 export const OTHER = "\u0000other";
 
-export function foldArms(series, color, limit = 10) {
-  const decided = new Map();
-  for (const bucket of series.buckets) {
-    for (const [arm, part] of Object.entries(bucket.arms)) decided.set(arm, (decided.get(arm) || 0) + (part.decisions || 0));
-  }
-  const own = [...decided.keys()].filter((arm) => color(arm) !== "arm-other").slice(0, limit);
-  const order = new Map(series.arms.map((arm, at) => [arm, at]));
-  own.sort((a, b) => (order.get(a) ?? 1e9) - (order.get(b) ?? 1e9));
-  const rest = [...decided.keys()].filter((arm) => !own.includes(arm));
+/** A series as the service answers it, with times as seconds, and what it counts together under `OTHER`. */
+export function read(series) {
+  const buckets = series.buckets.map(({ at, arms, other }) => ({
+    at: Date.parse(at) / 1000,
+    arms: other ? { ...arms, [OTHER]: other } : arms,
+  }));
+  return { width_s: series.width_s, arms: series.arms, buckets };
+}
+
+/** The arms that get a layer of their own, in their order, and the buckets with all others as one, under `OTHER`. */
+export function foldArms(series, color) {
+  const decided = new Set(series.buckets.flatMap((bucket) => Object.keys(bucket.arms).filter((arm) => bucket.arms[arm].decisions)));
+  const own = series.arms.filter((arm) => decided.has(arm) && color(arm) !== "arm-other");
+  const rest = [...decided].filter((arm) => !own.includes(arm));
   if (!rest.length) return { arms: own, buckets: series.buckets };
   const buckets = series.buckets.map((bucket) => {
-    const folded = { at: bucket.at, arms: {} };
-    for (const arm of own) if (bucket.arms[arm]) folded.arms[arm] = bucket.arms[arm];
-    const other = empty();
-    for (const arm of rest) add(other, bucket.arms[arm]);
-    folded.arms[OTHER] = other;
-    return folded;
+    const arms = Object.fromEntries(own.filter((arm) => bucket.arms[arm]).map((arm) => [arm, bucket.arms[arm]]));
+    return { at: bucket.at, arms: { ...arms, [OTHER]: rest.reduce((total, arm) => add(total, bucket.arms[arm]), empty()) } };
   });
   return { arms: [...own, OTHER], buckets };
 }
 
-/** The series with every bucket from `since` to `until` in it, times as seconds; those that the service left out are empty. */
-export function complete(series) {
-  const seconds = (at) => (typeof at === "number" ? at : Date.parse(at) / 1000);
-  const width = series.width_s;
-  const given = new Map(series.buckets.map((bucket) => [Math.floor(seconds(bucket.at) / width), bucket.arms]));
-  const buckets = [];
-  const last = Math.floor(seconds(series.until) / width);
-  for (let place = Math.floor(seconds(series.since) / width); place <= last && buckets.length < 2000; place++) {
-    buckets.push({ at: place * width, arms: given.get(place) || {} });
-  }
-  return { width_s: width, arms: series.arms, buckets };
+/** A score of the last decision of each bucket, of one arm; null where it is not known. */
+export function scoreOf(buckets, score, arm) {
+  return buckets.map((bucket) => (bucket.arms[arm] && bucket.arms[arm].scores ? bucket.arms[arm].scores[score] ?? null : null));
 }

@@ -181,7 +181,7 @@ function Forest({ rows, base }) {
     <${Scroll} label="Policies">
       <table class="forest">
         <caption class="sr">Policies with their value, interval, support and verdict</caption>
-        <thead><tr><th scope="col">Policy</th><th scope="col" class="number">Value</th><th scope="col" class="number">Against now</th>
+        <thead><tr><th scope="col">Policy</th><th scope="col" class="number">Value</th><th scope="col" class="number wide">Against now</th>
           <th scope="col" class="plot">Interval</th><th scope="col" class="number wide">Support</th><th scope="col" class="number wide">Counts as</th><th scope="col">Verdict</th></tr></thead>
         <tbody>${rows.map((row) => {
           const [kind, text] = VERDICTS[row.verdict] || ["info", row.verdict];
@@ -191,7 +191,7 @@ function Forest({ rows, base }) {
             <tr class=${row.isBehaviour ? "base" : ""}>
               <th scope="row">${row.label || policyText(row.policy)}</th>
               <td class="number">${number(row.value)}</td>
-              <td class="number">${row.isBehaviour || row.value === null ? "" : signed(row.value - base, 2)}</td>
+              <td class="number wide">${row.isBehaviour || row.value === null ? "" : signed(row.value - base, 2)}</td>
               <td class="plot"><svg role="img" aria-label=${isKnown ? `${number(from)} to ${number(to)}` : "no interval"} width="100%" height="20">
                 ${typeof base === "number" ? html`<line class="base-line" x1="${x(base)}%" x2="${x(base)}%" y1="0" y2="20" />` : null}
                 ${isKnown ? html`<line class="whisker" x1="${x(from)}%" x2="${x(to)}%" y1="10" y2="10" />` : null}
