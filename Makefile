@@ -49,8 +49,8 @@ $(INTEGRATIONS)/%/.installed: tests/integrations/%.txt clients/python/pyproject.
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< -e clients/python
 	@touch $@
 
-test-integrations: install $(INTEGRATIONS)/litellm-sdk/.installed $(INTEGRATIONS)/litellm-proxy/.installed ## the callback in the real LiteLLM, library and proxy (downloads both)
-	$(BIN)/python -m pytest tests/integrations/test_litellm.py
+test-integrations: install $(INTEGRATIONS)/litellm-sdk/.installed $(INTEGRATIONS)/litellm-proxy/.installed $(INTEGRATIONS)/openai-sdk/.installed ## the real LiteLLM, library and proxy, and OpenAI's client (downloads them)
+	$(BIN)/python -m pytest tests/integrations/test_litellm.py tests/integrations/test_openai.py
 
 docs: install ## the pages of docs/ as a site, in build/site; warnings are errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site

@@ -98,7 +98,9 @@ class Application(FastAPI):
         document(self)
         app: ASGIApp = HotPath(super().__call__, services)
         if gateway is not None:
-            app = ErrorEnvelope(app)  # below the middleware, which counts what is answered
+            from service.api.facade.routes import FacadeHotPath
+
+            app = ErrorEnvelope(FacadeHotPath(app, gateway))  # below the middleware, which counts what is answered
         settings = services.settings
         middleware = AdmissionMiddleware(
             app,

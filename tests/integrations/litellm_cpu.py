@@ -23,24 +23,23 @@ ENVIRONMENTS = ROOT / ".venv-integrations"
 @contextmanager
 def upstream_and_service(folder: Path) -> Iterator[tuple[Server, str]]:
     """The service, and the URL of a stand-in for the provider."""
-    server, port = Server(folder, store="memory://"), free_port()
+    server = Server(folder, store="memory://")
     server.start()
     try:
         server.wait_until_ready()
-        command = [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "tests.integrations.upstream:app",
-            "--port",
-            str(port),
-            "--log-level",
-            "error",
-        ]
-        with running(command, port=port, folder=folder):
-            yield server, f"http://127.0.0.1:{port}"
+        with upstream(folder) as url:
+            yield server, url
     finally:
         server.end()
+
+
+@contextmanager
+def upstream(folder: Path) -> Iterator[str]:
+    """The URL of a stand-in for the provider."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "tests.integrations.upstream:app", "--port", str(port), "--log-level", "error"]
+    with running(command, port=port, folder=folder):
+        yield f"http://127.0.0.1:{port}"
 
 
 def main() -> None:

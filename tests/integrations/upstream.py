@@ -1,6 +1,7 @@
 """A stand-in for a provider of models with the OpenAI API, on loopback: `uvicorn tests.integrations.upstream:app`.
 
-Models whose names begin with `broken` answer 500, with `refusing` 400. GET /seen lists the models that were called.
+Models whose names begin with `broken` answer 500, with `limited` 429, with `refusing` 400; streams of those with `cut` end in the
+middle. GET /seen lists the models that were called.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ seen: list[str] = []
 async def _called(request: Request) -> tuple[dict[str, Any], Response | None]:
     body = await request.json()
     seen.append(body["model"])
-    for beginning, status in (("broken", 500), ("refusing", 400)):
+    for beginning, status, headers in (("broken", 500, {}), ("limited", 429, {"retry-after": "1"}), ("refusing", 400, {})):
         if body["model"].startswith(beginning):
-            return body, JSONResponse({"error": {"message": beginning, "type": "error", "code": None}}, status)
+            return body, JSONResponse({"error": {"message": beginning, "type": "error", "code": None}}, status, headers)
     return body, None
 
 
@@ -41,9 +42,38 @@ async def chat(request: Request) -> Response:
             delta = {"role": "assistant", "content": text} if text else {}
             choice = {"index": 0, "delta": delta, "finish_reason": end}
             yield f"data: {json.dumps({**about, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+            if body["model"].startswith("cut"):
+                return
         if (body.get("stream_options") or {}).get("include_usage"):
             yield f"data: {json.dumps({**about, 'object': 'chat.completion.chunk', 'choices': [], 'usage': USAGE})}\n\n"
         yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def responses(request: Request) -> Response:
+    body, failure = await _called(request)
+    if failure is not None:
+        return failure
+    text = {"type": "output_text", "text": "Bonjour", "annotations": []}
+    message = {"type": "message", "id": "m1", "role": "assistant", "status": "completed", "content": [text]}
+    usage = {"input_tokens": 12, "output_tokens": 7, "total_tokens": 19}
+    about = {"id": "resp_1", "object": "response", "created_at": 1, "model": body["model"], "tools": [], "tool_choice": "auto"}
+    whole = {**about, "status": "completed", "output": [message], "usage": usage, "parallel_tool_calls": True}
+    if not body.get("stream"):
+        return JSONResponse(whole)
+
+    async def events() -> AsyncIterator[str]:
+        delta = {"item_id": "m1", "output_index": 0, "content_index": 0, "delta": "Bonjour", "logprobs": []}
+        parts: list[tuple[str, dict[str, Any]]] = [
+            ("response.created", {"response": {**whole, "status": "in_progress", "output": []}}),
+            ("response.output_text.delta", delta),
+            ("response.completed", {"response": whole}),
+        ]
+        for number, (kind, more) in enumerate(parts):
+            yield f"event: {kind}\ndata: {json.dumps({'type': kind, 'sequence_number': number, **more})}\n\n"
+            if body["model"].startswith("cut") and number:
+                return
 
     return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -67,6 +97,7 @@ async def what_was_seen(request: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/images/generations", images, methods=["POST"]),
         Route("/seen", what_was_seen),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ CONNECT_S = 5.0
 """Longest time to reach an upstream."""
 KEEP_ALIVE_S = 4.0
 """Less than any server keeps an idle connection: a call on one that the other side closes just now is lost."""
+TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S).as_dict()
 MAX_ANSWER_BYTES = 64 * 2**20
 ARM_AT_FAULT = (401, 402, 403, 404, 405, 408, 429)
 """4xx that speak of the arm: its key, its model, its limits. Others speak of the request, which no other arm would take."""
@@ -49,18 +51,9 @@ class UpstreamClient:
 
     def __init__(self, *, connections: int) -> None:
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line per call
-        self._http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(None, connect=CONNECT_S),
-            limits=httpx2.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE_S
-            ),
-            headers={
-                "accept": "application/json, text/event-stream",
-                "accept-encoding": "identity",  # events have to come one by one
-                "content-type": "application/json",
-                "user-agent": f"nextarm/{version('nextarm')}",
-            },
-        )
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE_S)
+        self._http = httpx2.AsyncClient(limits=limits)
+        self._address = functools.lru_cache(1024)(_address)  # to read a URL takes as long as to decide
 
     async def close(self) -> None:
         """Close every connection."""
@@ -68,8 +61,8 @@ class UpstreamClient:
 
     async def call(self, upstream: Upstream, path: str, body: bytes, *, streams: bool) -> Call:
         """A call whose answer has begun. Raises `CallFailedError` and `RequestRefusedError`."""
-        headers = {"authorization": f"Bearer {upstream.key}"} if upstream.key else {}
-        request = self._http.build_request("POST", f"{upstream.base_url}{path}", content=body, headers=headers)
+        url, headers = self._address(f"{upstream.base_url}{path}", upstream.key)
+        request = httpx2.Request("POST", url, headers=headers, content=body, extensions={"timeout": TIMEOUT})
         call = Call(upstream.timeout_s)
         try:
             async with call.watched():
@@ -79,6 +72,19 @@ class UpstreamClient:
             await call.close()
             raise
         return call
+
+
+def _address(url: str, key: str) -> tuple[httpx2.URL, list[tuple[str, str]]]:
+    """Where a call goes, and its headers."""
+    read = httpx2.URL(url)
+    headers = [
+        ("host", read.netloc.decode("ascii")),
+        ("accept", "application/json, text/event-stream"),
+        ("accept-encoding", "identity"),  # events have to come one by one
+        ("content-type", "application/json"),
+        ("user-agent", f"nextarm/{version('nextarm')}"),
+    ]
+    return read, [*headers, ("authorization", f"Bearer {key}")] if key else headers
 
 
 class Call:

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.auth import Caller
+from service.api.auth import check_role
 from service.api.dependencies import BanditName, Reader, Router, Shared
 from service.api.error_mapping import body_error_to_problem
 from service.api.facade.errors import FacadeError, to_facade_error
@@ -17,6 +18,7 @@ from service.api.json_bodies import StrictJSONRoute
 from service.api.responses import answer
 
 CHAT, RESPONSES, IMAGES, EMBEDDINGS = ChatCompletions(), Responses(), ImageGenerations(), Embeddings()
+SURFACES: dict[str, Surface] = {f"/v1{surface.path}": surface for surface in (CHAT, RESPONSES, IMAGES, EMBEDDINGS)}
 
 
 class FacadeFailure(BaseModel):
@@ -95,41 +97,64 @@ def _described(surface: Surface) -> dict[str, Any]:
     }
 
 
+class FacadeHotPath:
+    """ASGI app that answers calls without the framework, and passes every other request on: to the routes below, too, which
+    document calls and take what is rare.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        surface = SURFACES.get(scope["path"]) if scope["method"] == "POST" and not scope["query_string"] else None
+        if surface is None:
+            await self._app(scope, receive, send)
+            return
+        scope["nextarm.route"] = scope["path"]
+        response = await respond(self._gateway, surface, scope, scope["nextarm.body"])
+        await response(scope, receive, send)
+
+
+async def respond(gateway: Gateway, surface: Surface, scope: Scope, body: bytes) -> Response:
+    """The answer to a call, whatever it is."""
+    session = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-session-id"), None)
+    try:
+        try:
+            check_role(scope["nextarm.caller"], "router")
+            return await gateway.answer(surface, scope["nextarm.caller"], body, session=session)
+        except FacadeError:
+            raise
+        except Exception as error:
+            raise to_facade_error(body_error_to_problem(error)) from error
+    except FacadeError as error:
+        scope["nextarm.problem"] = error.code  # counted by the middleware
+        return error.response()
+
+
 def facade_router(gateway: Gateway) -> APIRouter:
     """The routes over a gateway."""
     made = APIRouter(tags=["openai"], route_class=StrictJSONRoute)
 
-    async def answered(surface: Surface, request: Request, caller: Caller) -> Response:
-        try:
-            try:
-                return await gateway.answer(surface, caller, await request.body(), session=request.headers.get("x-session-id"))
-            except FacadeError:
-                raise
-            except Exception as error:
-                raise to_facade_error(body_error_to_problem(error)) from error
-        except FacadeError as error:
-            request.scope["nextarm.problem"] = error.code
-            return error.response()
-
     @made.post("/v1/chat/completions", summary="Chat, by the arm that a bandit chooses", **_described(CHAT))
     async def create_chat_completion(request: Request, caller: Router) -> Response:
         """As OpenAI's API, streams too. `model` is `bandit/` and the name of a bandit; all else is passed on as it came."""
-        return await answered(CHAT, request, caller)
+        return await respond(gateway, CHAT, request.scope, await request.body())
 
     @made.post("/v1/responses", summary="A response, by the arm that a bandit chooses", **_described(RESPONSES))
     async def create_response(request: Request, caller: Router) -> Response:
         """As OpenAI's API, streams too, without `background`. `previous_response_id` is known to the upstream that made it."""
-        return await answered(RESPONSES, request, caller)
+        return await respond(gateway, RESPONSES, request.scope, await request.body())
 
     @made.post("/v1/images/generations", summary="Pictures, by the arm that a bandit chooses", **_described(IMAGES))
     async def create_images(request: Request, caller: Router) -> Response:
         """As OpenAI's API."""
-        return await answered(IMAGES, request, caller)
+        return await respond(gateway, IMAGES, request.scope, await request.body())
 
     @made.post("/v1/embeddings", summary="Embeddings, by the arm that a bandit chooses", **_described(EMBEDDINGS))
     async def create_embeddings(request: Request, caller: Router) -> Response:
         """As OpenAI's API. Vectors of two models cannot be compared: use a session, or a bandit whose arms run one model."""
-        return await answered(EMBEDDINGS, request, caller)
+        return await respond(gateway, EMBEDDINGS, request.scope, await request.body())
 
     @made.get("/v1/models", summary="The bandits, as models", response_model=ModelsAnswer, responses=_errors(401, 403, 429, 503))
     async def list_models(caller: Reader, services: Shared) -> Response:
