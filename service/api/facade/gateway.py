@@ -302,7 +302,7 @@ class Gateway:
         first.
         """
         answer = reader.answer
-        failed = ""
+        failed, is_closed = "", False
         try:
             try:
                 while not (answer.is_complete or answer.error):
@@ -324,17 +324,15 @@ class Gateway:
                 head += reader.end_with_error(error_in_stream)
             else:
                 await self._report(request, attempt, answer, first_token_s=first_token_s)
+            is_closed = True
             await send({"type": "http.response.body", "body": head, "more_body": False})
-            if not failed:
-                with contextlib.suppress(TimeoutError, CallFailedError):
-                    async with asyncio.timeout(DRAIN_S):
-                        async for _ in batches:
-                            pass
-        except asyncio.CancelledError:  # the client is gone, or the server ends
-            self._background.spawn(outcomes.cancel(request.learner, attempt.id))  # without effect on a closed one
+        except BaseException:  # the client is gone, or the server ends
+            if not is_closed:
+                self._background.spawn(outcomes.cancel(request.learner, attempt.id))
             raise
         finally:
-            await _closed(batches, call)
+            # not awaited: a request ends with its last byte, and what ends with it is cancelled
+            self._background.spawn(drained(batches, call) if is_closed and not failed else _closed(batches, call))
 
     # -- outcomes ----------------------------------------------------------------------------------------------------------
 
@@ -389,6 +387,17 @@ class EventStream(Response):
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def drained(batches: AsyncGenerator[list[Event]], call: Call) -> None:
+    """Read a stream whose last event has come to its end, so that its connection can be used again."""
+    try:
+        with contextlib.suppress(TimeoutError, CallFailedError):
+            async with asyncio.timeout(DRAIN_S):
+                async for _ in batches:
+                    pass
+    finally:
+        await _closed(batches, call)
 
 
 async def _closed(batches: AsyncGenerator[list[Event]], call: Call) -> None:

@@ -26,7 +26,7 @@ def cost_of(prices: Prices, usage: Usage | None, *, pictures: int) -> float | No
         if price is not None:
             parts.append(price * amount)
     if prices.input is not None or prices.output is not None:
-        if usage is None:
+        if usage is None or not (usage.read or usage.written):
             return None
         cached = min(usage.cached, usage.read or 0)
         price = prices.input or 0.0

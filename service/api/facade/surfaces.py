@@ -232,7 +232,7 @@ class TypedEvents(StreamReader):
             self.answer.error = "an error in the stream"
             return b""
         self.has_begun = True
-        inner = _fields(fields["response"]) if "response" in fields else fields
+        inner = _fields(fields["response"]) if is_given(fields, "response") else fields
         if kind in ("response.completed", "response.incomplete", "image_generation.completed"):
             self.answer.is_complete = True
             self.answer.usage = usage_of(inner)

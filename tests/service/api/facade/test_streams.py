@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from service.api.facade.client import UpstreamClient
+from service.api.facade.gateway import drained
+from service.api.facade.upstreams import Upstream
 from tests.service.api.facade.conftest import Facade, Start
-from tests.service.upstreams import DONE, USAGE, answer, chunk, event, events_in, hang_up, silence, stream, usage_chunk
+from tests.service.upstreams import DONE, USAGE, answer, chunk, event, events_in, hang_up, silence, stream, upstreams, usage_chunk
 
 PARTS = (chunk("Bon"), chunk("jour"), chunk(end="stop"))
 
@@ -166,3 +169,20 @@ async def test_the_scorer_judges_the_text_of_a_stream(start: Start) -> None:
         await facade.create(reward={"source": "json-valid"})
         streams(facade, stream(chunk('{"a":'), chunk("1}"), chunk(end="stop"), DONE))
         assert (await facade.decision(await facade.chat(stream=True)))["reward"] == 1.0
+
+
+async def test_the_connection_of_a_stream_is_used_again() -> None:
+    async with upstreams() as upstream:
+        upstream.answer_in_turn(stream(*PARTS, DONE))
+        client, arm = UpstreamClient(connections=4), Upstream(base_url=upstream.url("small"), model="m")
+        try:
+            for _ in range(3):
+                call = await client.call(arm, "/chat/completions", b"{}", streams=True)
+                batches = call.events()
+                async for events in batches:
+                    if events[-1].data == b"[DONE]":
+                        break
+                await drained(batches, call)
+        finally:
+            await client.close()
+        assert (len(upstream.calls), len(upstream.serving)) == (3, 1)

@@ -103,3 +103,5 @@ def test_what_a_call_costs() -> None:
     assert cost_of(Prices(input=0.5, call=3.0), None, pictures=0) is None, "a part is no cost"
     assert cost_of(Prices(image=0.25, call=1.0), None, pictures=2) == 1.5
     assert cost_of(Prices(input=0.0), usage, pictures=0) == 0.0
+    assert cost_of(Prices(input=0.5), Usage(), pictures=0) is None, "no tokens at all are not known ones"
+    assert cost_of(Prices(input=0.5), Usage(prompt_tokens=0, completion_tokens=0), pictures=0) is None
