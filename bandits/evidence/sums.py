@@ -156,10 +156,17 @@ class EvidenceArm:
         return self.grams[int(self.gram_of[signal])]
 
     def update(
-        self, x: Tensor, z: Floats, values: Sequence[float], features: EvidenceFeatures, *, held: bool = False
+        self,
+        x: Tensor,
+        z: Floats,
+        values: Sequence[float],
+        features: EvidenceFeatures,
+        *,
+        held: bool = False,
+        was_pending: bool = False,
     ) -> EvidenceArm:
         """One more outcome. x: (d,).  z: (p,) its features.  values: (S,) shifted signals, NaN = missing.  held: other signals
-        of it are here already.
+        of it are here already.  was_pending: its decision is open until now.
         """
         carried_or_0 = np.array(values)
         if len(self.grams) == 1 and all(map(math.isfinite, values)):
@@ -169,12 +176,13 @@ class EvidenceArm:
             carried = np.isfinite(values)
             grams, gram_of = self._with_prompt(x, carried, features, held=held)
             carried_or_0[~carried] = 0.0
-        moments = np.multiply.outer(carried_or_0, z)
+        moments = carried_or_0[:, None] * z
         moments += self.moments.numpy()
         squares = carried_or_0 * carried_or_0
         squares += self.squares.numpy()
         sums = torch.from_numpy(moments), torch.from_numpy(squares)
-        return EvidenceArm(self.pulls + 1, self.answered + 1, grams, gram_of, *sums, self.pending)
+        pending = _without(self.pending, x) if was_pending else self.pending
+        return EvidenceArm(self.pulls + 1, self.answered + 1, grams, gram_of, *sums, pending)
 
     def amend(self, x: Tensor, z: Floats, old: Floats, new: Floats, features: EvidenceFeatures, *, held: bool) -> EvidenceArm:
         """With new values (S,) of a decision, NaN = unchanged, in place of the old ones, NaN = it was missing. The others as in
@@ -217,11 +225,15 @@ class EvidenceArm:
 
     def without_pending(self, x: Tensor) -> EvidenceArm:
         """One open decision with this prompt less, if there is one."""
-        key = x.numpy().tobytes()
-        if key not in self.pending:
-            return self
-        place = self.pending.index(key)
-        return self._with((*self.pending[:place], *self.pending[place + 1 :]))
+        return self._with(_without(self.pending, x))
 
     def _with(self, pending: tuple[bytes, ...]) -> EvidenceArm:  # dataclasses.replace takes four times as long
         return EvidenceArm(self.pulls, self.answered, self.grams, self.gram_of, self.moments, self.squares, pending)
+
+
+def _without(pending: tuple[bytes, ...], x: Tensor) -> tuple[bytes, ...]:
+    key = x.numpy().tobytes()
+    if key not in pending:
+        return pending
+    place = pending.index(key)
+    return (*pending[:place], *pending[place + 1 :])

@@ -144,8 +144,7 @@ class Auto(Policy):
         return self._learned(state.arms[seen.arm], seen, self.features.lift(seen.features), shifted)
 
     def _learned(self, arm: EvidenceArm, seen: Observation, prompt: Lifted, shifted: Sequence[float]) -> EvidenceArm:
-        arm = arm.without_pending(seen.features) if seen.was_pending else arm
-        return arm.update(seen.features, prompt.z, shifted, self.features, held=seen.held > 0)
+        return arm.update(seen.features, prompt.z, shifted, self.features, held=seen.held > 0, was_pending=seen.was_pending)
 
     def amend_arm(self, state: State, change: Amendment) -> ArmState:
         arm: EvidenceArm = state.arms[change.arm]
