@@ -124,7 +124,7 @@ def promptwise(path: Path, runs: Everything) -> None:
     shown: dict[str, tuple[str, tuple[int, int]]] = {
         "promptwise": (BLUE, (-9, 5)),
         "promptwise, discount .4": (BLUE, (9, 6)),
-        "cheap first": (ORANGE, (9, 5)),
+        "cheap first": (ORANGE, (30, 4)),
         "greedy till success": (BROWN, (9, -13)),
         "cheapest arm, one call": (GREY, (9, -3)),
         "dearest arm, one call": (GREY, (-9, -3)),
@@ -160,8 +160,8 @@ def _escalation(axes: Any, study: Runs, labels: Sequence[str]) -> None:
             axes.bar(x, shares[:, arm], bottom=bottom, color=color, width=0.9)
             bottom += shares[:, arm]
             if label == "cheap first":  # its bars are one arm each
-                place = (x[arm], bottom[arm] + 0.015)
-                axes.text(*place, names[arm], color=color, ha="center", fontsize=NAME_SIZE, fontweight="bold")
+                place = (x[arm] - 0.45, bottom[arm] + 0.015)
+                axes.text(*place, names[arm], color=color, fontsize=NAME_SIZE, fontweight="bold")
         means = {name: float(np.mean([run.values[name] for run in played])) for name in played[0].values}
         text = f"solved {means[episodes.SOLVED]:.1%}\ncost {means[episodes.COST]:.2f}\nutility {means[episodes.UTILITY]:.3f}"
         axes.text(x[0] - 0.45, 1.36, label.replace(", ", ",\n"), va="top", fontsize=8.8, fontweight="bold")

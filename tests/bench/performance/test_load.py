@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
+from bench.performance import soak
 from bench.performance.load_testing import bare, driver, overload, pages, picture, trend, wrk
 from bench.performance.load_testing.measure import (
     NotAccepted,
@@ -313,6 +314,18 @@ def test_the_picture_is_a_small_png(tmp_path: Path) -> None:
     content = (tmp_path / "load.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 150_000
+
+
+def test_a_soak_is_drawn_also_where_a_file_comes_later(tmp_path: Path) -> None:
+    samples = [
+        trend.Sample(
+            at_s=10.0 * n, rss_mb=300.0 + n, open_files=85, threads=7, cpu_s=float(n), requests=n, rounds=n, p50_ms=2.0 + 0.1 * n,
+            p99_ms=6.0, lag=0, unready=0, events=n, files={"store.db": n * 10**6} | ({"store.db-wal": 10**7} if n > 3 else {}),
+        )
+        for n in range(1, 9)
+    ]  # fmt: skip
+    soak.draw(tmp_path / "soak.png", samples)
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -- soak --------------------------------------------------------------------------------------------------------------------
