@@ -119,7 +119,10 @@ async def test_an_answered_request_is_learned_with_reward_cost_and_signals(door:
     await succeed(of, asked, chosen)
     await succeed(of, asked, chosen)  # an event that comes twice is posted once
     assert seen == ["answer"]
-    (observed,) = [one for one in await service.read_log("router") if one["event"] == "observed"]
+    log = await service.read_log("router")
+    (decided,) = [one for one in log if one["event"] == "decided"]
+    assert (decided["id"], decided["metadata"]) == (known["decision"], {"model_group": "smart"})
+    (observed,) = [one for one in log if one["event"] == "observed"]
     assert (observed["id"], observed["reward"], observed["cost"]) == (known["decision"], 0.75, 0.0025)
     assert observed["signals"] == {"latency_s": 1.5, "prompt_tokens": 12.0, "completion_tokens": 7.0}
     assert json.loads(json.dumps(asked["metadata"])), "other loggers can write it"

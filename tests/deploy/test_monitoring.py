@@ -23,7 +23,7 @@ ASKED = [pytest.param(rule["expr"], id=rule["alert"]) for rule in RULES] + [
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$bandit": ".*"}
 
 OF_THE_LOG = re.compile(
-    r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|pending|offset|drift_alarms_total|budget_\w+|prompt_trust)"
+    r"nextarm_(decisions_total|outcomes_total|reward_count|reward_sum|cost_total|errors_total|cooling|pending|offset|drift_alarms_total|budget_\w+|prompt_trust)"
 )
 """Equal on every replica."""
 
@@ -126,6 +126,8 @@ def test_the_dashboard_shows_what_is_promised() -> None:
         "nextarm_duplicates_total",
         "nextarm_fold_lag",
         "nextarm_drift_alarms_total",
+        "nextarm_errors_total",
+        "nextarm_cooling",
         "nextarm_budget_running",
         "nextarm_prompt_trust",
         "sum by (code) (rate(nextarm_problems_total",

@@ -230,7 +230,7 @@ class Hooks:
         if not bandit or not healthy_deployments or request_kwargs is None:
             return healthy_deployments
         try:
-            return await self._choose(bandit, healthy_deployments, messages, request_kwargs)
+            return await self._choose(bandit, model, healthy_deployments, messages, request_kwargs)
         except Exception as error:  # one that leaves here would fail the request
             self._warn(type(error).__name__, "LiteLLM decides by itself: %s", error)
             return healthy_deployments
@@ -290,7 +290,7 @@ class Hooks:
 
     # -- a decision --------------------------------------------------------------------------------------------------------------
 
-    async def _choose(self, bandit: str, deployments: list[Any], messages: Any, request: dict[str, Any]) -> list[Any]:
+    async def _choose(self, bandit: str, model: str, deployments: list[Any], messages: Any, request: dict[str, Any]) -> list[Any]:
         metadata, trace = _metadata(request), str(request.get("litellm_trace_id") or "")
         tried = self._close_previous(Attempts.of(request), trace)
         if not self.breaker.is_request_allowed(2.0 * self.decide_within_s):
@@ -311,7 +311,12 @@ class Hooks:
             self.breaker.record_answer()
             return deployments
         arms = [arm for arm in known if arm not in tried] or known
-        question: dict[str, Any] = {"id": new_id(), "arms": arms, **self._context(view, messages, request)}
+        question: dict[str, Any] = {
+            "id": new_id(),
+            "arms": arms,
+            "metadata": {"model_group": model},
+            **self._context(view, messages, request),
+        }
         try:
             async with self._watched():
                 decision = await clients.deciding.decide(bandit, fallback="", **question)
