@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -177,3 +180,43 @@ def test_every_alert_says_what_is_wrong_and_how_urgent_it_is() -> None:
     for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"]["summary"]
+
+
+# -- what Prometheus itself says -----------------------------------------------------------------------------------------------
+
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool on this machine (apt-get install prometheus)")
+
+
+def promtool(*words: str) -> str:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_promtool
+def test_prometheus_reads_the_rules_and_its_configuration() -> None:
+    assert f"{len(RULES)} rules found" in promtool("check", "rules", str(DEPLOY / "prometheus-rules.yml"))
+    promtool("check", "config", "--syntax-only", str(DEPLOY / "prometheus.yml"))
+
+
+@needs_promtool
+def test_an_arm_that_cools_down_most_of_the_time_rings(tmp_path: Path) -> None:
+    """Errors, 30 s of cooldown, a call that fails again: one scrape in four finds the arm in use."""
+    series = [
+        {"series": 'nextarm_cooling{bandit="b",arm="broken",instance="one"}', "values": "1 1 1 0 " * 30},
+        {"series": 'nextarm_cooling{bandit="b",arm="broken",instance="two"}', "values": "1 1 1 0 " * 30},
+        {"series": 'nextarm_cooling{bandit="b",arm="well",instance="one"}', "values": "0 0 0 1 " * 30},
+    ]
+    (rule,) = [rule for rule in RULES if rule["alert"] == "NextarmArmFails"]
+    summary = rule["annotations"]["summary"].replace("{{ $labels.arm }}", "broken").replace("{{ $labels.bandit }}", "b")
+    rings = {
+        "exp_labels": {"severity": "ticket", "bandit": "b", "arm": "broken"},
+        "exp_annotations": {"summary": summary},
+    }
+    asked = [{"eval_time": "25m", "alertname": "NextarmArmFails", "exp_alerts": [rings]}]
+    tests = [{"interval": "15s", "input_series": series, "alert_rule_test": asked}]
+    file = tmp_path / "rules.test.yml"
+    file.write_text(json.dumps({"rule_files": [str(DEPLOY / "prometheus-rules.yml")], "tests": tests}))
+    promtool("test", "rules", str(file))
