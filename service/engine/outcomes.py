@@ -481,20 +481,23 @@ class OutcomeRecorder:
         try:
             if event is None or receipt is None:
                 closing = await self._closing_event(decision_id)
-                return self._duplicate(closing.event, closing.offset, outcome)
+                return await self._duplicate(closing.event, closing.offset, outcome)
             if receipt.first is not None:
-                return self._duplicate(events.decode(receipt.first), receipt.offset, outcome)
+                return await self._duplicate(events.decode(receipt.first), receipt.offset, outcome)
             if isinstance(event, Partial) and decision_id not in self._ledger.open:
                 closing = await self._closing_event(decision_id)
                 if closing.offset < receipt.offset:  # another replica closed it meanwhile
-                    return self._duplicate(closing.event, closing.offset, outcome)
+                    return await self._duplicate(closing.event, closing.offset, outcome)
         except Exception as error:
             return error
         return Recorded(event, receipt.offset, False)
 
-    def _duplicate(self, first: AnyEvent, offset: int, outcome: OutcomeReport) -> Recorded:
+    async def _duplicate(self, first: AnyEvent, offset: int, outcome: OutcomeReport) -> Recorded:
         match first:
             case Observed() if first.body == outcome.body or (outcome.is_partial and _contains(first, outcome)):
+                self._committer.duplicates += 1
+                return Recorded(first, offset, True)
+            case Observed() if _says_the_same(first, outcome) and await self._came_in_parts(first.id):
                 self._committer.duplicates += 1
                 return Recorded(first, offset, True)
             case Observed():
@@ -505,6 +508,9 @@ class OutcomeRecorder:
                 raise DecisionCancelledError(first.id)
             case _:
                 raise InconsistentEventError(f"{type(first).__name__} closes a decision")
+
+    async def _came_in_parts(self, decision_id: str) -> bool:
+        return await self._storage.find(self._log, events.partial_key(decision_id, 1)) is not None
 
     # -- closing -------------------------------------------------------------------------------------------------------------
 
@@ -546,6 +552,13 @@ def _check_count(known: Mapping[str, float], given: Mapping[str, float]) -> None
     count = len((known.keys() | given.keys()) - {REWARD, COST})
     if count > MAX_SIGNALS_OF_OUTCOME and not given.keys() - {REWARD, COST} <= known.keys():
         raise FieldError("signals", f"would be {count} with those that are known; at most {MAX_SIGNALS_OF_OUTCOME} fit")
+
+
+def _says_the_same(first: Observed, outcome: OutcomeReport) -> bool:
+    """Whether an outcome is another one with parts of it merged; no part has anything else than signals."""
+    facts = (outcome.output, outcome.reference, outcome.error or msgspec.UNSET)
+    is_known = outcome.metadata is None or first.metadata == outcome.metadata
+    return (first.output, first.reference, first.error) == facts and is_known and _contains(first, outcome)
 
 
 def _contains(first: Observed, outcome: OutcomeReport) -> bool:

@@ -70,8 +70,23 @@ async def test_a_part_is_learned_at_once_and_the_reward_closes_the_decision(serv
     assert (await estimates(service))["small"] == {"reward": 0.5, "cost": 2.0, "thumb": 1.0}
     assert answered(await put(service, "d1", {"cost": 2.0}))["duplicate"]
     assert failed(await put(service, "d1", {"cost": 3.0})) == (409, "outcome_conflict")
+    closed = await service.offset()
+    for same in (
+        {"reward": 0.5, "cost": 2.0, "signals": {"thumb": 1.0}},
+        {"reward": 0.5},
+        {"signals": {"reward": 0.5, "cost": 2.0}},
+    ):
+        merged = answered(await put(service, "d1", same))
+        assert (merged["offset"], merged["duplicate"], merged["reward"]) == (closed, True, 0.5)
+    for other in ({"reward": 0.25, "cost": 2.0}, {"reward": 0.5, "cost": 2.5}, {"reward": 0.5, "metadata": {"team": "a"}}):
+        assert failed(await put(service, "d1", other)) == (409, "outcome_conflict")
+    whole = {"reward": 0.5, "cost": 2.0}
+    await service.decide(body={"id": "d3", "arms": ["small"]})
+    answered(await put(service, "d3", whole))
+    assert failed(await put(service, "d3", {"reward": 0.5})) == (409, "outcome_conflict"), "it did not come in parts"
+    assert await service.offset() == closed + 2
     events = [(line["event"], line.get("cost"), line.get("signals")) for line in await service.log()]
-    assert events[3:] == [("partial", 2.0, None), ("partial", None, {"thumb": 1.0}), ("observed", 2.0, {"thumb": 1.0})]
+    assert events[3:6] == [("partial", 2.0, None), ("partial", None, {"thumb": 1.0}), ("observed", 2.0, {"thumb": 1.0})]
     # the same outcome in one piece gives the same sums
     await service.create("whole", WEIGHED)
     for decision in ("d1", "d2"):
