@@ -1,8 +1,9 @@
 """What the routes for OpenAI's clients cost beside the upstream's own answer: `python -m bench.performance.facade`.
 
 Chat completions, whole and as streams of three chunks, one after the other on one connection: to a stand-in for the upstream, and
-to the service in front of it, in turns. CPU is that of the service's process for a whole request with decision and outcome, so
-it is more than what comes before the first byte. One bare decision with its outcome says how quick the machine is.
+to the service in front of it, in turns. CPU is that of the service's event loop (/proc/PID/schedstat) until the first byte,
+while a stream of the upstream waits after its first piece, and for the whole request with its outcome. A bare decision with its
+outcome says how quick the machine is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import httpx2
 from tools.processes import Server
 
 BODY = {"model": "bandit/router", "messages": [{"role": "user", "content": "Translate this to French: good morning"}]}
+Times = tuple[float, float, float]
+"""Milliseconds of a request: to its first byte, and CPU of the service until then and in all."""
 USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
 
 
@@ -38,6 +41,8 @@ PIECES = (
     _chunk(delta={"content": "jour"}),
     _chunk(delta={}, finish_reason="stop") + b"data: [DONE]\n\n",
 )
+GO_ON = threading.Semaphore(0)
+"""Released by the client that has seen the first piece of a stream."""
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(WHOLE), WHOLE)
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -50,9 +55,10 @@ async def _upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
                 writer.write(ANSWER)
                 continue
             writer.write(STREAM)
-            for piece in PIECES:
+            for number, piece in enumerate(PIECES):
                 writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-                await asyncio.sleep(0)  # a piece is a packet of its own
+                if number == 0:
+                    await asyncio.to_thread(GO_ON.acquire)
             writer.write(b"0\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
         writer.close()
@@ -86,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nextarm-facade-") as folder, upstream() as url:
         path = Path(folder) / "upstreams.toml"
         path.write_text(f'[arms.small]\nbase_url = "{url}"\nmodel = "m"\n[arms.large]\nbase_url = "{url}"\nmodel = "m"\n')
-        server = Server(Path(folder), store="memory://", settings={"upstreams": str(path), "log_level": "warning"})
+        server = Server(Path(folder), store="memory://", settings={"upstreams": str(path)})
         server.start()
         try:
             server.wait_until_ready()
@@ -96,7 +102,7 @@ def main() -> None:
 
 
 def measure(server: Server, url: str, *, rounds: int, turns: int) -> None:
-    """Print a line for each kind of request: milliseconds to the first byte, and CPU of the service."""
+    """Print a line for each kind of request."""
     own = f"http://{server.host}:{server.port}/v1"
     with httpx2.Client(trust_env=False, timeout=60.0) as http:
         made = http.put(
@@ -104,44 +110,44 @@ def measure(server: Server, url: str, *, rounds: int, turns: int) -> None:
         )
         made.raise_for_status()
 
-        def chat(base: str, *, stream: bool) -> float:
-            began = time.perf_counter()
+        def cpu_ms() -> float:
+            return int(Path(f"/proc/{server.process.pid}/schedstat").read_text().split()[0]) / 1e6
+
+        def chat(base: str, *, stream: bool) -> Times:
+            before, began = cpu_ms(), time.perf_counter()
             with http.stream("POST", f"{base}/chat/completions", json={**BODY, "stream": stream}) as response:
                 pieces = response.iter_bytes()
                 next(pieces)
-                first = time.perf_counter() - began
+                first, until_first = time.perf_counter() - began, cpu_ms() - before
+                if stream:
+                    GO_ON.release()
                 for _ in pieces:
                     pass
-            return first
+            return first * 1e3, until_first, cpu_ms() - before
 
-        def bare(number: int) -> float:
-            began = time.perf_counter()
+        def bare() -> Times:
+            before, began = cpu_ms(), time.perf_counter()
             decided = http.post(f"{own}/bandits/router/decisions", json={}).json()["id"]
+            first, until_first = time.perf_counter() - began, cpu_ms() - before
             http.put(f"{own}/bandits/router/decisions/{decided}/outcome", json={"cost": 1.0})
-            return time.perf_counter() - began
+            return first * 1e3, until_first, cpu_ms() - before
 
-        kinds: dict[str, Callable[[int], float]] = {
-            "upstream, whole": lambda _: chat(url, stream=False),
-            "nextarm, whole": lambda _: chat(own, stream=False),
-            "upstream, stream": lambda _: chat(url, stream=True),
-            "nextarm, stream": lambda _: chat(own, stream=True),
+        kinds: dict[str, Callable[[], Times]] = {
+            "upstream, whole": lambda: chat(url, stream=False),
+            "nextarm, whole": lambda: chat(own, stream=False),
+            "upstream, stream": lambda: chat(url, stream=True),
+            "nextarm, stream": lambda: chat(own, stream=True),
             "decision + outcome": bare,
         }
-        for kind in kinds.values():  # warm
-            for number in range(50):
-                kind(number)
-        firsts: dict[str, list[float]] = {name: [] for name in kinds}
-        cpu: dict[str, list[float]] = {name: [] for name in kinds}
-        for _ in range(turns):
+        found: dict[str, list[Times]] = {name: [] for name in kinds}
+        for turn in range(turns + 1):
             for name, kind in kinds.items():
-                before = server.cpu_s()
-                firsts[name] += [kind(number) for number in range(rounds)]
-                cpu[name].append((server.cpu_s() - before) / rounds)
-    for name in kinds:
-        print(
-            f"{name:20} first byte p50 {statistics.median(firsts[name]) * 1e3:6.2f} ms"
-            f"   CPU of the service {statistics.median(cpu[name]) * 1e3:5.2f} ms"
-        )
+                times = [kind() for _ in range(rounds)]
+                found[name] += times if turn else []  # the first turn warms
+    print(f"{'':20} {'first byte':>12} {'CPU until it':>14} {'CPU in all':>12}   (ms, medians)")
+    for name, times in found.items():
+        first, until_first, whole = (statistics.median(values) for values in zip(*times, strict=True))
+        print(f"{name:20} {first:12.2f} {until_first:14.2f} {whole:12.2f}")
 
 
 if __name__ == "__main__":

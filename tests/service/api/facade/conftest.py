@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ timeout_s = {timeout_s}
 [arms."big/large"]
 base_url = "{large}"
 model = "large-7"
-timeout_s = {timeout_s}
 {prices}
 {more}
 """
@@ -63,12 +62,23 @@ class Facade:
         return [json.loads(line) for line in log.text.splitlines()]
 
 
+PATIENCE_S = 60.0
+"""Nothing waits so long; it keeps a broken test from hanging."""
+
+
+async def until(is_so: Callable[[], Awaitable[bool] | bool]) -> None:
+    """Returns once it is so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (found if isinstance(found := is_so(), bool) else await found):
+            await asyncio.sleep(0.001)
+
+
 Start = Callable[..., AbstractAsyncContextManager[Facade]]
 
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Starts it. more: of the file of upstreams; others are settings."""
+    """Starts it. more: of the file of upstreams.  timeout_s: of the arm `small`.  Others are settings."""
     monkeypatch.setenv("SMALL_KEY", "sk-small")
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.api.facade.conftest import Facade, Start
+from tests.service.api.facade.conftest import Facade, Start, until
 from tests.service.upstreams import USAGE, answer, chat, chunk, hang_up, silence, stream
 
 COST = 12 * 0.001 + 7 * 0.01
@@ -120,15 +120,18 @@ async def test_where_every_arm_fails_the_client_gets_an_error_of_its_own_shape(f
 
 
 async def test_an_arm_that_does_not_answer_in_time_is_left(start: Start) -> None:
-    async with start(timeout_s=0.2) as facade:
-        await facade.create()
-        good(facade, silence)
-        assert (await facade.chat()).status_code == 200
-        facade.upstream.answer_in_turn(silence)
-        asked = await facade.chat()
+    async with start(timeout_s=0.05) as facade:
+        await facade.create(policy={"kind": "one-arm", "arm": 0})
+        facade.upstream.answers("small", silence)
+        facade.upstream.answers("large", answer(chat()))
+        assert (await facade.chat()).headers["x-nextarm-arm"] == "big/large"
+        facade.upstream.answers("large", answer({}, 500))
+        await facade.create("alone", arms=("small",))
+        asked = await facade.chat(model="bandit/alone")
         assert (asked.status_code, asked.json()["error"]["code"]) == (504, "upstream_timeout")
-        assert "no answer within 0.2 s" in asked.json()["error"]["message"]
-        assert sorted((await closed(facade)).values()) == ["observed", "observed", "observed", "partial"]
+        assert "no answer within 0.05 s" in asked.json()["error"]["message"]
+        assert sorted((await closed(facade)).values()) == ["observed", "partial"]
+        assert (await facade.decision(asked, "alone"))["error"] == "no answer within 0.05 s"
 
 
 async def test_attempts_bound_the_fallback(start: Start) -> None:
@@ -193,8 +196,7 @@ async def test_calls_have_a_limit_of_their_own(start: Start) -> None:
         await facade.create()
         facade.upstream.answer_in_turn(silence, silence, answer(chat()))
         waiting = [asyncio.create_task(facade.chat()) for _ in range(2)]
-        while len(facade.upstream.calls) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(facade.upstream.calls) == 2)
         assert (await facade.client.post("/v1/bandits/router/decisions", json={})).status_code == 201
         for call in facade.upstream.calls[:2]:
             call.writer.close()
@@ -206,8 +208,7 @@ async def test_more_calls_than_the_file_allows_are_refused(start: Start) -> None
         await facade.create()
         facade.upstream.answer_in_turn(silence, answer(chat()))
         waiting = asyncio.create_task(facade.chat())
-        while not facade.upstream.calls:
-            await asyncio.sleep(0.001)
+        await until(lambda: bool(facade.upstream.calls))
         asked = await facade.chat()
         assert (asked.status_code, asked.json()["error"]["code"]) == (503, "overloaded")
         assert int(asked.headers["retry-after"]) >= 1

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.api.facade.client import UpstreamClient
+from service.api.facade.client import CallFailedError, UpstreamClient
 from service.api.facade.gateway import drained
 from service.api.facade.upstreams import Upstream
-from tests.service.api.facade.conftest import Facade, Start
+from tests.service.api.facade.conftest import Facade, Start, until
 from tests.service.upstreams import DONE, USAGE, answer, chunk, event, events_in, hang_up, silence, stream, upstreams, usage_chunk
 
 PARTS = (chunk("Bon"), chunk("jour"), chunk(end="stop"))
@@ -135,15 +135,33 @@ async def test_a_stream_that_is_cut_ends_with_an_error_and_is_a_failure(facade: 
         assert reason in state["error"]
 
 
-async def test_a_stream_that_stalls_is_cut(start: Start) -> None:
-    async with start(timeout_s=0.2) as facade:
-        await facade.create()
-        streams(facade, stream(*PARTS[:2], go_on=asyncio.Event()))
-        asked = await facade.chat(stream=True)
-        assert "no answer within 0.2 s" in events_in(asked.content)[-1]["error"]["message"]
-        assert "cut off" in (await facade.decision(asked))["error"]
-        streams(facade, silence, stream(*PARTS, DONE))
+async def test_a_stream_that_does_not_begin_in_time_is_left(start: Start) -> None:
+    async with start(timeout_s=0.05) as facade:
+        await facade.create(policy={"kind": "one-arm", "arm": 0})
+        facade.upstream.answers("small", silence)
+        facade.upstream.answers("large", stream(*PARTS, DONE))
         assert texts((await facade.chat(stream=True)).content) == ["Bon", "jour", ""]
+        facade.upstream.answers("small", stream(b": busy\n\n", b"", go_on=asyncio.Event()))  # a comment is no beginning
+        assert texts((await facade.chat(stream=True)).content) == ["Bon", "jour", ""]
+        failed = [item["error"] for item in await facade.events() if item.get("error")]
+        assert failed == ["no answer within 0.05 s"] * 2
+
+
+async def test_a_stream_that_stalls_is_cut() -> None:
+    async with upstreams() as upstream:
+        upstream.answers("small", stream(*PARTS, go_on=asyncio.Event()))
+        client = UpstreamClient(connections=4)
+        arm = Upstream(base_url=upstream.url("small"), model="m", timeout_s=60.0)
+        try:
+            call = await client.call(arm, "/chat/completions", b"{}", streams=True)
+            batches = call.events()
+            assert [event.data is not None for event in await anext(batches)] == [True]
+            call._deadline = asyncio.get_running_loop().time()  # the time is over that the next event had
+            with pytest.raises(CallFailedError, match="no answer within 60 s"):
+                await anext(batches)
+            await call.close()
+        finally:
+            await client.close()
 
 
 async def test_servers_without_a_last_event_end_after_the_reason_to_stop(facade: Facade) -> None:
@@ -159,8 +177,11 @@ async def test_a_client_that_goes_away_cancels(facade: Facade) -> None:
     async with facade.client.stream("POST", "/v1/chat/completions", json=body) as response:
         await anext(response.aiter_bytes())
     await facade.upstream.calls[0].closed()
-    while (await facade.decision(response))["state"] == "open":
-        await asyncio.sleep(0.001)
+
+    async def is_closed() -> bool:
+        return bool((await facade.decision(response))["state"] != "open")
+
+    await until(is_closed)
     assert (await facade.decision(response))["state"] == "cancelled"
 
 
