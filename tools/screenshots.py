@@ -184,8 +184,12 @@ def take(url: str, folder: Path) -> None:
 
 
 def shrink(picture: bytes) -> Image.Image:
-    """With a palette of 256 colors, rare ones among them: a third of the bytes, and it looks the same."""
-    return Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    """With the 256 colors that it has most of: a third of the bytes, and areas keep their color to the bit."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    counted: Any = image.getcolors(image.width * image.height)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for _, color in sorted(counted, reverse=True)[:256] for part in color])
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def _settle(page: Page, view: str) -> None:

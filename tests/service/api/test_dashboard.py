@@ -126,6 +126,26 @@ def test_a_bandit_is_created_decides_and_learns_before_ones_eyes(guarded: Guarde
     expect(page.locator(".figure").filter(has_text="Decisions")).to_contain_text("0 open")
 
 
+def test_it_looks_every_few_seconds_where_no_stream_is_free(guarded: Guarded, client: httpx.Client) -> None:
+    guarded.page.route("**/events", lambda route: route.fulfill(status=503))
+    page = guarded.open("#/bandits/seen")
+    expect(page.locator(".live")).to_contain_text("Every 5 s")
+    decide(client, "seen", "polled")
+    expect(page.get_by_role("button", name="polled")).to_be_visible()
+    observe(client, "seen", "polled", reward=0.5)
+
+
+def test_an_operator_looks_at_a_tenant(guarded: Guarded, client: httpx.Client) -> None:
+    body = {"policy": {"kind": "greedy"}, "arms": ARMS}
+    assert client.put("/v1/bandits/theirs", json=body, headers={"X-Nextarm-Tenant": "team-a"}).status_code == 201
+    page = guarded.open("#/bandits")
+    page.get_by_role("button", name="API key and tenant").click()
+    page.get_by_role("dialog").get_by_label("Tenant").fill("team-a")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.get_by_role("link", name="theirs")).to_be_visible()
+    expect(page.get_by_role("link", name="seen")).to_have_count(0)
+
+
 def test_a_decision_is_found_and_shown_whole_by_the_keyboard_alone(guarded: Guarded) -> None:
     page = guarded.open("#/bandits/seen")
     page.keyboard.press("Tab")

@@ -36,7 +36,9 @@ function Row({ item, more }) {
       <td class="wide">${more ? html`<${Shares} ...${more} />` : null}</td>
       <td class="number wide">${number(item.cost_per_decision)}</td>
       <td class="number wide">${percent(item.missing ?? NaN)}</td>
-      <td><${Status} of=${item.status}>${item.failing.length ? item.failing.map((name) => name.replaceAll("_", " ")).join(", ") : "All well"}<//></td>
+      <td><${Status} of=${item.status}>${item.failing.length
+        ? html`<span class="long">${item.failing.map((name) => name.replaceAll("_", " ")).join(", ")}</span><span class="short" aria-hidden="true">${item.failing.length}</span>`
+        : "well"}<//></td>
     </tr>`;
 }
 
