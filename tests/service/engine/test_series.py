@@ -98,6 +98,16 @@ def test_values_that_are_amended_are_those_of_the_outcome_they_belong_to() -> No
     assert list(found.rewards.values()) == [reward for *_, reward in values.values()]
 
 
+def test_an_amendment_of_what_a_ring_no_longer_has_changes_the_wider_ones_alone() -> None:
+    found = Series()
+    for offset, after in ((2, 0.0), (3, 10.0), (4, 10.0 + 10 * KEPT)):  # the last takes the place of the second
+        found.add_outcome(offset, START + timedelta(seconds=after), 0, {"reward": 1.0}, is_error=False)
+    found.amend(3, 0, {"reward": 4.0}, {"reward": 1.0})
+    totals = {width: sum(one.arms[0].signals["reward"].total for one in buckets(found, width).values()) for width in WIDTHS}
+    assert totals == {10: 2.0, 300: 6.0, 21_600: 6.0}
+    assert list(found.rewards.values()) == [1.0, 4.0, 1.0]
+
+
 def test_the_newest_rewards_are_kept_and_an_old_one_that_is_amended_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "RECENT_OUTCOMES", 5)
     found = Series()
