@@ -797,9 +797,8 @@ def history_json(learner: Learner, found: DecisionHistory, *, full: bool) -> dic
     }
 
 
-def series_json(learner: Learner, selection: Selection, offset: int) -> dict[str, Any]:
-    """The rows of a selection. offset: of the log when it was made."""
-    names = [arm.name for arm in learner.versions.committed.arms]
+def series_json(selection: Selection, *, names: Sequence[str], offset: int) -> dict[str, Any]:
+    """The rows of a selection. names, offset: the arms, and what was folded, when it was made."""
     apart, rows = merge(selection)
     begin = selection.start * selection.width_s
     return {
@@ -986,7 +985,7 @@ async def summary_json(learner: Learner, now: datetime, of_embedders: Sequence[s
         "status": judged.status,
         "failing": judged.failing,
         "notices": [*judged.notices, *of_embedders],
-        "as_of": learner.versions.committed.offset,
+        "as_of": ledger.offset,
         "fault": None,
     }
 

@@ -275,12 +275,13 @@ async def show_series(
     """
     if since is not None and until is not None and since >= until:
         raise invalid("until", "must be later than since")
-    tallies, begin = learner.ledger.tallies, learner.created.at
+    ledger, tallies, begin = learner.ledger, learner.ledger.tallies, learner.created.at
     now = max(services.repository.clock(), begin, *(at for at in (tallies.last_decision, tallies.last_outcome) if at))
     end = now + timedelta(microseconds=1)  # what happens now is before it
     first, last = (min(max(at, begin), end) for at in (since or begin, until or end))
-    selection = learner.ledger.series.select(first.timestamp(), last.timestamp(), rows=buckets)
-    return answer(await asyncio.to_thread(series_json, learner, selection, learner.versions.committed.offset))
+    selection = ledger.series.select(first.timestamp(), last.timestamp(), rows=buckets)
+    names, offset = [arm.name for arm in ledger.arms], ledger.offset
+    return answer(await asyncio.to_thread(series_json, selection, names=names, offset=offset))
 
 
 @router.delete(
