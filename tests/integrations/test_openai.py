@@ -69,7 +69,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, d
 
 def closings(client: Client, bandit: str) -> list[dict[str, Any]]:
     """The outcomes of every decision of a bandit; none is open."""
-    events = list(client.events(bandit))
+    events = list(client.iter_log(bandit))
     decided = [event["id"] for event in events if event["event"] == "decided"]
     found = {event["id"]: event for event in events if event["event"] in ("observed", "cancelled", "partial")}
     assert set(found) == set(decided)
