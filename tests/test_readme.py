@@ -104,6 +104,15 @@ def test_the_commands_work_as_pasted_and_answer_what_is_shown(page: str, tmp_pat
                 assert is_part(one, other), f"{block}\n{done.stdout}"
 
 
+def test_no_two_pages_create_the_same_bandit() -> None:
+    """A reader tries one page after the other on one server, where the second would find what the first has learned."""
+    creates = re.compile(r"(?:PUT localhost:8000/v1/bandits/|create_bandit\(\")([\w-]+)[ \"]")
+    created = [set(creates.findall("".join(block for _, block, _ in TESTED.findall(text)))) for text in PAGES.values()]
+    names = [name for found in created for name in found]
+    assert len(names) > 10
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 @EVERY_PAGE
 def test_python_that_is_not_run_is_python_at_least(page: str) -> None:
     """What needs another library, a model or a key is shown and not run."""
