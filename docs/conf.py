@@ -34,13 +34,13 @@ html_theme_options = {"navigation_with_keys": True}
 
 
 def add_toctrees(app: Sphinx, name: str, source: list[str]) -> None:
-    """Make the sections of the index, lists of links, the navigation of the site."""
+    """Make the sections of the index, with the pages that they link, the navigation of the site."""
     if name == root_doc:
-        source[0] = re.sub(r"^## (.*)\n\n((?:[*] .*\n)+)", _with_toctree, source[0], flags=re.MULTILINE)
+        source[0] = re.sub(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", _with_toctree, source[0], flags=re.MULTILINE | re.DOTALL)
 
 
 def _with_toctree(section: re.Match[str]) -> str:
-    links = re.findall(r"^[*] \[([^\]]+)\]\(([^)]+)\)", section[2], flags=re.MULTILINE)
+    links = re.findall(r"\[([^\]]+)\]\(([^)#]+\.md)\)", section[2])
     entries = "\n".join(f"{title.replace('`', '')} <{link.removesuffix('.md')}>" for title, link in links)
     return f"{section[0]}\n```{{toctree}}\n:hidden:\n:caption: {section[1]}\n\n{entries}\n```\n"
 
