@@ -497,7 +497,7 @@ class OutcomeRecorder:
             case Observed() if first.body == outcome.body or (outcome.is_partial and _contains(first, outcome)):
                 self._committer.duplicates += 1
                 return Recorded(first, offset, True)
-            case Observed() if _says_the_same(first, outcome) and await self._came_in_parts(first.id):
+            case Observed() if _says_the_same(first, outcome) and await self._comes_in_parts(first.id):
                 self._committer.duplicates += 1
                 return Recorded(first, offset, True)
             case Observed():
@@ -509,7 +509,7 @@ class OutcomeRecorder:
             case _:
                 raise InconsistentEventError(f"{type(first).__name__} closes a decision")
 
-    async def _came_in_parts(self, decision_id: str) -> bool:
+    async def _comes_in_parts(self, decision_id: str) -> bool:
         return await self._storage.find(self._log, events.partial_key(decision_id, 1)) is not None
 
     # -- closing -------------------------------------------------------------------------------------------------------------
