@@ -106,7 +106,8 @@ async def test_streams_have_a_bound_of_their_own_outside_of_that_of_requests(mon
         assert failed(await service.get("/v1/bandits/b")) == (503, "overloaded"), "there is room for one request"
         async with reading(service) as last:
             assert last.status == 200, "a stream is none"
-            refused = await service.get("/v1/bandits/b/events")
+            async with asyncio.timeout(PATIENCE_S):  # what is not refused does not end
+                refused = await service.get("/v1/bandits/b/events")
             assert failed(refused) == (503, "overloaded")
             assert refused.headers["retry-after"] == "1"
         async with reading(service) as next_one:
