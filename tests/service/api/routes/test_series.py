@@ -64,8 +64,9 @@ async def play(service: Service, clock: Clock, rounds: int) -> None:  # noqa: C9
     for t in range(0, rounds, 3):
         amended: Json = {"reward": -t / 16, "cost": 2.5} if t % 2 else {"signals": {"latency_s": 1.5}}
         await service.patch(f"{DECISIONS}/d{t}/outcome", {**amended, "id": "a"})
-    await service.patch(f"{DECISIONS}/d7/outcome", {"reward": 3.0, "cost": 0.5, "id": "of a failure"})
-    await service.post("/v1/bandits/b/import", {"id": "i", "rows": [{"arm": "small", "reward": 99.0}]})
+    late = await service.patch(f"{DECISIONS}/d7/outcome", {"reward": 3.0, "cost": 0.5, "id": "of-a-failure"})
+    imported = await service.post("/v1/bandits/b/import", {"id": "i", "rows": [{"arm": "small", "reward": 99.0}]})
+    assert (late.status_code, imported.status_code) == (200, 200)
 
 
 async def expected(service: Service) -> dict[str, list[tuple[float, str, str, float | None]]]:
