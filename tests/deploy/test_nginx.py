@@ -14,6 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.api.event_streams import COMMENT_S
+from service.api.facade.errors import PATHS, error_json
+from service.api.facade.upstreams import Upstream, Upstreams
 from service.api.problems import CODES, Problem
 from service.cli.serve import KEEP_ALIVE_S
 from service.settings import Settings
@@ -25,10 +28,18 @@ TEXT = re.sub(r"^\s*#.*$", "", CONFIG.read_text(), flags=re.MULTILINE)
 LIMIT = Settings().max_body_bytes
 
 
-def directive(name: str, *, after: str = "") -> str:
-    """The one value of a directive; after: behind this block's name."""
-    (found,) = set(re.findall(rf"^\s*{name} ([^;]+);", TEXT[TEXT.index(after) :], flags=re.MULTILINE))
+FACADE = "location ~ ^/v1/(chat/|images/|embeddings|responses|models) {"
+
+
+def directive(name: str, text: str = TEXT) -> str:
+    """The one value of a directive."""
+    (found,) = set(re.findall(rf"^\s*{name} ([^;]+);", text, flags=re.MULTILINE))
     return str(found)
+
+
+def facade() -> str:
+    """The block for OpenAI's clients."""
+    return TEXT[TEXT.index(FACADE) :].partition("}")[0]
 
 
 def test_the_limits_are_those_of_the_service() -> None:
@@ -38,8 +49,16 @@ def test_the_limits_are_those_of_the_service() -> None:
     kept = re.search(r"keepalive_timeout (\w+);", upstream[1])
     assert kept is not None
     assert seconds(kept[1]) < KEEP_ALIVE_S, "nginx closes an idle connection first"
-    assert seconds(directive("proxy_read_timeout")) > Settings().scorer_timeout_s
-    assert seconds(directive("proxy_read_timeout")) > Settings().min_offset_wait_s + Settings().redis_timeout_s
+    read_s = seconds(directive("proxy_read_timeout", TEXT.replace(facade(), "")))
+    assert read_s > Settings().scorer_timeout_s
+    assert read_s > Settings().min_offset_wait_s + Settings().redis_timeout_s
+    assert read_s > 2 * COMMENT_S, "silent event streams stay"
+
+
+def test_a_call_of_an_upstream_may_take_as_long_as_the_service_waits() -> None:
+    assert tuple(f"/v1/{begins}" for begins in FACADE[FACADE.index("(") + 1 : FACADE.index(")")].split("|")) == PATHS
+    longest_s = Upstreams.model_fields["attempts"].default * Upstream.model_fields["timeout_s"].default
+    assert seconds(directive("proxy_read_timeout", facade())) > longest_s
 
 
 def test_replicas_that_come_and_go_are_noticed() -> None:
@@ -61,7 +80,12 @@ def test_it_answers_where_the_container_s_health_check_asks() -> None:
 
 
 def test_what_it_says_itself_is_a_problem_of_the_service() -> None:
-    bodies = [json.loads(body) for body in re.findall(r"return (?:4|5)\d\d '(.*)';", TEXT)]
+    said = [(int(status), json.loads(body)) for status, body in re.findall(r"return ([45]\d\d) '(.*)';", TEXT)]
+    errors = [(status, body["error"]) for status, body in said if "error" in body]
+    assert [error["code"] for _, error in errors] == ["replica_unavailable", "payload_too_large"]
+    for status, error in errors:
+        assert {"error": error} == error_json(status, error["code"], error["message"])
+    bodies = [body for _, body in said if "error" not in body]
     assert [body["code"] for body in bodies] == ["not_found", "replica_unavailable", "payload_too_large"]
     for body in bodies:
         known = Problem(body["code"], "") if body["code"] in CODES else Problem("overloaded", "")
@@ -172,6 +196,18 @@ def test_a_post_that_may_have_been_accepted_is_not_sent_twice(tmp_path: Path) ->
     assert response.headers["retry-after"] == "1"
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["code"] == "replica_unavailable"
+
+
+@needs_nginx
+def test_openai_s_clients_read_errors_in_their_form(tmp_path: Path) -> None:
+    with balanced(tmp_path, dies) as (client, replicas):
+        response = client.post("/v1/chat/completions", json={})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.headers["content-type"] == "application/json"
+        assert response.json()["error"]["code"] == "replica_unavailable"
+        assert len(replicas[0].asked) == 1
+        response = client.post("/v1/images/generations", content=b"x" * (LIMIT + 1))
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "payload_too_large")
 
 
 @needs_nginx
