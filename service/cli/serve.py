@@ -25,6 +25,8 @@ from service.settings import InvalidSettings, Settings, listed
 logger = logging.getLogger("nextarm")
 
 GRACE_S = 10
+CANCEL_S = 2.0
+"""For requests that were not answered in `GRACE_S` to close what they had opened."""
 
 
 def is_loopback(host: str) -> bool:
@@ -74,6 +76,8 @@ class _Server(uvicorn.Server):
         """Other requests are waited for; a stream would not end."""
         self._streams.close()
         await super().shutdown(sockets=sockets)
+        if tasks := set(self.server_state.tasks):  # cancelled by now: what they still log is logged before the store is closed
+            await asyncio.wait(tasks, timeout=CANCEL_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
