@@ -104,7 +104,7 @@ async def rank(learner: RoutedLearner, services: Shared, version: Version, body:
     return Response(msgspec.json.encode(answer), 201, media_type="application/json")
 
 
-@router.post("/events/{event}/reward")
+@router.post("/events/{event:path}/reward")
 async def reward(learner: RoutedLearner, services: Shared, version: Version, event: EventId, body: RewardBody) -> Response:
     """The reward of an event. The first one stays; that of a deferred event waits for its activation."""
     decision = decision_id(event)
@@ -118,7 +118,7 @@ async def reward(learner: RoutedLearner, services: Shared, version: Version, eve
     return Response(status_code=204)
 
 
-@router.post("/events/{event}/activate")
+@router.post("/events/{event:path}/activate")
 async def activate(learner: RoutedLearner, services: Shared, version: Version, event: EventId) -> Response:
     """The action was shown: from here on the event has a reward, or waits for one."""
     decision = decision_id(event)

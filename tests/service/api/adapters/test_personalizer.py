@@ -170,3 +170,11 @@ async def test_the_subscription_key_is_the_key_here_alone() -> None:
             assert answer.status_code == status, key
         native = await stranger.client.get("/v1/bandits/b", headers={"Ocp-Apim-Subscription-Key": "boss"})
         assert native.status_code == 401
+
+
+async def test_an_event_id_may_hold_slashes(client: Client, service: Service) -> None:
+    for event in ("shop/42", "a/reward"):
+        await client.rank(eventId=event)
+        await client.reward(event.replace("/", "%2F"), 0.5)
+        await client.activate(event)
+    assert [event["reward"] for event in await service.log() if event["event"] == "observed"] == [0.5, 0.5]
