@@ -51,6 +51,9 @@ HEADERS = frozenset(
 LONGEST_NAME = 64
 """Characters of a bandit's name in a log line; there is none longer."""
 
+LOGGED_ELSEWHERE = (502, 503, 504)
+"""Statuses whose cause is logged where it is found, once for many requests."""
+
 NO_CONNECTION_LEFT = "nextarm.no_connection_left"
 """In the scope of a request whose connection was only accepted for probes (connections.py)."""
 
@@ -187,7 +190,7 @@ class AdmissionMiddleware:
         self._meter.count(route=route, method=method, status=status, seconds=seconds)
         if "nextarm.problem" in scope:
             self._meter.count_problem(scope["nextarm.problem"])
-        is_failure = status >= 500 and status != 503  # whose cause is logged where it is found, once for many requests
+        is_failure = status >= 500 and status not in LOGGED_ELSEWHERE
         if not (is_failure or logger.isEnabledFor(logging.INFO)):
             return
         fields = {
