@@ -97,9 +97,9 @@ class EventStream(Response):
             scope[BEGAN] = time.perf_counter()
             await send(start)
             closing = asyncio.create_task(self._streams.closing.wait())
-            left = asyncio.create_task(_left(receive))
+            leaving = asyncio.create_task(left(receive))
             streaming = asyncio.create_task(self._stream(send, after, page))
-            tasks: list[asyncio.Task[object]] = [streaming, closing, left]
+            tasks: list[asyncio.Task[object]] = [streaming, closing, leaving]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -107,10 +107,10 @@ class EventStream(Response):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             if streaming.cancelled():
-                if left.cancelled():  # the server stops
+                if leaving.cancelled():  # the server stops
                     await _part(send, receive, abort)
             elif isinstance(streaming.exception(), TimeoutError):
-                await _drop(abort, receive)
+                await drop(abort, receive)
             else:
                 streaming.result()
 
@@ -183,20 +183,20 @@ async def _part(send: Send, receive: Receive, abort: Callable[[], None]) -> None
         async with asyncio.timeout(PARTING_S):
             await send(LAST)
     except TimeoutError:
-        await _drop(abort, receive)
+        await drop(abort, receive)
     else:
         asyncio.get_running_loop().call_later(PARTING_S, abort)
 
 
-async def _drop(abort: Callable[[], None], receive: Receive) -> None:
+async def drop(abort: Callable[[], None], receive: Receive) -> None:
     """Drop the connection, and return when the server knows that it is gone: else the answer would be one that was forgotten."""
     abort()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PARTING_S):
-            await _left(receive)
+            await left(receive)
 
 
-async def _left(receive: Receive) -> None:
+async def left(receive: Receive) -> None:
     """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -139,7 +139,7 @@ class Call:
 
     async def events(self) -> AsyncGenerator[list[Event]]:
         """The events of the answer, those of a piece together, each until `timeout_s` after the one before."""
-        reader = EventReader()
+        reader, clock = EventReader(), asyncio.get_running_loop().time
         pieces = self.response.aiter_bytes()
         try:
             while True:
@@ -149,9 +149,11 @@ class Call:
                     break
                 events = list(reader.feed(piece))
                 if any(event.data is not None for event in events):  # a comment says that the server is there, no more
-                    self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+                    self._deadline = clock() + self._timeout_s
                 if events:
+                    handed_over = clock()
                     yield events
+                    self._deadline += clock() - handed_over  # how slowly a client reads is not the upstream's time
         except EventTooLargeError as error:
             raise CallFailedError("an event without an end") from error
         if (last := reader.rest()) is not None:

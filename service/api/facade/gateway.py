@@ -22,13 +22,14 @@ from urllib.parse import quote
 
 import msgspec
 from fastapi import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api.auth import Caller
 from service.api.content import messages_text
 from service.api.decide import compares_prompts, decide
 from service.api.dependencies import Services
 from service.api.error_mapping import body_error_to_problem
+from service.api.event_streams import STALLED_S, drop, left
 from service.api.facade import outcomes
 from service.api.facade.client import Call, CallFailedError, RequestRefusedError, UpstreamClient
 from service.api.facade.errors import FacadeError, error_json, to_facade_error
@@ -36,6 +37,7 @@ from service.api.facade.sse import Event
 from service.api.facade.surfaces import Answer, Fields, NotAnAnswerError, StreamReader, Surface, fields_decoder, is_given
 from service.api.facade.upstreams import Upstream, Upstreams
 from service.api.json_bodies import parse_json
+from service.api.middleware import ABORT
 from service.api.problems import Problem
 from service.api.requests import NAME, DecisionBody
 from service.engine.executor import TaskGroup
@@ -67,14 +69,17 @@ class _Request:
     decision: DecisionBody
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Attempt:
-    """A decision of a request, and the call that follows from it. began: by the clock of `time.perf_counter`."""
+    """A decision of a request, and the call that follows from it. began: by the clock of `time.perf_counter`.
+    is_closed: its outcome is on its way, whatever becomes of the request.
+    """
 
     id: str
     arm: str
     headers: dict[str, str]
     began: float
+    is_closed: bool = False
 
 
 class Gateway:
@@ -186,15 +191,12 @@ class Gateway:
                 return await self._call(request, attempt)
             except CallFailedError as error:
                 failures[attempt.arm] = error
-                throttled.warning(
-                    f"a call of arm {attempt.arm!r} failed", reason=str(error), bandit=request.learner.created.bandit
-                )
-                await self._close(outcomes.report_failure(self._services, request.learner, attempt.id, str(error)))
+                await self._report_failure(request, attempt, str(error))
             except RequestRefusedError as error:
-                await self._close(outcomes.cancel(request.learner, attempt.id))
+                await self._background.run_shielded(outcomes.cancel(request.learner, attempt.id))
                 return _refusal(error, attempt)
             except BaseException:
-                self._background.spawn(outcomes.cancel(request.learner, attempt.id))
+                self._abandon(request, attempt)
                 raise
         last = list(failures.values())[-1]
         said = "; ".join(f"{arm}: {error}" for arm, error in failures.items())
@@ -302,7 +304,7 @@ class Gateway:
         first.
         """
         answer = reader.answer
-        failed, is_closed = "", False
+        failed = ""
         try:
             try:
                 while not (answer.is_complete or answer.error):
@@ -318,21 +320,18 @@ class Gateway:
             if not failed and not answer.is_complete:
                 failed = f"cut off: {answer.error or 'the stream ended before the answer did'}"
             if failed:
-                throttled.warning(f"a call of arm {attempt.arm!r} failed", reason=failed, bandit=request.learner.created.bandit)
-                await self._close(outcomes.report_failure(self._services, request.learner, attempt.id, failed))
+                await self._report_failure(request, attempt, failed)
                 error_in_stream = error_json(502, "upstream_failed", f"{attempt.arm}: {failed}")["error"]
                 head += reader.end_with_error(error_in_stream)
             else:
                 await self._report(request, attempt, answer, first_token_s=first_token_s)
-            is_closed = True
             await send({"type": "http.response.body", "body": head, "more_body": False})
-        except BaseException:  # the client is gone, or the server ends
-            if not is_closed:
-                self._background.spawn(outcomes.cancel(request.learner, attempt.id))
+        except BaseException:  # the client is gone or takes nothing, or the server ends
+            self._abandon(request, attempt)
             raise
         finally:
             # not awaited: a request ends with its last byte, and what ends with it is cancelled
-            self._background.spawn(drained(batches, call) if is_closed and not failed else _closed(batches, call))
+            self._background.spawn(drained(batches, call) if answer.is_complete and not failed else _closed(batches, call))
 
     # -- outcomes ----------------------------------------------------------------------------------------------------------
 
@@ -349,15 +348,26 @@ class Gateway:
             cost=outcomes.cost_of(self._upstreams.arms[attempt.arm].prices, answer.usage, pictures=answer.pictures),
             signals=outcomes.signals_of(learned, answer, latency_s=latency_s, first_token_s=first_token_s),
         )
+        attempt.is_closed = True
         await asyncio.wait({self._background.spawn(work)}, timeout=OUTCOME_WAIT_S)
 
-    async def _close(self, work: Coroutine[Any, Any, None]) -> None:
-        """Close a decision, also where the request is cancelled meanwhile."""
-        await self._background.run_shielded(work)
+    async def _report_failure(self, request: _Request, attempt: _Attempt, reason: str) -> None:
+        """Also where the request is cancelled meanwhile."""
+        throttled.warning(f"a call of arm {attempt.arm!r} failed", reason=reason, bandit=request.learner.created.bandit)
+        attempt.is_closed = True
+        await self._background.run_shielded(outcomes.report_failure(self._services, request.learner, attempt.id, reason))
+
+    def _abandon(self, request: _Request, attempt: _Attempt) -> None:
+        """Cancel the decision, unless its outcome is known: of the two, the first in the log would stay."""
+        if not attempt.is_closed:
+            self._background.spawn(outcomes.cancel(request.learner, attempt.id))
 
 
 class EventStream(Response):
-    """A response of server-sent events that ends when its client goes away. relay: sends the body.  on_end: called at the end."""
+    """A response of server-sent events that ends when its client goes away, or takes nothing for `STALLED_S`.
+
+    relay: sends the body, and begins the answer with its first part.  on_end: called when it has ended.
+    """
 
     def __init__(
         self, relay: Callable[[Send], Coroutine[Any, Any, None]], *, headers: Mapping[str, str], on_end: Callable[[], None]
@@ -370,23 +380,29 @@ class EventStream(Response):
         self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        relay = asyncio.create_task(self._relay(send))
-        gone = asyncio.create_task(_disconnected(receive))
+        start: list[Message] = [{"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}]
+
+        async def bounded(message: Message) -> None:
+            async with asyncio.timeout(STALLED_S):
+                while start:
+                    await send(start.pop())
+                await send(message)
+
+        relay = asyncio.create_task(self._relay(bounded))
+        relay.add_done_callback(lambda _: self._on_end())
+        gone = asyncio.create_task(left(receive))
         try:
             await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             relay.cancel()  # without effect on one that is done
             await asyncio.wait({relay, gone})
-            self._on_end()
-        if not relay.cancelled():
+        if relay.cancelled():
+            return
+        if isinstance(relay.exception(), TimeoutError):
+            await drop(scope.get(ABORT, lambda: None), receive)
+        else:
             relay.result()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def drained(batches: AsyncGenerator[list[Event]], call: Call) -> None:

@@ -63,7 +63,7 @@ async def report_answer(
     needs, is_scored = learner.policy.needs, learner.created.reward_source != CLIENT
     measured: dict[str, Any] = {"cost": cost, "signals": signals or None}
     reward = None if is_scored else learned.reward
-    outputs = [answer.outputs[choice] for choice in sorted(answer.outputs)][:MAX_SAMPLES]
+    outputs = answer.outputs()[:MAX_SAMPLES]
     takes_outputs = learned.output and (is_scored or bool(learner.created.output_embedder))
     complete: dict[str, Any] = {}
     if outputs and takes_outputs and (is_scored or reward is not None or "reward" not in needs):

@@ -10,7 +10,6 @@ MAX_EVENT_BYTES = 32 * 2**20
 """Of one event; a picture in base64 fits."""
 
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
-_LINE = re.compile(rb"\r\n|\n|\r")
 
 
 class EventTooLargeError(Exception):
@@ -52,11 +51,11 @@ class EventReader:
 def _data(raw: bytes) -> bytes | None:
     if raw.startswith(b"data:") and b"\r" not in raw and b"\n" not in raw[:-2]:  # most are one line
         return raw[5:].strip()
-    found = [line[5:].removeprefix(b" ") for line in _LINE.split(raw) if line.startswith(b"data:")]
+    found = [line[5:].removeprefix(b" ") for line in raw.splitlines() if line.startswith(b"data:")]
     return b"\n".join(found) if found else None
 
 
 def with_data(raw: bytes, data: bytes) -> bytes:
     """The event with other data; its further lines stay."""
-    others = [line for line in _LINE.split(raw) if line and not line.startswith(b"data:")]
+    others = [line for line in raw.splitlines() if line and not line.startswith(b"data:")]
     return b"\n".join([*others, b"data: " + data]) + b"\n\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Raw
@@ -23,17 +23,21 @@ fields_decoder = msgspec.json.Decoder(Fields)
 any_decoder = msgspec.json.Decoder()
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""Of tokens. With another number an answer says nothing of its tokens."""
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = 0
+    cached_tokens: Count | None = 0
 
 
 class Usage(msgspec.Struct):
     """Tokens of a call, under the names of either API."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
 
@@ -84,22 +88,34 @@ _items_decoder = msgspec.json.Decoder(list[_Item])
 _pictures_decoder = msgspec.json.Decoder(list[_Picture])
 
 
+MAX_TEXT = 2**22
+"""Characters of an answer that are kept for its outcome: more than one that is accepted has."""
+
+
 @dataclass
 class Answer:
-    """What is known of an answer so far. outputs: by choice, what the model made.  pictures: how many.  error: the upstream's own
-    word that it failed, after it had begun to answer.
+    """What is known of an answer so far. texts: by choice, in pieces.  images: in base64.  pictures: how many, with those that
+    have a URL alone.  error: the upstream's own word that it failed, after it had begun to answer.
     """
 
     usage: Usage | None = None
-    outputs: dict[int, Json] = field(default_factory=dict)
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
     pictures: int = 0
     is_complete: bool = False
     error: str = ""
+    _kept: int = 0
 
     def add_text(self, choice: int, text: str | None) -> None:
         """More of the text of a choice."""
-        if text:
-            self.outputs.setdefault(choice, {"text": ""})["text"] += text
+        if text and self._kept < MAX_TEXT:
+            self._kept += len(text)
+            self.texts.setdefault(choice, []).append(text)
+
+    def outputs(self) -> list[Json]:
+        """What the model made, as an outcome has it."""
+        texts = [{"text": "".join(pieces)} for _, pieces in sorted(self.texts.items())]
+        return texts or [{"image": image} for image in self.images]
 
 
 class NotAnAnswerError(Exception):
@@ -325,7 +341,7 @@ class ImageGenerations(Surface):
     def read_outputs(self, raw: Raw, answer: Answer) -> None:
         for picture in _decoded(_pictures_decoder, raw) or ():
             if picture.b64_json:
-                answer.outputs[answer.pictures] = {"image": picture.b64_json}
+                answer.images.append(picture.b64_json)
             answer.pictures += 1
 
 

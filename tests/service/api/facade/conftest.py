@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from service.api.app import running
 from service.settings import Settings
@@ -36,10 +37,11 @@ model = "large-7"
 
 
 class Facade:
-    """A client of the service, and the upstreams behind it."""
+    """A client of the service, the application itself, and the upstreams behind it."""
 
-    def __init__(self, client: httpx.AsyncClient, upstream: Upstreams) -> None:
+    def __init__(self, client: httpx.AsyncClient, app: ASGIApp, upstream: Upstreams) -> None:
         self.client = client
+        self.app = app
         self.upstream = upstream
 
     async def create(self, name: str = "router", arms: tuple[str, ...] = ("small", "big/large"), **body: Any) -> None:
@@ -103,7 +105,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
                 headers = {"authorization": f"Bearer {key}"} if key else {}
                 about: Json = {"timeout": 60.0, "trust_env": False, "verify": False}
                 async with httpx.AsyncClient(base_url=url, headers=headers, **about) as client:
-                    yield Facade(client, upstream)
+                    yield Facade(client, app, upstream)
 
     return started
 

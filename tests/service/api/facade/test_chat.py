@@ -67,6 +67,13 @@ async def test_cached_tokens_have_a_price_of_their_own_and_no_usage_is_no_cost_o
     assert (await facade.decision(asked))["cost"] == 0.5, "the price of the arm"
 
 
+async def test_tokens_that_cannot_be_are_none(facade: Facade) -> None:
+    for wrong in (-1, 10**400):
+        facade.upstream.answer_in_turn(answer(chat(usage={**USAGE, "completion_tokens": wrong})))
+        state = await facade.decision(await facade.chat())
+        assert (state["state"], state["cost"], set(state["signals"])) == ("partial", None, {"latency_s"})
+
+
 FAILURES = {
     "500": (answer({"error": {"message": "secret"}}, 500), "status 500 Internal Server Error"),
     "429": (answer({}, 429, retry_after="7"), "status 429 Too Many Requests"),
@@ -98,7 +105,9 @@ async def test_a_failure_is_an_outcome_with_an_error_and_the_next_arm_answers(fa
     assert "secret" not in json.dumps(await facade.events())
 
 
-async def test_where_every_arm_fails_the_client_gets_an_error_of_its_own_shape(facade: Facade) -> None:
+async def test_where_every_arm_fails_the_client_gets_an_error_of_its_own_shape(
+    facade: Facade, caplog: pytest.LogCaptureFixture
+) -> None:
     for arm in ("small", "large"):
         facade.upstream.answers(arm, answer({"error": {"message": "internal secret"}}, 503, retry_after="3"))
     asked = await facade.chat()
@@ -108,6 +117,7 @@ async def test_where_every_arm_fails_the_client_gets_an_error_of_its_own_shape(f
     assert "small: status 503" in error["message"]
     assert "big/large: status 503" in error["message"]
     assert "secret" not in error["message"]
+    assert "request" not in caplog.messages, "its cause is logged, once for many"
     assert asked.headers["retry-after"] == "3"
     assert (await facade.decision(asked))["state"] == "observed"
     for arm in ("small", "large"):

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.types import Send
 
+from service.api.facade import gateway, outcomes
 from service.api.facade.client import CallFailedError, UpstreamClient
 from service.api.facade.gateway import drained
 from service.api.facade.upstreams import Upstream
-from tests.service.api.facade.conftest import Facade, Start, until
-from tests.service.upstreams import DONE, USAGE, answer, chunk, event, events_in, hang_up, silence, stream, upstreams, usage_chunk
+from service.api.middleware import ABORT
+from tests.service.api.facade.conftest import PATIENCE_S, Facade, Start, until
+from tests.service.event_stream import Reader, scope_of
+from tests.service.upstreams import (
+    DONE,
+    USAGE,
+    answer,
+    chat,
+    chunk,
+    event,
+    events_in,
+    hang_up,
+    silence,
+    stream,
+    upstreams,
+    usage_chunk,
+)
 
 PARTS = (chunk("Bon"), chunk("jour"), chunk(end="stop"))
 
@@ -164,6 +184,27 @@ async def test_a_stream_that_stalls_is_cut() -> None:
             await client.close()
 
 
+async def test_the_time_in_which_a_client_reads_is_not_the_upstreams() -> None:
+    go_on = asyncio.Event()
+    async with upstreams() as upstream:
+        upstream.answers("small", stream(PARTS[0], b": busy\n\n", go_on=go_on))
+        client = UpstreamClient(connections=4)
+        try:
+            arm = Upstream(base_url=upstream.url("small"), model="m")
+            call = await client.call(arm, "/chat/completions", b"{}", streams=True)
+            batches, now = call.events(), asyncio.get_running_loop().time
+            await anext(batches)
+            deadline, before = call._deadline, now()
+            while (read_s := now() - before) <= 0.0:
+                pass
+            go_on.set()
+            await anext(batches)
+            assert call._deadline - deadline >= 0.99 * read_s
+            await call.close()
+        finally:
+            await client.close()
+
+
 async def test_servers_without_a_last_event_end_after_the_reason_to_stop(facade: Facade) -> None:
     streams(facade, stream(*PARTS))
     asked = await facade.chat(stream=True)
@@ -183,6 +224,93 @@ async def test_a_client_that_goes_away_cancels(facade: Facade) -> None:
 
     await until(is_closed)
     assert (await facade.decision(response))["state"] == "cancelled"
+
+
+@asynccontextmanager
+async def asking(facade: Facade) -> AsyncIterator[Reader]:
+    """A chat stream that is read as slowly as a test says."""
+    reader = Reader()
+    content = json.dumps({"model": "bandit/router", "messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+    sent = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> Any:
+        return sent.pop() if sent else await reader.receive()
+
+    scope = {**scope_of("/v1/chat/completions", headers={"content-type": "application/json"}, method="POST"), ABORT: reader.abort}
+    reader.task = asyncio.ensure_future(facade.app(scope, receive, reader.send))
+    try:
+        yield reader
+    finally:
+        reader.leaving.set()
+        await reader.task
+
+
+async def test_a_client_that_takes_nothing_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "STALLED_S", 0.05)
+    async with start(attempts="1\nmax_calls = 1") as facade:
+        await facade.create()
+        streams(facade, stream(*PARTS, DONE), answer(chat()))
+        async with asking(facade) as stalled, asyncio.timeout(PATIENCE_S):
+            await stalled.aborted.wait()
+            await stalled.task
+
+        async def is_closed() -> bool:
+            return bool((await facade.events())[-1]["event"] == "cancelled")
+
+        await until(is_closed)
+        assert (await facade.chat()).status_code == 200, "its place is free again"
+
+
+async def test_a_whole_answer_is_learned_though_its_client_does_not_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client leaves while the outcome is on its way."""
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    report = outcomes.report_answer
+
+    async def waits(*values: Any, **named: Any) -> None:
+        arrived.set()
+        await go_on.wait()
+        await report(*values, **named)
+
+    monkeypatch.setattr(outcomes, "report_answer", waits)
+    async with start("[outcome]\nreward = 1.0") as facade:
+        await facade.create()
+        streams(facade, stream(*PARTS, DONE))
+        async with asking(facade) as reader, asyncio.timeout(PATIENCE_S):
+            for _ in PARTS:
+                await reader.chunk()
+            await arrived.wait()
+            reader.leaving.set()
+            await reader.task
+            await facade.events()
+            go_on.set()
+        closing = {"observed", "cancelled"}
+
+        async def is_closed() -> bool:
+            return (await facade.events())[-1]["event"] in closing
+
+        await until(is_closed)
+        assert [event["reward"] for event in await facade.events() if event["event"] in closing] == [1.0]
+
+
+async def test_a_stream_that_ends_before_its_answer_has_begun_gives_back_its_place() -> None:
+    blocked, ended = asyncio.Event(), []
+
+    async def relay(send: Send) -> None:
+        try:
+            await send({"type": "http.response.body", "body": b"x", "more_body": False})
+        finally:
+            ended.append("relay")
+
+    async def never(message: Any = None) -> Any:
+        blocked.set()
+        await asyncio.Event().wait()
+
+    answer = gateway.EventStream(relay, headers={}, on_end=lambda: ended.append("place"))
+    task = asyncio.create_task(answer({"type": "http"}, never, never))
+    await blocked.wait()
+    task.cancel()
+    await asyncio.wait({task}, timeout=PATIENCE_S)
+    assert ended == ["relay", "place"]
 
 
 async def test_the_scorer_judges_the_text_of_a_stream(start: Start) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.api.facade.surfaces import MAX_TEXT, Answer
 from tests.service.api.facade.conftest import Facade, Start
 from tests.service.upstreams import answer, event, events_in, stream
 
@@ -120,3 +121,13 @@ async def test_models_are_the_bandits(facade: Facade) -> None:
         assert (await facade.client.get(f"/v1/models/{path}")).json() == {"id": "bandit/router", **model}
     missing = await facade.client.get("/v1/models/bandit%2Fnone")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_of_a_text_without_an_end_no_more_is_kept_than_an_outcome_takes() -> None:
+    answer = Answer()
+    for choice in (1, 0, 1):
+        answer.add_text(choice, f"{choice}.")
+    assert answer.outputs() == [{"text": "0."}, {"text": "1.1."}]
+    for _ in range(8):
+        answer.add_text(0, "x" * (MAX_TEXT // 4))
+    assert MAX_TEXT <= sum(len(output["text"]) for output in answer.outputs()) < 1.5 * MAX_TEXT
