@@ -463,6 +463,7 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     arm, propensity, price, features: of the decision and its outcome, as they were then.  has_output: it came with an output;
     unset = it did not.
     spent: of a failed call that does not count yet, the cost that its arm was charged with; unset = of any other outcome.
+    assumed: what an outcome that counts was charged with before its first cost, where that is another number than the price.
     """
 
     id: str
@@ -479,6 +480,7 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     held: int
     has_output: bool | msgspec.UnsetType = msgspec.UNSET
     spent: float | msgspec.UnsetType = msgspec.UNSET
+    assumed: float | msgspec.UnsetType = msgspec.UNSET
     arm: int
     propensity: float | None
     price: float
@@ -493,6 +495,11 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     def values(self) -> dict[str, float]:
         """Signals by name, as they are from here on."""
         return outcome_values(self.reward, self.cost, self.signals)
+
+    @property
+    def charged(self) -> float:
+        """What an outcome that counts was charged with while no cost of it was known."""
+        return self.price if self.assumed is msgspec.UNSET else self.assumed
 
 
 def outcome_values(reward: float | None, cost: float | None, signals: dict[str, float] | msgspec.UnsetType) -> dict[str, float]:

@@ -888,12 +888,12 @@ class Ledger:
         return [learn] if change.is_empty else [Amend(change), learn]
 
     def _amend_series(self, event: Amended, changed: Mapping[str, float]) -> None:
-        """As the sums of the arm have it: a cost that was not posted was counted as the price, or as `spent` of a failure."""
+        """As the sums of the arm have it: a cost that was not posted was counted as `charged`, or as `spent` of a failure."""
         values, old = dict(changed), dict(event.before)
         if event.spent is not msgspec.UNSET and event.cost is not None:
             values[COST], old[COST] = event.cost, event.spent
         elif event.counts == "before" and old.get(COST, 0.0) is None:
-            old[COST] = event.price
+            old[COST] = event.charged
         elif event.counts == "now" and event.cost is None:
             values[COST] = event.price
         self.series.amend(event.outcome, event.arm, values, old)
@@ -902,7 +902,7 @@ class Ledger:
         """The sums of an arm over outcomes that count."""
         arm = self._arm(event.arm)
         if COST in changed:
-            self._update(event.arm, cost_sum=arm.cost_sum + (changed[COST] - known.get(COST, event.price)))
+            self._update(event.arm, cost_sum=arm.cost_sum + (changed[COST] - known.get(COST, event.charged)))
         reward = changed.get(REWARD)
         if reward is None:
             return

@@ -311,12 +311,13 @@ class OutcomeRecorder:
     def _to_amended(self, found: DecisionHistory, known: KnownOutcome, amendment: AmendmentReport) -> Amended:
         decided, arm = found.decided.event, self._played(found)
         assert found.closing is not None
-        closing = found.closing
+        closing, price = found.closing, self._price(found)
         values = known.values | dict(amendment.values)
         counts = "before" if known.counts else "no"
         if not known.counts and REWARD in values and "reward" in self._projection.policy.needs:
             counts = "now"
         before = {name: known.values.get(name) for name in amendment.values}
+        is_first_cost = known.counts and before.get(COST, 0.0) is None
         learned = {name: offset for name in before if (offset := known.learned.get(name, closing.offset)) != closing.offset}
         return Amended(
             at=self._clock(),
@@ -333,10 +334,11 @@ class OutcomeRecorder:
             counts=counts,  # type: ignore[arg-type]
             held=known.held,
             spent=known.cost if known.is_failure and known.cost is not None else msgspec.UNSET,
+            assumed=known.cost if is_first_cost and known.cost not in (None, price) else msgspec.UNSET,
             has_output=True if isinstance(closing.event, Observed) and closing.event.output.rows else msgspec.UNSET,
             arm=arm,
             propensity=decided.propensity if arm == decided.arm else None,
-            price=self._price(found),
+            price=price,
             features=decided.features,
         )
 

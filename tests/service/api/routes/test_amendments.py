@@ -239,6 +239,30 @@ async def test_a_failed_call_may_get_its_reward_later_and_costs_once(service: Se
     assert spent == [2.0, 4.0, 1.0, 0.0, 3.0, None, None]
 
 
+async def test_a_first_cost_takes_the_place_of_what_was_charged_for_it(service: Service) -> None:
+    await service.create(body=WEIGHED | {"arms": [{"name": "small", "price": 8.0}], "reward": {"default": 0.0, "timeout_s": 1e4}})
+    outcomes: dict[str, Json] = {
+        "free": {"error": "cut off", "reward": 0.5},
+        "posted": {"error": "timeout", "cost": 2.0},
+        "priced": {"reward": 0.5},
+    }
+    for decision, outcome in outcomes.items():
+        await service.decide(body={"id": decision})
+        answered(await put(service, decision, outcome))
+    answered(await amend(service, "posted", {"reward": 0.25}))
+    for decision, first, charged in (("free", 0.5, 0.0), ("posted", 3.0, 2.0), ("priced", 1.0, 8.0)):
+        before = (await service.arm("small"))["total_cost"]
+        answered(await amend(service, decision, {"cost": first}))
+        assert (await service.arm("small"))["total_cost"] == before - charged + first, decision
+        answered(await amend(service, decision, {"cost": 4.0}))
+    assert (await service.arm("small"))["total_cost"] == 12.0
+    assumed = [line.get("assumed") for line in await service.log() if line["event"] == "amended"]
+    assert assumed == [None, 0.0, None, 2.0, None, None, None]
+    buckets = answered(await service.get("/v1/bandits/b/series"))["buckets"]
+    sums = [bucket["arms"]["small"]["signals"]["cost"] for bucket in buckets if "small" in bucket["arms"]]
+    assert [sum(one[name] for one in sums) for name in ("sum", "square_sum", "count")] == [12.0, 48.0, 3]
+
+
 async def test_an_outcome_has_no_more_signals_than_can_be_posted_at_once(service: Service) -> None:
     await service.create(body=WEIGHED)
     await service.decide(body={"id": "d"})
