@@ -383,7 +383,9 @@ class SignalPosterior:
 class Posterior:
     """What is known of every arm and signal after `count` outcomes, moved on by the outcomes since then.
 
-    narrowings: a memo of `Fit.narrowing` by open decisions, (signal, model, arm) -> (covariances, gains, pending, narrowing).
+    narrowings: a memo of `Fit.narrowing` by open decisions, (signal, model, arm) -> (gains, pending, narrowing). Whatever changes
+    the covariance of an arm gives it another array of gains. The covariances are of all arms: kept here, a memo that is not asked
+    for again would hold them.
     extended: one of `with_arms`.
     """
 
@@ -391,7 +393,7 @@ class Posterior:
     has_all: bool
     basis: Basis
     signals: tuple[SignalPosterior, ...]
-    narrowings: dict[tuple[int, int, int], tuple[Floats, Floats, tuple[bytes, ...], Floats]] = field(
+    narrowings: dict[tuple[int, int, int], tuple[Floats, tuple[bytes, ...], Floats]] = field(
         default_factory=dict, compare=False, repr=False
     )
     extended: dict[int, Posterior] = field(default_factory=dict, compare=False, repr=False)
@@ -477,11 +479,10 @@ class Posterior:
         for arm, prompts in enumerate(pending):
             if prompts:
                 kept = self.narrowings.get((signal, model, arm))
-                if kept is None or kept[0] is not fit.covariances or kept[1] is not fit.gains[arm] or kept[2] != prompts:
-                    narrowing = fit.narrowing(arm, [project(x) for x in prompts[:MOST_PENDING]])
-                    kept = fit.covariances, fit.gains[arm], prompts, narrowing
+                if kept is None or kept[0] is not fit.gains[arm] or kept[1] != prompts:
+                    kept = fit.gains[arm], prompts, fit.narrowing(arm, [project(x) for x in prompts[:MOST_PENDING]])
                     self.narrowings[signal, model, arm] = kept
-                reach = kept[3].dot(w)
+                reach = kept[2].dot(w)
                 variances[arm] -= reach.dot(reach)
         return means, np.maximum(variances, 0.0, out=variances)
 

@@ -38,8 +38,10 @@ Floats = NDArray[np.float64]
 
 GROWTH, STEP = 1.3, 4
 """The next prepare is due when outcomes have grown by this factor, and by this many."""
-MOST_WAITING = 3
-"""Prepares that may be due at once: beyond it a fold computes the oldest, so that old sums are not held for ever."""
+MOST_WAITING, MOST_STEPS = 3, 2_048
+"""Prepares that may be due at once, and outcomes since one of them: beyond that a fold computes the oldest. Old sums are not held
+for ever then, and the time of a replay does not grow with the square of its outcomes.
+"""
 
 
 class Step(NamedTuple):
@@ -192,6 +194,8 @@ class Auto(Policy):
         posterior, waiting = self._stepped(shared, Step(seen.arm, prompt, shifted), len(arms))
         shared = AutoShared(shared.outcomes + 1, shared.next_prepare, shared.has_all, origin, posterior, waiting)
         scheduled = self._scheduled(shared, tuple(arms), state.retired)
+        if (waiting := scheduled.waiting) and (len(waiting) > MOST_WAITING or len(waiting[0].steps) >= MOST_STEPS):
+            scheduled = self._prepared(scheduled, leave=len(waiting) - 1)[0]
         since, recent_since = state.since, state.recent_since
         return State(tuple(arms), scheduled, state.cache, state.retired, since=since, recent_since=recent_since)
 
@@ -237,8 +241,7 @@ class Auto(Policy):
         held = sum(arm.pulls for arm in arms)  # fewer than came, where an arm started over or older outcomes were dropped
         gone = due.count - held
         waiting = (*shared.waiting, Waiting(due, ()))
-        shared = replace(shared, waiting=waiting, next_prepare=max(due.count + STEP, gone + math.ceil(GROWTH * held)))
-        return self._prepared(shared, leave=MOST_WAITING)[0] if len(waiting) > MOST_WAITING else shared
+        return replace(shared, waiting=waiting, next_prepare=max(due.count + STEP, gone + math.ceil(GROWTH * held)))
 
     def _varies(self, arms: Sequence[EvidenceArm], active: Sequence[bool]) -> bool:
         for k in range(len(self.signals)):
@@ -266,7 +269,8 @@ class Auto(Policy):
         return not isinstance(state.cache, Prepared) or state.cache.posterior.count != shared.waiting[-1].due.count
 
     def folds_slowly(self, state: State) -> bool:
-        return len(state.reference.waiting) >= MOST_WAITING
+        waiting: tuple[Waiting, ...] = state.reference.waiting
+        return bool(waiting) and (len(waiting) >= MOST_WAITING or len(waiting[0].steps) >= MOST_STEPS // 2)
 
     def _prepared(self, shared: AutoShared, *, leave: int) -> tuple[AutoShared, Posterior | None]:
         """With all but the newest `leave` waiting prepares done, in order; and the last of them as it was at its own count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import numpy as np
@@ -173,6 +174,26 @@ def test_pending_decisions_narrow_the_width_as_their_outcomes_would() -> None:
     shifted = means[1] - means[1].mean() + means[0].mean()
     spread = one.trust * (1 - one.trust) * (means[0] - shifted)[1] ** 2
     close(variance[1], one.root**2 * (one.trust * width[0, 0] + (1 - one.trust) * level + spread))
+
+
+def test_what_is_remembered_of_open_decisions_keeps_no_covariances_of_the_past() -> None:
+    sums, g = Sums(), default_rng(8)
+    posterior, pending = sums.posterior(), [(g.standard_normal(3).tobytes(),), (), ()]
+    w = FEATURES.lift(tensor(g.standard_normal(3))).within(posterior.basis)
+
+    def scores(one: Posterior) -> list[list[float]]:
+        found = one.scores(0, w, pending, lambda x: FEATURES.lift_bytes(x).within(one.basis), None)
+        return [part.tolist() for part in found]
+
+    scores(posterior)
+    before = weakref.ref(posterior.signals[0].fits[0].covariances)
+    for value in g.standard_normal(posteriors.MOST_GAINS):
+        posterior = posterior.step(1, w, [value])
+    assert posterior.narrowings
+    assert before() is None
+    assert scores(posterior) == scores(posteriors.from_tensors(*posteriors.to_tensors(posterior)))
+    posterior = posterior.forget(0)
+    assert scores(posterior) == scores(posteriors.from_tensors(*posteriors.to_tensors(posterior)))
 
 
 def test_a_new_arm_is_what_arms_are_by_the_prior() -> None:

@@ -12,8 +12,10 @@ from numpy.testing import assert_allclose
 
 from bandits import draw
 from bandits import state as states
+from bandits.evidence import posterior as posteriors
+from bandits.policies import auto as policies
 from bandits.policies.auto import AutoShared
-from bandits.types import Observation
+from bandits.types import Amendment, Observation
 from tests.bandits.evidence import runs
 from tests.bandits.evidence.runs import Bandit, Floats, World, auto, play
 
@@ -357,6 +359,37 @@ def test_a_replay_that_prepares_in_the_end_changes_no_bit(expected: list[Floats]
         apply(bandit, event, prepare=False)
     bandit.prepare()
     assert (asked(bandit) == expected[-1]).all()
+
+
+def test_a_long_replay_notes_few_outcomes_and_changes_no_bit(expected: list[Floats], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "MOST_STEPS", 3)
+    bandit, noted = started(), 0
+    for event in log():
+        apply(bandit, event, prepare=False)
+        noted = max([noted, *(len(one.steps) for one in bandit.state.reference.waiting)])
+    assert noted == 2
+    bandit.prepare()
+    assert (asked(bandit) == expected[-1]).all()
+
+
+def test_amendments_and_joined_gains_survive_a_restart_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posteriors, "MOST_GAINS", 3)
+    g, at_once, late, known = default_rng(5), started(), started(), []
+    for offset, event in enumerate(log()):
+        for bandit in (at_once, late):
+            apply(bandit, event, prepare=bandit is at_once)
+        known += [event] if event[0] == "learn" else []
+        if known and offset % 3 == 0:
+            _, arm, x, old = known[int(g.integers(len(known)))]
+            new = (float(g.standard_normal()), float(g.random()) if offset % 2 else math.nan)
+            change = Amendment(arm=arm, features=runs.tensor(x), old=old, new=new, learned=(2, 2), offset=offset, held=2)
+            for bandit in (at_once, late):
+                bandit.state = bandit.policy.amend(bandit.state, change)
+            at_once.prepare()
+        if offset % 15 == 14:
+            late = restarted(late)
+            assert states.digest(late.policy, late.state) == states.digest(at_once.policy, at_once.state)
+            assert (asked(late) == asked(at_once)).all(), f"after event {offset}"
 
 
 def test_a_preparation_that_comes_late_is_that_of_its_own_outcome_count() -> None:
