@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,20 @@ async def test_a_bandit_that_cannot_be_served_says_why_and_spoils_no_other(servi
     assert "damaged" in items["b"]["fault"]
     assert {value for key, value in items["b"].items() if key not in ("name", "fault")} == {None}
     assert items["b"].keys() == items["a"].keys()
+
+
+async def test_a_long_list_lets_others_in_between(service: Service) -> None:
+    for k in range(30):
+        await service.create(f"b{k}")
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(take_turns())
+    assert len(await listed(service)) == 30
+    assert turns >= 30
+    other.cancel()
