@@ -258,6 +258,24 @@ def test_curves_are_the_means_of_what_is_around_them_with_their_error(guarded: G
     assert found["error"] == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)))
 
 
+def test_charts_count_every_outcome_that_a_series_has(guarded: Guarded) -> None:
+    def counts(decisions: int, outcomes: int) -> dict[str, Any]:
+        sums = {"sum": 0.5 * outcomes, "square_sum": 0.25 * outcomes, "count": outcomes}
+        return {"decisions": decisions, "outcomes": outcomes, "expired": 0, "signals": {"reward": sums}}
+
+    page = guarded.open("#/bandits")
+    arms = {"a": counts(3, 2), "pale": counts(1, 1), "decided before": counts(0, 4)}
+    bucket = {"at": "2026-01-31T12:00:00Z", "arms": arms, "other": counts(2, 8)}
+    series = {"width_s": 10, "arms": list(arms), "buckets": [bucket]}
+    fold = "it.foldArms(it.read(given), (arm) => arm === 'pale' ? 'arm-other' : 'arm-1')"
+    folded = of_module(page, "series", fold, series)
+    other = of_module(page, "series", "it.OTHER")
+    assert folded["arms"] == ["a", other]
+    total = of_module(page, "series", "it.totals(given)", folded["buckets"])
+    assert (total["decisions"], total["outcomes"], total["signals"]["reward"]["sum"]) == (6, 15, 7.5)
+    assert {arm: one["outcomes"] for arm, one in folded["buckets"][0]["arms"].items()} == {"a": 2, other: 13}
+
+
 def test_quantiles_and_metrics_are_those_of_the_exposition(guarded: Guarded) -> None:
     page = guarded.open("#/bandits")
     assert of_module(page, "metrics", "it.quantile(given, 0.5)", [[1, 2], [2, 6], [4, 10]]) == 1.75

@@ -130,12 +130,16 @@ export function read(series) {
   return { width_s: series.width_s, arms: series.arms, buckets };
 }
 
-/** The arms that get a layer of their own, in their order, and the buckets with all others as one, under `OTHER`. */
+/**
+ * The arms that get a layer of their own, in their order, and the buckets with all others as one, under `OTHER`: outcomes of arms
+ * without a decision here, too.
+ */
 export function foldArms(series, color) {
-  const decided = new Set(series.buckets.flatMap((bucket) => Object.keys(bucket.arms).filter((arm) => bucket.arms[arm].decisions)));
+  const known = [...new Set(series.buckets.flatMap((bucket) => Object.keys(bucket.arms)))];
+  const decided = new Set(known.filter((arm) => totals(series.buckets, arm).decisions));
   const own = series.arms.filter((arm) => decided.has(arm) && color(arm) !== "arm-other");
-  const rest = [...decided].filter((arm) => !own.includes(arm));
-  if (!rest.length) return { arms: own, buckets: series.buckets };
+  const rest = known.filter((arm) => !own.includes(arm));
+  if (!rest.some((arm) => decided.has(arm))) return { arms: own, buckets: series.buckets };
   const buckets = series.buckets.map((bucket) => {
     const arms = Object.fromEntries(own.filter((arm) => bucket.arms[arm]).map((arm) => [arm, bucket.arms[arm]]));
     return { at: bucket.at, arms: { ...arms, [OTHER]: rest.reduce((total, arm) => add(total, bucket.arms[arm]), empty()) } };
