@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -21,6 +22,8 @@ KEEP_ALIVE_S = 4.0
 """Less than any server keeps an idle connection: a call on one that the other side closes just now is lost."""
 TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S).as_dict()
 MAX_ANSWER_BYTES = 64 * 2**20
+RETRY_AFTER = re.compile(r"[A-Za-z0-9,:. -]{1,64}")
+"""Seconds, or a date."""
 ARM_AT_FAULT = (401, 402, 403, 404, 405, 408, 429)
 """4xx that speak of the arm: its key, its model, its limits. Others speak of the request, which no other arm would take."""
 
@@ -28,7 +31,7 @@ ARM_AT_FAULT = (401, 402, 403, 404, 405, 408, 429)
 class CallFailedError(Exception):
     """The arm failed. The text is ours: what an upstream says may hold a part of a prompt, or of a key.
 
-    status: what the client is answered where no other arm is left.  retry_after: of the upstream, as it came.
+    status: what the client is answered where no other arm is left.  retry_after: of the upstream.
     """
 
     def __init__(self, reason: str, *, status: int = 502, retry_after: str = "") -> None:
@@ -121,7 +124,8 @@ class Call:
             raise RequestRefusedError(status, await self._read())
         reason = f"status {status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else f"status {status}"
         limited = status == 429
-        retry_after = self.response.headers.get("retry-after", "")[:64] if limited or status == 503 else ""
+        wait = self.response.headers.get("retry-after", "") if limited or status == 503 else ""
+        retry_after = wait if RETRY_AFTER.fullmatch(wait) else ""
         raise CallFailedError(reason, status=429 if limited else 502, retry_after=retry_after)
 
     async def read(self) -> bytes:

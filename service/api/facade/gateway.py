@@ -34,7 +34,16 @@ from service.api.facade import outcomes
 from service.api.facade.client import Call, CallFailedError, RequestRefusedError, UpstreamClient
 from service.api.facade.errors import FacadeError, error_json, to_facade_error
 from service.api.facade.sse import Event
-from service.api.facade.surfaces import Answer, Fields, NotAnAnswerError, StreamReader, Surface, fields_decoder, is_given
+from service.api.facade.surfaces import (
+    UNREADABLE,
+    Answer,
+    Fields,
+    NotAnAnswerError,
+    StreamReader,
+    Surface,
+    fields_decoder,
+    is_given,
+)
 from service.api.facade.upstreams import Upstream, Upstreams
 from service.api.json_bodies import parse_json
 from service.api.middleware import ABORT
@@ -443,7 +452,7 @@ def _refusal(error: RequestRefusedError, attempt: _Attempt) -> Response:
     status = 400 if error.status == 409 else error.status
     try:
         is_error = is_given(fields_decoder.decode(error.body), "error")
-    except msgspec.DecodeError:
+    except UNREADABLE:
         is_error = False
     if is_error:
         return Response(error.body, status, headers=attempt.headers, media_type="application/json")

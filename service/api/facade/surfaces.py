@@ -21,6 +21,8 @@ Json = dict[str, Any]
 NULL = b"null"
 fields_decoder = msgspec.json.Decoder(Fields)
 any_decoder = msgspec.json.Decoder()
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoders raise: no JSON, or another type; no UTF-8 in a text that is read; thousands of objects in each other."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -372,7 +374,7 @@ def _fields(content: bytes | Raw) -> Fields:
     """Raises `NotAnAnswerError`."""
     try:
         return fields_decoder.decode(content)
-    except msgspec.DecodeError as error:  # not JSON, or not an object
+    except UNREADABLE as error:
         raise NotAnAnswerError("no JSON object") from error
 
 
@@ -397,5 +399,5 @@ def _decoded(decoder: msgspec.json.Decoder[Any], raw: Raw | None) -> Any:
     """The value, None where it is missing or of another kind: answers of servers differ in what is optional."""
     try:
         return None if raw is None else decoder.decode(raw)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except UNREADABLE:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.service.api.facade.conftest import Facade, Start, until
-from tests.service.upstreams import USAGE, answer, chat, chunk, hang_up, silence, stream
+from tests.service.upstreams import DONE, USAGE, answer, chat, chunk, hang_up, silence, stream
 
 COST = 12 * 0.001 + 7 * 0.01
 
@@ -83,6 +83,7 @@ FAILURES = {
     "not JSON": (answer(b"<html>"), "status 200 with no JSON object"),
     "other JSON": (answer({"ok": True}), "status 200 with JSON without choices"),
     "error with 200": (answer({"error": {"message": "no"}}), "status 200 with an error in place of an answer"),
+    "nested": (answer(b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "status 200 with no JSON object"),
     "a stream": (stream(chunk("a")), "status 200 with a stream of events"),
     "half a body": (answer(b"{}", content_length="100"), "the connection failed (LocalProtocolError)"),
 }
@@ -125,8 +126,23 @@ async def test_where_every_arm_fails_the_client_gets_an_error_of_its_own_shape(
     asked = await facade.chat()
     assert (asked.status_code, asked.headers["retry-after"]) == (429, "11")
     assert asked.json()["error"]["type"] == "rate_limit_error"
+    for arm in ("small", "large"):
+        facade.upstream.answers(arm, answer({}, 429, retry_after="\u5927"))
+    asked = await facade.chat()
+    assert (asked.status_code, asked.headers.get("retry-after")) == (429, None), "no header of ours may hold it"
     assert set((await closed(facade)).values()) == {"observed"}
-    assert len(facade.upstream.calls) == 4
+    assert len(facade.upstream.calls) == 6
+
+
+async def test_a_text_that_is_no_utf_8_passes_as_it_came(start: Start) -> None:
+    async with start("[outcome]\nreward = 1.0") as facade:
+        await facade.create()
+        choice = b'{"index": 0, "message": {"content": "\xff"}, "delta": {"content": "\xff"}}'
+        body = b'{"choices":[%s]}' % choice
+        facade.upstream.answer_in_turn(answer(body), stream(b"data: %s\n\n" % body, DONE))
+        for asked in (await facade.chat(), await facade.chat(stream=True)):
+            assert choice in asked.content
+            assert (await facade.decision(asked))["state"] == "observed"
 
 
 async def test_an_arm_that_does_not_answer_in_time_is_left(start: Start) -> None:
