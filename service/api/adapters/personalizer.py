@@ -154,7 +154,8 @@ def _noted(found: DecisionHistory) -> dict[str, float]:
 
 
 async def _note(services: Services, learner: Learner, decision: str, signals: Mapping[str, float]) -> None:
-    await observe(services, learner, decision, OutcomeBody(signals=dict(signals)))
+    with contextlib.suppress(OutcomeConflictError):  # of two rewards at once the other one came first
+        await observe(services, learner, decision, OutcomeBody(signals=dict(signals)))
 
 
 async def _conclude(services: Services, learner: Learner, decision: str) -> None:

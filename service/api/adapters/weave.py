@@ -200,7 +200,7 @@ async def _decided(services: Services, learner: Learner, body: RouteBody) -> dic
 
 @router.post("/outcome")
 async def outcome(learner: RoutedLearner, services: Shared, body: OutcomeReportBody) -> Response:
-    """What came of the call. Without an error it waits for feedback, as a partial outcome."""
+    """What came of the call. Without an error it waits for feedback, as a partial outcome, or amends what feedback has closed."""
     if not body.training_allowed:
         return _answer({"ok": True, "learned": False})
     decision = decision_id(body.route_id)
@@ -218,7 +218,12 @@ async def outcome(learner: RoutedLearner, services: Shared, body: OutcomeReportB
         given["signals"] = {"latency_s": body.upstream_latency_ms / 1e3}
     if not given:
         return _answer({"ok": True, "learned": False})
-    await observe(services, learner, decision, OutcomeBody.model_validate(given))
+    try:
+        await observe(services, learner, decision, OutcomeBody.model_validate(given))
+    except OutcomeConflictError:  # feedback came first
+        if not given.keys() <= {"cost", "signals"}:
+            raise
+        await amend(learner, decision, AmendmentBody.model_validate(given))
     return _answer({"ok": True, "learned": True})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -170,6 +171,15 @@ async def test_the_subscription_key_is_the_key_here_alone() -> None:
             assert answer.status_code == status, key
         native = await stranger.client.get("/v1/bandits/b", headers={"Ocp-Apim-Subscription-Key": "boss"})
         assert native.status_code == 401
+
+
+async def test_of_rewards_that_come_at_once_one_stays(client: Client, service: Service) -> None:
+    for event, deferred in (("now", False), ("later", True)):
+        await client.rank(eventId=event, deferActivation=deferred)
+        await asyncio.gather(*(client.reward(event, value) for value in (0.25, 0.5, 0.75)), client.activate(event))
+    observed = {event["id"]: event["reward"] for event in await service.log() if event["event"] == "observed"}
+    assert set(observed) == {"now", "later"}
+    assert set(observed.values()) <= {0.25, 0.5, 0.75}
 
 
 async def test_an_event_id_may_hold_slashes(client: Client, service: Service) -> None:

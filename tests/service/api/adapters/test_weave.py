@@ -98,6 +98,17 @@ async def test_cost_and_feedback_of_a_call_are_learned(weave: Router) -> None:
     assert "well done" not in (await weave.service.get("/v1/bandits/b/log")).text
 
 
+async def test_a_call_is_reported_after_its_feedback(weave: Router) -> None:
+    await weave.route()
+    await weave.report("/feedback", rating="up")
+    for _ in range(2):  # the router tries again
+        assert (await weave.report("/outcome", status=200, cost_usd=0.25, upstream_latency_ms=1500))["learned"]
+    shown = answered(await weave.service.get("/v1/bandits/b/decisions/route-1"))
+    assert (shown["reward"], shown["cost"], shown["signals"]) == (1.0, 0.25, {"latency_s": 1.5})
+    assert len([event for event in await weave.service.log() if event["event"] == "amended"]) == 1
+    await weave.report("/outcome", expected=409, status=500)
+
+
 async def test_feedback_that_comes_after_the_time_is_an_amendment(weave: Router, clock: Clock) -> None:
     selected = (await weave.route())["selected_roster_id"]
     clock.forward(61)
