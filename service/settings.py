@@ -243,7 +243,7 @@ class Settings(BaseSettings):
             from service.storage.redis.address import parse
             from service.storage.redis.store import RedisStorage
         except ImportError as error:
-            raise InvalidSettings(f'NEXTARM_STORE: {self.scheme}:// needs: pip install "nextarm[redis]"') from error
+            raise InvalidSettings(f'NEXTARM_STORE: {self.scheme}:// needs: pip install ".[redis]"') from error
         try:
             address = parse(self.store, password=self.redis_password, sentinel_password=self.redis_sentinel_password)
         except ValueError as error:

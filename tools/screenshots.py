@@ -166,9 +166,12 @@ MODES: dict[str, Json] = {
     "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
 }
 
+OVERVIEW = 866
+"""Height of the picture in the README, pixels: down to the last arm."""
+
 
 def take(url: str, folder: Path) -> None:
-    """Every view in every mode, as `VIEW-MODE.png`."""
+    """Every view in every mode, as `VIEW-MODE.png`, and the upper part of a bandit as `overview.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     with browser.running() as chromium:
         for mode, context in MODES.items():
@@ -178,8 +181,10 @@ def take(url: str, folder: Path) -> None:
                 page.locator("main h1").wait_for()
                 page.wait_for_load_state("load")
                 _settle(page, view)
-                picture = page.screenshot(full_page=view != "decision")
-                shrink(picture).save(folder / f"{view}-{mode}.png", optimize=True)
+                picture = shrink(page.screenshot(full_page=view != "decision"))
+                picture.save(folder / f"{view}-{mode}.png", optimize=True)
+                if (view, mode) == ("bandit", "light"):
+                    picture.crop((0, 0, picture.width, OVERVIEW)).save(folder / "overview.png", optimize=True)
                 page.goto("about:blank")
 
 

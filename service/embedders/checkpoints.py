@@ -28,7 +28,7 @@ from service.embedders.base import Embedder, EmbedderUnavailable, Keep, Sources,
 NAME = "open-clip"
 BUNDLED = Path(__file__).parent
 REQUIRES = ("torch", "safetensors", "PIL", "torchvision", "open_clip")
-INSTALL = 'pip install "nextarm[images]"'
+INSTALL = 'pip install ".[images]"'
 WEIGHTS, CONFIG, TOKENS = "weights.safetensors", "model.json", "tokens.json"
 CONTEXT = 77
 SUFFIXES = (".safetensors", ".pt", ".bin")

@@ -54,7 +54,7 @@ SCORERS: dict[str, ScorerSpec] = {
                    parameters={"pattern": Parameter(
                        annotation=Annotated[str, Field(min_length=1, max_length=1_000)], is_needed=True, of_first_release=True,
                        doc="what must be found in the text.")},
-                   requires=("regex",), install='pip install "nextarm[scorers]"',
+                   requires=("regex",), install='pip install ".[scorers]"',
                    summary="Whether `reward.pattern` is found in the text; a search ends after 0.1 s."),
         ScorerSpec(name="json-valid", reads=("text",), build=builtin.json_valid, gives="0 or 1",
                    parameters={"fences": Parameter(
