@@ -43,11 +43,13 @@ def save_plot(path: Path, report: Report) -> None:
 
 def smoothed(rewards: np.ndarray, *, window: int, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(m,) places, means of the `window` rewards up to each, and half widths of their intervals by the normal distribution."""
-    sums, squares = (np.concatenate([[0.0], np.cumsum(values)]) for values in (rewards, rewards**2))
+    center = rewards.mean()  # a large mean would leave no digits to the variance
+    off = rewards - center
+    sums, squares = (np.concatenate([[0.0], np.cumsum(values)]) for values in (off, off**2))
     ends = np.unique(np.linspace(window, len(rewards), 200).astype(int))
     means = (sums[ends] - sums[ends - window]) / window
     variances = np.maximum((squares[ends] - squares[ends - window]) / window - means**2, 0.0)
-    return ends, means, NormalDist().inv_cdf(0.5 + confidence / 2.0) * np.sqrt(variances / max(window - 1, 1))
+    return ends, center + means, NormalDist().inv_cdf(0.5 + confidence / 2.0) * np.sqrt(variances / max(window - 1, 1))
 
 
 def _reward(axes: Any, report: Report, past: Retrospective) -> None:

@@ -226,6 +226,9 @@ def test_means_of_a_window_have_the_interval_of_a_mean() -> None:
     assert places.tolist() == [4, 5]
     assert means == pytest.approx([0.5, 1.25])
     assert reach == pytest.approx([1.959964 * part.std(ddof=1) / 2.0 for part in (rewards[:4], rewards[1:])])
+    _, far, same = smoothed(rewards + 1e9, window=4, confidence=0.95)
+    assert far == pytest.approx(means + 1e9, rel=1e-15)
+    assert same == pytest.approx(reach)
 
 
 def test_a_bandit_is_drawn_from_its_log(log: Path, tmp_path: Path) -> None:

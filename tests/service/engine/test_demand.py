@@ -25,7 +25,8 @@ async def test_a_bandit_that_is_not_asked_for_gathers_until_it_is_asked_for() ->
     await waiting
 
 
-async def test_a_bandit_that_is_being_asked_for_gathers_for_a_moment() -> None:
+async def test_a_bandit_that_is_being_asked_for_gathers_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "ASKED_S", 3600.0)
     one = Demand()
     one.note()
     await one.gather()
