@@ -66,9 +66,10 @@ class Basis:
         return found
 
     @staticmethod
-    def of(gram: Floats, count: float, blocks: Sequence[slice], *, arms: int) -> Basis:
-        """Of the pooled sum z z' (p, p) over `count` outcomes of `arms` arms."""
+    def of(gram: Floats, blocks: Sequence[slice], *, arms: int) -> Basis:
+        """Of the pooled sum z z' (p, p) over the prompts of `arms` arms, at least one."""
         rank = int(np.clip(np.sqrt(DECISION_COST / arms) / max(len(blocks), 1), FEWEST, MOST))
+        count = gram[0, 0]  # z[0] = 1: also prompts of which parts of an outcome came so far
         mean = gram[0] / count
         used, directions, centers = [], [], []
         for block in blocks:

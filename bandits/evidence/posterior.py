@@ -502,8 +502,7 @@ class Preparation:
 def prepare(due: Preparation, before: Posterior | None, features: EvidenceFeatures, *, signals: int) -> Posterior:
     """The posterior of these sums. before: the one prepared before it, whose scales are where the sweeps start."""
     active = [arm for arm, counts in zip(due.arms, due.active, strict=True) if counts]
-    count = sum(arm.pulls for arm in active)
-    basis = Basis.of(pooled([arm.grams[0] for arm in active], features), count, features.blocks, arms=len(active))
+    basis = Basis.of(pooled([arm.grams[0] for arm in active], features), features.blocks, arms=len(active))
     of_all = np.stack([arm.grams[0].projected(basis, features) for arm in due.arms])
     found = []
     for k in range(signals):

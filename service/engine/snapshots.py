@@ -20,7 +20,7 @@ from service.engine.events import Created
 from service.engine.ledger import Ledger
 from service.engine.policies import Learned, deciding_policy, shadow_policy
 
-BUILD = f"torch {torch.__version__}, detector 2, auto 2"
+BUILD = f"torch {torch.__version__}, detector 2, auto 3"
 """Another torch may round differently, another detector of drift (`bandits/drift.py`) raises its alarms at other offsets, and
 another `auto` keeps its posterior in another form, or prepares it at other offsets after amendments.
 """

@@ -44,7 +44,7 @@ def test_sums_are_those_of_all_outcomes(outcomes: int, dim: int) -> None:
     assert_allclose(pooled([arm.grams[0]], features), z.T @ z, atol=1e-10)
     assert_allclose(arm.moments, values.T @ z, atol=1e-10)
     assert_allclose(arm.squares, (values**2).sum(0))
-    basis = Basis.of(z.T @ z, outcomes, features.blocks, arms=2)
+    basis = Basis.of(z.T @ z, features.blocks, arms=2)
     w = np.stack([basis.project(one) for one in z])
     assert_allclose(arm.grams[0].projected(basis, features), w.T @ w, atol=1e-9)
 

@@ -262,6 +262,29 @@ def test_many_arms_and_long_prompts() -> None:
     assert (weights > 0).sum() > 1
 
 
+@pytest.mark.parametrize("dim", [0, 3])
+def test_signals_of_an_arm_without_an_outcome_prepare_a_posterior(dim: int) -> None:
+    """The only arm that is not retired has two costs, of outcomes whose rewards are still to come."""
+    g, bandit = default_rng(3), Bandit.start(auto(dim=dim, signals=BOTH), arms=2)
+    prompts = g.standard_normal((4, dim))
+    for x, cost in zip(prompts[:2], (1.0, 2.0), strict=True):
+        part = Amendment(
+            arm=1, features=runs.tensor(x), old=(math.nan,) * 2, new=(math.nan, cost), learned=(0, 0), offset=3, held=0
+        )
+        bandit.state = bandit.policy.amend(bandit.state, part)
+    bandit.state = replace(bandit.state, retired=frozenset({0}))
+    for x, reward in zip(prompts[2:], (0.0, 1.0), strict=True):
+        bandit.decide(0, x)
+        bandit.learn(0, x, reward, 0.5)
+    posterior = bandit.state.reference.posterior
+    assert (posterior.count, [one.mean for one in posterior.signals]) == (2, [0.0, 0.5])
+    assert [bool(one.fits) for one in posterior.signals] == [False, True]
+    z = np.stack([bandit.policy.features.lift(runs.tensor(x)).z for x in prompts[:2]])
+    centered = np.stack([posterior.basis.project(row) for row in z])[:, 1:].mean(0)
+    assert_allclose(centered, 0.0, atol=1e-12)
+    assert is_distribution(bandit.weights(prompts[0], coefficients=((1.0,) * 2, (-1.0,) * 2)))
+
+
 # -- restarts, replays, late preparation ---------------------------------------------------------------------------------------
 
 Event = tuple[str, int, Floats, tuple[float, ...]]
