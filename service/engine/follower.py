@@ -121,8 +121,8 @@ class LogFollower:
                     await learner.projection.catch_up()  # a log that was deleted or created again raises
                 elif learner.versions.committed.offset < end:
                     await learner.demand.gather()
-                    end = self.known_ends.get(name, 0)
-                    await learner.projection.catch_up(end)
+                    before, end = end, self.known_ends.get(name, 0)
+                    await learner.projection.catch_up(end if end >= before else 0)  # shorter: created again meanwhile
                 if self.known_ends.get(name, 0) == end:
                     return
         except (LogNotFoundError, LogTruncatedError, LogCompactedError):

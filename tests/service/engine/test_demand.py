@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from numpy.random import default_rng
 
-from service.engine import demand
+from service.engine import demand, events
 from service.engine.demand import Demand
+from service.engine.follower import LogFollower
+from service.engine.repository import BanditRepository
+from service.settings import Settings
+from service.storage.base import Log
+from service.storage.memory import MemoryStorage
+from tests.service.drivers import GREEDY, Clock, ask, created
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +54,31 @@ async def test_a_request_of_long_ago_does_not_end_the_next_wait(monkeypatch: pyt
     assert not waiting.done()
     one.note()
     await waiting
+
+
+async def test_a_log_that_is_created_again_while_entries_gather_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "ASKED_S", 0.0)
+    storage, clock, found, g = MemoryStorage(), Clock(), [], default_rng(1)
+
+    async def discover(name: str) -> None:
+        found.append(name)
+
+    repository = BanditRepository(storage, Settings(sweep_s=1000.0), clock=clock)
+    await repository.start()
+    try:
+        learner, _ = await repository.create(created())
+        await learner.decisions.submit(ask(GREEDY, g, "d"))
+        name, end = learner.log.name, await storage.end(learner.log)
+        follower = LogFollower(storage, {name: learner}, clock=clock, discover=discover)
+        follower.known_ends[name] = end + 1
+        follower._following[name] = following = asyncio.create_task(follower._follow_log(name))
+        await asyncio.sleep(0)
+        await storage.delete(learner.log)
+        follower.known_ends[name] = 0
+        _, receipt = await storage.create(Log("again", name), events.encode(created()))
+        follower.known_ends[name] = receipt.offset
+        learner.demand.note()
+        await following
+        assert found == [name]
+    finally:
+        await repository.close()
