@@ -228,6 +228,8 @@ def test_a_bandit_is_asked_of_one_replica_and_bandits_are_spread(tmp_path: Path)
         for i in range(40):
             for path in ("", "/decisions?limit=3", "/decisions/x/outcome"):
                 assert client.get(f"/v1/bandits/b{i}{path}").status_code == 200
+            for path in (f"weave/b{i}/readyz", f"personalizer/b{i}/personalizer/v1.0/rank?x=1"):
+                assert client.get(f"/adapters/{path}").status_code == 200
         first, second = map(bandits_of, replicas)
     assert len(first) > 0
     assert len(second) > 0
