@@ -224,9 +224,13 @@ class Gateway:
                 param="model",
             )
         exclude = [name for name in active if name in failures or name not in callable_arms]
+        body = request.decision.model_copy(update={"exclude": exclude or None})
+        deciding = self._background.spawn(decide(self._services, request.learner, body))
         try:
-            body = request.decision.model_copy(update={"exclude": exclude or None})
-            decided, _ = await decide(self._services, request.learner, body)
+            decided, _ = await asyncio.shield(deciding)
+        except asyncio.CancelledError:  # the server ends, and the decision may be in the log by now
+            self._background.spawn(_cancelled(request.learner, deciding))
+            raise
         except Exception as error:
             raise to_facade_error(body_error_to_problem(error), param=request.surface.prompt_field) from error
         if decided["stop"]:
@@ -412,6 +416,14 @@ class EventStream(Response):
             await drop(scope.get(ABORT, lambda: None), receive)
         else:
             relay.result()
+
+
+async def _cancelled(learner: Learner, deciding: asyncio.Task[tuple[dict[str, Any], int]]) -> None:
+    """Cancel a decision once it is made."""
+    with contextlib.suppress(Exception):  # there is none
+        decided, _ = await deciding
+        if not decided["stop"]:
+            await outcomes.cancel(learner, decided["id"])
 
 
 async def drained(batches: AsyncGenerator[list[Event]], call: Call) -> None:

@@ -16,6 +16,7 @@ from service.api.facade.client import CallFailedError, UpstreamClient
 from service.api.facade.gateway import drained
 from service.api.facade.upstreams import Upstream
 from service.api.middleware import ABORT
+from service.engine.decisions import DecisionMaker, DecisionRequest
 from tests.service.api.facade.conftest import PATIENCE_S, Facade, Start, until
 from tests.service.event_stream import Reader, scope_of
 from tests.service.upstreams import (
@@ -242,7 +243,7 @@ async def asking(facade: Facade) -> AsyncIterator[Reader]:
         yield reader
     finally:
         reader.leaving.set()
-        await reader.task
+        await asyncio.wait({reader.task})
 
 
 async def test_a_client_that_takes_nothing_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +291,31 @@ async def test_a_whole_answer_is_learned_though_its_client_does_not_wait(start: 
 
         await until(is_closed)
         assert [event["reward"] for event in await facade.events() if event["event"] in closing] == [1.0]
+
+
+async def test_a_request_that_is_cancelled_while_it_is_decided_leaves_nothing_open(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    submit = DecisionMaker.submit
+
+    async def waits(decisions: DecisionMaker, ask: DecisionRequest) -> object:
+        arrived.set()
+        await go_on.wait()
+        return await submit(decisions, ask)
+
+    monkeypatch.setattr(DecisionMaker, "submit", waits)
+    async with asking(facade) as reader:
+        await arrived.wait()
+        reader.task.cancel()
+        await asyncio.wait({reader.task}, timeout=PATIENCE_S)
+        go_on.set()
+
+        async def is_closed() -> bool:
+            return [event["event"] for event in await facade.events()][1:] == ["decided", "cancelled"]
+
+        await until(is_closed)
+    assert facade.upstream.calls == []
 
 
 async def test_a_stream_that_ends_before_its_answer_has_begun_gives_back_its_place() -> None:
