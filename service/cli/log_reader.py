@@ -93,6 +93,7 @@ class LogReader:
     """The entries of one log, fed in order. amended: the `amendments` of this log; without them outcomes are as they first came.
 
     created: the first event.  arms: by index.  offset: of the newest entry.  imported: outcomes without a decision of this log.
+    policy: the kind that decides at this offset.
     """
 
     def __init__(self, amended: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -101,6 +102,8 @@ class LogReader:
         self.arms: list[Arm] = []
         self.offset = 0
         self.imported = 0
+        self.policy = ""
+        self._shadows: dict[str, str] = {}
         self._open: dict[str, Decision] = {}
 
     @property
@@ -161,7 +164,11 @@ class LogReader:
                 if self.created:
                     raise LogError("here another bandit's log begins; give one log at a time")
                 self.arms = [Arm(arm["name"], arm.get("price", 0.0)) for arm in event["arms"]]
-                self.created = event
+                self.created, self.policy = event, event["policy"]
+            case "shadow_created":
+                self._shadows[event["shadow"]] = event["policy"]
+            case "shadow_promoted":  # the policy that decided becomes the shadow of this name
+                self.policy, self._shadows[event["shadow"]] = self._shadows[event["shadow"]], self.policy
             case "arm_added":
                 self.arms.append(Arm(event["name"], event["price"]))
             case "arm_changed":

@@ -160,7 +160,8 @@ def _entropy(subject: Subject) -> Check:
     spread = len(subject.active) - 1
     # 2 n (log K - entropy) is chi-squared with K - 1 degrees of freedom where all arms are equally likely
     uniform = count == RECENT and 2 * count * (most - entropy) < spread + 2 * math.sqrt(2 * spread)
-    learns = subject.learns_reward and subject.policy.kind not in BLIND
+    # where the prompt decides, equal shares are no sign: half of the prompts may suit either arm
+    learns = subject.learns_reward and subject.policy.kind not in BLIND and not subject.policy.contextual
     if uniform and learns and subject.outcomes >= RECENT:
         return Check("entropy", "warn", value, f"{detail} Choices are as good as random: nothing that was learned decides.", fix)
     return Check("entropy", "ok", value, detail, fix)

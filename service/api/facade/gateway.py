@@ -160,7 +160,7 @@ class Gateway:
             raise FacadeError(
                 404,
                 "model_not_found",
-                "model: is none of this server; its models are `bandit/` and the name of a bandit, GET /v1/models lists them",
+                f'model: {model[:128]!r} is not served here; send "bandit/NAME", GET /v1/models lists them',
                 param="model",
             )
         try:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from service.cli.replay.contenders import contenders, offered
 from service.cli.replay.errors import ReplayError
 from service.cli.replay.layouts import Columns, Layout
-from service.cli.replay.player import Api, Contender, Each, Plan, Run, connect, play_all
+from service.cli.replay.player import Api, Contender, Each, Plan, Run, bandit_name, connect, play_all
 from service.cli.replay.plot import save_plot
 from service.cli.replay.report import Report, render, summarise
 from service.cli.replay.server import private_server
@@ -166,4 +166,6 @@ def finish(
     except OSError as error:
         raise ReplayError(f"cannot write into {out}: {error.strerror or error}") from None
     click.echo(f"plot: {out / PLOT}\nresults: {out / RESULTS}")
+    if plan.keep:
+        click.echo("\n".join(f"kept: {bandit_name(plan.prefix, played.label, played.seed)}" for played in runs))
     return report

@@ -136,7 +136,7 @@ def build(
     """groups: of prompts, at most. Raises ValueError where rewards are outside of reward_range."""
     active = [index for index, arm in enumerate(reader.arms) if arm.is_active] or list(range(len(reader.arms)))
     past, examples = history.retrospective(len(reader.arms), groups=groups, confidence=confidence)
-    policy = str(reader.created["policy"])
+    policy = reader.policy
     learns_reward = policy not in POLICIES or "reward" in POLICIES[policy].needs
     played, paid, earned = (np.array(values) for values in (history.played, history.paid, history.earned))
     episodes = np.unique(np.array(history.paid_episode, dtype=np.int64), return_inverse=True)[1]

@@ -67,6 +67,20 @@ async def write(path: Path) -> None:
     path.write_bytes(b"".join(events.line(offset, payload) for offset, payload in entries))
 
 
+def test_the_policy_is_the_one_that_decides_now(log: Path) -> None:
+    reader = LogReader()
+    assert sum(1 for _ in reader.read(log.read_bytes().splitlines(keepends=True))) == 600
+    assert reader.policy == "lin-ucb"
+    promoted = {"event": "shadow_promoted", "at": "2026-01-01T00:00:00Z", "id": "p", "shadow": "plain", "shadow_offset": 1}
+    for event, decides in (
+        ({"event": "shadow_created", "shadow": "plain", "policy": "greedy"}, "lin-ucb"),
+        (promoted, "greedy"),
+        (promoted, "lin-ucb"),
+    ):
+        reader.add(json.dumps(event))
+        assert reader.policy == decides
+
+
 def run(*words: object, code: int = 0) -> str:
     result = CliRunner().invoke(main, list(map(str, words)), env={"COLUMNS": "80"})
     assert result.exit_code == code, result.output

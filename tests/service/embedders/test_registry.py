@@ -79,7 +79,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     assert not registry.available("static")
     assert lacking.missing == ("no_such_package", "json.no_such_module", "no_such.child")
     for call in (lacking.check_available, lacking.load, lacking.version):
-        with pytest.raises(EmbedderUnavailable, match=r'no_such_package.* not installed; pip install "nextarm\[text\]"'):
+        with pytest.raises(EmbedderUnavailable, match=r'no_such_package.* not installed; pip install "\.\[text\]"'):
             call()
 
 

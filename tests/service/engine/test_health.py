@@ -132,13 +132,15 @@ def test_the_entropy_of_what_was_chosen_is_measured_against_equal_shares() -> No
 
 
 def test_choices_that_are_as_good_as_random_are_noticed_in_time() -> None:
-    equal, better, blind = Log(), Log(), Log(kind="random")
+    equal, better, blind, routed = Log(), Log(), Log(kind="random"), Log(kind="lin-ucb", dim=2)
     for k in range(1000):
         equal.play(k % 2)
+        routed.play(k % 2)
         better.play(int(k % 5 > 1))
         blind.play(k % 2)
     assert equal.checks()["entropy"].status == "warn"
     assert better.checks()["entropy"].status == blind.checks()["entropy"].status == "ok"
+    assert routed.checks()["entropy"].status == "ok", "by the prompt, either arm may be the best of half of them"
 
 
 def test_an_arm_whose_outcomes_never_come_is_starved() -> None:

@@ -93,7 +93,7 @@ function Figures({ bandit, health, series, trend, range }) {
       ${missing ? html`<${Figure} label="Missing outcomes" value=${percent(missing.value)}>of those closed of late<//>` : null}
       ${pays && typeof pays.value === "number"
         ? html`<${Figure} label="The prompt matters" value=${percent(pays.value)}>probability<//>`
-        : entropy ? html`<${Figure} label="Exploration" value=${percent(entropy.value)}>100 %: all arms alike<//>` : null}
+        : entropy ? html`<${Figure} label="Spread over the arms" value=${percent(entropy.value)}>100 %: all equally often<//>` : null}
     </dl>`;
 }
 

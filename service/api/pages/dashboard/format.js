@@ -35,7 +35,7 @@ export function decimalsOf(error) {
 /** 0.713 ± 0.012 */
 export function withError(value, error, decimals = decimalsOf(error)) {
   if (!isKnown(value)) return NOTHING;
-  if (!isKnown(error) || error <= 0) return number(value);
+  if (!isKnown(error) || error <= 1e-9 * Math.abs(value)) return number(value);  // of equal values sums leave a rest
   return `${value.toFixed(decimals).replace("-", "−")} ± ${error.toFixed(decimals)}`;
 }
 

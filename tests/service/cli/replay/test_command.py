@@ -1,6 +1,8 @@
 import json
+import re
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -59,6 +61,16 @@ def test_an_earlier_replay_is_overwritten_only_with_force(api: Api, table: Path,
     code, output = call(*arguments, "--force")
     assert code == 0, output
     assert json.loads((out / "results.json").read_text())["seeds"] == [0]
+    assert "kept:" not in output
+
+
+def test_a_bandit_that_is_kept_is_named(api: Api, table: Path, tmp_path: Path) -> None:
+    code, output = call(
+        table, "--policy", "greedy", "--rounds", "3", "--url", api.url, "--keep", "--out", tmp_path / "out", "--quiet"
+    )
+    assert code == 0, output
+    (name,) = re.findall(r"^kept: (\S+)$", output, re.MULTILINE)
+    assert httpx.get(f"{api.url}/v1/bandits/{name}", trust_env=False).json()["decisions"] == 3
 
 
 @pytest.mark.parametrize(

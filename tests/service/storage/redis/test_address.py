@@ -86,5 +86,5 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     for module in [name for name in sys.modules if name == "redis" or name.startswith(("redis.", "service.storage.redis"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(InvalidSettings, match=r'pip install "nextarm\[redis\]"'):
+    with pytest.raises(InvalidSettings, match=r'pip install "\.\[redis\]"'):
         Settings(store="redis://h").open_storage()
