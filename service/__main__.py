@@ -90,6 +90,18 @@ store_option = click.option(
 )
 
 
+def _of_log(command: Callable[P, T]) -> Callable[P, T]:
+    """The argument and options that say which log a command reads, and where from."""
+    for add in (
+        click.option("--api-key", default="", envvar="NEXTARM_API_KEY", help="For --url, of any role. [NEXTARM_API_KEY]"),
+        click.option("--url", default="", help="A running service that has the bandit SOURCE; its log is read over HTTP."),
+        store_option,
+        click.argument("source"),
+    ):
+        command = add(command)
+    return command
+
+
 def _settings(store: str | None) -> Settings:
     settings = Settings.load(**({} if store is None else {"store": store}))
     if settings.store == "memory://":
@@ -251,10 +263,7 @@ def evaluate(
 
 
 @main.command()
-@click.argument("source")
-@store_option
-@click.option("--url", default="", help="A running service that has the bandit SOURCE; its log is read over HTTP.")
-@click.option("--api-key", default="", envvar="NEXTARM_API_KEY", help="For --url, of any role. [NEXTARM_API_KEY]")
+@_of_log
 @click.option("--format", "form", type=click.Choice(["text", "json", "html"]), help="[default: by the ending of -o, else text]")
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
@@ -277,10 +286,7 @@ def report(source: str, store: str | None, url: str, api_key: str, **options: An
 
 
 @main.command()
-@click.argument("source")
-@store_option
-@click.option("--url", default="", help="A running service that has the bandit SOURCE; its log is read over HTTP.")
-@click.option("--api-key", default="", envvar="NEXTARM_API_KEY", help="For --url, of any role. [NEXTARM_API_KEY]")
+@_of_log
 @click.option(
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="PNG, SVG or PDF to write. [default: the bandit's .png]"
 )

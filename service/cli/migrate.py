@@ -37,9 +37,7 @@ from service.engine.events import (
 )
 from service.engine.learner import Learner
 from service.settings import InvalidSettings, Settings
-from service.storage.base import Durability, Entry, Log, Receipt, Storage, StorageError, StorageUnavailableError
-
-PAGE = 500
+from service.storage.base import PAGE, Durability, Entry, Log, Receipt, Storage, StorageError, StorageUnavailableError, pages
 
 
 class CannotMigrate(StorageError):
@@ -104,7 +102,7 @@ async def _migrate(log: Log, here: Storage, there: Storage, *, each: Callable[[i
     copy, receipt = await there.create(Log(log.id, log.name), first[0].payload)
     _check(log, first[0], receipt)
     after = 1
-    while entries := await here.read(log, after=after, limit=PAGE):
+    async for entries in pages(here, log, after=after, limit=PAGE):
         # what is begun in order is accepted in order, and shares commits
         accepted = await asyncio.gather(*(_append(there, copy, entry) for entry in entries), return_exceptions=True)
         for entry, result in zip(entries, accepted, strict=True):

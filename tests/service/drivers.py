@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.random import Generator
 
 from bandits.registry import build
 from bandits.types import Policy
 from service.engine import events
-from service.engine.decisions import DecisionRequest
+from service.engine.decisions import DecisionMaker, DecisionRequest
 from service.engine.errors import OutcomeConflictError
 from service.engine.events import ArmAdded, ArmChanged, ArmRetired, Created, Matrix, NewArm, ReferenceAdded
 from service.engine.learner import Learner
@@ -171,3 +172,18 @@ class Clients:
         last = len(self.learner.versions.committed.arms) - 1
         if last >= ARMS:
             await self.learner.committer.record(ArmRetired(at=self.clock(), arm=last), key=f"retire {self.made}")
+
+
+class HeldDecisions:
+    """Decisions that are asked for from now on wait until they may go on. arrived: released by each of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arrived, self.go_on = asyncio.Semaphore(0), asyncio.Event()
+        submit = DecisionMaker.submit
+
+        async def waits(decisions: DecisionMaker, ask: DecisionRequest) -> object:
+            self.arrived.release()
+            await self.go_on.wait()
+            return await submit(decisions, ask)
+
+        monkeypatch.setattr(DecisionMaker, "submit", waits)

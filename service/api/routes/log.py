@@ -21,10 +21,10 @@ from service.api.routes import problems
 from service.engine import events
 from service.engine.learner import Learner, digest_of
 from service.settings import listed
+from service.storage.base import PAGE
 
 router = APIRouter(tags=["log"], route_class=StrictJSONRoute)
 
-PAGE = 500
 LEVEL = 3
 """Of gzip: beyond, a log of vectors takes twice the time for a percent of the bytes."""
 _NO_QUALITY = re.compile(r"q\s*=\s*0(\.0*)?")

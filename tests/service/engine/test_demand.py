@@ -22,14 +22,17 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand, "IDLE_GATHER_S", 3600.0)
 
 
-async def test_a_bandit_that_is_not_asked_for_gathers_until_it_is_asked_for() -> None:
-    one = Demand()
+async def _gathers_until_it_is_asked_for(one: Demand) -> None:
     waiting = asyncio.create_task(one.gather())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not waiting.done()
     one.note()
     await waiting
+
+
+async def test_a_bandit_that_is_not_asked_for_gathers_until_it_is_asked_for() -> None:
+    await _gathers_until_it_is_asked_for(Demand())
 
 
 async def test_a_bandit_that_is_being_asked_for_gathers_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,12 +51,7 @@ async def test_a_request_of_long_ago_does_not_end_the_next_wait(monkeypatch: pyt
     monkeypatch.setattr(demand, "ASKED_S", 0.0)
     one = Demand()
     one.note()
-    waiting = asyncio.create_task(one.gather())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    one.note()
-    await waiting
+    await _gathers_until_it_is_asked_for(one)
 
 
 async def test_a_log_that_is_created_again_while_entries_gather_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:

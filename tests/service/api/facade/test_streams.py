@@ -16,8 +16,8 @@ from service.api.facade.client import CallFailedError, UpstreamClient
 from service.api.facade.gateway import drained
 from service.api.facade.upstreams import Upstream
 from service.api.middleware import ABORT
-from service.engine.decisions import DecisionMaker, DecisionRequest
 from tests.service.api.facade.conftest import PATIENCE_S, Facade, Start, until
+from tests.service.drivers import HeldDecisions
 from tests.service.event_stream import Reader, scope_of
 from tests.service.upstreams import (
     DONE,
@@ -296,20 +296,12 @@ async def test_a_whole_answer_is_learned_though_its_client_does_not_wait(start: 
 async def test_a_request_that_is_cancelled_while_it_is_decided_leaves_nothing_open(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arrived, go_on = asyncio.Event(), asyncio.Event()
-    submit = DecisionMaker.submit
-
-    async def waits(decisions: DecisionMaker, ask: DecisionRequest) -> object:
-        arrived.set()
-        await go_on.wait()
-        return await submit(decisions, ask)
-
-    monkeypatch.setattr(DecisionMaker, "submit", waits)
+    held = HeldDecisions(monkeypatch)
     async with asking(facade) as reader:
-        await arrived.wait()
+        await held.arrived.acquire()
         reader.task.cancel()
         await asyncio.wait({reader.task}, timeout=PATIENCE_S)
-        go_on.set()
+        held.go_on.set()
 
         async def is_closed() -> bool:
             return [event["event"] for event in await facade.events()][1:] == ["decided", "cancelled"]

@@ -14,8 +14,8 @@ import pytest
 
 from service.api import event_streams
 from service.api.event_streams import MAX_STREAMS, PAGE
-from service.engine.decisions import DecisionMaker, DecisionRequest
 from service.engine.events import VECTORS
+from tests.service.drivers import HeldDecisions
 from tests.service.event_stream import PATIENCE_S, Reader, reading
 from tests.service.http_client import GREEDY, PROMPT, VECTOR, Json, Service, failed, opened, paths
 from tests.service.servers import Server
@@ -88,21 +88,13 @@ async def test_silence_is_broken_by_comments(service: Service, monkeypatch: pyte
 
 
 async def test_streams_have_a_bound_of_their_own_outside_of_that_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, arrived = asyncio.Event(), asyncio.Event()
-    submit = DecisionMaker.submit
-
-    async def waits(decisions: DecisionMaker, ask: DecisionRequest) -> object:
-        arrived.set()
-        await gate.wait()
-        return await submit(decisions, ask)
-
     async with opened(max_concurrent=1) as service, contextlib.AsyncExitStack() as stack:
         await service.create()
         streams = [await stack.enter_async_context(reading(service)) for _ in range(MAX_STREAMS - 1)]
         assert {reader.status for reader in streams} == {200}
-        monkeypatch.setattr(DecisionMaker, "submit", waits)
+        held = HeldDecisions(monkeypatch)
         waiting = asyncio.create_task(service.decide(body={"id": "waits"}))
-        await arrived.wait()
+        await held.arrived.acquire()
         assert failed(await service.get("/v1/bandits/b")) == (503, "overloaded"), "there is room for one request"
         async with reading(service) as last:
             assert last.status == 200, "a stream is none"
@@ -112,7 +104,7 @@ async def test_streams_have_a_bound_of_their_own_outside_of_that_of_requests(mon
             assert refused.headers["retry-after"] == "1"
         async with reading(service) as next_one:
             assert next_one.status == 200, "one has left"
-        gate.set()
+        held.go_on.set()
         await waiting
         assert [event["id"] for event in await streams[0].events(1)] == ["waits"]
 
