@@ -16,8 +16,10 @@ import pytest
 
 from tests.deploy.files import DEPLOY
 
-CONFIG = DEPLOY / "nginx.conf"
-UPSTREAM = "server nextarm:8000 resolve max_fails=2 fail_timeout=5s;"
+CONFIG = DEPLOY / "nginx" / "nginx.conf"
+SCRIPT = DEPLOY / "nginx" / "balance.sh"
+SERVER = "server {address}:{port} max_fails=2 fail_timeout=5s;"
+"""A line of the list of replicas, as the script writes it."""
 NGINX = shutil.which("nginx") or next(
     (path for path in ("/usr/sbin/nginx", "/usr/local/sbin/nginx") if Path(path).exists()), None
 )
@@ -26,14 +28,12 @@ PATIENCE_S = 20.0
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="there is no nginx on this machine (apt-get install nginx-light)")
 
 
-def rendered(folder: Path, *, port: int, replicas: Sequence[int]) -> str:
-    """The configuration with the ports of processes in place of names that only Docker knows; nothing else is changed."""
-    servers = " ".join(UPSTREAM.replace("nextarm:8000 resolve", f"127.0.0.1:{number}") for number in replicas)
+def rendered(folder: Path, *, port: int) -> str:
+    """The configuration with a folder and a port of the test's; nothing else is changed."""
     text = CONFIG.read_text()
     for there, here, times in (
-        (UPSTREAM, servers, 1),
         ("listen 8080;", f"listen 127.0.0.1:{port};", 1),
-        ("/tmp/", f"{folder}/", 6),
+        ("/tmp/", f"{folder}/", 8),
         ("/dev/stdout", f"{folder}/access.log", 1),
         ("/dev/stderr", f"{folder}/error.log", 1),
     ):
@@ -48,7 +48,10 @@ class Balancer:
     def __init__(self, folder: Path, *, port: int, replicas: Sequence[int]) -> None:
         self.folder, self.url = folder, f"http://127.0.0.1:{port}"
         config = folder / "nginx.conf"
-        config.write_text(rendered(folder, port=port, replicas=replicas))
+        config.write_text(rendered(folder, port=port))
+        lines = [SERVER.format(address="127.0.0.1", port=number) for number in replicas]
+        (folder / "replicas.conf").write_text("\n".join(lines))
+        (folder / "trusted.conf").write_text("")
         # Started by root, its workers would run as a user that may not enter this folder; in the container nothing runs as root.
         user = "user root; " if os.geteuid() == 0 else ""
         self.command = [str(NGINX), "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,21 @@ from service.settings import Settings
 from tests.deploy.files import DEPLOY, SETTINGS, document, documents, size
 
 FOLDER = DEPLOY / "kubernetes"
+NGINX_FOLDER = DEPLOY / "nginx"
 KUBECTL = shutil.which("kubectl")
 VERSIONS = ("1.29", "1.33", "1.37")
 OPERATOR = "monitoring.coreos.com/v1"
 KUSTOMIZATIONS = [path.parent for path in sorted(FOLDER.rglob("kustomization.yaml"))]
 
 
+def resources(folder: Path) -> list[Any]:
+    """The manifests that a kustomization names."""
+    return [found for name in document(folder / "kustomization.yaml")["resources"] for found in documents(folder / name)]
+
+
 def manifests(folder: Path) -> dict[str, Any]:
-    """Those that a kustomization names, by kind."""
-    return {
-        found["kind"]: found
-        for name in document(folder / "kustomization.yaml")["resources"]
-        for found in documents(folder / name)
-    }
+    """By kind."""
+    return {found["kind"]: found for found in resources(folder)}
 
 
 BASE = manifests(FOLDER)
@@ -43,7 +46,7 @@ NAME = {"app.kubernetes.io/name": "nextarm"}
 
 def everything() -> Iterator[Any]:
     for folder in KUSTOMIZATIONS:
-        yield from manifests(folder).values()
+        yield from resources(folder)
 
 
 def is_known(manifest: Any) -> bool:
@@ -52,7 +55,10 @@ def is_known(manifest: Any) -> bool:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("manifest", [pytest.param(found, id=found["kind"]) for found in everything() if is_known(found)])
+@pytest.mark.parametrize(
+    "manifest",
+    [pytest.param(found, id=f"{found['kind']} {found['metadata']['name']}") for found in everything() if is_known(found)],
+)
 def test_a_manifest_is_valid_by_the_schema_of_its_kind(manifest: Any, version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -168,8 +174,60 @@ def test_the_monitor_finds_the_service_and_the_rules_are_those_of_prometheus() -
     assert found["PrometheusRule"]["spec"] == document(DEPLOY / "prometheus-rules.yml")
 
 
+AFFINITY = {(found["kind"], found["metadata"]["name"]): found for found in resources(FOLDER / "affinity")}
+BALANCER = AFFINITY["Deployment", "nextarm-balancer"]["spec"]["template"]
+OF_BALANCER = {"app.kubernetes.io/name": "nextarm-balancer"}
+
+
+def test_the_balancer_finds_every_pod_by_name_and_its_service_finds_it() -> None:
+    replicas = AFFINITY["Service", "nextarm-replicas"]["spec"]
+    assert replicas["clusterIP"] == "None", "the name stands for the pods, not for an address in front of them"
+    assert replicas["selector"] == NAME
+    (nginx,) = BALANCER["spec"]["containers"]
+    given = {variable["name"]: variable.get("value") for variable in nginx["env"]}
+    assert given["REPLICAS"] == f"nextarm-replicas.$(NAMESPACE).svc.cluster.local:{CONTAINER['ports'][0]['containerPort']}"
+    assert list(given).index("NAMESPACE") < list(given).index("REPLICAS"), "a variable is known after its line"
+    assert BALANCER["metadata"]["labels"] == OF_BALANCER == AFFINITY["Service", "nextarm-balancer"]["spec"]["selector"]
+    assert AFFINITY["PodDisruptionBudget", "nextarm-balancer"]["spec"]["selector"]["matchLabels"] == OF_BALANCER
+    labels = [AFFINITY["Service", name]["metadata"]["labels"] for name in ("nextarm-replicas", "nextarm-balancer")]
+    assert NAME not in labels, "or the monitor would scrape a pod twice, and nginx"
+    (literals,) = (generated["literals"] for generated in document(FOLDER / "kustomization.yaml")["configMapGenerator"])
+    assert f"NEXTARM_TRUSTED_PROXIES={given['TRUSTED_PROXIES']}" in literals, "both trust the same network"
+
+
+def test_the_balancer_is_that_of_docker_compose() -> None:
+    kustomization = document(FOLDER / "affinity" / "kustomization.yaml")
+    (generated,) = document(NGINX_FOLDER / "kustomization.yaml")["configMapGenerator"]
+    assert [(FOLDER / "affinity" / path).resolve() for path in kustomization["components"]] == [NGINX_FOLDER]
+    compose = document(DEPLOY.parent / "docker-compose.yml")["services"]["nginx"]
+    assert {f"./deploy/nginx/{name}" for name in generated["files"]} == {mount.split(":")[0] for mount in compose["volumes"]}
+    (image,) = kustomization["images"]
+    assert f"{image['name']}:{image['newTag']}" == compose["image"]
+    (nginx,) = BALANCER["spec"]["containers"]
+    volumes = {volume["name"]: volume for volume in BALANCER["spec"]["volumes"]}
+    assert volumes["configuration"]["configMap"]["name"] == generated["name"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in nginx["volumeMounts"]}
+    assert mounted == {"/tmp": "tmp", "/etc/nginx/nginx.conf": "configuration", "/etc/nextarm": "configuration"}
+    assert nginx["command"] == ["sh", "/etc/nextarm/balance.sh"]
+    security = BALANCER["spec"]["securityContext"]
+    assert f"{security['runAsUser']}:{security['runAsGroup']}" == compose["user"]
+    assert nginx["securityContext"] == CONTAINER["securityContext"]
+    assert size(nginx["resources"]["limits"]["memory"]) == size(compose["deploy"]["resources"]["limits"]["memory"])
+    asked = compose["healthcheck"]["test"][-1]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert asked.endswith(f":{nginx['ports'][0]['containerPort']}{nginx[probe]['httpGet']['path']}")
+
+
+def test_a_pod_stays_until_the_balancer_has_noticed_that_it_leaves() -> None:
+    (patch,) = document(FOLDER / "affinity" / "kustomization.yaml")["patches"]
+    match = re.search(r"preStop/exec/command, value: \[sleep, \"(\d+)\"\]", patch["patch"])
+    assert match is not None
+    assert int(match[1]) >= 5 + 2 + 1, "the name server's answers live for 5 s, and the balancer asks every 2 s"
+    assert POD["spec"]["terminationGracePeriodSeconds"] >= int(match[1]) + GRACE_S + 15
+
+
 @pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl on this machine")
-@pytest.mark.parametrize("components", [(), ("autoscaling", "monitoring")], ids=["base", "all"])
+@pytest.mark.parametrize("components", [(), ("autoscaling", "monitoring"), ("affinity",)], ids=["base", "all", "affinity"])
 def test_a_kustomization_of_one_s_own_builds_what_is_valid(components: tuple[str, ...], tmp_path: Path) -> None:
     assert KUBECTL is not None
     base = os.path.relpath(FOLDER, tmp_path)
@@ -186,14 +244,26 @@ def test_a_kustomization_of_one_s_own_builds_what_is_valid(components: tuple[str
     assert built.returncode == 0, built.stderr
     whole = tmp_path / "whole.yaml"
     whole.write_text(built.stdout)
-    found = {manifest["kind"]: manifest for manifest in documents(whole)}
-    added = {"autoscaling": {"HorizontalPodAutoscaler"}, "monitoring": {"ServiceMonitor", "PrometheusRule"}}
-    assert set(found) == set(BASE) | {"ConfigMap"} | {kind for name in components for kind in added[name]}
-    for manifest in found.values():
+    built_manifests = documents(whole)
+    names = Counter((manifest["kind"], manifest["metadata"]["name"]) for manifest in built_manifests)
+    assert max(names.values()) == 1
+    expected = [found["kind"] for folder in (FOLDER, *(FOLDER / name for name in components)) for found in resources(folder)]
+    maps = 2 if "affinity" in components else 1
+    assert Counter(kind for kind, _ in names) == Counter([*expected, *["ConfigMap"] * maps])
+    for manifest in built_manifests:
         if is_known(manifest):
             kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
         if manifest["kind"] != "Namespace":
             assert manifest["metadata"]["namespace"] == "nextarm"
+    found = {manifest["kind"]: manifest for manifest in built_manifests if "balancer" not in manifest["metadata"]["name"]}
+    if "affinity" in components:
+        (balancer,) = (
+            one for one in built_manifests if (one["kind"], one["metadata"]["name"]) == ("Deployment", "nextarm-balancer")
+        )
+        (given,) = (one for one in built_manifests if one["kind"] == "ConfigMap" and "nginx.conf" in one["data"])
+        assert given["data"]["nginx.conf"] == (NGINX_FOLDER / "nginx.conf").read_text()
+        (volume,) = (one for one in balancer["spec"]["template"]["spec"]["volumes"] if one["name"] == "configuration")
+        assert volume["configMap"]["name"] == given["metadata"]["name"], "a change of the configuration starts new pods"
     assert ("replicas" in found["Deployment"]["spec"]) == ("autoscaling" not in components)
     container = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert container["image"].startswith("registry.example/nextarm:")
