@@ -27,6 +27,7 @@ class LoggedDecisions:
 
     arms: (n,) played.  rewards: (n,).  logged: (n, K) distributions that the arms were drawn from.  evaluated: (n, K).
     model: (n, K) expected rewards that do not depend on the outcome of their own row; empty = there is none.
+    clusters: by row, of decisions that follow from one draw.
     """
 
     arms: NDArray[np.int64]
@@ -34,6 +35,7 @@ class LoggedDecisions:
     logged: Floats
     evaluated: Floats
     model: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    clusters: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.arms)
@@ -70,7 +72,7 @@ class LoggedDecisions:
     def moments(self, *, clip: float = np.inf) -> Moments:
         """Their sums. clip: weights are no larger."""
         found = Moments(1)
-        found.add(self.block, self.terms._replace(weights=np.minimum(self.terms.weights, clip)))
+        found.add(self.block, self.terms._replace(weights=np.minimum(self.terms.weights, clip)), self.clusters)
         return found
 
 

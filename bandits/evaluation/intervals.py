@@ -118,5 +118,5 @@ class LowerBounds:
 def anytime(log: LoggedDecisions, *, reward_range: tuple[float, float], confidence: float) -> Interval:
     """The anytime interval of one policy after all decisions."""
     sums = AnytimeSums(1, reward_range=reward_range)
-    sums.add(log.terms.weights, log.rewards)
+    sums.add(log.terms.weights, log.rewards, log.clusters)
     return sums.intervals(confidence=confidence)[0]

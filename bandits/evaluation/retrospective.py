@@ -3,7 +3,8 @@
     w = evaluated[a] / logged[a]      q = what was expected of each arm      greedy = the allowed arm of the highest estimate
 
 Estimates come with their influence: one term per decision, whose sum has the variance of the estimate. Differences of estimates
-on the same decisions are differences of their terms. Terms of one episode are added up first: its attempts are on one prompt.
+on the same decisions are differences of their terms. Terms of one cluster are added up first: the attempts of an episode are on
+one prompt, and the decisions of a session have one arm.
 Letters: n decisions with a reward of the arm that was drawn, K arms.
 """
 
@@ -124,7 +125,8 @@ class Retrospective:
     """Decisions with a reward of the arm that was drawn.
 
     arms: (n,).  rewards, costs: (n,).  logged, estimates, model: (n, K): the distribution; what the policy maximizes, and the
-    reward, as expected at the decision.  allowed: (n, K).  episodes, groups: (n,) numbers; group -1 = none.
+    reward, as expected at the decision.  allowed: (n, K).  clusters: (n,) numbers of sessions, and of episodes without one.
+    sessions, groups: (n,) numbers; -1 = none.
     """
 
     arms: Integers
@@ -134,7 +136,8 @@ class Retrospective:
     estimates: Floats
     model: Floats
     allowed: NDArray[np.bool_]
-    episodes: Integers
+    clusters: Integers
+    sessions: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     groups: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     confidence: float = 0.95
 
@@ -148,14 +151,25 @@ class Retrospective:
 
     def known(self, influence: Influence, *, claims: int = 1) -> Known:
         """With its interval. claims: how many of them shall hold at once (Bonferroni)."""
-        sums = np.bincount(self.episodes, influence.terms)
+        sums = np.bincount(self.clusters, influence.terms)
         error = float(np.sqrt((sums**2).sum())) / len(self.arms)
         reach = NormalDist().inv_cdf(1.0 - (1.0 - self.confidence) / (2.0 * claims)) * error
         return Known(influence.value, Interval(influence.value - reach, influence.value + reach))
 
     def log_of(self, evaluated: Floats) -> LoggedDecisions:
         """These decisions with another policy."""
-        return LoggedDecisions(arms=self.arms, rewards=self.rewards, logged=self.logged, evaluated=evaluated, model=self.model)
+        return LoggedDecisions(
+            arms=self.arms,
+            rewards=self.rewards,
+            logged=self.logged,
+            evaluated=evaluated,
+            model=self.model,
+            clusters=self._sessions_by_row,
+        )
+
+    @cached_property
+    def _sessions_by_row(self) -> dict[int, str]:
+        return {int(row): str(self.sessions[row]) for row in np.flatnonzero(self.sessions >= 0)}
 
     def always(self, choices: Integers) -> Floats:
         """(n, K) plays these arms (n,)."""
@@ -246,7 +260,7 @@ class Retrospective:
     def _chosen_on_the_other_half(self, among: Sequence[int], labels: Integers) -> tuple[Integers, Integers, float]:
         """(n,) arms, the best of the group and the best of all, and the share of decisions in whose group one was known."""
         table, fixed = np.zeros((2, len(self.arms)), dtype=np.int64)
-        half, chosen = self.episodes % 2, 0
+        half, chosen = self.clusters % 2, 0
         choices = {arm: self.fixed(arm) for arm in among}
         for mine in (0, 1):
             others = half != mine
@@ -299,13 +313,14 @@ class Retrospective:
             estimates=self.estimates[where],
             model=self.model[where],
             allowed=self.allowed[where],
-            episodes=np.unique(self.episodes[where], return_inverse=True)[1],
+            clusters=np.unique(self.clusters[where], return_inverse=True)[1],
+            sessions=self.sessions[where] if len(self.sessions) else self.sessions,
             groups=self.groups[where],
         )
 
     def ratio(self, above: Floats, below: Floats) -> Known | None:
         """Of two sums; None where `ratio_of_sums` has no interval."""
-        return ratio_of_sums(above, below, clusters=self.episodes, confidence=self.confidence)
+        return ratio_of_sums(above, below, clusters=self.clusters, confidence=self.confidence)
 
 
 def self_normalized(log: LoggedDecisions) -> Influence:

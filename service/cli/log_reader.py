@@ -16,6 +16,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
+from service.engine.sessions import FirstDecisions
+
+KEPT_SESSIONS = 100_000
+"""First decisions of sessions that are kept, those that were needed last."""
+
 Closed = Literal["observed", "expired", "cancelled"]
 State = Closed | Literal["open", "partial", "stop"]
 
@@ -41,7 +46,8 @@ class Decision:
     scores: name -> by arm index, None = not scored.  features: little-endian float32, empty without a prompt.
     played: the arm that was called, None where none is known.  reward: what was learned; of an expired one the default.
     state: `partial` = something came, and the reward not yet.  is_amended: the outcome is that of the newest amendment.
-    propensity: null where the arm is that of its session.
+    propensity: null where the arm is that of its session; then `first` is the decision that has drawn it, None where that is not
+    known.
     is_overridden: another arm was called than the one that was drawn, so the outcome has no propensity.
     """
 
@@ -66,6 +72,13 @@ class Decision:
     signals: Mapping[str, float] = field(default_factory=dict)
     is_overridden: bool = False
     is_amended: bool = False
+    session: str = ""
+    first: Decision | None = None
+
+    @property
+    def drawn(self) -> Decision | None:
+        """The decision that has drawn its arm, with the weights that it was drawn from; None where that is not known."""
+        return self.first if self.propensity is None else self
 
     @property
     def has_outcome(self) -> bool:
@@ -105,6 +118,7 @@ class LogReader:
         self.policy = ""
         self._shadows: dict[str, str] = {}
         self._open: dict[str, Decision] = {}
+        self._firsts: FirstDecisions[Decision] = FirstDecisions()
 
     @property
     def bandit(self) -> str:
@@ -200,9 +214,15 @@ class LogReader:
             price=event["price"],
             features=base64.b64decode(event["features"]),
             state="stop" if event["arm"] < 0 else "open",
+            session=event.get("session", ""),
         )
         if decision.state == "stop":
             return decision
+        if event.get("sticky"):
+            first = self._firsts.find(event["chosen_by"], decision.arm, most=KEPT_SESSIONS)
+            decision = replace(decision, first=first)
+        elif decision.session:
+            self._firsts.keep(decision.id, decision.arm, decision, most=KEPT_SESSIONS)
         if self._open.setdefault(decision.id, decision) is not decision:
             raise LogError(f"decision {decision.id!r} was made before; are these two logs in one?")
         return None

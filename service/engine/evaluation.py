@@ -36,6 +36,7 @@ from service.engine import events
 from service.engine.events import Created
 from service.engine.ledger import Effect, Ledger, Reset, View
 from service.engine.policies import Learned, apply_effect, deciding_policy, policy_of, shadow_policy
+from service.engine.sessions import FirstDecisions
 from service.storage.base import Log
 
 BLOCK = 2_048
@@ -487,7 +488,7 @@ class Evaluation:
         for candidate in self.candidates:
             candidate.fold(self.offset, ())  # the entry that creates the bandit: one frozen there has learned nothing
         self._open: dict[str, _Row] = {}
-        self._firsts: dict[str, _Row] = {}  # of sessions, by the id of the decision; those that were needed last
+        self._firsts: FirstDecisions[_Row] = FirstDecisions()
         self._waiting: list[tuple[_Row, float]] = []  # for the next block, with their rewards
         self._counts, self._totals = [0] * len(self.arms), [0.0] * len(self.arms)  # per arm: outcomes, sum of their rewards
         # Columns: the logged policy, the candidates, an arm that is never there, the fixed arms. An arm that comes later has the
@@ -581,7 +582,7 @@ class Evaluation:
             if len(known) < len(found):
                 self.left_out[WITHOUT_SHADOW] += 1
                 self._open.pop(event_here.id, None)
-                self._firsts.pop(event_here.id, None)
+                self._firsts.drop(event_here.id)
                 row = None
         try:
             effects = own.fold(offset, event)
@@ -630,24 +631,21 @@ class Evaluation:
             )
         row = _Row(offset, event, self._model(event.scores, arms), [])
         if event.session:
-            self._keep_first(row)
+            self._firsts.keep(event.id, played, row, most=self._most_firsts)
         return row
 
-    def _keep_first(self, row: _Row) -> None:
-        self._firsts.pop(row.event.id, None)
-        self._firsts[row.event.id] = row
-        if len(self._firsts) > SESSION_NUMBERS // ((len(self.candidates) + 2) * len(self.arms)):
-            del self._firsts[next(iter(self._firsts))]
+    @property
+    def _most_firsts(self) -> int:
+        return SESSION_NUMBERS // ((len(self.candidates) + 2) * len(self.arms))
 
     def _sticky_row(self, offset: int, event: _Decided) -> _Row | None:
         """The row of a decision that got the arm of its session: its weight is that of the decision which has drawn the arm, for
         every policy. Not the model's of now: it has learned what that draw brought.
         """
-        first = self._firsts.get(event.chosen_by)
-        if first is None or first.event.arm != event.arm:
+        first = self._firsts.find(event.chosen_by, event.arm, most=self._most_firsts)
+        if first is None:
             self.left_out[WITHOUT_FIRST] += 1
             return None
-        self._keep_first(first)
         return first._replace(offset=offset, is_sticky=True)
 
     def _model(self, scores: _Scores, arms: int) -> list[float]:

@@ -464,6 +464,8 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     unset = it did not.
     spent: of a failed call that does not count yet, the cost that its arm was charged with; unset = of any other outcome.
     assumed: what an outcome that counts was charged with before its first cost, where that is another number than the price.
+    session: of the decision; unset = none.  session_propensity: where it got the arm of its session, that of the decision that
+    has drawn it; unset = it did not, or that is not known any more.
     """
 
     id: str
@@ -485,8 +487,11 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     propensity: float | None
     price: float
     features: bytes
+    session: str | msgspec.UnsetType = msgspec.UNSET
+    session_propensity: float | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
+        _check_finite(0.0 if self.session_propensity is msgspec.UNSET else self.session_propensity)
         _check_finite(self.price, *self.values.values(), *(value for value in self.before.values() if value is not None))
         if not set(self.before) <= set(self.values):
             raise ValueError("an amendment gives every signal that it changes")
@@ -495,6 +500,11 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
     def values(self) -> dict[str, float]:
         """Signals by name, as they are from here on."""
         return outcome_values(self.reward, self.cost, self.signals)
+
+    @property
+    def drawn_with(self) -> float | None:
+        """The probability with which the arm was drawn, here or for the session; None where it is not known."""
+        return self.session_propensity or None if self.propensity is None else self.propensity
 
     @property
     def charged(self) -> float:

@@ -107,7 +107,9 @@ class PartialOutcome(msgspec.Struct, frozen=True):
 
 
 class OpenDecision(msgspec.Struct, frozen=True):
-    """A decision without an outcome yet. estimate: of its arm's reward, where the policy gave one."""
+    """A decision without an outcome yet. estimate: of its arm's reward, where the policy gave one.
+    session_propensity: of the decision that has drawn the arm of its session; None where this one has, or it is not known.
+    """
 
     id: str
     arm: int
@@ -120,15 +122,26 @@ class OpenDecision(msgspec.Struct, frozen=True):
     timeout_s: float | None = None  # None = the first event's
     estimate: float | None = None
     partial: PartialOutcome | None = None
+    session: str = ""
+    session_propensity: float | None = None
+
+    def drawn_with(self, arm: int) -> float | None:
+        """The probability with which this arm was drawn, here or for the session; None for another arm than the one that was."""
+        if arm != self.arm:
+            return None
+        return self.session_propensity if self.propensity is None else self.propensity
 
 
 class SessionRecord(msgspec.Struct, array_like=True):
-    """A session. arm: its model.  decision: the id of the one that has chosen it.  last: when it was decided in last."""
+    """A session. arm: its model.  decision: the id of the one that has chosen it, with this propensity.  last: when it was
+    decided in last.
+    """
 
     generation: int
     arm: int
     decision: str
     last: datetime
+    propensity: float | None = None
 
 
 class KnownReference(msgspec.Struct, frozen=True):
@@ -650,7 +663,7 @@ class Ledger:
                 return self._decided(offset, event, policy, features)
             case SessionBegun():
                 one = event.decision
-                self._keep_session(event.session, SessionRecord(event.generation, one.arm, one.id, event.at))
+                self._keep_session(event.session, SessionRecord(event.generation, one.arm, one.id, event.at, one.propensity))
             case Partial():
                 return self._partial(offset, event)
             case Observed():
@@ -804,8 +817,15 @@ class Ledger:
             offset,
             None if event.timeout_s is msgspec.UNSET else event.timeout_s,
             self._expected_reward(event, policy),
+            session=event.session or "",
+            session_propensity=self.session_propensity(event) if event.sticky is True else None,
         )
         return [AddPending(event.arm, events.vector_tensor(event.features) if features is None else features)]
+
+    def session_propensity(self, event: Decided) -> float | None:
+        """That of the decision which has drawn the arm of this one's session; None where it is not known any more."""
+        session = self.sessions.get(event.session or "")
+        return session.propensity if session is not None and session.decision == event.chosen_by else None
 
     def _expected_reward(self, event: Decided, policy: Policy) -> float | None:
         """What the policy expected of the arm that it chose, where its scores say it."""
@@ -874,7 +894,9 @@ class Ledger:
         corrected = tuple(math.nan if added else value for added, value in zip(is_added, new, strict=True))
         learned = tuple(value if added else math.nan for added, value in zip(is_added, new, strict=True))
         self._update(event.arm, rewards=arm.rewards + 1)
-        self.tallies.add_reward(event.arm, event.reward, event.propensity, half_life=policy.forget_half_life)
+        self.tallies.add_reward(
+            event.arm, event.reward, event.drawn_with, half_life=policy.forget_half_life, session=event.session or ""
+        )
         learn = self._learn(
             event.features,
             event.arm,
@@ -910,10 +932,10 @@ class Ledger:
         self.reward_range = min(low, reward), max(high, reward)
         if REWARD in known:
             self._update(event.arm, reward_sum=arm.reward_sum + (reward - known[REWARD]))
-            self.tallies.amend_reward(event.arm, known[REWARD], reward, event.propensity)
+            self.tallies.amend_reward(event.arm, known[REWARD], reward, event.drawn_with, session=event.session or "")
         else:
             self._update(event.arm, reward_sum=arm.reward_sum + reward, rewards=arm.rewards + 1)
-            self.tallies.add_reward(event.arm, reward, event.propensity)
+            self.tallies.add_reward(event.arm, reward, event.drawn_with, session=event.session or "")
 
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
@@ -986,7 +1008,8 @@ class Ledger:
         tallies.add_outcome(event.arm, signals or (() if reward is None else (reward,)))
         if reward is None:
             return
-        tallies.add_reward(event.arm, reward, event.propensity, half_life=policy.forget_half_life)
+        propensity = decision.drawn_with(event.arm) if event.propensity is None else event.propensity
+        tallies.add_reward(event.arm, reward, propensity, half_life=policy.forget_half_life, session=decision.session)
         if decision.estimate is not None and event.arm == decision.arm:
             tallies.errors.add(reward - decision.estimate)
 
@@ -1014,8 +1037,8 @@ class Ledger:
         self.series.add_expired(self.offset + 1, event.at, arm, known)
         if self.spending is not None:
             self.spending.add(arm, known)
-        propensity = decision.propensity if arm == decision.arm else None
-        self.tallies.add_reward(arm, event.reward, propensity, half_life=policy.forget_half_life)
+        propensity = decision.drawn_with(arm)
+        self.tallies.add_reward(arm, event.reward, propensity, half_life=policy.forget_half_life, session=decision.session)
         learn = self._learn(
             decision.features,
             arm,

@@ -319,6 +319,7 @@ class OutcomeRecorder:
         before = {name: known.values.get(name) for name in amendment.values}
         is_first_cost = known.counts and before.get(COST, 0.0) is None
         learned = {name: offset for name in before if (offset := known.learned.get(name, closing.offset)) != closing.offset}
+        drawn = self._ledger.session_propensity(decided)
         return Amended(
             at=self._clock(),
             id=decided.id,
@@ -340,6 +341,8 @@ class OutcomeRecorder:
             propensity=decided.propensity if arm == decided.arm else None,
             price=price,
             features=decided.features,
+            session=decided.session,
+            session_propensity=drawn if decided.sticky is True and arm == decided.arm and drawn is not None else msgspec.UNSET,
         )
 
     # -- a micro-batch -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@
     its variance     sum w^2 (r - V)^2 / (sum w)^2  (delta method)
     gain             R - V of the best arm, R the mean reward of what was played
 
+A decision that got the arm of its session has the propensity of the one that has drawn it, and those of one session depend on
+each other: it is their sum that has a square, as in bandits/evaluation/moments.py. So the products are summed over sessions.
+
 They are functions of the log, folded with it and kept in its snapshots, and no digest covers them. Where a snapshot is older than
 they are, they begin at its offset. Memory grows with arms, not with outcomes.
 """
@@ -34,6 +37,8 @@ DEVIATIONS, LEAST_SUPPORT = 3.0, 0.99
 """An arm was drawn widely enough where its mean weight is 1 within so many standard errors, or within 1 - LEAST_SUPPORT."""
 Z = 1.96
 """Of a 95 % interval."""
+KEPT_CLUSTERS = 10_000
+"""Sessions whose sums are kept, those that an outcome came of last; a decision of another one begins a cluster."""
 
 
 class RecentMean(msgspec.Struct, array_like=True):
@@ -101,6 +106,9 @@ class ArmTally(msgspec.Struct, array_like=True):
     """The sums of one arm. Rewards are measured from `Tallies.origin`.
 
     since: outcomes with a propensity when it came.  w ... wwrr: sums, w = weight and r = reward, so `wwr` is the sum of w^2 r.
+    wn, wr_n, w_r: sums over pairs of decisions i, j of one session, i of this arm: of w_i, w_i r_i and w_i r_j. (Those of
+    w_i r_i r_j are in `wrr`, and where j is of this arm too, of w_i w_j, w_i w_j r_j and w_i r_i w_j r_j in `ww` to `wwrr`.)
+    since_pairs: `Tallies.pairs` when it came.
     capped: outcomes whose weight was capped.  outcomes: reported ones.
     carried, totals: per learned signal, the outcomes that carried it and the sum of what was learned.
     failing: of its outcomes, 1 = with an error.
@@ -118,6 +126,10 @@ class ArmTally(msgspec.Struct, array_like=True):
     carried: list[int] = []
     totals: list[float] = []
     failing: RecentMean = msgspec.field(default_factory=RecentMean)
+    wn: float = 0.0
+    wr_n: float = 0.0
+    w_r: float = 0.0
+    since_pairs: int = 0
 
     @property
     def effective(self) -> float:
@@ -135,11 +147,31 @@ class ArmTally(msgspec.Struct, array_like=True):
         value = self.value
         return max(self.wwrr - 2.0 * value * self.wwr + value * value * self.ww, 0.0) / (self.w * self.w)
 
-    def has_support(self, rounds: int) -> bool:
-        """Whether the draws of this arm stand for all prompts. rounds: outcomes of all arms since it came."""
+    def has_support(self, rounds: int, pairs: int = 0) -> bool:
+        """Whether the draws of this arm stand for all prompts. rounds, pairs: outcomes of all arms since it came, and pairs of
+        one session.
+        """
         mean = self.w / rounds
-        error = math.sqrt(max(self.ww / rounds - mean * mean, 0.0) / rounds)
+        squares = self.ww - 2.0 * mean * (self.w + self.wn) + mean * mean * (rounds + pairs)
+        error = math.sqrt(max(squares, 0.0)) / rounds
         return abs(mean - 1.0) <= max(DEVIATIONS * error, 1.0 - LEAST_SUPPORT)
+
+
+class Cluster(msgspec.Struct, array_like=True):
+    """The outcomes of one session. count, total: how many with a propensity, and the sum of their rewards.
+    arms: by index, the sums of w and w r; it is one arm unless the session began again.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    arms: dict[int, tuple[float, float]] = {}
+
+    def add(self, arm: int, w: float, r: float, sign: int = 1) -> None:
+        """One more outcome, or with the sign -1 one less."""
+        known_w, known_wr = self.arms.get(arm, (0.0, 0.0))
+        self.count += sign
+        self.total += sign * r
+        self.arms = {**self.arms, arm: (known_w + sign * w, known_wr + sign * w * r)}
 
 
 class Gain(NamedTuple):
@@ -161,6 +193,7 @@ class Tallies(msgspec.Struct):
 
     arms: by index.  origin: the first reward; others are measured from it, so that large ones do not cancel.
     counted, total, squares: outcomes with a propensity, and the sums of their rewards.
+    pairs, r_pairs, rr_pairs: sums over pairs of decisions i, j of one session: of 1, r_i and r_i r_j.  clusters: by session.
     missing: of decisions that closed, 1 = expired.  errors: reward - estimate at the decision.
     lowest, highest: per learned signal.  steps: of rewards.
     """
@@ -177,6 +210,10 @@ class Tallies(msgspec.Struct):
     last_decision: datetime | None = None
     last_outcome: datetime | None = None
     steps: Steps = msgspec.field(default_factory=Steps)
+    pairs: int = 0
+    r_pairs: float = 0.0
+    rr_pairs: float = 0.0
+    clusters: dict[str, Cluster] = {}
 
     @staticmethod
     def start(*, arms: int, signals: int) -> Tallies:
@@ -189,9 +226,12 @@ class Tallies(msgspec.Struct):
     def add_arm(self) -> None:
         """A new arm, at the next index."""
         signals = len(self.lowest)
-        self.arms.append(ArmTally(since=self.counted, carried=[0] * signals, totals=[0.0] * signals))
+        tally = ArmTally(since=self.counted, since_pairs=self.pairs, carried=[0] * signals, totals=[0.0] * signals)
+        self.arms.append(tally)
 
-    def add_reward(self, arm: int, reward: float, propensity: float | None, *, half_life: int | None = None) -> None:
+    def add_reward(
+        self, arm: int, reward: float, propensity: float | None, *, half_life: int | None = None, session: str = ""
+    ) -> None:
         """One more reward. Where the arm was not drawn with a known propensity, it says nothing of another rule.
         half_life: of the policy.
         """
@@ -215,8 +255,35 @@ class Tallies(msgspec.Struct):
         self.counted += 1
         self.total += r
         self.squares += r * r
+        if session:
+            cluster = self.clusters.pop(session, None) or Cluster()
+            self.clusters[session] = cluster  # now the last that an outcome came of
+            self._pair(cluster, arm, w, r)
+            cluster.add(arm, w, r)
+            if len(self.clusters) > KEPT_CLUSTERS:
+                del self.clusters[next(iter(self.clusters))]
 
-    def amend_reward(self, arm: int, old: float, new: float, propensity: float | None) -> None:
+    def _pair(self, others: Cluster, arm: int, w: float, r: float, sign: int = 1) -> None:
+        """The products of an outcome with the others of its session, each pair both ways."""
+        tally, (other_w, other_wr) = self.arms[arm], others.arms.get(arm, (0.0, 0.0))
+        self.pairs += sign * 2 * others.count
+        self.r_pairs += sign * (others.count * r + others.total)
+        self.rr_pairs += sign * 2.0 * others.total * r
+        tally.ww += sign * 2.0 * other_w * w
+        tally.wwr += sign * (other_w * w * r + other_wr * w)
+        tally.wwrr += sign * 2.0 * other_wr * w * r
+        tally.wrr += sign * w * r * others.total
+        tally.wn += sign * w * others.count
+        tally.wr_n += sign * w * r * others.count
+        tally.w_r += sign * w * others.total
+        for index, (other_w, other_wr) in others.arms.items():
+            other = self.arms[index]
+            other.wrr += sign * other_wr * r
+            other.wn += sign * other_w
+            other.wr_n += sign * other_wr
+            other.w_r += sign * other_w * r
+
+    def amend_reward(self, arm: int, old: float, new: float, propensity: float | None, *, session: str = "") -> None:
         """One of the rewards of `add_reward` was corrected."""
         if propensity is None or not propensity > 0.0 or self.origin is None:
             return
@@ -229,6 +296,12 @@ class Tallies(msgspec.Struct):
         tally.wwrr += w * w * squared
         self.total += by
         self.squares += squared
+        cluster = self.clusters.get(session) if session else None
+        if cluster is not None and arm in cluster.arms:
+            cluster.add(arm, w, before, -1)
+            self._pair(cluster, arm, w, before, -1)
+            self._pair(cluster, arm, w, after)
+            cluster.add(arm, w, after)
 
     def add_outcome(self, arm: int, values: Sequence[float]) -> None:
         """One more reported outcome. values: of the learned signals, NaN = missing."""
@@ -263,16 +336,19 @@ class Tallies(msgspec.Struct):
         best = max(known, key=lambda index: self.arms[index].value)
         arm, n = self.arms[best], self.counted
         mean = self.total / n
-        spread = max(self.squares / n - mean * mean, 0.0) / n
-        # what was played includes the draws of that arm: sum w (r - V) (r - R) / (n sum w)
-        shared = (arm.wrr - arm.value * arm.wr) / (n * arm.w)
+        variance = max(self.squares / n - mean * mean, 0.0)
+        within = self.rr_pairs - 2.0 * mean * self.r_pairs + mean * mean * self.pairs
+        spread = max(variance + within / n, 0.0) / n
+        # what was played includes the draws of that arm: sum w_i (r_i - V) (r_j - R) / (n sum w), j = i or of one session with it
+        pairs = mean * arm.wr_n + arm.value * arm.w_r - mean * arm.value * arm.wn
+        shared = (arm.wrr - arm.value * arm.wr - pairs) / (n * arm.w)
         value = mean - arm.value
         half = Z * math.sqrt(max(spread + arm.variance - 2.0 * shared, 0.0))
         skipped = tuple(index for index in active if index not in known)
-        return Gain(value, (value - half, value + half), best, skipped, math.sqrt(n * spread))
+        return Gain(value, (value - half, value + half), best, skipped, math.sqrt(variance))
 
     def _is_known(self, index: int, *, is_contextual: bool) -> bool:
         tally = self.arms[index]
         if tally.effective < LEAST_EFFECTIVE:
             return False
-        return not is_contextual or tally.has_support(self.counted - tally.since)
+        return not is_contextual or tally.has_support(self.counted - tally.since, self.pairs - tally.since_pairs)

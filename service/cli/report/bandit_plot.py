@@ -41,20 +41,30 @@ def save_plot(path: Path, report: Report) -> None:
         _arms(lower, report, past, colors)
 
 
-def smoothed(rewards: np.ndarray, *, window: int, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(m,) places, means of the `window` rewards up to each, and half widths of their intervals by the normal distribution."""
+def smoothed(
+    rewards: np.ndarray, clusters: np.ndarray, *, window: int, confidence: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(m,) places, means of the `window` rewards up to each, and half widths of their intervals by the normal distribution.
+    clusters: (n,) numbers of what is independent, as of `Retrospective`.
+    """
     center = rewards.mean()  # a large mean would leave no digits to the variance
     off = rewards - center
     sums, squares = (np.concatenate([[0.0], np.cumsum(values)]) for values in (off, off**2))
     ends = np.unique(np.linspace(window, len(rewards), 200).astype(int))
     means = (sums[ends] - sums[ends - window]) / window
-    variances = np.maximum((squares[ends] - squares[ends - window]) / window - means**2, 0.0)
-    return ends, center + means, NormalDist().inv_cdf(0.5 + confidence / 2.0) * np.sqrt(variances / max(window - 1, 1))
+    variances = np.maximum((squares[ends] - squares[ends - window]) / window - means**2, 0.0) / max(window - 1, 1)
+    if len(np.unique(clusters)) < len(clusters):
+        for place, (end, mean) in enumerate(zip(ends, means, strict=True)):
+            part = slice(end - window, end)
+            _, names = np.unique(clusters[part], return_inverse=True)
+            sums = np.bincount(names, off[part] - mean)
+            variances[place] = (sums**2).sum() / window**2 * len(sums) / max(len(sums) - 1, 1)
+    return ends, center + means, NormalDist().inv_cdf(0.5 + confidence / 2.0) * np.sqrt(variances)
 
 
 def _reward(axes: Any, report: Report, past: Retrospective) -> None:
     window = min(max(len(past.rewards) // 10, LEAST_WINDOW), len(past.rewards))
-    places, means, reach = smoothed(past.rewards, window=window, confidence=report.confidence)
+    places, means, reach = smoothed(past.rewards, past.clusters, window=window, confidence=report.confidence)
     axes.fill_between(places, means - reach, means + reach, color=BLUE, alpha=0.18, linewidth=0)
     axes.plot(places, means, color=BLUE, linewidth=1.8, marker="o" if len(places) == 1 else None)
     axes.axhline(float(past.rewards.mean()), color=INK, linewidth=0.9, linestyle=":")
@@ -92,8 +102,9 @@ def _value(report: Report, past: Retrospective, arm: int) -> tuple[float | None,
     fixed = report.arms[arm].fixed
     if fixed is not None:
         return fixed.value, fixed.interval, True
-    mine = past.rewards[past.arms == arm]
-    if not len(mine):
+    where = past.arms == arm
+    if not where.any():
         return None, Interval(0.0, 0.0), False
-    _, (mean,), (reach,) = smoothed(mine, window=len(mine), confidence=report.confidence)
+    count = int(where.sum())
+    _, (mean,), (reach,) = smoothed(past.rewards[where], past.clusters[where], window=count, confidence=report.confidence)
     return float(mean), Interval(float(mean - reach), float(mean + reach)), False

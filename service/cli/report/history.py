@@ -54,7 +54,7 @@ class ArmCounts:
 class History:
     """The decisions so far, in the order in which they closed.
 
-    counts: decisions by state, and of the observed ones `without_reward` and `overridden`.
+    counts: decisions by state, and of the observed ones `without_reward`, `overridden`, `sticky` and of these `without_first`.
     played: (m,) numbers of outcomes with a reward, those for other arms than the drawn one included.
     """
 
@@ -64,13 +64,14 @@ class History:
     last: str = ""
 
     def __post_init__(self) -> None:
-        self._episodes: dict[str, int] = {}
+        self._clusters: dict[tuple[bool, str], int] = {}  # of sessions, and of episodes without one
         self._logged, self._allowed, self._estimates, self._rewards = _Table(), _Table(), _Table(), _Table()
-        self._drawn, self._offsets, self._closed, self._episode = array("l"), array("l"), array("l"), array("l")
+        self._drawn, self._offsets, self._closed, self._cluster = array("l"), array("l"), array("l"), array("l")
+        self._is_session = array("b")
         self._reward, self._cost = array("d"), array("d")
         self._vectors, self._has_vector, self._projection = array("f"), array("b"), np.empty((0, 0), dtype=np.float32)
         self._ids: list[str] = []
-        self.played, self.paid, self.earned, self.paid_episode = array("l"), array("d"), array("d"), array("l")
+        self.played, self.paid, self.earned, self.paid_cluster = array("l"), array("d"), array("d"), array("l")
 
     def add(self, decision: Decision) -> None:
         """One more decision that closed, or is still open at the end."""
@@ -90,40 +91,45 @@ class History:
         called.outcomes += 1
         called.cost += decision.cost or 0.0
         self.counts["overridden"] += decision.is_overridden
+        drawn_by = decision.drawn
         self.counts["sticky"] += decision.propensity is None
+        self.counts["without_first"] += drawn_by is None and not decision.is_overridden
         drawn.overridden += decision.is_overridden
         if decision.reward is None:
             self.counts["without_reward"] += 1
             return
         called.rewarded += 1
         called.reward += decision.reward
-        episode = self._episodes.setdefault(decision.episode, len(self._episodes))
+        name = (True, decision.session) if decision.session else (False, decision.episode)
+        cluster = self._clusters.setdefault(name, len(self._clusters))
         self.played.append(decision.played)
         self.paid.append(decision.cost or 0.0)
         self.earned.append(decision.reward)
-        self.paid_episode.append(episode)
-        if not decision.is_overridden and decision.propensity is not None:
-            self._add_drawn(decision, decision.reward, decision.cost or 0.0, episode)
+        self.paid_cluster.append(cluster)
+        if not decision.is_overridden and drawn_by is not None:
+            self._add_drawn(decision, drawn_by, decision.reward, decision.cost or 0.0, cluster)
 
     def _of(self, arm: int) -> ArmCounts:
         return self.arms.setdefault(arm, ArmCounts())
 
-    def _add_drawn(self, decision: Decision, reward: float, cost: float, episode: int) -> None:
-        arms = len(decision.weights)
-        scores = decision.scores
+    def _add_drawn(self, decision: Decision, drawn_by: Decision, reward: float, cost: float, cluster: int) -> None:
+        """drawn_by: the decision whose weights and scores count, the first of the session where there is one."""
+        arms = len(drawn_by.weights)
+        scores = drawn_by.scores
         estimates = scores.get("utility") or scores.get("estimate") or (None,) * arms
         rewards = scores.get("signals.reward") or scores.get("estimate") or (None,) * arms
-        self._logged.add(list(decision.weights))
+        self._logged.add(list(drawn_by.weights))
         allowed = [0.0] * arms
-        for arm in decision.allowed:
+        for arm in drawn_by.allowed:
             allowed[arm] = 1.0
         self._allowed.add(allowed)
         self._estimates.add([np.nan if value is None else value for value in estimates])
         self._rewards.add([np.nan if value is None else value for value in rewards])
         self._drawn.append(decision.arm)
-        self._offsets.append(decision.offset)
+        self._offsets.append(drawn_by.offset)
         self._closed.append(decision.closed_offset or decision.offset)
-        self._episode.append(episode)
+        self._cluster.append(cluster)
+        self._is_session.append(bool(decision.session))
         self._reward.append(reward)
         self._cost.append(cost)
         self._ids.append(decision.id)
@@ -161,7 +167,8 @@ class History:
                 estimates=np.where(np.isnan(estimates), before, estimates),
                 model=np.where(np.isnan(rewards), before, rewards),
                 allowed=self._allowed.array(arms) > 0.0,
-                episodes=np.unique(np.array(self._episode), return_inverse=True)[1],
+                clusters=np.unique(np.array(self._cluster), return_inverse=True)[1],
+                sessions=np.where(np.array(self._is_session, dtype=bool), np.array(self._cluster), -1),
                 groups=labels,
                 confidence=confidence,
             ),

@@ -24,7 +24,18 @@ from service.cli.logs import Source
 from service.cli.report.history import ArmCounts, History
 from service.storage.base import PAGE, StorageDamagedError
 
-STATES = ("observed", "without_reward", "overridden", "sticky", "expired", "cancelled", "open", "partial", "stop")
+STATES = (
+    "observed",
+    "without_reward",
+    "overridden",
+    "sticky",
+    "without_first",
+    "expired",
+    "cancelled",
+    "open",
+    "partial",
+    "stop",
+)
 
 
 class Answer(NamedTuple):
@@ -139,7 +150,7 @@ def build(
     policy = reader.policy
     learns_reward = policy not in POLICIES or "reward" in POLICIES[policy].needs
     played, paid, earned = (np.array(values) for values in (history.played, history.paid, history.earned))
-    episodes = np.unique(np.array(history.paid_episode, dtype=np.int64), return_inverse=True)[1]
+    episodes = np.unique(np.array(history.paid_cluster, dtype=np.int64), return_inverse=True)[1]
 
     def cost_per_reward(where: np.ndarray) -> Known | None:
         if not where.any() or not paid[where].any():
@@ -309,7 +320,7 @@ def _missing(report: Report) -> Answer:
         (counts["expired"], "expired without an outcome"),
         (counts["without_reward"], "without a reward"),
         (counts["overridden"], "overridden by the client"),
-        (counts["sticky"], "sticky, of a session that had its arm"),
+        (counts["without_first"], "of a session whose first decision is not known"),
         (counts["cancelled"], "cancelled"),
         (counts["open"] + counts["partial"], "still open"),
         (counts["stop"], "stops"),
@@ -318,6 +329,8 @@ def _missing(report: Report) -> Answer:
     usable = 0 if report.retrospective is None else len(report.retrospective.arms)
     lost = counts["expired"] + counts["without_reward"]
     text = f"Of {made:,} decisions {usable:,} have a reward of the arm that was drawn; all estimates are of these."
+    if counts["sticky"] > counts["without_first"]:
+        text += " Those that got the arm of their session count with the weights of its first decision."
     if said:
         text += f" The others: {said}."
     if counts["imported"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_a_policy_that_never_played_as_the_log_did_has_no_estimate() -> None:
         ({"logged": np.array([[0.0, 1.0], [0.5, 0.5]])}, "probability 0"),
     ],
 )
-def test_a_log_that_cannot_be_evaluated_is_refused(changes: dict[str, np.ndarray], message: str) -> None:
+def test_a_log_that_cannot_be_evaluated_is_refused(changes: dict[str, Any], message: str) -> None:
     whole = {"arms": np.array([0, 1]), "rewards": np.ones(2), "logged": np.full((2, 2), 0.5), "evaluated": np.full((2, 2), 0.5)}
     with pytest.raises(ValueError, match=message):
         LoggedDecisions(**{**whole, **changes})

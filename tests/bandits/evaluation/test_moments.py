@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.random import default_rng
@@ -35,7 +37,7 @@ def test_blocks_of_two_policies_are_the_sums_of_each_alone() -> None:
     assert found.spread == pytest.approx(log.rewards.std())
 
 
-def vars_of(log: LoggedDecisions) -> dict[str, np.ndarray]:
+def vars_of(log: LoggedDecisions) -> dict[str, Any]:
     return {"arms": log.arms, "rewards": log.rewards, "logged": log.logged, "evaluated": log.evaluated, "model": log.model}
 
 
@@ -73,7 +75,8 @@ def clustered(log: LoggedDecisions, labels: np.ndarray, *, blocks: int) -> Momen
 
 
 def repeated(log: LoggedDecisions, times: int) -> LoggedDecisions:
-    return LoggedDecisions(**{name: np.tile(rows, (times,) + (1,) * (rows.ndim - 1)) for name, rows in vars_of(log).items()})
+    tiled: dict[str, Any] = {name: np.tile(rows, (times,) + (1,) * (rows.ndim - 1)) for name, rows in vars_of(log).items()}
+    return LoggedDecisions(**tiled)
 
 
 def test_what_is_logged_again_in_its_session_says_nothing_new() -> None:

@@ -38,7 +38,7 @@ def logged(seed: int, *, n: int = 400, means: np.ndarray = MEANS, **changes: Any
         "estimates": model,
         "model": model,
         "allowed": np.ones((n, 3), dtype=bool),
-        "episodes": np.arange(n),
+        "clusters": np.arange(n),
         "groups": groups,
     }
     return Retrospective(**{**facts, **changes})
@@ -91,8 +91,10 @@ def test_terms_have_the_variance_of_what_they_belong_to() -> None:
 
 def test_attempts_on_one_prompt_count_as_one() -> None:
     past, twice = logged(1), np.repeat(np.arange(400), 2)
-    doubled = logged(1, **{name: getattr(past, name)[twice] for name in vars(past) if name not in ("confidence", "episodes")})
-    one, other = (each.known(each.played) for each in (past, doubled.__class__(**{**vars(doubled), "episodes": twice})))
+    doubled = logged(
+        1, **{name: getattr(past, name)[twice] for name in vars(past) if name not in ("confidence", "clusters", "sessions")}
+    )
+    one, other = (each.known(each.played) for each in (past, doubled.__class__(**{**vars(doubled), "clusters": twice})))
     assert other.interval == pytest.approx(one.interval)
 
 

@@ -16,15 +16,19 @@ import pytest
 from click.testing import CliRunner
 
 from service.__main__ import main
+from service.cli import log_reader
 from service.cli.log_reader import LogReader
 from service.cli.report.bandit_plot import smoothed
 from service.engine import events
 from service.engine.events import NewArm
 from service.engine.learner import Learner
+from service.engine.ledger import Ledger
+from service.engine.outcomes import AmendmentReport
+from service.engine.tallies import Gain
 from service.storage.base import Log
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
-from tests.service.drivers import Clock, ask, created, outcome
+from tests.service.drivers import Clock, ask, created, learner_of, outcome
 
 NAMES = ("small", "<b>&large</b>", "third [bold] $x$ " + 60 * "n")
 COSTS = (0.001, 0.004, 0.02)
@@ -92,6 +96,65 @@ def reported(*words: object) -> dict[str, Any]:
     return found
 
 
+CHATS = Example(kind="epsilon-greedy", settings={"epsilon": 0.7}, reward=lambda g, arm: float(g.random() < (0.2, 0.5, 0.8)[arm]))
+
+
+async def write_sessions(path: Path) -> Gain | None:
+    """A log of 300 decisions, most of them of sessions; some outcomes were amended. The gain that the health has of it."""
+    bandit, g = await learner_of(MemoryStorage(), CHATS, name="chats", session_ttl_s=3600.0), np.random.default_rng(2)
+    for i in range(300):
+        session = f"s{i % 80}" if i % 3 else None
+        arm = (await bandit.decisions.submit(ask(CHATS, g, f"d{i}", session=session))).event.arm
+        given = {} if i % 25 else {"arm": (arm + 1) % 3}
+        await bandit.outcomes.submit(f"d{i}", outcome(CHATS, g, (arm + bool(given)) % 3, **given))
+        if i % 7 == 0:
+            await bandit.outcomes.amend(f"d{i}", AmendmentReport(values={"reward": 0.5}))
+    entries = await bandit.entries(after=0, limit=10_000)
+    path.write_bytes(b"".join(events.line(offset, payload) for offset, payload in entries))
+    again = Ledger.unpack(bandit.created, bandit.ledger.pack())
+    assert again.tallies == bandit.ledger.tallies
+    return again.tallies.gain([0, 1, 2], is_contextual=False)
+
+
+def test_decisions_of_a_session_are_one_cluster_with_the_weights_of_its_first_one(tmp_path: Path) -> None:
+    path = tmp_path / "chats.ndjson"
+    health = asyncio.run(write_sessions(path))
+    words = ("--estimator", "snips", "--reward-range", "0", "1")
+    found, evaluated = reported(path, *words[2:]), json.loads(run("evaluate", path, "--json", "--quiet", *words))
+    counts = found["decisions"]
+    assert counts["sticky"] > 100
+    assert counts["without_first"] == 0
+    assert evaluated["decisions"] == counts["observed"] - counts["overridden"] == 288
+    policies, behaviour = {policy["label"]: policy for policy in evaluated["fixed_arms"]}, evaluated["behaviour"]
+    assert (found["reward"]["value"], found["reward"]["interval"]) == (
+        pytest.approx(behaviour["value"]), pytest.approx(behaviour["interval"]),
+    )  # fmt: skip
+    for arm in found["arms"]:
+        policy = policies[f"always {arm['name']}"]
+        assert (arm["verdict"], arm["reason"]) == (policy["verdict"], policy["reason"])
+        if arm["always"] is not None:
+            assert arm["always"]["value"] == pytest.approx(policy["value"])
+            assert arm["always"]["interval"] == pytest.approx(policy["interval"])
+    assert health is not None
+    gain, names = found["gain"], [arm["name"] for arm in found["arms"]]
+    best = policies[f"always {gain['best_fixed']}"]
+    (low, high), (other_low, other_high) = (one["anytime_interval"] for one in (behaviour, best))
+    assert gain["anytime_interval"][0] < low - other_high
+    assert high - other_low < gain["anytime_interval"][1]
+    assert names[health.best] == gain["best_fixed"]
+    assert health.value == pytest.approx(gain["value"])
+    assert health.interval == pytest.approx(tuple(gain["interval"]), abs=1e-4)
+
+
+def test_a_decision_whose_first_one_is_not_known_counts_in_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chats.ndjson"
+    asyncio.run(write_sessions(path))
+    monkeypatch.setattr(log_reader, "KEPT_SESSIONS", 10)
+    counts = reported(path)["decisions"]
+    assert 50 < counts["without_first"] < counts["sticky"]
+    assert f"{counts['without_first']} of a session whose first decision is not known" in " ".join(run("report", path).split())
+
+
 def test_values_of_fixed_arms_are_those_of_evaluate(log: Path) -> None:
     found, evaluated = (
         reported(log),
@@ -129,7 +192,7 @@ def test_counts_and_costs_are_those_of_the_log(log: Path) -> None:
     found, observed = reported(log), [decision for decision in decisions if decision.state == "observed"]
     assert found["decisions"] == {
         "decisions": 600, "observed": len(observed), "without_reward": 0, "overridden": 30, "expired": 30, "cancelled": 30,
-        "open": 1, "partial": 0, "stop": 0, "sticky": 0, "imported": 0,
+        "open": 1, "partial": 0, "stop": 0, "sticky": 0, "without_first": 0, "imported": 0,
     }  # fmt: skip
     cost, solved = (sum(getattr(decision, name) for decision in observed) for name in ("cost", "reward"))
     assert found["cost_per_reward"]["value"] == pytest.approx(cost / solved)
@@ -236,13 +299,20 @@ def test_what_is_wrong_is_named(log: Path, tmp_path: Path) -> None:
 
 def test_means_of_a_window_have_the_interval_of_a_mean() -> None:
     rewards = np.array([0.0, 1.0, 1.0, 0.0, 3.0])
-    places, means, reach = smoothed(rewards, window=4, confidence=0.95)
+    alone = np.arange(5)
+    places, means, reach = smoothed(rewards, alone, window=4, confidence=0.95)
     assert places.tolist() == [4, 5]
     assert means == pytest.approx([0.5, 1.25])
     assert reach == pytest.approx([1.959964 * part.std(ddof=1) / 2.0 for part in (rewards[:4], rewards[1:])])
-    _, far, same = smoothed(rewards + 1e9, window=4, confidence=0.95)
+    _, far, same = smoothed(rewards + 1e9, alone, window=4, confidence=0.95)
     assert far == pytest.approx(means + 1e9, rel=1e-15)
     assert same == pytest.approx(reach)
+    # of a session the sum has a square: 0 1 | 1 0 is no spread at all, 1 1 | 0 3 is one of -.5 and .5
+    _, same, reach = smoothed(rewards, np.array([0, 0, 1, 1, 2]), window=4, confidence=0.95)
+    assert same == pytest.approx(means)
+    assert reach[0] == pytest.approx(0.0)
+    sums = [1.0 - 1.25, 1.0 - 2.5, 3.0 - 1.25]
+    assert reach[1] == pytest.approx(1.959964 * (sum(one**2 for one in sums) * 3 / 2) ** 0.5 / 4)
 
 
 def test_a_bandit_is_drawn_from_its_log(log: Path, tmp_path: Path) -> None:

@@ -36,6 +36,78 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tallies, "LEAST_EFFECTIVE", 1.0)
 
 
+def session_rows(g: np.random.Generator, *, count: int) -> list[tuple[int, float, float, str]]:
+    """(arm, reward, propensity, session): of three sessions in turn, one of which begins again with another arm; some alone."""
+    drawn = {"a": (0, 0.25), "b": (1, 0.5), "c": (2, 0.125)}
+    rows = []
+    for i in range(count):
+        session = ("a", "b", "c", "")[i % 4]
+        drawn["b"] = (2, 0.2) if i > count // 2 else drawn["b"]
+        arm, propensity = drawn.get(session) or (i % 3, 0.3)
+        rows.append((arm, float(g.random()), propensity, session))
+    return rows
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("amended", [False, True])
+def test_outcomes_of_one_session_are_one_term_of_the_gain(*, amended: bool) -> None:
+    """By their definition, with every outcome at hand."""
+    rows, found = session_rows(np.random.default_rng(5), count=41), Tallies.start(arms=2, signals=1)
+    for i, (arm, reward, propensity, session) in enumerate(rows):
+        if i == 3:
+            found.add_arm()  # the third, of which nothing came before
+        if i == 2:
+            continue
+        found.add_reward(arm, reward, propensity, session=session)
+    del rows[2]
+    if amended:
+        for place in (0, 1, 6, 30, 38):
+            arm, reward, propensity, session = rows[place]
+            rows[place] = arm, reward + 0.5 * place, propensity, session
+            found.amend_reward(arm, reward, rows[place][1], propensity, session=session)
+    gain = found.gain([0, 1, 2], is_contextual=False)
+    assert gain is not None
+    arms, rewards, w = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), 1.0 / np.array([r[2] for r in rows])
+    values = [float((w * rewards)[arms == arm].sum() / w[arms == arm].sum()) for arm in range(3)]
+    best = int(np.argmax(values))
+    is_best = arms == best
+    assert gain.best == best
+    assert gain.value == pytest.approx(rewards.mean() - values[best])
+    terms = (rewards - rewards.mean()) / len(rows) - np.where(is_best, w * (rewards - values[best]), 0.0) / w[is_best].sum()
+    names = np.array([session or f"alone {i}" for i, (*_, session) in enumerate(rows)])
+    reach = 1.96 * math.sqrt(sum(terms[names == name].sum() ** 2 for name in np.unique(names)))
+    assert gain.interval == pytest.approx((gain.value - reach, gain.value + reach))
+    assert gain.deviation == pytest.approx(rewards.std())
+    for arm, tally in enumerate(found.arms):
+        since = slice(2 if arm == 2 else 0, None)
+        weights = np.where(arms == arm, w, 0.0)[since]
+        sums = [weights[names[since] == name].sum() for name in np.unique(names)]
+        assert tally.effective == pytest.approx(weights.sum() ** 2 / sum(one**2 for one in sums))
+
+
+def test_the_support_of_an_arm_is_judged_by_sessions() -> None:
+    """Ten decisions in each of 20 sessions, 13 of which have drawn the arm with probability 1/2: a mean weight of 1.3, which is
+    1.4 standard errors of 20 draws from 1, and 4.4 of 200 draws.
+    """
+    rows = [(int(session >= 13), 0.0, 0.5, f"s{session}") for session in range(20) for _ in range(10)]
+    found, alone = Tallies.start(arms=2, signals=1), Tallies.start(arms=2, signals=1)
+    for arm, reward, propensity, session in rows:
+        found.add_reward(arm, reward, propensity, session=session)
+        alone.add_reward(arm, reward, propensity)
+    assert not alone.arms[0].has_support(200)
+    assert found.arms[0].has_support(200, found.pairs)
+
+
+def test_sums_of_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tallies, "KEPT_CLUSTERS", 2)
+    found = Tallies.start(arms=1, signals=1)
+    for session in ("a", "b", "a", "c"):
+        found.add_reward(0, 1.0, 0.5, session=session)
+    assert list(found.clusters) == ["a", "c"]
+    found.amend_reward(0, 1.0, 2.0, 0.5, session="b")  # not kept any more: by itself
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Tallies) == found
+
+
 @pytest.mark.usefixtures("tiny")
 def test_the_gain_of_three_outcomes_is_what_one_finds_by_hand() -> None:
     """V = (2 + 0) / (2 + 4) = 1/3 and R = 5/12; each outcome moves the gain by (r - R)/3 - w (r - V)/6: -1/36, 3/36, -2/36."""
