@@ -650,6 +650,11 @@ class ReadinessAnswer(Answer):
         description="What an operator should know of how the store is set up: in full for a key without a tenant, else counted."
     )
     lag: int = Field(description="Events of the bandit that is furthest behind its log, as far as known.")
+    loading: list[str] = Field(
+        default_factory=list,
+        description="Bandits that are being loaded in the background, left out where there is none; a request for one loads it "
+        "at once. Named or counted as above.",
+    )
     warming: list[str] = Field(
         default_factory=list,
         description="Embedders that are being loaded, left out where there is none; requests that need one wait. Counted for a "

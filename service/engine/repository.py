@@ -1,6 +1,7 @@
 """The repository of bandits: name -> Learner. Creates, loads, deletes and closes them.
 
-start  ──> every log is loaded in the background, a few at a time; a request for one that is not loaded yet waits for it
+get    ──> a bandit that is not loaded is loaded at the first request for it, which waits
+start  ──> every log is loaded in the background, two at a time, so that requests find room to load before them
 sweep  ──> overdue decisions expire; a log that another program has damaged stops its bandit
 follow ──> bandits that other processes created or deleted are added or dropped (`LogFollower` says which)
 """
@@ -12,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from operator import itemgetter
 from typing import Any
 from weakref import WeakValueDictionary
@@ -41,7 +43,8 @@ from service.storage.throttling import ThrottledLogger
 logger = logging.getLogger("nextarm.hosting")
 throttled = ThrottledLogger(logger)
 
-LOADING_AT_ONCE = 4
+LOADING_AT_ONCE, LOADING_BEHIND = 4, 2
+"""Loads at once, and those of them that no request may be waiting for: the others are left to requests."""
 
 
 class BanditRepository:
@@ -64,7 +67,9 @@ class BanditRepository:
         self._settings = settings
         self._device = settings.where()
         self._learners: dict[str, Learner] = {}
-        self._unloaded: dict[str, Log] = {}  # in the store, neither loaded nor damaged: to be loaded
+        self._unloaded: dict[str, Log] = {}  # in the store, neither loaded nor damaged
+        self._wanted: dict[Log, None] = {}  # to be loaded in the background, in this order
+        self._behind: set[Log] = set()  # of these, the ones that are being loaded
         self._loading: dict[Log, asyncio.Task[Learner]] = {}
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # see `_name_lock`
         self._damaged: dict[str, BanditDamagedError] = {}
@@ -76,12 +81,12 @@ class BanditRepository:
         self.evaluations = Evaluations(storage, settings, clock=self.clock)
 
     async def start(self) -> None:
-        """Open the storage and begin to load every bandit."""
+        """Open the storage and begin to load bandits in the background."""
         await self.storage.start()
         await self._follower.read_store_clock()
         self._unloaded = {log.name: log for log in await self.storage.logs()}
-        for log in self._unloaded.values():
-            self._start_loading(log)
+        self._wanted = dict.fromkeys(self._unloaded.values())
+        self._load_behind()
         self._tasks.append(asyncio.create_task(self._sweep()))
         self.evaluations.start()
         if self.storage.shared:
@@ -89,6 +94,7 @@ class BanditRepository:
 
     async def close(self) -> None:
         """Stop the background tasks, write snapshots, close the storage."""
+        self._wanted.clear()
         await self.evaluations.close()
         await self._follower.close()
         for task in [*self._tasks, *self._loading.values()]:
@@ -192,7 +198,8 @@ class BanditRepository:
     def state(self) -> dict[str, list[str]]:
         """What is loading, what is damaged, and what only a newer version can read."""
         damaged = [f"{name}: {reason}" for name, reason in self.damaged().items()]
-        return {"loading": sorted(self._unloaded), "damaged": damaged, "newer": self.newer()}
+        loading = {log.name for log in [*self._loading, *self._wanted] if self._is_wanted(log)}
+        return {"loading": sorted(loading), "damaged": damaged, "newer": self.newer()}
 
     # -- background --------------------------------------------------------------------------------------------------------
 
@@ -205,6 +212,22 @@ class BanditRepository:
             "device": self._device,
         }
 
+    def _load_behind(self) -> None:
+        """Load in the background what is wanted: each load that ends begins the next."""
+        for log in list(self._wanted):
+            if not self._is_wanted(log):
+                del self._wanted[log]
+            elif log not in self._behind and len(self._behind) < LOADING_BEHIND:
+                self._behind.add(log)
+                self._start_loading(log).add_done_callback(partial(self._loaded_behind, log))
+
+    def _loaded_behind(self, log: Log, done: asyncio.Task[Learner]) -> None:
+        self._behind.discard(log)
+        if done.cancelled() or isinstance(done.exception(), StorageUnavailableError | LogTruncatedError):
+            return  # the next sweep tries again
+        self._wanted.pop(log, None)
+        self._load_behind()
+
     def _start_loading(self, log: Log) -> asyncio.Task[Learner]:
         task = self._loading.get(log)
         if task is None:
@@ -213,7 +236,7 @@ class BanditRepository:
         return task
 
     async def _load(self, log: Log) -> Learner:
-        """Load one log. If the store is unavailable, the next request or sweep tries again; damage is remembered."""
+        """Load one log. If the store is unavailable, the next request tries again; damage is remembered."""
         try:
             async with self._load_slots:
                 learner = await self._load_learner(log)
@@ -312,8 +335,7 @@ class BanditRepository:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_s)
-            for log in list(self._unloaded.values()):
-                self._start_loading(log)
+            self._load_behind()
             await self._inspect()
             self._cloner.look([learner for learner in self._learners.values() if learner.versions.fault is None])
             for learner in list(self._learners.values()):

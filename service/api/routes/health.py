@@ -25,18 +25,19 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
-    summary="Storage reachable, bandits loaded",
+    summary="Storage reachable, requests accepted",
     response_model=ReadinessAnswer,
     responses={**problems(), 503: {"model": ReadinessAnswer, "description": "Not ready; see `reasons`."}},
 )
 async def readyz(request: Request, services: Shared) -> Response:
-    """503 while the store cannot be written or bandits are still being loaded. A damaged bandit is listed, and one whose log a
-    newer version wrote into is among the reasons; neither takes the others out of service. Without a key everything is only
+    """503 while the store cannot be written. Bandits that are being loaded in the background keep no request out: one for such a
+    bandit loads it at once. A damaged bandit is listed as soon as that is known, and one whose log a newer version wrote into is
+    among the reasons; neither takes the others out of service. Without a key everything is only
     counted; a key of a tenant gets the names of that tenant's bandits, one without a tenant everything. Embedders that are
     still being loaded keep no request out: those that need one wait for it.
     """
     view = _View(services, request.scope.get("nextarm.caller"))
-    reasons = [f"loading: {name}" for name in view.named(services.repository.state()["loading"])]
+    reasons: list[str] = []
     damaged = services.repository.damaged()
     newer = [f"written by a newer version: {name}" for name in view.named(services.repository.newer())]
     try:
@@ -54,6 +55,8 @@ async def readyz(request: Request, services: Shared) -> Response:
         else [f"{len(notices)} about the store, for a key without a tenant"],
         "lag": max(lag.values(), default=0),
     }
+    if loading := view.named(services.repository.state()["loading"]):
+        body["loading"] = loading
     if warming:
         body["warming"] = warming if view.of_operator else [f"{len(warming)} of the embedders"]
     return answer(body, status=503 if reasons else 200)

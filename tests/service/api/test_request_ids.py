@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.repository import BanditRepository
+from service.storage.base import StorageUnavailableError
+from service.storage.memory import MemoryStorage
 from tests.service.http_client import JSON, PROMPT, VECTOR, Service, failed, opened
 from tests.service.servers import Server, wait_until
 
@@ -129,7 +130,11 @@ async def test_a_server_that_is_not_ready_yet_logs_no_error(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(BanditRepository, "state", lambda hosting: {"loading": ["b"], "damaged": [], "newer": []})
+
+    async def fail(storage: MemoryStorage) -> None:
+        raise StorageUnavailableError("the disk is full")
+
+    monkeypatch.setattr(MemoryStorage, "ping", fail)
     assert (await service.get("/readyz")).status_code == 503
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     await asyncio.sleep(0)

@@ -180,6 +180,28 @@ async def test_requests_wait_for_a_bandit_that_is_being_loaded() -> None:
         assert hosting.state() == {"loading": [], "damaged": [], "newer": []}
 
 
+async def test_a_request_does_not_wait_for_bandits_that_are_loaded_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, names = MemoryStorage(), [f"b{i}" for i in range(8)]
+    await filled(storage, *names)
+    begun: list[str] = []
+    load, gate = Learner.load, asyncio.Event()
+
+    async def gated(storage: Storage, log: Log, **options: Any) -> Learner:
+        begun.append(log.name)
+        if log.name != "b7":
+            await gate.wait()
+        return await load(storage, log, **options)
+
+    monkeypatch.setattr(Learner, "load", staticmethod(gated))
+    async with asyncio.timeout(PATIENCE_S), hosted(storage) as hosting:
+        await until(lambda: len(begun) == 2)
+        assert sorted((await hosting.get("", "b7")).ledger.open) == ["d1"]
+        assert begun == ["b0", "b1", "b7"]
+        gate.set()
+        await until(lambda: not hosting.state()["loading"])
+        assert sorted(begun) == names, "each is loaded once"
+
+
 async def test_a_bandit_can_be_deleted_while_it_is_being_loaded() -> None:
     storage = Gated()
     await filled(storage, "a")

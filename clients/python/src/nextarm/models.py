@@ -536,4 +536,5 @@ class Readiness(Model):
     damaged: list[str] = []
     notices: list[str] = []
     lag: int = 0
+    loading: list[str] = []
     warming: list[str] = []

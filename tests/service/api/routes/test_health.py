@@ -112,8 +112,9 @@ async def test_bandits_that_are_still_loaded_are_counted_for_a_caller_without_a_
     async with opened(api_keys="admin:root") as service:
         hosting = service.client._transport.app.state.services.repository  # type: ignore[attr-defined]
         hosting._unloaded = {"a": Log("1", "a"), "blue/b": Log("2", "blue/b")}
-        assert (await readiness(service, ""))["reasons"] == ["loading: 2 bandits, for a key that may see them"]
-        assert (await readiness(service, "root"))["reasons"] == ["loading: a", "loading: blue/b"]
+        hosting._wanted = dict.fromkeys(hosting._unloaded.values())
+        assert (await readiness(service, ""))["loading"] == ["2 bandits, for a key that may see them"]
+        assert (await readiness(service, "root"))["loading"] == ["a", "blue/b"]
 
 
 async def test_a_store_that_cannot_be_written_makes_it_unready(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ async def test_a_store_that_cannot_be_written_makes_it_unready(service: Service,
     await service.decide()
 
 
-async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bandits_that_are_still_loaded_keep_no_request_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.engine.learner import Learner
 
     store = f"sqlite:///{tmp_path}/bandits.db"
@@ -156,8 +157,8 @@ async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, mon
     monkeypatch.setattr(Learner, "load", staticmethod(slowly))
     monkeypatch.setattr(bandits, "LOADING_WAIT_S", 0.01)
     async with opened(store=store) as service:
-        unready = await service.get("/readyz")
-        assert (unready.status_code, answered(unready)["reasons"]) == (503, ["loading: b"])
+        ready = answered(await service.get("/readyz"))
+        assert (ready["status"], ready["reasons"], ready["loading"]) == ("ready", [], ["b"])
         waiting = asyncio.create_task(service.decide())
         (item,) = answered(await service.get("/v1/bandits"))["bandits"]
         assert (item["name"], item["decisions"]) == ("b", None)
@@ -165,7 +166,7 @@ async def test_bandits_that_are_still_loaded_make_it_unready(tmp_path: Path, mon
         assert not waiting.done()
         go_on.set()
         assert (await waiting)["arm"] == "small"
-        assert (await service.get("/readyz")).status_code == 200
+        assert "loading" not in answered(await service.get("/readyz"))
 
 
 # -- what is no resource -------------------------------------------------------------------------------------------------------
