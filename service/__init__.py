@@ -5,3 +5,8 @@ import os
 # One thread for NumPy's products as for torch's (app.py): on shared cores a second one stalls more than it helps. It is read when
 # NumPy is loaded, so it comes before every other import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an optional part of nextarm, beside what is installed already."""
+    return f"pip install 'nextarm[{extra}]'"

@@ -203,7 +203,12 @@ def export(bandit: str, store: str | None, out: Path | None, *, force: bool, for
     type=click.Choice(["snips", "ips", "dr", "sndr", "dm"]),
     help="The first one is shown, JSON has all that are named. [snips]",
 )
-@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the policies.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    help="Processes that share the policies. [1; with --executor, as many as its workers have threads]",
+)
+@click.option("--executor", default="", help="dask://HOST:PORT, a scheduler on whose workers these processes run. [this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw values and intervals into this PNG, SVG or PDF."
@@ -220,7 +225,8 @@ def evaluate(
     *,
     url: str,
     api_key: str,
-    jobs: int,
+    jobs: int | None,
+    executor: str,
     as_json: bool,
     plot: Path | None,
     force: bool,
@@ -238,6 +244,9 @@ def evaluate(
     from service.cli.plotting import check_plot
     from service.engine.evaluation_process import Plan
 
+    if url and (jobs is not None or executor):
+        option = "--executor" if executor else "--jobs"
+        raise click.UsageError(f"{option} is for an evaluation by this command; with --url the service evaluates, in one process")
     if plot is not None:
         check_plot(plot)
         check_free(plot, force=force)
@@ -251,8 +260,10 @@ def evaluate(
     )
     if url:
         results = command.evaluate_remotely(plan, url=url, api_key=api_key, quiet=quiet)
+    elif executor:
+        results = command.evaluate_on(executor, plan, jobs=jobs, quiet=quiet)
     else:
-        results = asyncio.run(command.evaluate(plan, jobs=jobs, quiet=quiet))
+        results = asyncio.run(command.evaluate(plan, jobs=jobs or 1, quiet=quiet))
     if plot is not None:
         save_plot(plot, results, command.ordered(results))
     if as_json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service import install_hint
 from service.storage.base import Durability, Storage, StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class Settings(BaseSettings):
             from service.storage.redis.address import parse
             from service.storage.redis.store import RedisStorage
         except ImportError as error:
-            raise InvalidSettings(f'NEXTARM_STORE: {self.scheme}:// needs: pip install ".[redis]"') from error
+            raise InvalidSettings(f"NEXTARM_STORE: {self.scheme}:// needs: {install_hint('redis')}") from error
         try:
             address = parse(self.store, password=self.redis_password, sentinel_password=self.redis_sentinel_password)
         except ValueError as error:

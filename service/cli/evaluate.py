@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from service.cli.dask_cluster import evaluate_on_cluster
 from service.engine.evaluation_process import EvaluationFailed, Plan, evaluate_in_process, evaluate_source
 from service.storage.base import StorageUnavailableError
 
@@ -42,9 +44,40 @@ def parse_candidate(text: str) -> dict[str, Any]:
     return dict(found)
 
 
+def split(plan: Plan, jobs: int) -> list[Plan]:
+    """So many plans at most, each with its share of the policies."""
+    shares = [plan.policies[job::jobs] for job in range(min(jobs, len(plan.policies)))] or [[]]
+    return [msgspec.structs.replace(plan, policies=share) for share in shares]
+
+
+def join(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The results of a plan from those of its `split`."""
+    found = [iter(part["policies"]) for part in parts]
+    return parts[0] | {"policies": [next(found[place % len(found)]) for place in range(len(plan.policies))]}
+
+
+def evaluate_on(executor: str, plan: Plan, *, jobs: int | None = None, quiet: bool = False) -> dict[str, Any]:
+    """The results, by the workers of a cluster. jobs: at most so many shares of the policies; None = as many as workers have
+    threads.
+    """
+    if plan.settings is None:
+        plan = msgspec.structs.replace(plan, source=str(Path(plan.source).resolve()))
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task(f"{executor} evaluates {plan.source}", total=None)
+        try:
+            parts = evaluate_on_cluster(
+                executor,
+                lambda threads: split(plan, jobs or threads),
+                lambda count, total: progress.update(task, completed=count, total=total),
+            )
+        except EvaluationFailed as error:
+            raise InvalidCandidate(str(error)) from None
+    return join(plan, parts)
+
+
 async def evaluate(plan: Plan, *, jobs: int = 1, quiet: bool = False) -> dict[str, Any]:
     """The results. jobs: processes, each with its share of the policies and a pass over the log of its own."""
-    shares = [plan.policies[job::jobs] for job in range(min(jobs, len(plan.policies)))] or [[]]
+    shares = split(plan, jobs)
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task(f"evaluating on {plan.source}", total=plan.until or None)
         reached = [0] * len(shares)
@@ -60,18 +93,12 @@ async def evaluate(plan: Plan, *, jobs: int = 1, quiet: bool = False) -> dict[st
             if len(shares) == 1:
                 return await evaluate_source(plan, shown(0))
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(evaluate_in_process(msgspec.structs.replace(plan, policies=share), shown(job)))
-                    for job, share in enumerate(shares)
-                ]
+                tasks = [group.create_task(evaluate_in_process(share, shown(job))) for job, share in enumerate(shares)]
         except ExceptionGroup as errors:
             raise InvalidCandidate(str(errors.exceptions[0])) from None
         except EvaluationFailed as error:
             raise InvalidCandidate(str(error)) from None
-    results = tasks[0].result()
-    found = [iter(task.result()["policies"]) for task in tasks]
-    results["policies"] = [next(found[place % len(found)]) for place in range(len(plan.policies))]
-    return results
+    return join(plan, [task.result() for task in tasks])
 
 
 LOOK_S = 0.2

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from service import install_hint
 from service.cli.log_reader import Arm, Decision, LogError, LogReader, amendments
 from service.storage.base import StorageDamagedError, StorageUnavailableError
 
@@ -103,7 +104,7 @@ def write_parquet(lines: Lines, out: BinaryIO, amended: Amended | None = None) -
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise StorageUnavailableError("--format parquet needs pyarrow: pip install 'nextarm[parquet]'") from None
+        raise StorageUnavailableError(f"--format parquet needs pyarrow: {install_hint('parquet')}") from None
     numbers, name = pa.list_(pa.float64()), pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema(
         {

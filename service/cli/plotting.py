@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from service import install_hint
 from service.storage.base import StorageUnavailableError
 
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BROWN, GREY = PALETTE = (
@@ -57,7 +58,7 @@ def check_plot(path: Path, *, option: str = "--plot", extra: str = "report") -> 
     if not path.parent.is_dir():
         raise StorageUnavailableError(f"{option} {path}: there is no folder {path.parent}")
     if find_spec("matplotlib") is None:
-        raise StorageUnavailableError(f"{option} needs matplotlib: pip install 'nextarm[{extra}]'")
+        raise StorageUnavailableError(f"{option} needs matplotlib: {install_hint(extra)}")
 
 
 def colors_of(names: Sequence[str], palette: Sequence[str] = FREE) -> dict[str, str]:

@@ -32,6 +32,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from service import install_hint
+
 Vector = npt.NDArray[np.float32]
 """(dim,) one embedding, or (n, dim) one per row."""
 
@@ -212,7 +214,7 @@ class Spec:
     loader: Callable[[Spec], Embedder]
     gives: Kind = "vector"
     requires: tuple[str, ...] = ()
-    install: str = 'pip install ".[text]"'
+    install: str = install_hint("text")
     distribution: str = ""
     package: str = ""
     weights: str = ""

@@ -23,12 +23,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from service import install_hint
 from service.embedders.base import Embedder, EmbedderUnavailable, Keep, Sources, Spec, UnknownEmbedder, package_file, sha256
 
 NAME = "open-clip"
 BUNDLED = Path(__file__).parent
 REQUIRES = ("torch", "safetensors", "PIL", "torchvision", "open_clip")
-INSTALL = 'pip install ".[images]"'
+INSTALL = install_hint("images")
 WEIGHTS, CONFIG, TOKENS = "weights.safetensors", "model.json", "tokens.json"
 CONTEXT = 77
 SUFFIXES = (".safetensors", ".pt", ".bin")

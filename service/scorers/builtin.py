@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from service import install_hint
 from service.scorers.base import CannotScore, InvalidParameter, Sample, Scorer, ScorerUnavailable
 
 _FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(?P<inside>.*)```", re.DOTALL)
@@ -67,7 +68,7 @@ def regex(parameters: Mapping[str, Any]) -> Scorer:
     try:
         import regex as package
     except ImportError as error:
-        raise ScorerUnavailable("the scorer 'regex' needs regex: pip install \"nextarm[scorers]\"") from error
+        raise ScorerUnavailable("the scorer 'regex' needs regex: " + install_hint("scorers")) from error
     try:
         pattern = package.compile(parameters["pattern"])
     except package.error as error:

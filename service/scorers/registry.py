@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from service import install_hint
 from service.scorers import builtin
 from service.scorers.base import (
     CLIENT,
@@ -54,7 +55,7 @@ SCORERS: dict[str, ScorerSpec] = {
                    parameters={"pattern": Parameter(
                        annotation=Annotated[str, Field(min_length=1, max_length=1_000)], is_needed=True, of_first_release=True,
                        doc="what must be found in the text.")},
-                   requires=("regex",), install='pip install ".[scorers]"',
+                   requires=("regex",), install=install_hint("scorers"),
                    summary="Whether `reward.pattern` is found in the text; a search ends after 0.1 s."),
         ScorerSpec(name="json-valid", reads=("text",), build=builtin.json_valid, gives="0 or 1",
                    parameters={"fences": Parameter(

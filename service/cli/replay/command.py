@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from service import install_hint
 from service.cli.replay.errors import BadInput, ReplayError
 
 _EXAMPLE = 'Example: nextarm replay scores.csv --policy pak-ucb,lin-ucb,greedy --reward "score - 5*cost" --seeds 4'
@@ -82,7 +83,7 @@ def replay(file: Path, **options: Any) -> None:
     by options.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ReplayError("nextarm replay needs matplotlib: pip install 'nextarm[replay]'")
+        raise ReplayError(f"nextarm replay needs matplotlib: {install_hint('replay')}")
     from service.cli.replay.layouts import Columns
     from service.cli.replay.run import Options, run
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service import install_hint
 from service.cli.replay.errors import BadInput
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})  # how spreadsheets, pandas and R write an empty cell
@@ -59,7 +60,7 @@ def _parquet(path: Path) -> list[Row]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise BadInput(f"{path.name} is Parquet, which needs pyarrow: pip install 'nextarm[parquet]'") from None
+        raise BadInput(f"{path.name} is Parquet, which needs pyarrow: {install_hint('parquet')}") from None
     try:
         cells = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:

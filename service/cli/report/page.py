@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from service import install_hint
 from service.cli.report.report import Report, answers, signed, span, subtitle, unit
 from service.storage.base import StorageUnavailableError
 
@@ -12,7 +13,7 @@ def as_html(report: Report) -> str:
     """The page."""
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
-        raise StorageUnavailableError(f"--format html needs {' and '.join(missing)}: pip install 'nextarm[report]'")
+        raise StorageUnavailableError(f"--format html needs {' and '.join(missing)}: {install_hint('report')}")
     import jinja2
     from markupsafe import Markup
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from distributed import LocalCluster
 
+from service import install_hint
 from service.__main__ import main
+from service.cli.dask_cluster import evaluate_plan
 from service.engine import events
+from service.engine.evaluation_process import EvaluationFailed
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
 from tests.service.drivers import ask, created, learner_of, outcome
@@ -187,3 +192,62 @@ def test_a_running_service_evaluates_and_is_drawn(start_server: Callable[..., Se
     ):
         assert message in done("evaluate", *wrong, "--url", server.url, "--quiet", code=1)
     assert "127.0.0.1:9" in done("evaluate", name, "--url", "http://127.0.0.1:9", "--quiet", code=1)
+
+
+# -- on a cluster ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cluster_gives_the_same_numbers(tmp_path: Path) -> None:
+    """Two workers on loopback, and three policies: one share has two of them."""
+    log = await exported(tmp_path, EPSILON, rounds=60)
+    words = (
+        log,
+        "--policy",
+        "random",
+        "--policy",
+        '{"kind": "epsilon-greedy", "epsilon": 0.2}',
+        "--policy",
+        "greedy",
+        *ALL,
+        "--json",
+    )
+    code, here = await run(*words)
+    assert code == 0, here
+    start: Any = LocalCluster
+    cluster = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "protocol": "tcp://", "host": "127.0.0.1"}
+    with start(**cluster, dashboard_address=None) as two:
+        executor = two.scheduler_address.replace("tcp://", "dask://")
+        code, there = await run(*words, "--executor", executor)
+        assert (code, json.loads(there)) == (0, json.loads(here)), "equal to the last digit"
+        code, failed = await run(log, "--policy", '{"kind": "epsilon-greedy", "epsilon": 2}', "--executor", executor)
+        assert code == 1
+        assert "policies.0.epsilon" in failed
+        with pytest.raises(EvaluationFailed, match=r"a worker has nextarm .*, and this is 0\.0\.0"):
+            evaluate_plan(b"{}", "0.0.0")
+    code, gone = await run(log, "--executor", executor)
+    assert code == 1
+    assert "no Dask scheduler answers there" in gone
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--executor", "ray://127.0.0.1:1"), 1, "it is dask://HOST:PORT"),
+        (("--executor", "dask://there"), 1, "it is dask://HOST:PORT"),
+        (("--url", "http://localhost", "--jobs", "2"), 2, "--jobs is for an evaluation by this command"),
+        (("--url", "http://localhost", "--executor", "dask://a:1"), 2, "--executor is for an evaluation by this command"),
+    ],
+)
+async def test_where_it_runs_is_said_in_one_way(tmp_path: Path, words: tuple[str, ...], code: int, message: str) -> None:
+    (tmp_path / "log.ndjson").touch()
+    found, output = await run(tmp_path / "log.ndjson", *words)
+    assert found == code
+    assert message in " ".join(output.split())
+
+
+async def test_without_dask_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.ndjson").touch()
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    code, output = await run(tmp_path / "log.ndjson", "--executor", "dask://127.0.0.1:1")
+    assert code == 1
+    assert install_hint("dask") in output

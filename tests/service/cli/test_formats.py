@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from service import install_hint
 from service.__main__ import main
 from service.cli import formats
 from service.cli.log_reader import LogError, LogReader, amendments
@@ -232,7 +233,7 @@ def test_the_lines_of_the_page_load_it(block: str) -> None:
 
 def test_a_table_names_the_package_that_it_needs(lines: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(StorageUnavailableError, match=r"pip install 'nextarm\[parquet\]'"):
+    with pytest.raises(StorageUnavailableError, match=re.escape(install_hint("parquet"))):
         formats.write_parquet(lines, io.BytesIO())
 
 

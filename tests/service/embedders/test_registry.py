@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from service import install_hint
 from service.embedders import registry
 from service.embedders.base import Embedder, EmbedderError, EmbedderUnavailable, InvalidContent, Spec, UnknownEmbedder
 
@@ -79,7 +81,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     assert not registry.available("static")
     assert lacking.missing == ("no_such_package", "json.no_such_module", "no_such.child")
     for call in (lacking.check_available, lacking.load, lacking.version):
-        with pytest.raises(EmbedderUnavailable, match=r'no_such_package.* not installed; pip install "\.\[text\]"'):
+        with pytest.raises(EmbedderUnavailable, match=f"no_such_package.* not installed; {re.escape(install_hint('text'))}"):
             call()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 
+from service import install_hint
 from service.settings import InvalidSettings, Settings
 from service.storage.redis.address import parse
 from service.storage.redis.store import RedisStorage
@@ -86,5 +88,5 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     for module in [name for name in sys.modules if name == "redis" or name.startswith(("redis.", "service.storage.redis"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(InvalidSettings, match=r'pip install "\.\[redis\]"'):
+    with pytest.raises(InvalidSettings, match=re.escape(install_hint("redis"))):
         Settings(store="redis://h").open_storage()
