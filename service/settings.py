@@ -18,6 +18,7 @@ from service.storage.base import Durability, Storage, StorageUnavailableError
 if TYPE_CHECKING:
     from service.embedders.base import Sources
     from service.embedders.images import Limits
+    from service.storage.archive import Archive
 
 
 PREFIX = "NEXTARM_"
@@ -163,8 +164,19 @@ class Settings(BaseSettings):
     redis_keep_events: int = Field(
         0,
         ge=0,
-        description="0 = keep every event. Else events before the older of the two kept snapshots are dropped from Redis, except "
-        "for the last so many.",
+        description="Former name of `NEXTARM_KEEP_EVENTS`, for Redis; without `NEXTARM_ARCHIVE` events are dropped for good.",
+    )
+    keep_events: int = Field(
+        0,
+        ge=0,
+        description="0 = keep every event. Else events before the older of a bandit's two snapshots move from the store to "
+        "`NEXTARM_ARCHIVE`, except for the last so many and what can still be amended.",
+    )
+    archive: str = Field(
+        "",
+        validate_default=True,
+        description="Folder that events are archived in before they are trimmed from the store, and read from later; it must be "
+        "there. `none` = they are dropped for good.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
 
@@ -177,6 +189,15 @@ class Settings(BaseSettings):
                     ipaddress.ip_network(item)
                 except ValueError as error:
                     raise ValueError(f"{item!r} is no address and no network: {error}") from error
+        return text
+
+    @field_validator("archive")
+    @classmethod
+    def _is_named_where_events_are_trimmed(cls, text: str, info: ValidationInfo) -> str:
+        if not text and info.data.get("keep_events"):
+            raise ValueError(
+                "NEXTARM_KEEP_EVENTS trims events; name the folder that they are archived in, or `none` to drop them for good"
+            )
         return text
 
     @field_validator("max_bodies_bytes")
@@ -217,16 +238,27 @@ class Settings(BaseSettings):
 
         return Limits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
 
+    @property
+    def kept_events(self) -> int:
+        """Events of each bandit that stay in the store at least; 0 = all do."""
+        return self.keep_events or (self.redis_keep_events if self.scheme in REDIS else 0)
+
+    def open_archive(self) -> Archive | None:
+        """Where trimmed events are, if anywhere."""
+        from service.storage.archive import Archive
+
+        return None if self.archive in ("", "none") else Archive(Path(self.archive))
+
     def open_storage(self) -> Storage:
         """The storage that `store` names, not started yet."""
         from service.storage.memory import MemoryStorage
         from service.storage.sqlite.store import SqliteStorage
 
         if self.store == "memory://":
-            return MemoryStorage()
+            return MemoryStorage(archive=self.open_archive())
         if self.scheme in REDIS:
             return self._open_redis()
-        return SqliteStorage(self.sqlite_path(), durability=Durability(self.durability))
+        return SqliteStorage(self.sqlite_path(), durability=Durability(self.durability), archive=self.open_archive())
 
     def open_storage_to_read(self) -> Storage:
         """The store for reading beside the process that serves it, not started yet; `StorageUnavailableError` if missing."""
@@ -237,7 +269,7 @@ class Settings(BaseSettings):
         path = self.sqlite_path()
         if not path.is_file():
             raise StorageUnavailableError(f"{path}: there is no such store")
-        return SqliteStorage(path, read_only=True)
+        return SqliteStorage(path, read_only=True, archive=self.open_archive())
 
     def _open_redis(self) -> Storage:
         try:
@@ -254,8 +286,8 @@ class Settings(BaseSettings):
             prefix=self.redis_prefix,
             confirmations=self.redis_wait,
             timeout_s=self.redis_timeout_s,
-            keep_events=self.redis_keep_events,
             durability=Durability(self.durability),
+            archive=self.open_archive(),
         )
 
     @property

@@ -46,7 +46,7 @@ from service.engine.errors import (
     TooLateToAmendError,
     TooManyEvaluationsError,
 )
-from service.storage.base import LogCompactedError, LogNotFoundError, StorageError
+from service.storage.base import ArchiveGapError, EntryTrimmedError, LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
 
 logger = logging.getLogger("nextarm.errors")
@@ -145,6 +145,12 @@ ANSWERS: dict[type[Exception], _Answer] = {
     ShadowBehindError: _Answer("shadow_behind"),
     LogCompactedError: _Answer(
         "log_trimmed", lambda error: f"events before offset {error.first} are kept in snapshots only; read from there on"
+    ),
+    ArchiveGapError: _Answer("log_trimmed", logged="the archive lacks entries"),
+    EntryTrimmedError: _Answer(
+        "decision_archived",
+        "this id is taken by an event that was trimmed from the store, and this service has no archive of it "
+        "(NEXTARM_ARCHIVE); nothing was accepted",
     ),
     EmbedderError: _Answer(
         "overloaded", lambda error: f"the content cannot be embedded now: {error}", logged="an embedder failed"

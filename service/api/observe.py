@@ -31,6 +31,7 @@ from service.engine.learner import Learner
 from service.engine.outcomes import AmendmentReport, OutcomeReport
 from service.scorers import registry as scorers
 from service.scorers.base import CLIENT, CannotScore, Sample, ScorerError
+from service.storage.base import EntryTrimmedError
 
 
 async def observe(services: Services, learner: Learner, decision_id: str, body: OutcomeBody) -> dict[str, Any]:
@@ -232,11 +233,11 @@ async def _following(learner: Learner, recorded: Recorded) -> dict[str, Any] | N
     """
     observed: Observed = recorded.event
     following_id = _successor(observed.id, observed.at)
-    if already := await learner.decisions.find(following_id, ""):
-        return decision_json(learner, already.event, offset=already.offset)
     try:
+        if already := await learner.decisions.find(following_id, ""):
+            return decision_json(learner, already.event, offset=already.offset)
         decided: Decided = (await learner.outcomes.look_up(observed.id))[0].event
-    except DecisionNotFoundError:  # so old that its entry was trimmed: what it asked for is not known any more
+    except (DecisionNotFoundError, EntryTrimmedError):  # so old that its entry was trimmed: what it asked for is not known
         return None
     features, episode = b"", ""
     if learner.policy.episodic:

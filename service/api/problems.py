@@ -51,6 +51,7 @@ CODES: dict[str, int] = {
     "episode_finished": 409,
     "decision_expired": 410,
     "decision_cancelled": 410,
+    "decision_archived": 410,
     "log_trimmed": 410,
     "offset_conflict": 412,
     "payload_too_large": 413,

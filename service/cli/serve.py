@@ -123,6 +123,8 @@ async def serve(settings: Settings) -> None:
     """See `run`."""
     check_exposure(settings)
     configure_logging(settings.log_level)
+    if settings.redis_keep_events:
+        logger.warning("NEXTARM_REDIS_KEEP_EVENTS: set NEXTARM_KEEP_EVENTS and NEXTARM_ARCHIVE instead; the old name will go")
     async with running(settings) as app:
         listening, url = _listen(settings)
         with listening:

@@ -50,6 +50,7 @@ from service.engine.ledger import OpenDecision, PartialOutcome, completed, momen
 from service.engine.policies import policy_of
 from service.engine.projection import READ_BATCH
 from service.storage.base import (
+    ArchiveGapError,
     Durability,
     Entry,
     Log,
@@ -246,6 +247,8 @@ async def check_cloneable(storage: Storage, source: Log, clone: Created) -> None
             end = entries[-1].offset
         if end < until:
             raise NotCloneableError(f"the log ends at offset {end}, before {until}")
+    except ArchiveGapError as error:
+        raise NotCloneableError(str(error)) from None
     except LogCompactedError as error:
         raise NotCloneableError(f"events before offset {error.first} are kept in snapshots only") from None
     check.finish()

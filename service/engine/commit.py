@@ -65,6 +65,8 @@ class LogCommitter:
         encoded = [(events.key_of(event), events.encode(event)) for event in made]
         try:
             receipts = await self._append(encoded, durability)
+            if any(isinstance(one, Receipt) and one.is_trimmed for one in receipts):
+                receipts = [await self._with_first(key, one) for (key, _), one in zip(encoded, receipts, strict=True)]
         except BaseException:
             for event in made:
                 if isinstance(event, Decided):
@@ -102,15 +104,30 @@ class LogCommitter:
                     self._projection.ledger.check_ready()
                     check()
                     try:
-                        receipt = await self._append_after(self._versions.committed.offset, key, event)
+                        accepted = await self._append_after(self._versions.committed.offset, key, event)
+                        receipt = await self._with_first(key, accepted)
                     except StorageConflictError:
                         continue
+                    if isinstance(receipt, StorageError):
+                        raise receipt
                     await self._projection.fold_log(receipt.offset)
                     await self._versions.wait_until_prepared()
                     return receipt
                 raise StorageUnavailableError("the log grows faster than this could be checked against it; try again")
 
         return await self._projection.background.run_shielded(run())
+
+    async def _with_first(self, key: str, receipt: Receipt | StorageError) -> Receipt | StorageError:
+        """With the first entry of a key where that was trimmed, or why there is none."""
+        if isinstance(receipt, StorageError) or not receipt.is_trimmed:
+            return receipt
+        try:
+            entry = await self._storage.find(self._log, key)
+        except StorageError as error:
+            return error
+        if entry is None:
+            return StorageUnavailableError("the first entry of this key has just been forgotten; try again")
+        return Receipt(entry.offset, entry.payload)
 
     async def _append_after(self, offset: int, key: str, event: AnyEvent) -> Receipt:
         """Append one event behind `offset`, else raise `StorageConflictError`; nothing is folded."""

@@ -148,8 +148,11 @@ class DecisionMaker:
         for place in places:
             request = requests[place]
             if request.id in self._ledger.open or request.id in self._projection.recent_ids:
-                results[place] = await self._find_duplicate(request)
-            elif self._ledger.live.session_ttl_s is None or self._ledger.session(request.session, now) or not request.session:
+                known = await self._find_duplicate(request)
+                if known is not None:
+                    results[place] = known
+                    continue
+            if self._ledger.live.session_ttl_s is None or self._ledger.session(request.session, now) or not request.session:
                 new.append(place)
             else:
                 (later if request.session in begun else new).append(place)
@@ -202,12 +205,15 @@ class DecisionMaker:
                 late.append(place)
         return late
 
-    async def _find_duplicate(self, request: DecisionRequest) -> Recorded | Exception:
+    async def _find_duplicate(self, request: DecisionRequest) -> Recorded | Exception | None:
+        """The decision that has this id, or why it cannot be had; None where the id was forgotten (retention.py)."""
         try:
-            # without an entry: it is open, but so old that its entry was trimmed
-            return await self.find(request.id, request.body) or DecisionConflictError(request.id)
+            found = await self.find(request.id, request.body)
         except (StorageError, DecisionConflictError) as error:
             return error
+        if found is None and request.id in self._ledger.open:  # it is open, but so old that its id was forgotten
+            return DecisionConflictError(request.id)
+        return found
 
     def _to_result(self, decided: Decided, receipt: Receipt | StorageError, request: DecisionRequest) -> Recorded | Exception:
         if isinstance(receipt, StorageError):

@@ -26,6 +26,7 @@ from service.engine.outcomes import OutcomeRecorder
 from service.engine.policies import Learned, policy_of, takes_reference
 from service.engine.projection import Projection
 from service.engine.readiness import Versions
+from service.engine.retention import Retention
 from service.engine.shadows import LIMIT_S
 from service.storage.base import Entry, Log, Storage, StorageDamagedError
 
@@ -47,6 +48,7 @@ class Learner:
     clone_fault: why the copy of another log cannot be completed; "" = nothing is in its way.
 
     clock: the time of events.  snapshot_every: events between two snapshots, 0 = none.  max_open: decisions open at a time.
+    keep_events: see `Retention`.
     device: where decisions may be scored, as `Settings.where` names it.  shadow_limit_s: see `ShadowScorer`.
     """
 
@@ -59,6 +61,7 @@ class Learner:
         clock: Callable[[], datetime] = events.utc_now,
         snapshot_every: int = 10_000,
         max_open: int = 100_000,
+        keep_events: int = 0,
         device: str = "cpu",
         shadow_limit_s: float = LIMIT_S,
     ) -> None:
@@ -74,6 +77,7 @@ class Learner:
             policy=policy,
             snapshot_every=snapshot_every,
             mirror_of=partial(mirror.of, device=device, batch=MICRO_BATCH),
+            retention=Retention(storage, log, created, keep_events=keep_events, clock=clock) if keep_events else None,
         )
         self.ledger = self.projection.ledger
         self.committer = LogCommitter(self.projection)

@@ -39,10 +39,9 @@ from service.engine.ledger import InconsistentEventError, OpenDecision, PartialO
 from service.engine.policies import takes_features
 from service.engine.projection import READ_BATCH, Projection
 from service.engine.readiness import Versions
+from service.engine.retention import AMEND_UNTIL_S
 from service.storage.base import Durability, Receipt, StorageError, StorageUnavailableError
 
-AMEND_UNTIL_S = 604_800.0
-"""After a decision, where the bandit does not say: a week."""
 MAX_SIGNALS_OF_OUTCOME = 32
 """Beside reward and cost, with those that came in parts or by amendments."""
 AMEND_TRIES = 100

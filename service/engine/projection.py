@@ -30,6 +30,7 @@ from service.engine.executor import BACKGROUND_POOL, AdaptiveExecutor, TaskGroup
 from service.engine.ledger import Effect, Ledger, ShadowRecord
 from service.engine.policies import Learned, shadow_policy, takes_features
 from service.engine.readiness import Version, Versions
+from service.engine.retention import Retention
 from service.storage.base import (
     Entry,
     Log,
@@ -99,6 +100,7 @@ class Projection:
         policy: Policy,
         snapshot_every: int,
         mirror_of: Callable[[Policy], DeviceMirror | None] = lambda policy: None,
+        retention: Retention | None = None,
     ) -> None:
         self.ledger = Ledger(created)
         start = Version(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
@@ -117,6 +119,7 @@ class Projection:
         self._is_live = True  # false during a replay: there are no decisions, and nothing is prepared
         self._executor = AdaptiveExecutor()
         self._adapt()
+        self._retention = retention
         self._snapshot_every = snapshot_every
         self._snapshot_at = 1  # of the last one
         self._snapshot_tried = 1
@@ -499,19 +502,30 @@ class Projection:
 
     async def _try_snapshot(self) -> None:
         try:
-            await self.snapshot()
+            older = await self.snapshot()
         except Exception as error:  # the log is the truth: a snapshot that fails costs time at the next start, nothing else
             logger.warning("no snapshot was written", extra={"bandit": self.log.name, "reason": str(error)})
+            return
+        if self._retention is None:
+            return
+        try:
+            end = self.versions.committed.offset
+            await self._retention.trim(older=older, end=end, is_closing=lambda: self.versions.is_closing)
+        except Exception as error:  # the next snapshot tries again
+            logger.warning("not all was trimmed", extra={"bandit": self.log.name, "reason": str(error)})
 
-    async def snapshot(self) -> None:
-        """Write a snapshot at the committed offset, unless a shadow is not there yet."""
+    async def snapshot(self) -> int:
+        """Write a snapshot at the committed offset, unless a shadow is not there yet. Returns the offset of the one before it, up
+        to which the log can be trimmed; 0 where there is none.
+        """
         async with self._lock:
             if self.catching_up:
-                return  # it would lack a shadow, and the log before it may then be trimmed
+                return 0  # it would lack a shadow, and the log before it may then be trimmed
             offset, deciding, shadows = self.learned()
             promoted = self.ledger.promotions > 0
             ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
         packing = partial(snapshots.pack, shadows=list(shadows.values()), left=deciding.left, promoted=promoted)
         blob = await asyncio.to_thread(packing, deciding.policy, deciding.state, ledger, offset)
-        await self.storage.save_snapshot(self.log, offset, blob)
+        older = await self.storage.save_snapshot(self.log, offset, blob)
         self._snapshot_at = offset
+        return older

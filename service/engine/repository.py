@@ -209,6 +209,7 @@ class BanditRepository:
             "clock": self.clock,
             "snapshot_every": settings.snapshot_every,
             "max_open": settings.max_open,
+            "keep_events": settings.kept_events,
             "device": self._device,
         }
 

@@ -14,7 +14,9 @@ StorageError
 │   └── LogDamagedError      the whole log cannot be trusted any more; nothing is accepted into it
 ├── StorageLockedError       another process serves this store
 ├── LogNotFoundError         the log was deleted
-├── LogCompactedError        the entries asked for are behind the kept snapshots and gone; names the first that is kept
+├── LogCompactedError        the entries asked for were trimmed and are gone; names the first that is kept
+│   └── ArchiveGapError      they are not in the archive either; names their offsets
+├── EntryTrimmedError        the key is taken by an entry that was trimmed, and there is no archive to read it from
 └── LogTruncatedError        the log is not the one that this process has read: entries that it has seen were lost
 
 One process or many. Memory and SQLite are served by one process, so that a log grows by this process alone. Redis is served by
@@ -33,19 +35,23 @@ from the log holds what the log does not, and may lack what the log holds. The l
    that began before it are refused (`StorageUnavailableError`), because they rest on what was dropped;
 3. load it as at a start: entry 1, the newest snapshot, the entries behind it. `LogNotFoundError` means that all of it was lost.
 
-After `LogCompactedError(first=n)` the entries before n can only be had as part of a snapshot: load it as at a start. Entry 1 is
-kept for ever, and so is every entry from the older of the two snapshots on. If no snapshot can be used, the state cannot be
-derived any more, and the bandit is damaged. A key that was trimmed with its entry is forgotten: `find` answers None, and an
-append of it would be accepted again.
+`trim` drops entries behind the older of the two snapshots. Entry 1 is kept for ever, and a key stays taken without its entry
+until it is forgotten: then `find` answers None, and an append of it would be accepted again. Where there is an archive
+(archive.py), `read` and `find` take from it what the store has not. Without one `read` raises `LogCompactedError(first=n)`: the
+entries before n can only be had as part of a snapshot, so load it as at a start. If no snapshot can be used, the state cannot be
+derived any more, and the bandit is damaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from service.storage.archive import Archive
 
 
 class StorageError(Exception):
@@ -97,6 +103,24 @@ class LogCompactedError(StorageError):
         self.first = first
 
 
+class ArchiveGapError(LogCompactedError):
+    """Entries from `missing` on, up to the one before `first`, were trimmed and are not in the archive."""
+
+    def __init__(self, name: str, *, missing: int, first: int, archive: str) -> None:
+        super().__init__(name, first=first)
+        self.missing = missing
+        lost = f"entry {missing} was" if missing == first - 1 else f"entries {missing} to {first - 1} were"
+        self.args = (f"log {name!r}: {lost} trimmed and not in the archive {archive}; put the segments back that hold them",)
+
+
+class EntryTrimmedError(StorageError):
+    """The entry under a key was trimmed, and is in no archive. offset: where it stood."""
+
+    def __init__(self, name: str, key: str, *, offset: int) -> None:
+        super().__init__(f"log {name!r}: the entry {key!r} at offset {offset} was trimmed")
+        self.offset = offset
+
+
 class LogTruncatedError(StorageError):
     """Entries that this process has read or accepted are not in the log any more; the docstring of this file says what to do.
 
@@ -137,10 +161,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The offset of an entry. first: the payload that was under the key already, in which case nothing was appended."""
+    """The offset of an entry. first: the payload that was under the key already, in which case nothing was appended.
+    is_trimmed: it was, and the entry was trimmed since: `first` is empty, and `find` may have it.
+    """
 
     offset: int
     first: bytes | None = None
+    is_trimmed: bool = False
 
 
 class Storage(Protocol):
@@ -149,6 +176,10 @@ class Storage(Protocol):
     @property
     def shared(self) -> bool:
         """Whether other processes may serve the same store."""
+
+    @property
+    def archive(self) -> Archive | None:
+        """Where entries are that were trimmed, if anywhere."""
 
     async def start(self) -> None:
         """Open and check. Raises `StorageDamagedError`, `StorageLockedError` or `StorageUnavailableError`."""
@@ -205,7 +236,7 @@ class Storage(Protocol):
         """
 
     async def find(self, log: Log, key: str) -> Entry | None:
-        """The entry under a key; None also where it was trimmed."""
+        """The entry under a key; None also where the key was forgotten. `EntryTrimmedError` where it can be had nowhere."""
 
     async def end(self, log: Log) -> int:
         """The last offset of the log, as it is now."""
@@ -225,11 +256,21 @@ class Storage(Protocol):
     async def resync(self, log: Log) -> None:
         """The caller has dropped everything derived from this log; later calls are not compared with entries seen before."""
 
-    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
-        """Keep `blob` as the snapshot at `offset`; the one before it is kept too, older ones go."""
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> int:
+        """Keep `blob` as the snapshot at `offset`; the one before it is kept too, older ones go. Returns the offset of the older
+        one, up to which the log can be trimmed; 0 where there is one alone.
+        """
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
         """The kept snapshots, newest first; damaged ones are left out."""
+
+    async def trim(self, log: Log, *, before: int, lasting: Collection[int], forget: int = 0) -> int:
+        """Drop the entries before an offset, as far as two kept snapshots are behind them, except entry 1; their keys stay taken.
+        Returns the first offset that is kept behind entry 1; 1 = nothing was trimmed. What the archive lacks must not be trimmed.
+
+        lasting: offsets of entries whose keys are never forgotten.  forget: other keys of trimmed entries before this offset are
+        forgotten.
+        """
 
     async def records(self, log: Log | None) -> dict[str, bytes]:
         """The records of a log, None = of the store itself, by key. Damaged ones are left out."""

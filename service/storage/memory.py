@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from service.storage.archive import Archive, read_entry, read_trimmed
 from service.storage.base import (
     KEPT_SNAPSHOTS,
     Durability,
@@ -24,6 +25,8 @@ class _Kept:
     payloads: list[bytes]
     offsets: dict[str, int]
     snapshots: list[tuple[int, bytes]] = field(default_factory=list)
+    floor: int = 1  # first kept offset behind entry 1; payloads before it are empty
+    lasting: set[int] = field(default_factory=set)  # trimmed offsets whose keys stay for good
 
 
 class MemoryStorage:
@@ -31,7 +34,8 @@ class MemoryStorage:
 
     shared = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, archive: Archive | None = None) -> None:
+        self.archive = archive
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
         self._records: dict[str, dict[str, bytes]] = {}  # by id of the log, "" = of the store
@@ -47,10 +51,10 @@ class MemoryStorage:
         return {}
 
     def lacks_snapshot(self, log: Log) -> bool:
-        return False  # nothing is trimmed here
+        return False  # nothing removes its snapshots
 
     def notices(self) -> list[str]:
-        return []
+        return [] if self.archive is None else self.archive.notices()
 
     async def time(self) -> None:
         return None
@@ -80,7 +84,7 @@ class MemoryStorage:
         kept = self._of(log)
         if key in kept.offsets:
             offset = kept.offsets[key]
-            return Receipt(offset, kept.payloads[offset - 1])
+            return Receipt(offset, kept.payloads[offset - 1], is_trimmed=1 < offset < kept.floor)
         if expected not in (None, len(kept.payloads)):
             raise StorageConflictError(log.name, expected=expected, end=len(kept.payloads))
         kept.payloads.append(payload)
@@ -92,12 +96,17 @@ class MemoryStorage:
         return [await self.append(log, key, payload, durability) for key, payload in entries]
 
     async def read(self, log: Log, *, after: int, limit: int) -> list[Entry]:
-        payloads = self._of(log).payloads[after : after + limit]
+        kept = self._of(log)
+        if limit > 0 and max(after + 1, 2) < kept.floor and (after, limit) != (0, 1):
+            return await read_trimmed(self, log, after=after, limit=limit, floor=kept.floor)
+        payloads = kept.payloads[after : after + limit]
         return [Entry(after + i, payload) for i, payload in enumerate(payloads, start=1)]
 
     async def find(self, log: Log, key: str) -> Entry | None:
         kept = self._of(log)
         offset = kept.offsets.get(key)
+        if offset is not None and 1 < offset < kept.floor:
+            return await read_entry(self, log, key, offset)
         return None if offset is None else Entry(offset, kept.payloads[offset - 1])
 
     async def end(self, log: Log) -> int:
@@ -111,13 +120,28 @@ class MemoryStorage:
 
     async def resync(self, log: Log) -> None: ...
 
-    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> int:
         kept = self._of(log)
         newer = [(offset, blob), *(pair for pair in kept.snapshots if pair[0] != offset)]
         kept.snapshots = sorted(newer, key=lambda pair: -pair[0])[:KEPT_SNAPSHOTS]
+        return _oldest(kept)
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
         return list(self._of(log).snapshots)
+
+    async def trim(self, log: Log, *, before: int, lasting: Collection[int], forget: int = 0) -> int:
+        kept = self._of(log)
+        bound = min(before, _oldest(kept))
+        for offset in range(kept.floor, bound):
+            if offset > 1:
+                kept.payloads[offset - 1] = b""
+        kept.lasting |= {offset for offset in lasting if kept.floor <= offset < bound}
+        kept.floor = max(kept.floor, bound)
+        end = min(forget, kept.floor)
+        forgotten = [key for key, at in kept.offsets.items() if 1 < at < end and at not in kept.lasting]
+        for key in forgotten:
+            del kept.offsets[key]
+        return kept.floor
 
     async def records(self, log: Log | None) -> dict[str, bytes]:
         return dict(self._records_of(log))
@@ -141,3 +165,8 @@ class MemoryStorage:
         if log.id not in self._kept:
             raise LogNotFoundError(log.name)
         return self._kept[log.id]
+
+
+def _oldest(kept: _Kept) -> int:
+    """The offset of the older of two snapshots; 0 where there are not two."""
+    return kept.snapshots[-1][0] if len(kept.snapshots) == KEPT_SNAPSHOTS else 0

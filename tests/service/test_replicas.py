@@ -571,7 +571,7 @@ async def test_a_trimmed_bandit_whose_snapshots_were_removed_is_there_after_a_re
     }
     (snapshots,) = redis_keys(prefix, "snapshots")
     async with opened(**settings) as one:
-        await one.create(body=VECTOR)
+        await one.create(body=VECTOR | {"amend_until_s": 0})
         for _ in range(40):
             await one.decide(body=PROMPT)
         await until(lambda: int(shared().client().hget(redis_keys(prefix, "head")[0], "floor") or 1) > 1)

@@ -109,7 +109,7 @@ async def show_decision(learner: ReadLearner, decision: DecisionId) -> Response:
     summary="Cancel an open decision",
     status_code=204,
     response_class=Response,
-    responses=problems("bandit_not_found", "decision_not_found", "outcome_conflict", "decision_expired"),
+    responses=problems("bandit_not_found", "decision_not_found", "outcome_conflict", "decision_expired", "decision_archived"),
 )
 async def cancel_decision(learner: RoutedLearner, decision: DecisionId) -> Response:
     """Nothing is learned from it. Cancelling twice is cancelling once; a decision with an outcome cannot be cancelled."""

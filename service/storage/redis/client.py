@@ -26,6 +26,7 @@ class LogKeys:
     snapshots: bytes
     alive: bytes
     records: bytes
+    trimmed: bytes
 
     @property
     def three(self) -> list[bytes]:
@@ -75,7 +76,7 @@ class Keyspace:
     def of(self, name: str) -> LogKeys:
         """Those of the log that has a name."""
         stem = self.prefix + b":{" + name.encode() + b"}:"
-        return LogKeys(*(stem + name for name in (b"head", b"log", b"keys", b"snapshots", b"alive", b"records")))
+        return LogKeys(*(stem + name for name in (b"head", b"log", b"keys", b"snapshots", b"alive", b"records", b"trimmed")))
 
 
 class RedisClient:

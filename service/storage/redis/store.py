@@ -1,9 +1,10 @@
 """The Redis storage: logs on Redis Streams, shared by any number of replicas of the service.
 
     PREFIX:logs                 hash    name -> id of a log that may exist
-    PREFIX:{NAME}:head          hash    id, end, floor (first kept offset) [, first, crc: entry 1 once it was trimmed]
+    PREFIX:{NAME}:head          hash    id, end, floor (first kept offset) [, first, crc: entry 1, trimmed: keys without entries]
     PREFIX:{NAME}:log           stream  OFFSET-0 -> k key, p payload, c crc32 of both
-    PREFIX:{NAME}:keys          hash    key -> offset
+    PREFIX:{NAME}:keys          hash    key -> offset; minus the offset of an entry that was trimmed
+    PREFIX:{NAME}:trimmed       list    OFFSET key, of trimmed entries whose keys will be forgotten, in their order
     PREFIX:{NAME}:snapshots     hash    offset -> crc32, blob
     PREFIX:{NAME}:records       hash    key -> crc32, value; PREFIX:records are those of the store itself
     PREFIX:{NAME}:alive         string  written where nothing else is, so that WAIT has something to wait for
@@ -33,17 +34,17 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
 
+from service.storage.archive import Archive, read_entry, read_trimmed
 from service.storage.base import (
     KEPT_SNAPSHOTS,
     Durability,
     Entry,
     Log,
-    LogCompactedError,
     LogDamagedError,
     LogNotFoundError,
     LogTruncatedError,
@@ -83,7 +84,7 @@ class RedisStorage:
     """Logs on a Redis server, behind sentinels, or on a cluster.
 
     prefix: of every key.  confirmations: replicas that must have an event before it is acknowledged (WAIT).
-    timeout_s: an exchange takes no longer.  keep_events: the last so many entries are never trimmed; 0 = nothing is.
+    timeout_s: an exchange takes no longer.  archive: where trimmed entries are.
     """
 
     shared = True
@@ -95,14 +96,14 @@ class RedisStorage:
         prefix: str = "nextarm",
         confirmations: int = 0,
         timeout_s: float = 2.0,
-        keep_events: int = 0,
         durability: Durability = Durability.POWER,
+        archive: Archive | None = None,
     ) -> None:
+        self.archive = archive
         self._address = address
         self._keyspace = Keyspace(prefix)
         self._confirmations = confirmations
         self._timeout_s = timeout_s
-        self._keep_events = keep_events
         self._durability = durability
         self._notifier = Notifier()
         self._notifications = NotificationStream(
@@ -167,6 +168,7 @@ class RedisStorage:
 
     def notices(self) -> list[str]:
         notices = [notice for notices in self._noticed.values() for notice in notices]
+        notices += [] if self.archive is None else self.archive.notices()
         if self._guard.losses:
             lost = "acknowledged entries were lost, or taken back to an earlier state"
             count = self._guard.losses
@@ -189,7 +191,8 @@ class RedisStorage:
         name, new = log.name.encode(), log.id.encode()
         keys, names = self._keys(log.name), self._keyspace.names
         await self._ask(names, (b"HSET", names, name, new), writing=True)
-        command = CREATE([keys.head, keys.log, keys.keys, keys.snapshots], new, b"created", payload, _crc(b"created", payload))
+        five = [keys.head, keys.log, keys.keys, keys.snapshots, keys.trimmed]
+        command = CREATE(five, new, b"created", payload, _crc(b"created", payload))
         answer = await self._ask(keys.head, command, writing=True, topic=log.name)
         verdict, *rest = answer.values[0]
         if verdict == b"created":
@@ -207,7 +210,7 @@ class RedisStorage:
     async def delete(self, log: Log) -> None:
         keys, names = self._keys(log.name), self._keyspace.names
         four, note = [keys.head, keys.log, keys.keys, keys.snapshots], keys.deleted(log.id)
-        command = DELETE([*four, note, keys.records], log.id.encode(), DELETED_S)
+        command = DELETE([*four, note, keys.records, keys.trimmed], log.id.encode(), DELETED_S)
         await self._ask(keys.head, command, writing=True, topic=log.name)
         await self._ask(names, SETTLE([names], log.name.encode(), log.id.encode(), b""), writing=True)
         self._guard.forget(log)
@@ -294,6 +297,8 @@ class RedisStorage:
                     if self._confirmations and await self._confirm(log, key) is None:
                         raise StorageUnavailableError(f"log {log.name!r}: an entry was lost while it was looked at; try again")
                     receipts.append(Receipt(int(offset), _entry(log, offset, first, key=key).payload))
+                case [b"trimmed", offset]:
+                    receipts.append(Receipt(int(offset), b"", is_trimmed=True))
                 case [_, last]:
                     raise StorageConflictError(log.name, expected=expected or 0, end=int(last))
         return receipts
@@ -313,7 +318,7 @@ class RedisStorage:
         if after == 0 and limit == 1 and first is not None:
             return [_entry(log, b"1", (b"created", first, crc))]
         if int(floor) > after + 1 and not (rows and rows[0][0] == b"%d-0" % (after + 1)):
-            raise LogCompactedError(log.name, first=int(floor))
+            return await read_trimmed(self, log, after=after, limit=limit, floor=int(floor))
         entries = _rows(log, rows, after)
         if entries:
             self._guard.observe_entry(log, entries[-1].offset, int(rows[-1][1][5]))
@@ -337,19 +342,20 @@ class RedisStorage:
         match await self._interpret(log, answer.values[0], epoch):
             case [b"found", offset, *entry]:
                 return _entry(log, offset, entry, key=key)
+            case [b"trimmed", offset]:
+                return await read_entry(self, log, key, int(offset))
         return None
 
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 
-    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> int:
         epoch = self._guard.epoch(log)
         command = self._call(log, SAVE, offset, _sealed(blob), KEPT_SNAPSHOTS, snapshots=True)
         answer = await self._execute_on_log(log, command, writing=True, confirmed=False, patience_s=SNAPSHOT_PATIENCE_S)
-        await self._interpret(log, answer.values[0], epoch)
+        _, older = await self._interpret(log, answer.values[0], epoch)
         if self.lacks_snapshot(log):
             self._notifications.known[log.name] = self._notifications.known[log.name]._replace(lacks_snapshot=False)
-        if self._keep_events:
-            await self._trim(log)
+        return int(older)
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
         key = self._keys(log.name).snapshots
@@ -366,15 +372,25 @@ class RedisStorage:
         whole = [(offset, sealed[4:]) for offset, sealed in kept if zlib.crc32(sealed[4:]).to_bytes(4, "little") == sealed[:4]]
         return sorted(((offset, blob) for offset, blob in whole if offset <= end), key=lambda pair: -pair[0])
 
-    async def _trim(self, log: Log) -> None:
-        """Forget entries behind the older snapshot, a few at a time, so that no call blocks the server for long."""
+    async def trim(self, log: Log, *, before: int, lasting: Collection[int], forget: int = 0) -> int:
+        """A few at a time, so that no call blocks the server for long."""
+        floor, _ = await self._trim_few(log, 0, lasting, 0)
         while True:
-            epoch = self._guard.epoch(log)
-            command = self._call(log, TRIM, self._keep_events, KEPT_SNAPSHOTS, TRIM_BATCH, snapshots=True)
-            answer = await self._execute_on_log(log, command, writing=True, confirmed=False)
-            _, _, left = await self._interpret(log, answer.values[0], epoch)
-            if not int(left):
-                return
+            # not beyond what `lasting` is known for, should another process trim meanwhile
+            reached, is_more = await self._trim_few(log, min(before, floor + TRIM_BATCH), lasting, forget, behind=floor)
+            if not is_more and (reached == floor or reached >= before):
+                return reached
+            floor = reached
+
+    async def _trim_few(
+        self, log: Log, before: int, lasting: Collection[int], forget: int, *, behind: int = 0
+    ) -> tuple[int, bool]:
+        epoch = self._guard.epoch(log)
+        keep = [offset for offset in lasting if behind <= offset < before]
+        command = self._call(log, TRIM, before, KEPT_SNAPSHOTS, TRIM_BATCH, forget, *keep, snapshots=True)
+        answer = await self._execute_on_log(log, command, writing=True, confirmed=False)
+        _, floor, left = await self._interpret(log, answer.values[0], epoch)
+        return int(floor), bool(int(left))
 
     # -- records -----------------------------------------------------------------------------------------------------------
 
@@ -455,9 +471,9 @@ class RedisStorage:
     # -- asking ------------------------------------------------------------------------------------------------------------
 
     def _call(self, log: Log, script: Script, *values: bytes | int, snapshots: bool = False) -> Command:
-        """A script that begins with `sound.lua`. snapshots: it takes their key, too."""
+        """A script that begins with `sound.lua`. snapshots: it takes their key and that of trimmed keys, too."""
         of = self._keys(log.name)
-        keys = [*of.three, of.snapshots] if snapshots else of.three
+        keys = [*of.three, of.snapshots, of.trimmed] if snapshots else of.three
         return script(keys, log.id.encode(), *self._guard.known(log.id), *values)
 
     async def _execute_on_log(self, log: Log, *commands: Command, **options: Any) -> Answer:

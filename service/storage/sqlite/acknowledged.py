@@ -157,14 +157,15 @@ def _place(number: int) -> int:
 
 
 def _extent(connection: sqlite3.Connection, number: int, *, whole: bool) -> tuple[int, int]:
-    """(last offset, entries) of a log; entries are counted where they are asked for."""
+    """(last offset, entries) of a log; entries are counted where they are asked for, with those that were trimmed."""
     first, last = number << 40, (number + 1 << 40) - 1
     row = connection.execute("SELECT max(position) FROM events WHERE position BETWEEN ? AND ?", (first, last)).fetchone()
     end = 0 if row[0] is None else row[0] - first
     if not whole:
         return end, end
     count = connection.execute("SELECT count(*) FROM events WHERE position BETWEEN ? AND ?", (first, last)).fetchone()[0]
-    return end, count
+    row = connection.execute("SELECT floor FROM trimmed WHERE log = ?", (number,)).fetchone()
+    return end, count + (0 if row is None else max(row[0] - 2, 0))
 
 
 def _read(path: Path, file: int) -> tuple[dict[int, Slot], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.storage.base import StorageDamagedError, StorageError, StorageUnavailableError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FIRST = """
 CREATE TABLE IF NOT EXISTS logs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS events (
@@ -22,7 +22,15 @@ RECORDS = """
 CREATE TABLE IF NOT EXISTS records (              -- log 0 = of the store itself
     log INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (log, key));
 """
-SCHEMAS = {1: FIRST, 2: FIRST + RECORDS}
+RETENTION = """
+CREATE TABLE IF NOT EXISTS trimmed (             -- floor: the first offset that is kept behind entry 1
+    log INTEGER PRIMARY KEY, floor INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS trimmed_keys (         -- lasting: 1 = is never forgotten
+    log INTEGER NOT NULL, key TEXT NOT NULL, "offset" INTEGER NOT NULL, lasting INTEGER NOT NULL, PRIMARY KEY (log, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS trimmed_keys_by_offset ON trimmed_keys (log, "offset") WHERE NOT lasting;
+"""
+SCHEMAS = {1: FIRST, 2: FIRST + RECORDS, 3: FIRST + RECORDS + RETENTION}
 """By version. Compared, text for text, with what a store holds: a table that is missing is damage. A change is a new version."""
 CHECKED_BYTES = 64 * 2**20
 """Up to this size the whole file is checked at the start; beyond it, what is read is checked as it is read."""
@@ -48,7 +56,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         _check_version(path, connection)
         if not is_new(connection):
             check_schema(path, connection)
-        if _version(connection) < SCHEMA_VERSION:  # tables that an earlier version lacks
+        if schema_version(connection) < SCHEMA_VERSION:  # tables that an earlier version lacks
             connection.executescript(f"BEGIN; {SCHEMAS[SCHEMA_VERSION]} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             check_schema(path, connection)
         if path.stat().st_size <= CHECKED_BYTES:
@@ -99,23 +107,24 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> None:
-    version = _version(connection)
+    version = schema_version(connection)
     if version > SCHEMA_VERSION:
         raise StorageDamagedError(str(path), f"schema version {version}, this build reads up to {SCHEMA_VERSION}")
 
 
 def is_new(connection: sqlite3.Connection) -> bool:
     """Whether nothing was ever stored there."""
-    return _version(connection) == 0
+    return schema_version(connection) == 0
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def schema_version(connection: sqlite3.Connection) -> int:
+    """With which the store was written; 0 = nothing was."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """`StorageDamagedError` where a table is missing, or another."""
-    if _schema(connection) != _fresh_schema(_version(connection)):
+    if _schema(connection) != _fresh_schema(schema_version(connection)):
         raise StorageDamagedError(str(path), "its tables are not those of this service; restore a backup")
 
 

@@ -17,7 +17,7 @@ import logging
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from service.storage.archive import Archive, read_entry, read_trimmed
 from service.storage.base import (
     KEPT_SNAPSHOTS,
     Durability,
@@ -50,6 +51,7 @@ from service.storage.sqlite.connection import (
     open_read_only,
     open_reader,
     open_writer,
+    schema_version,
 )
 from service.storage.sqlite.store_files import StoreFiles, lock_path
 from service.storage.sqlite.writer import Run, Writer
@@ -59,20 +61,34 @@ logger = logging.getLogger("nextarm.storage")
 T = TypeVar("T")
 
 SHIFT = 40
+TRIMS_SINCE = 3
+"""Version of the schema from which on entries can be trimmed."""
 OF_STORE = 0
 """What records of the store itself have in place of the number of a log."""
 TAIL = 256
 """Entries per log kept in memory after their commit, so that folding what was just accepted reads no file."""
+TRIM_BATCH = 256
+"""Entries that one transaction trims: the commits of requests come in between."""
 ROOM_BYTES = 256 * 2**10
 """A disk that was full has room again from here on."""
 
 
 class SqliteStorage:
-    """Logs in one SQLite file, served by one process. path: the file; its folder is created."""
+    """Logs in one SQLite file, served by one process. path: the file; its folder is created.
+    archive: where trimmed entries are.
+    """
 
     shared = False
 
-    def __init__(self, path: Path, *, durability: Durability = Durability.POWER, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: Durability = Durability.POWER,
+        read_only: bool = False,
+        archive: Archive | None = None,
+    ) -> None:
+        self.archive = archive
         self._path = path
         self._read_only = read_only
         self._max_durability = durability
@@ -86,6 +102,7 @@ class SqliteStorage:
         self._fingerprints: dict[int, int] = {}  # by number of the log
         self._grown: dict[int, tuple[int, int]] = {}  # number -> fingerprint, end; of the transaction under way
         self._ends: dict[int, int] = {}  # last offset per log number; the writer's own
+        self._trimmed: set[int] = set()  # numbers of logs of which entries were trimmed; the writer's own
         self._numbers: dict[str, int] = {}  # log id -> number; the event loop's own
         self._tails: dict[int, dict[int, bytes]] = {}  # number -> offset -> payload, the last few
         self._notifier = Notifier()
@@ -162,6 +179,7 @@ class SqliteStorage:
             )
 
     def _begin(self, writing: sqlite3.Connection) -> None:
+        self._trimmed = {number for (number,) in writing.execute("SELECT log FROM trimmed")}
         assert self._acknowledged is not None
         self._acknowledged.begin(writing)
         if self._anchor is None:  # the store is new
@@ -242,10 +260,10 @@ class SqliteStorage:
         return {} if damage is None else {log.name: damage for log in logs}
 
     def lacks_snapshot(self, log: Log) -> bool:
-        return False  # nothing is trimmed here
+        return False  # nothing else removes its snapshots
 
     def notices(self) -> list[str]:
-        return []
+        return [] if self.archive is None else self.archive.notices()
 
     # -- writing -----------------------------------------------------------------------------------------------------------
 
@@ -278,6 +296,8 @@ class SqliteStorage:
             connection.execute("DELETE FROM events WHERE position BETWEEN ? AND ?", (number << SHIFT, (number + 1 << SHIFT) - 1))
             connection.execute("DELETE FROM snapshots WHERE log = ?", (number,))
             connection.execute("DELETE FROM records WHERE log = ?", (number,))
+            connection.execute("DELETE FROM trimmed_keys WHERE log = ?", (number,))
+            connection.execute("DELETE FROM trimmed WHERE log = ?", (number,))
             connection.execute("DELETE FROM logs WHERE number = ?", (number,))
             self._ends.pop(number, None)
             self._grown.pop(number, None)
@@ -314,18 +334,52 @@ class SqliteStorage:
             self._notifier.publish(log.name, end)
         return receipts
 
-    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> None:
+    async def save_snapshot(self, log: Log, offset: int, blob: bytes) -> int:
         number = self._number(log)
 
-        def run(connection: sqlite3.Connection) -> None:
+        def run(connection: sqlite3.Connection) -> int:
             connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", (number, offset, blob, zlib.crc32(blob)))
             connection.execute(
                 'DELETE FROM snapshots WHERE log = ?1 AND "offset" NOT IN '
                 '(SELECT "offset" FROM snapshots WHERE log = ?1 ORDER BY "offset" DESC LIMIT ?2)',
                 (number, KEPT_SNAPSHOTS),
             )
+            return _oldest_snapshot(connection, number)
 
-        await self._submit(run, Durability.PROCESS)
+        return int(await self._submit(run, Durability.PROCESS))
+
+    async def trim(self, log: Log, *, before: int, lasting: Collection[int], forget: int = 0) -> int:
+        """The file does not become smaller: its free pages are used for what comes next."""
+        number = self._number(log)
+        base, keep = number << SHIFT, frozenset(lasting)
+
+        def run(connection: sqlite3.Connection) -> tuple[int, bool]:
+            forgotten = connection.execute(
+                "DELETE FROM trimmed_keys WHERE log = ?1 AND key IN "
+                '(SELECT key FROM trimmed_keys WHERE log = ?1 AND "offset" < ?2 AND NOT lasting LIMIT ?3)',
+                (number, forget, TRIM_BATCH),
+            ).rowcount
+            row = connection.execute("SELECT floor FROM trimmed WHERE log = ?", (number,)).fetchone()
+            floor = 1 if row is None else row[0]
+            bound = min(before, _oldest_snapshot(connection, number))
+            if bound <= floor:
+                return floor, forgotten == TRIM_BATCH
+            until = min(bound, floor + TRIM_BATCH)
+            first, last = base + max(floor, 2), base + until - 1
+            rows = connection.execute("SELECT key, position FROM events WHERE position BETWEEN ? AND ?", (first, last))
+            connection.executemany(
+                "INSERT INTO trimmed_keys VALUES (?, ?, ?, ?)",
+                [(number, key, position - base, position - base in keep) for key, position in rows],
+            )
+            connection.execute("DELETE FROM events WHERE position BETWEEN ? AND ?", (first, last))
+            connection.execute("INSERT OR REPLACE INTO trimmed VALUES (?, ?)", (number, until))
+            self._trimmed.add(number)
+            return until, until < bound or forgotten == TRIM_BATCH
+
+        floor, is_more = 1, True
+        while is_more:
+            floor, is_more = await self._submit(run, Durability.PROCESS)
+        return floor
 
     async def swap_record(self, log: Log | None, key: str, value: bytes | None, *, expected: bytes | None) -> bool:
         number = OF_STORE if log is None else self._number(log)
@@ -348,6 +402,8 @@ class SqliteStorage:
     ) -> Receipt:
         """In the writer thread: one row, unless the key is taken or the log ends elsewhere than expected."""
         end = self._end(connection, log, number)
+        if number in self._trimmed and (at := _trimmed_at(connection, number, key)):
+            return Receipt(at, b"", is_trimmed=True)
         if expected not in (None, end):
             rows = connection.execute("SELECT 1 FROM events WHERE log = ? AND key = ?", (number, key)).fetchall()
             if not rows:
@@ -418,13 +474,18 @@ class SqliteStorage:
             return recent
         first = (number << SHIFT) + after + 1
 
-        def run(connection: sqlite3.Connection) -> list[tuple[int, bytes, int]]:
-            return connection.execute(
+        def run(connection: sqlite3.Connection) -> tuple[int, list[tuple[int, bytes, int]]]:
+            rows = connection.execute(
                 "SELECT position, payload, crc FROM events WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?",
                 (first, (number + 1 << SHIFT) - 1, limit),
             ).fetchall()
+            has_gap = bool(rows) and rows[-1][0] - first != len(rows) - 1
+            return _floor(connection, number) if has_gap else 1, rows
 
-        return list(_checked(log, number, await self._read(run), after=after))
+        floor, rows = await self._read(run)
+        if floor > max(after + 1, 2):
+            return await read_trimmed(self, log, after=after, limit=limit, floor=floor)
+        return list(_checked(log, number, rows, after=after))
 
     def _recent(self, number: int, *, after: int, limit: int) -> list[Entry]:
         """The unbroken run of entries behind `after` that is still in memory."""
@@ -439,11 +500,17 @@ class SqliteStorage:
 
     async def find(self, log: Log, key: str) -> Entry | None:
         number = self._number(log)
-        rows = await self._read(
-            lambda connection: connection.execute(
+
+        def run(connection: sqlite3.Connection) -> tuple[list[tuple[int, bytes, int]], int]:
+            rows = connection.execute(
                 "SELECT position, payload, crc FROM events WHERE log = ? AND key = ?", (number, key)
             ).fetchall()
-        )
+            is_trimmed = not rows and _floor(connection, number) > 1
+            return rows, _trimmed_at(connection, number, key) if is_trimmed else 0
+
+        rows, trimmed_at = await self._read(run)
+        if trimmed_at:
+            return await read_entry(self, log, key, trimmed_at)
         return next(_checked(log, number, rows, after=None), None)
 
     async def load_snapshots(self, log: Log) -> list[tuple[int, bytes]]:
@@ -492,6 +559,27 @@ def _first(connection: sqlite3.Connection, log: Log, number: int, where: str, *v
     for entry in _checked(log, number, rows, after=None):
         return Receipt(entry.offset, entry.payload)
     raise StorageDamagedError(f"log {log.name!r}", "an entry that was accepted is missing")
+
+
+def _oldest_snapshot(connection: sqlite3.Connection, number: int) -> int:
+    """The offset of the older of the kept snapshots; 0 where there is one alone."""
+    query = 'SELECT min("offset"), count(*) FROM snapshots WHERE log = ?'
+    offset, count = connection.execute(query, (number,)).fetchone()
+    return int(offset) if count >= KEPT_SNAPSHOTS else 0
+
+
+def _floor(connection: sqlite3.Connection, number: int) -> int:
+    """The first offset that is kept behind entry 1; 1 where nothing was trimmed."""
+    if schema_version(connection) < TRIMS_SINCE:  # not written since the store was of an earlier version
+        return 1
+    row = connection.execute("SELECT floor FROM trimmed WHERE log = ?", (number,)).fetchone()
+    return 1 if row is None else int(row[0])
+
+
+def _trimmed_at(connection: sqlite3.Connection, number: int, key: str) -> int:
+    """The offset of a trimmed entry by its key; 0 where there is none."""
+    row = connection.execute('SELECT "offset" FROM trimmed_keys WHERE log = ? AND key = ?', (number, key)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _touch(connection: sqlite3.Connection) -> None:

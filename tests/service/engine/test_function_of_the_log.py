@@ -118,9 +118,9 @@ async def run_of(form: str, *, rounds: int) -> Run:
     snapshots: dict[int, bytes] = {}
     save = storage.save_snapshot
 
-    async def keep(log: Log, offset: int, blob: bytes) -> None:
+    async def keep(log: Log, offset: int, blob: bytes) -> int:
         snapshots[offset] = blob
-        await save(log, offset, blob)
+        return await save(log, offset, blob)
 
     storage.save_snapshot = keep  # type: ignore[method-assign]
     await Scene(bandit, clock, dim=example.dim, rounds=rounds).play()

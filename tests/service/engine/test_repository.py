@@ -550,7 +550,7 @@ async def test_closing_leaves_snapshots_and_closes_the_store_whatever_fails(
         for bandit in bandits:
             await bandit.decisions.submit(ask(GREEDY, default_rng(7), "d1"))
 
-        async def fails() -> None:
+        async def fails() -> int:
             raise OverflowError("a snapshot too large")
 
         bandits[0].projection.snapshot = fails  # type: ignore[method-assign]

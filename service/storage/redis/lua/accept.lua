@@ -1,6 +1,7 @@
 -- Accepts an event, once per key. The first write is the one that can be refused (memory, disk, a replica): nothing half-applies.
 -- KEYS head log keys   ARGV id seen crc key payload checksum expected ('' = any)
 local taken = redis.call('HGET', KEYS[3], ARGV[4])
+if taken and string.sub(taken, 1, 1) == '-' then return {'trimmed', string.sub(taken, 2)} end
 if taken then
   local entry = redis.call('XRANGE', KEYS[2], taken .. '-0', taken .. '-0')[1]
   if entry then return {'duplicate', taken, entry[2][2], entry[2][4], entry[2][6]} end

@@ -11,7 +11,7 @@ import pytest
 
 from service.engine import listing
 from tests.service import redis_server
-from tests.service.http_client import Clock, Json, Service, answered, failed, opened, paths
+from tests.service.http_client import GREEDY, Clock, Json, Service, answered, failed, opened, paths
 from tests.service.storages import STORAGES, store_of
 
 URL = "/v1/bandits/b/decisions"
@@ -145,7 +145,7 @@ async def test_stops_are_listed_as_observed(service: Service) -> None:
 @redis_server.needs_redis
 async def test_a_list_of_a_trimmed_log_says_where_it_ends(tmp_path: Path) -> None:
     async with opened(**store_of("redis", tmp_path), redis_keep_events=1, snapshot_every=4) as service:
-        await service.create()
+        await service.create("b", GREEDY | {"amend_until_s": 0})
         deadline = time.monotonic() + 60.0
         while (await service.get("/v1/bandits/b/log?after=1&limit=1")).status_code != 410:
             assert time.monotonic() < deadline

@@ -19,7 +19,6 @@ from service.storage.base import (
     Durability,
     Entry,
     Log,
-    LogCompactedError,
     LogDamagedError,
     LogNotFoundError,
     LogTruncatedError,
@@ -642,52 +641,57 @@ async def test_a_cluster_that_is_named_as_a_single_server_is_refused(cluster: li
 # -- snapshots and trimming -------------------------------------------------------------------------------------------------
 
 
-async def test_entries_behind_the_older_snapshot_are_trimmed_with_their_keys(prefix: str) -> None:
-    async with opened(shared(), prefix=prefix, keep_events=3) as storage:
-        log = await filled(storage, entries=700)
-        await storage.save_snapshot(log, 601, b"older")
-        assert len(await everything(storage, log)) == 700, "one snapshot is not enough to rely on"
-        await storage.save_snapshot(log, 650, b"newer")
-        with pytest.raises(LogCompactedError) as raised:
-            await everything(storage, log)
-        assert (raised.value.name, raised.value.first) == ("greeter", 601)
-        assert await storage.read(log, after=0, limit=1) == [Entry(1, b"created")]
-        assert [entry.offset for entry in await storage.read(log, after=600, limit=1000)] == list(range(601, 701))
-        assert await storage.load_snapshots(log) == [(650, b"newer"), (601, b"older")]
-        assert await storage.find(log, "key 600") is None
-        assert await storage.find(log, "key 601") == Entry(601, b"payload 601")
-        assert await storage.find(log, "created") == Entry(1, b"created")
-        assert await storage.create(Log("new", "greeter"), b"other") == (log, Receipt(1, b"created"))
-        assert shared().client().hlen(f"{prefix}:{{greeter}}:keys") == 101
-        assert await storage.append(log, "key 701", b"x", POWER) == Receipt(701)
-        assert await storage.end(log) == 701
-    async with opened(shared(), prefix=prefix) as again:
-        assert await again.append(log, "key 702", b"x", POWER, expected=701) == Receipt(702)
-
-
-async def test_the_last_events_are_kept_whatever_the_snapshots_are(prefix: str) -> None:
-    async with opened(shared(), prefix=prefix, keep_events=30) as storage:
-        log = await filled(storage, entries=100)
-        for offset in (90, 95):
-            await storage.save_snapshot(log, offset, b"x")
-        assert [entry.offset for entry in await storage.read(log, after=70, limit=1000)] == list(range(71, 101))
-        with pytest.raises(LogCompactedError) as raised:
-            await storage.read(log, after=69, limit=5)
-        assert raised.value.first == 71
-
-
-async def test_nothing_is_trimmed_unless_it_is_asked_for(storage: RedisStorage) -> None:
-    log = await filled(storage, entries=40)
-    for offset in (20, 30, 40):
+async def test_keys_of_trimmed_entries_stay_until_they_are_forgotten(storage: RedisStorage, prefix: str) -> None:
+    log = await filled(storage, entries=700)
+    for offset in (601, 650):
         await storage.save_snapshot(log, offset, b"x")
-    assert len(await everything(storage, log)) == 40
+    assert await storage.trim(log, before=700, lasting=[300, 600]) == 601
+    client, stem = shared().client(), f"{prefix}:{{greeter}}:"
+    assert client.xlen(stem + "log") == 100
+    assert client.hlen(stem + "keys") == 700
+    assert client.llen(stem + "trimmed") == 597
+    assert await storage.create(Log("new", "greeter"), b"other") == (log, Receipt(1, b"created"))
+    assert await storage.trim(log, before=1, lasting=(), forget=600) == 601
+    assert client.llen(stem + "trimmed") == 0
+    assert client.hlen(stem + "keys") == 100 + 3
+    assert client.hget(stem + "head", "trimmed") == b"2"
+    await storage.delete(log)
+    assert client.keys(stem + "*") == [f"{stem}deleted:id of greeter".encode()]
+
+
+async def test_a_key_of_a_trimmed_entry_that_was_removed_is_damage(storage: RedisStorage, prefix: str) -> None:
+    """Its decision could be made, or learned, once more."""
+    log = await filled(storage, entries=9)
+    for offset in (5, 7):
+        await storage.save_snapshot(log, offset, b"x")
+    await storage.trim(log, before=5, lasting=())
+    shared().client().hdel(f"{prefix}:{{greeter}}:keys", "key 3")
+    with pytest.raises(LogDamagedError, match="8 keys are there, and its entries have 9"):
+        await storage.append(log, "key 10", b"x", POWER)
+
+
+async def test_a_log_that_an_earlier_version_trimmed_is_served_on(storage: RedisStorage, prefix: str) -> None:
+    """Its keys went with their entries."""
+    log = await filled(storage, entries=9)
+    for offset in (5, 7):
+        await storage.save_snapshot(log, offset, b"x")
+    await storage.trim(log, before=4, lasting=())
+    shared().client().delete(f"{prefix}:{{greeter}}:trimmed")
+    shared().client().hdel(f"{prefix}:{{greeter}}:keys", "key 2", "key 3")
+    shared().client().hdel(f"{prefix}:{{greeter}}:head", "trimmed")
+    assert await storage.find(log, "key 3") is None
+    assert await storage.append(log, "key 10", b"x", POWER) == Receipt(10)
+    assert await storage.trim(log, before=5, lasting=()) == 5
+    assert (await storage.append(log, "key 4", b"x", POWER)).is_trimmed
+    assert await storage.append(log, "key 3", b"x", POWER) == Receipt(11)
 
 
 async def test_a_trimmed_log_whose_snapshots_were_removed_asks_for_one(prefix: str) -> None:
-    async with opened(shared(), prefix=prefix, keep_events=1) as storage:
+    async with opened(shared(), prefix=prefix) as storage:
         log = await filled(storage, entries=9)
         for offset in (5, 7):
             await storage.save_snapshot(log, offset, b"x")
+        await storage.trim(log, before=5, lasting=())
         await storage._notifications._reconcile()
         assert not storage.lacks_snapshot(log)
         shared().command("DEL", f"{prefix}:{{greeter}}:snapshots")

@@ -28,6 +28,7 @@ from service.storage.base import (
 )
 from service.storage.sqlite import acknowledged
 from service.storage.sqlite import writer as sqlite_writer
+from service.storage.sqlite.connection import SCHEMA_VERSION
 from service.storage.sqlite.store import SqliteStorage
 
 POWER, PROCESS = Durability.POWER, Durability.PROCESS
@@ -174,19 +175,23 @@ async def test_a_store_of_a_newer_build_is_refused(path: Path) -> None:
     async with opened(path):
         pass
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version=3")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     for read_only in (False, True):
-        with pytest.raises(StorageDamagedError, match="version 3, this build reads up to 2"):
+        with pytest.raises(StorageDamagedError, match=f"version {SCHEMA_VERSION + 1}, this build reads up to {SCHEMA_VERSION}"):
             await SqliteStorage(path, read_only=read_only).start()
 
 
-async def test_a_store_of_the_first_version_gets_its_records(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_store_of_an_earlier_version_gets_its_tables(path: Path, version: int) -> None:
     async with opened(path) as storage:
         log = await filled(storage)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.executescript("DROP TABLE records; PRAGMA user_version=1")
+        connection.executescript(f"DROP TABLE trimmed; DROP TABLE trimmed_keys; PRAGMA user_version={version}")
+        if version == 1:
+            connection.execute("DROP TABLE records")
     async with opened(path, read_only=True) as storage:
         assert len(await everything(storage, log)) == 12, "it can be read as it is"
+        assert await storage.find(log, "no key") is None
     async with opened(path) as storage:
         assert await storage.swap_record(log, "a", b"one", expected=None)
         assert len(await everything(storage, log)) == 12
@@ -194,7 +199,7 @@ async def test_a_store_of_the_first_version_gets_its_records(path: Path) -> None
         assert await storage.records(log) == {"a": b"one"}
 
 
-@pytest.mark.parametrize("table", ["events", "logs", "snapshots", "records"])
+@pytest.mark.parametrize("table", ["events", "logs", "snapshots", "records", "trimmed", "trimmed_keys"])
 async def test_a_table_that_is_missing_is_damage_and_not_a_new_store(path: Path, table: str) -> None:
     async with opened(path) as storage:
         await filled(storage)
