@@ -109,6 +109,10 @@ class Application(FastAPI):
             settings=settings,
             hosts=allowed_hosts(settings, has_keys=not services.authenticator.is_open),
             unlimited=PATHS if gateway is not None else (),
+            failures={
+                "/adapters/personalizer/": personalizer.PersonalizerRoute.failure,
+                "/adapters/weave/": weave.WeaveRoute.failure,
+            },
         )
         self._middleware: ASGIApp = middleware if gateway is None else ErrorEnvelope(middleware)  # for what itself refuses
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -44,23 +45,30 @@ HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 class EventStreams:
-    """The open streams of one process. room: how many there may be."""
+    """The open streams of one process. room: how many there may be; one tenant may have half of them."""
 
     def __init__(self, room: int = MAX_STREAMS) -> None:
         self.open = 0
+        self._by_tenant: Counter[str] = Counter()
         self.closing = asyncio.Event()
         self._room = room
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Room for a stream; `Problem` where there is none."""
+    def place(self, tenant: str = "") -> Iterator[None]:
+        """Room for a stream; `Problem` where there is none. tenant: "" = none."""
+        instead = "try again, ask another replica, or read the log"
         if self.open >= self._room:
-            raise Problem("overloaded", f"{self._room} event streams are open; try again, ask another replica, or read the log")
+            raise Problem("overloaded", f"{self._room} event streams are open; {instead}")
+        if tenant and self._by_tenant[tenant] >= self._room // 2:
+            raise Problem("overloaded", f"{self._room // 2} event streams of your tenant are open, its share of them; {instead}")
         self.open += 1
+        self._by_tenant[tenant] += 1
         try:
             yield
         finally:
             self.open -= 1
+            self._by_tenant[tenant] -= 1
+            self._by_tenant += Counter()  # tenants without any are forgotten
 
     def close(self) -> None:
         """End every stream; the server stops."""
@@ -92,7 +100,7 @@ class EventStream(Response):
             await send(LAST)
             return
         abort: Callable[[], None] = scope.get(ABORT, lambda: None)
-        with self._streams.place():
+        with self._streams.place(self._log.name.rpartition("/")[0]):
             after, page = await self._begin()
             scope[BEGAN] = time.perf_counter()
             await send(start)

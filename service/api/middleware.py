@@ -15,9 +15,10 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import quote, unquote_to_bytes
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import access_log
@@ -81,11 +82,13 @@ class AdmissionMiddleware:
         settings: Settings,
         hosts: AllowedHosts,
         unlimited: tuple[str, ...] = (),
+        failures: Mapping[str, Callable[[Problem], Response]] | None = None,
     ) -> None:
         self._app = app
         self._room = settings.max_concurrent
         self._authenticator = authenticator
         self._hosts = hosts
+        self._failures = failures or {}  # beginning of a path -> the form in which its clients read problems
         self._unlimited = unlimited  # beginnings of paths whose requests mostly wait for others, and have a limit of their own
         self._meter = meter
         self._limit = settings.max_body_bytes
@@ -132,7 +135,7 @@ class AdmissionMiddleware:
             await self._check(headers, body)
         except Problem as problem:
             scope["nextarm.problem"] = problem.code
-            await problem.response()(scope, receive, watch)
+            await self._answer(scope["path"], problem)(scope, receive, watch)
         else:
             if self._is_full(scope):  # others came while it was read
                 await self._refuse(scope, send)
@@ -174,6 +177,12 @@ class AdmissionMiddleware:
         if self._room > 0 and NO_CONNECTION_LEFT not in scope:
             return False
         return scope["path"] not in ALWAYS_SERVED and (NO_CONNECTION_LEFT in scope or not _is_stream(scope))
+
+    def _answer(self, path: str, problem: Problem) -> Response:
+        for beginning, failure in self._failures.items():
+            if path.startswith(beginning):
+                return failure(problem)
+        return problem.response()
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
         """At the price of little more than a bare route: the answer was written before, and of many one is logged."""

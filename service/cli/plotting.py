@@ -137,9 +137,13 @@ def name_ends(axes: Any, ends: Sequence[End]) -> None:
 
 
 def stack(axes: Any, x: Any, heights: Sequence[Any], names: Sequence[str], colors: Sequence[str], *, named: bool = True) -> None:
-    """Shares that sum to 1, one on top of another from the bottom. named: each is called by its name at its end."""
+    """Shares that sum to 1, one on top of another from the bottom; a single one as wide as the picture.
+    named: each is called by its name at its end.
+    """
+    if len(x) == 1:
+        x, heights = (x[0] - 0.5, x[0] + 0.5), [(height[0], height[0]) for height in heights]
     axes.stackplot(x, heights, colors=colors, edgecolor="white", linewidth=0.4)
-    axes.set(xlim=(x[0], x[-1] if len(x) > 1 else x[0] + 1), ylim=(0.0, 1.0))
+    axes.set(xlim=(x[0], x[-1]), ylim=(0.0, 1.0))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.grid(visible=False)

@@ -10,6 +10,7 @@ are in the log as partial outcomes, so that every replica knows of them.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -39,7 +40,8 @@ DEFERRED, EVENT = "personalizer_deferred", "personalizer_event"
 class PersonalizerRoute(AdapterRoute):
     """A route whose errors are Personalizer's."""
 
-    def failure(self, problem: Problem) -> Response:
+    @staticmethod
+    def failure(problem: Problem) -> Response:
         """`{"error": {"code", "message"}}`."""
         status = 400 if problem.status == 422 else problem.status
         error = {"code": CODES.get(status, problem.code), "message": problem.detail}
@@ -93,7 +95,10 @@ async def rank(learner: RoutedLearner, services: Shared, version: Version, body:
         metadata |= {} if asked["id"] == body.event_id else {EVENT: body.event_id}
     if metadata:
         asked["metadata"] = metadata
-    decision, _ = await decide(services, learner, DecisionBody.model_validate(asked))
+    try:
+        decision, _ = await decide(services, learner, DecisionBody.model_validate(asked))
+    except Problem as problem:
+        raise _about_actions(problem, body, ranked) from None
     if decision["stop"]:
         raise invalid("actions", f"{learner.policy.kind} chose to play none of them, which Rank cannot answer")
     weights = decision["weights"]
@@ -126,6 +131,16 @@ async def activate(learner: RoutedLearner, services: Shared, version: Version, e
         await _note(services, learner, decision, {ACTIVATED: 1.0})
         await _conclude(services, learner, decision)
     return Response(status_code=204)
+
+
+def _about_actions(problem: Problem, body: RankBody, ranked: list[str]) -> Problem:
+    """A problem with an arm of the decision, named as the action of the request that it was."""
+    found = re.match(r"arms\.(\d+)", problem.detail)
+    if found is None:
+        return problem
+    place = [action.id for action in body.actions].index(ranked[int(found[1])])
+    detail = f"actions.{place}.id{problem.detail[found.end() :]}"
+    return Problem(problem.code, detail, headers=problem.headers)
 
 
 def _check_can_defer(learner: Learner) -> None:

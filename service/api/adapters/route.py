@@ -28,7 +28,8 @@ class ForeignBody(BaseModel):
 class AdapterRoute(StrictJSONRoute):
     """A route whose failures are answered by `failure`."""
 
-    def failure(self, problem: Problem) -> Response:
+    @staticmethod
+    def failure(problem: Problem) -> Response:
         """The answer that the clients of the other service expect for a problem."""
         raise NotImplementedError
 

@@ -46,7 +46,8 @@ LONGEST_SESSION = 128
 class WeaveRoute(AdapterRoute):
     """A route whose errors are those of a policy sidecar."""
 
-    def failure(self, problem: Problem) -> Response:
+    @staticmethod
+    def failure(problem: Problem) -> Response:
         """`{"error": "..."}`."""
         content = msgspec.json.encode({"error": problem.detail})
         return Response(content, problem.status, headers=problem.headers, media_type="application/json")

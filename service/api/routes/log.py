@@ -126,7 +126,7 @@ async def stream_events(
 ) -> Response:
     """`id` is the offset, `event` the kind, `data` the line of the log without its vectors; a comment breaks 15 s of silence.
     The last message is `end`, with a problem document, where the bandit was deleted or its log cannot be read on. 64 streams may
-    be open; more are a 503.
+    be open, 32 of one tenant; more are a 503.
     """
     if last_event_id is None:
         return EventStream(services.event_streams, learner, after=since, name="since")

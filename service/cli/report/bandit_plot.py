@@ -66,9 +66,11 @@ def _reward(axes: Any, report: Report, past: Retrospective) -> None:
     window = min(max(len(past.rewards) // 10, LEAST_WINDOW), len(past.rewards))
     places, means, reach = smoothed(past.rewards, past.clusters, window=window, confidence=report.confidence)
     axes.fill_between(places, means - reach, means + reach, color=BLUE, alpha=0.18, linewidth=0)
-    axes.plot(places, means, color=BLUE, linewidth=1.8, marker="o" if len(places) == 1 else None)
+    if len(places) == 1:  # a point, with its interval
+        axes.errorbar(places, means, yerr=reach, color=BLUE, marker="o", markersize=6.5, clip_on=False, gid="reward")
+    axes.plot(places, means, color=BLUE, linewidth=1.8)
     axes.axhline(float(past.rewards.mean()), color=INK, linewidth=0.9, linestyle=":")
-    axes.set_xlim(0, len(past.rewards))
+    axes.set_xlim(0, len(past.rewards) if len(places) > 1 else 2 * len(past.rewards))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.set_xlabel(f"decisions with a reward; mean of the last {window:,} with its interval ({report.percent}); dotted: of all")
     axes.set_ylabel("reward")

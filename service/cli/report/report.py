@@ -277,11 +277,13 @@ def _prompt(report: Report) -> Answer:
     paying = [group for group in found.groups if group.gain is not None and group.gain.interval.low > 0.0]
     losing = [group for group in found.groups if group.gain is not None and group.gain.interval.high < 0.0]
     unknown = sum(group.gain is None for group in found.groups)
+    unclear = len(found.groups) - len(paying) - len(losing) - unknown
     text = (
-        f"Prompts fall into {len(found.groups)} groups. What was played earned more than the best fixed arm in {len(paying)} of "
-        f"them, less in {len(losing)} (intervals that hold together)"
-    ) + (f"; of {unknown} the log cannot say it." if unknown else ".")
-    number = f"{len(paying)} of {len(found.groups)} groups"
+        f"Prompts fall into {len(found.groups)} groups of similar ones. What was played earned more than the best fixed arm in "
+        f"{len(paying)} of them, and less in {len(losing)}. In {unclear} the difference may be chance so far (its "
+        "interval holds 0)"
+    ) + (f", and of {unknown} the log cannot say it." if unknown else ".")
+    number = f"{len(paying)} better, {len(losing)} worse, {unclear + unknown} not known"
     if not found.chosen or found.verdict.kind == "cannot_answer":
         few = "Too few decisions of each group drew one arm to say which is best there."
         reason = f"Which arm is best in each is not known: {found.verdict.reason}" if found.chosen else few

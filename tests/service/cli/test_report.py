@@ -30,6 +30,7 @@ from service.storage.memory import MemoryStorage
 from tests.bandits.examples import DIM, Example
 from tests.service.drivers import Clock, ask, created, learner_of, outcome
 
+SVG = "{http://www.w3.org/2000/svg}"
 NAMES = ("small", "<b>&large</b>", "third [bold] $x$ " + 60 * "n")
 COSTS = (0.001, 0.004, 0.02)
 
@@ -327,6 +328,20 @@ def test_a_bandit_is_drawn_from_its_log(log: Path, tmp_path: Path) -> None:
     assert order[-3:] == [name if len(name) <= 28 else f"{name[:27]}…" for name in best_on_top]
     assert "exists" in run("plot", log, "-o", path, code=1)
     assert "must end in" in run("plot", log, "-o", tmp_path / "bandit.gif", code=1)
+
+
+def test_one_reward_is_a_point(log: Path, tmp_path: Path) -> None:
+    path, drawn = tmp_path / "first.ndjson", tmp_path / "first.svg"
+    lines = log.read_bytes().splitlines(keepends=True)
+    observed = next(place for place, line in enumerate(lines) if b'"observed"' in line)
+    path.write_bytes(b"".join(lines[: observed + 1]))
+    run("plot", path, "--quiet", "-o", drawn)
+    groups = [group for group in ElementTree.parse(drawn).iter(f"{SVG}g") if group.get("id")]
+    shares = next(path for group in groups if "PolyCollection" in group.get("id", "") for path in group.iter(f"{SVG}path"))
+    points = [use for group in groups if group.get("id") == "reward" for use in group.iter(f"{SVG}use")]
+    xs = [float(x) for x in re.findall(r"[ML] ([\d.]+)", shares.get("d", ""))]
+    assert max(xs) - min(xs) > 300, "the shares fill the picture"
+    assert points, "the reward is a point"
 
 
 @pytest.mark.parametrize("entries", [12, 60])

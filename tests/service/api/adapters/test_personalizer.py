@@ -150,14 +150,22 @@ async def test_what_is_wrong_is_said_as_personalizer_says_it(client: Client) -> 
     assert (await client.reward("nothing", 1.0, 404))["code"] == "ResourceNotFound"
     assert (await client.activate("nothing", 404))["code"] == "ResourceNotFound"
     assert (await client.rank(404, actions=[{"id": "unknown"}]))["code"] == "ResourceNotFound"
+    unknown = await client.rank(404, actions=[*ACTIONS[:2], {"id": "unknown"}], excludedActions=["pasta"])
+    assert unknown["message"].startswith("actions.2.id: arm not found"), "as it is in the request"
+    await client.service.delete("/v1/bandits/b/arms/cake")
+    retired = await client.rank(400, actions=ACTIONS)
+    assert retired["message"].startswith("actions.2.id: this arm is retired")
+    answer = await client.service.client.post(f"{AT}/rank", content=b"{}", headers={"content-type": "text/plain"})
+    assert (answer.status_code, answer.headers["content-type"]) == (415, "application/json")
+    assert answer.json()["error"]["message"].startswith("send the header `content-type: application/json`")
     assert (await client.rank(400, actions=[]))["code"] == "BadRequest"
-    await client.rank(eventId="e")
+    await client.rank(eventId="e", actions=ACTIONS[:2])
     for wrong in ("high", True, None):
         assert (await client.reward("e", wrong, 400))["code"] == "BadRequest"
-    assert (await client.rank(409, eventId="e", actions=ACTIONS[:2]))["code"] == "decision_conflict"
+    assert (await client.rank(409, eventId="e", actions=ACTIONS[:1]))["code"] == "decision_conflict"
     assert (await Client(client.service, AT.replace("/b/", "/none/")).rank(404))["code"] == "ResourceNotFound"
     preview = Client(client.service, AT.replace("v1.0", "v1.1-preview.3"))
-    assert (await preview.rank(eventId="f"))["eventId"] == "f"
+    assert (await preview.rank(eventId="f", actions=ACTIONS[:2]))["eventId"] == "f"
     assert "observed" not in await kinds(client.service)
 
 

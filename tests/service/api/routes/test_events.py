@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from service.api import event_streams
+from service.api.app import running
 from service.api.event_streams import MAX_STREAMS, PAGE
+from service.api.problems import Problem
 from service.engine.events import VECTORS
+from service.settings import Settings
 from tests.service.drivers import HeldDecisions
 from tests.service.event_stream import PATIENCE_S, Reader, reading
-from tests.service.http_client import GREEDY, PROMPT, VECTOR, Json, Service, failed, opened, paths
+from tests.service.http_client import GREEDY, PROMPT, VECTOR, Json, Service, connected, failed, opened, paths
 from tests.service.servers import Server
 from tests.service.storages import STORAGES, store_of
 
@@ -107,6 +110,44 @@ async def test_streams_have_a_bound_of_their_own_outside_of_that_of_requests(mon
         held.go_on.set()
         await waiting
         assert [event["id"] for event in await streams[0].events(1)] == ["waits"]
+
+
+def test_one_tenant_has_half_of_the_streams_at_most() -> None:
+    streams = event_streams.EventStreams(room=4)
+    with streams.place("north"), streams.place("north"):
+        with pytest.raises(Problem, match="2 event streams of your tenant are open"), streams.place("north"):
+            pass
+        with (
+            streams.place("south"),
+            streams.place(),
+            pytest.raises(Problem, match="4 event streams are open"),
+            streams.place("south"),
+        ):
+            pass
+    with streams.place(), streams.place(), streams.place("north"), streams.place("north"):
+        assert streams.open == 4
+    assert streams.open == 0
+
+
+async def test_a_stream_counts_for_the_tenant_of_its_bandit() -> None:
+    north = {"authorization": "Bearer boss", "x_nextarm_tenant": "north"}
+    async with (
+        running(Settings.load(store="memory://", api_keys="admin:boss")) as app,
+        connected(app, key="boss") as service,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        headers = {"x-nextarm-tenant": "north"}
+        for given in ({}, headers):
+            created = await service.client.put("/v1/bandits/b", json=GREEDY, headers=given)
+            assert created.status_code == 201
+        streams = [await stack.enter_async_context(reading(service, **north)) for _ in range(MAX_STREAMS // 2)]
+        assert {reader.status for reader in streams} == {200}
+        async with asyncio.timeout(PATIENCE_S):  # what is not refused does not end
+            refused = await service.client.get("/v1/bandits/b/events", headers=headers)
+        assert failed(refused) == (503, "overloaded")
+        assert "of your tenant" in refused.json()["detail"]
+        async with reading(service, authorization="Bearer boss") as mine:
+            assert mine.status == 200
 
 
 @pytest.mark.parametrize(
