@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install serve test test-integrations lint docs demo demo-images bench clean
+.PHONY: help install serve test test-integrations test-containers lint docs demo demo-images bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ $(INTEGRATIONS)/%/.installed: tests/integrations/%.txt clients/python/pyproject.
 
 test-integrations: install $(INTEGRATIONS)/litellm-sdk/.installed $(INTEGRATIONS)/litellm-proxy/.installed $(INTEGRATIONS)/openai-sdk/.installed ## the real LiteLLM, library and proxy, and OpenAI's client (downloads them)
 	$(BIN)/python -m pytest tests/integrations/test_litellm.py tests/integrations/test_openai.py
+
+test-containers: install ## the image and both compose files in real containers (root, Debian; 15 minutes and 6 GiB of disk, which it frees)
+	timeout --signal=INT --kill-after=300 3600 $(BIN)/python -m pytest tests/containers/test_containers.py
 
 docs: install ## the pages of docs/ as a site, in build/site; warnings are errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
