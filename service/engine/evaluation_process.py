@@ -24,7 +24,7 @@ from bandits.errors import BanditError
 from service.engine import events
 from service.engine.evaluation import Evaluation, InvalidRequest, InvalidRow
 from service.settings import Settings
-from service.storage.base import PAGE, Log, LogCompactedError, Storage, StorageError, pages
+from service.storage.base import PAGE, ArchiveGapError, Log, LogCompactedError, Storage, StorageError, pages
 
 LONGEST_LINE = 2**26
 PRIORITY = 10
@@ -40,6 +40,10 @@ class EvaluationFailed(Exception):
         super().__init__(f"{where}: {message}" if where else message)
         self.field = where
         self.message = message
+
+
+FIRST_MISSING = 2
+"""An archive that lacks entries from here on is younger than the log: they were dropped before there was one."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +68,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def stored(storage: Storage, log: Log, *, until: int = 0) -> Pages:
-    """Of a log. One that is trimmed begins with entry 1 and goes on with the first that is kept."""
+    """Of a log. One that is trimmed begins with entry 1 and goes on with the first that is kept, in the store or the archive.
+
+    Raises `ArchiveGapError` where entries in between are missing.
+    """
     offset, is_complete = 0, False
     while not is_complete:
         try:
@@ -73,6 +80,8 @@ async def stored(storage: Storage, log: Log, *, until: int = 0) -> Pages:
                 offset = entries[-1].offset
             is_complete = True
         except LogCompactedError as error:
+            if isinstance(error, ArchiveGapError) and error.missing > FIRST_MISSING:
+                raise
             if offset == 0:
                 (first,) = await storage.read(log, after=0, limit=1)
                 yield [(1, first.payload)]

@@ -17,7 +17,7 @@ from service.cli.migrate import migrate
 from service.engine import retention
 from service.engine.evaluation_process import Plan
 from service.settings import InvalidSettings, Settings
-from service.storage.base import LogCompactedError
+from service.storage.base import LogCompactedError, StorageUnavailableError
 from tests.service.http_client import ARMS, Clock, Json, Service, answered, failed, opened
 from tests.service.storages import STORAGES, store_of
 
@@ -169,10 +169,13 @@ async def test_commands_read_archive_and_store_as_one(tmp_path: Path) -> None:
     gone = sorted((tmp_path / "archive").rglob("*.gz"))[1]
     first, last, _ = gone.name.split("-")
     gone.unlink()
+    named = f"entries {int(first)} to {int(last)} were trimmed"
+    with pytest.raises(StorageUnavailableError, match=named):
+        await evaluate(Plan(source="b", settings=here.model_dump()), quiet=True)
     async with opened(clock=clock, **given) as lacking:
         answer = await lacking.get("/v1/bandits/b/log")
         assert failed(answer) == (410, "log_trimmed")
-        assert f"entries {int(first)} to {int(last)} were trimmed" in answer.json()["detail"]
+        assert named in answer.json()["detail"]
         assert answered(await lacking.get("/v1/bandits/b/digest")) == expected, "what is served does not need it"
         assert failed(await lacking.get(f"{URL}/d{int(first) // 2}")) == (410, "decision_archived")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from service.storage.base import (
     StorageDamagedError,
     StorageUnavailableError,
 )
+from service.storage.sqlite.store import TRIM_BATCH, SqliteStorage
 from tests.service.storages import STORAGES, Opener, started
 
 END = 700
@@ -241,3 +245,64 @@ async def test_names_of_logs_do_not_leave_the_archive(archive: Archive) -> None:
         await archive.append(Log("id", name), whole(1, 3))
     assert len({path.parent.parent.name for path in segments(archive)}) == 6
     assert all(path.parent.parent.parent == archive.folder for path in segments(archive))
+
+
+KILLS = {
+    "before the file is flushed": "os.fsync = die",
+    "before it has its name": "Path.replace = die",
+    "before the folder is flushed": "archive._flush_folder = lambda folder: die() if list(folder.glob('*.gz')) else None",
+    "before it is read back": "archive._unpack = lambda segment: die() if segment.path.exists() else segment.path.read_bytes()",
+    "before anything is trimmed": "SqliteStorage.trim = die",
+    "in the middle of trimming": "Writer.submit = dying(Writer.submit, 2)",
+}
+"""Where a process ends that archives and trims, as Python that brings it about."""
+DYING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from service.storage import archive
+from service.storage.base import Log
+from service.storage.sqlite.store import SqliteStorage
+from service.storage.sqlite.writer import Writer
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dying(call, times):
+    left = iter(range(times))
+    return lambda *args, **options: die() if next(left, None) is None else call(*args, **options)
+
+async def main(folder):
+    storage, kept = SqliteStorage(folder / "store.db"), archive.Archive(folder / "archive")
+    await storage.start()
+    (log,) = await storage.logs()
+    entries = await storage.read(log, after=0, limit=590)
+    # HERE
+    await kept.append(log, entries)
+    await storage.trim(log, before=591, lasting=())
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("kill", sorted(KILLS))
+async def test_nothing_is_lost_where_a_process_is_killed(tmp_path: Path, archive: Archive, kill: str) -> None:
+    path = tmp_path / "store.db"
+    async with started(lambda: SqliteStorage(path)) as storage:
+        log = await a_log(storage)
+        await with_snapshots(storage, log, OLDER, 650)
+    ended = subprocess.run([sys.executable, "-c", DYING.replace("# HERE", KILLS[kill]), str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    async with started(lambda: SqliteStorage(path, archive=archive)) as storage:
+        assert await storage.read(log, after=0, limit=1_000) == whole()
+        floor = await storage.trim(log, before=1, lasting=())
+        assert floor == (1 + 2 * TRIM_BATCH if kill == "in the middle of trimming" else 1)
+        # the next one goes on from there, with what has come since
+        await archive.append(log, await storage.read(log, after=floor - 1, limit=OLDER - floor))
+        assert await storage.trim(log, before=END, lasting=()) == OLDER
+        assert await storage.read(log, after=0, limit=1_000) == whole()
+        assert await storage.find(log, "key 300") == Entry(300, payload(300))
+    found: dict[int, bytes] = {}
+    for segment in archive.folder.rglob("*.gz"):
+        for line in gzip.decompress(segment.read_bytes()).splitlines():
+            assert found.setdefault(json.loads(line)["offset"], line) == line
+    assert sorted(found) == list(range(1, OLDER))
