@@ -18,12 +18,13 @@ TIME = "%Y-%m-%dT%H:%M:%S%z"
 REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")
 """Of the request that this task works on; empty outside of one."""
 REQUEST_ID_HEADER = b"x-request-id"
-_ACCEPTED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+ACCEPTED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+"""Ids of clients that are taken as they are."""
 
 
 def request_id(given: bytes | None) -> str:
     """The id that a client gave, or a new one where it gave none, or one that would have to be quoted in logs."""
-    if given is not None and _ACCEPTED.fullmatch(given):
+    if given is not None and ACCEPTED.fullmatch(given):
         return given.decode()
     return os.urandom(16).hex()
 

@@ -25,6 +25,7 @@ from service.api.hot_path import HotPath
 from service.api.metrics import Meter
 from service.api.middleware import ANY, AdmissionMiddleware, AllowedHosts
 from service.api.openapi import TAGS, document
+from service.api.request_room import RequestRoom
 from service.api.routes import (
     bandits,
     decisions,
@@ -106,6 +107,7 @@ class Application(FastAPI):
             app,
             authenticator=services.authenticator,
             meter=services.meter,
+            room=services.request_room,
             settings=settings,
             hosts=allowed_hosts(settings, has_keys=not services.authenticator.is_open),
             unlimited=PATHS if gateway is not None else (),
@@ -150,7 +152,9 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = utc_now
     await repository.start()
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)
-    services = Services(settings, repository, embeddings, scoring, authenticator, Meter())
+    meter = Meter()
+    room = RequestRoom(settings.max_concurrent, meter)
+    services = Services(settings, repository, embeddings, scoring, authenticator, meter, room)
     gateway = None
     if upstreams is not None:
         from service.api.facade.gateway import Gateway

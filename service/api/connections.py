@@ -5,12 +5,16 @@
 At most so many connections are open as `NEXTARM_MAX_CONNECTIONS` and the limit of file descriptors allow. One more takes the
 place of the one that has waited longest for a request: unfinished heads first, then idle connections. Where every connection has
 a request under way, a few more are accepted, on which only probes and metrics are answered.
+
+Where there is no room for another request (request_room.py), one that comes whole is refused before it is parsed, and its
+connection stays: a new one costs thrice the refusal. A client that repeats on it before `Retry-After` is answered later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 from enum import Enum
@@ -22,7 +26,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.api.access_log import REQUEST_ID_HEADER, request_id
 from service.api.metrics import Meter
 from service.api.middleware import ABORT, NO_CONNECTION_LEFT
-from service.api.problems import Problem
+from service.api.problems import RETRY_AFTER_S, Problem
+from service.api.request_room import TAKEN, RequestRoom
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
 
@@ -43,6 +48,11 @@ SPARE_DESCRIPTORS = 16
 LINGER_S, LINGER_BYTES = 5.0, 2**26
 """How long, and for how much, a connection is read after an answer that came before the request's end. To close it at once would
 make the operating system reset it, and the client would lose the answer.
+"""
+
+HOLD_S, MAX_HELD = 0.1, 256
+"""How long a refusal is held back from a client that was refused on the same connection less than `Retry-After` ago, and how many
+are at once. One that repeats at once would otherwise take the time of those who are served.
 """
 
 
@@ -68,8 +78,10 @@ class ConnectionLimits:
         connections: how many may be open at once.
     """
 
-    def __init__(self, settings: Settings, *, connections: int, meter: Meter) -> None:
+    def __init__(self, settings: Settings, *, connections: int, meter: Meter, room: RequestRoom) -> None:
         self.connections = connections
+        self.room = room
+        self.held = 0
         self.head_timeout_s = settings.head_timeout_s
         self.body_timeout_s = settings.body_timeout_s
         self.unfinished: dict[BoundedProtocol, None] = {}
@@ -126,6 +138,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal = ""
         self._is_for_probes = False
         self._is_lingering = False
+        self._refused_at = -math.inf  # of the loop's clock, for want of room
+        self._held: asyncio.TimerHandle | None = None
+        self._held_answer: tuple[bytes, bool] = (b"", False)
 
     # -- the connection ------------------------------------------------------------------------------------------------------
 
@@ -146,6 +161,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._part = _Part.NOTHING
         self._leave_waiting()
+        self._drop_held()
         self._drop_deadline()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -169,6 +185,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
             self._discard(len(data))
+            return
+        if self._held is not None:  # it does not wait for its answer
+            self._send_held()
+        if self._limits.room.left <= 0 and self._is_refused(data):
             return
         size = len(data)
         before = self._part
@@ -206,6 +226,56 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
         self._deadline_part = _Part.NOTHING
+
+    # -- no room -------------------------------------------------------------------------------------------------------------
+
+    def _is_refused(self, data: bytes) -> bool:
+        """Refuse what has come, if it is one whole request behind nothing else. The parser does not learn of it."""
+        is_between = self._part is _Part.NOTHING and (self.cycle is None or self.cycle.response_complete)
+        if not is_between or self._is_for_probes or self.transport.is_closing():
+            return False
+        answer = self._limits.room.refuse(data, self.server_state.default_headers)
+        if answer is None:
+            return False
+        now = self.loop.time()
+        is_early, self._refused_at = now - self._refused_at < RETRY_AFTER_S, now
+        if is_early and self._limits.held < MAX_HELD:
+            self._limits.held += 1
+            self._held, self._held_answer = self.loop.call_later(HOLD_S, self._send_held), answer
+        else:
+            self._write_refusal(*answer)
+        return True
+
+    def _write_refusal(self, answer: bytes, is_last: bool) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(answer)
+            if is_last:
+                self.transport.close()
+
+    def _send_held(self) -> None:
+        answer = self._held_answer
+        self._drop_held()
+        self._write_refusal(*answer)
+
+    def _drop_held(self) -> None:
+        if self._held is not None:
+            self._held.cancel()
+            self._held, self._held_answer = None, (b"", False)
+            self._limits.held -= 1
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close what is idle. A refusal does not move the timer: here is seen how long it is ago."""
+        left = self._refused_at + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self._held is not None:
+            self._send_held()
+        super().shutdown()
 
     # -- what the parser says ------------------------------------------------------------------------------------------------
 
@@ -252,6 +322,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:  # which came before its request's end
             self._wait_for_next()
+        elif not self.pipeline and not self._is_for_probes and self._limits.room.takes(self.url):
+            # Now, not when its task runs: of all that has come by then, no more are parsed than there is room for.
+            self._limits.room.left -= 1
+            self.scope[TAKEN] = True  # type: ignore[literal-required]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -13,6 +13,7 @@ from service.api.auth import Authenticator, Caller, check_role
 from service.api.event_streams import EventStreams
 from service.api.metrics import Meter
 from service.api.problems import Problem
+from service.api.request_room import RequestRoom
 from service.api.requests import ID, NAME
 from service.embedders.queue import EmbeddingQueue
 from service.engine.learner import Learner
@@ -54,6 +55,7 @@ class Services:
     scoring: Scoring
     authenticator: Authenticator
     meter: Meter
+    request_room: RequestRoom
     batch_room: BatchRoom = field(default_factory=BatchRoom)
     event_streams: EventStreams = field(default_factory=EventStreams)
 

@@ -33,6 +33,8 @@ class Meter:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._known_problems: dict[str, Counter] = {}
+        self._refused: dict[str, Counter] = {}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         build = Gauge("nextarm_build_info", "The version that runs, as a label; always 1.", ["version"], registry=self.registry)
@@ -57,9 +59,18 @@ class Meter:
         requests.inc()
         duration.observe(seconds)
 
+    def count_refused(self, method: str) -> None:
+        """One request that was refused for want of room, without a look at its route; it took no time that would say anything."""
+        if method not in self._refused:
+            self._refused[method] = self._requests.labels("", method, "503")
+        self._refused[method].inc()
+        self.count_problem("overloaded")
+
     def count_problem(self, code: str) -> None:
         """One request, or one item of a batch, that was refused or failed; `storage_unavailable` are the errors of the store."""
-        self._problems.labels(code).inc()
+        if code not in self._known_problems:
+            self._known_problems[code] = self._problems.labels(code)
+        self._known_problems[code].inc()
 
 
 def exposition(meter: Meter, repository: BanditRepository, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:

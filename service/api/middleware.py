@@ -28,6 +28,7 @@ from service.api.json_bodies import check_structure, parse_json
 from service.api.metrics import Meter
 from service.api.pages import FILES
 from service.api.problems import Problem
+from service.api.request_room import TAKEN, RequestRoom
 from service.api.requests import NAME
 from service.settings import Settings
 from service.storage.throttling import ThrottledLogger
@@ -79,13 +80,14 @@ class AdmissionMiddleware:
         *,
         authenticator: Authenticator,
         meter: Meter,
+        room: RequestRoom,
         settings: Settings,
         hosts: AllowedHosts,
         unlimited: tuple[str, ...] = (),
         failures: Mapping[str, Callable[[Problem], Response]] | None = None,
     ) -> None:
         self._app = app
-        self._room = settings.max_concurrent
+        self._room = room
         self._authenticator = authenticator
         self._hosts = hosts
         self._failures = failures or {}  # beginning of a path -> the form in which its clients read problems
@@ -93,14 +95,11 @@ class AdmissionMiddleware:
         self._meter = meter
         self._limit = settings.max_body_bytes
         self._bodies_room = settings.max_bodies_bytes or 8 * settings.max_body_bytes
-        # The two refusals that must cost little are written before.
-        self._busy = _Prepared("requests are being worked on", setting="NEXTARM_MAX_CONCURRENT")
-        self._too_many = _Prepared("connections are open", setting="NEXTARM_MAX_CONNECTIONS")
         self._throttled = ThrottledLogger(logger)
         self._access_log = AccessLog()
         self._parsing = asyncio.Lock()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901 - one request from end to end
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -111,6 +110,7 @@ class AdmissionMiddleware:
             await self._refuse(scope, send)
             return
         started = time.perf_counter()
+        received = scope  # in which the connection notes, perhaps later, that room was taken
         status = 500
         is_head = scope["method"] == "HEAD"
         if is_head:  # what GET answers, without its body; the server's own scope stays as it is
@@ -137,16 +137,18 @@ class AdmissionMiddleware:
             scope["nextarm.problem"] = problem.code
             await self._answer(scope["path"], problem)(scope, receive, watch)
         else:
-            if self._is_full(scope):  # others came while it was read
+            if TAKEN not in received and self._is_full(scope):  # others came while it was read
                 await self._refuse(scope, send)
                 return
             if _is_stream(scope):  # which may stay for hours: a body that nothing reads does not
                 self._bodies_room += held
                 held, body = 0, b""
             scope["nextarm.body"] = body
-            await self._work_on(body, scope, receive, watch)
+            await self._work_on(body, scope, receive, watch, is_counted=TAKEN in received)
         finally:
             self._bodies_room += held
+            if TAKEN in received:
+                self._room.left += 1
         self._log_request(scope, status, scope.get(BEGAN, time.perf_counter()) - started)
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
@@ -164,17 +166,17 @@ class AdmissionMiddleware:
                 tenant=headers.get(TENANT, b"").decode("latin-1"),
             )
 
-    async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _work_on(self, body: bytes, scope: Scope, receive: Receive, send: Send, *, is_counted: bool) -> None:
         has_own_room = _is_stream(scope) or (self._unlimited and scope["path"].startswith(self._unlimited))
-        taken = 0 if has_own_room else 1
-        self._room -= taken
+        taken = 0 if has_own_room or is_counted else 1
+        self._room.left -= taken
         try:
             await self._app(scope, _replay(body, receive), send)
         finally:
-            self._room += taken
+            self._room.left += taken
 
     def _is_full(self, scope: Scope) -> bool:
-        if self._room > 0 and NO_CONNECTION_LEFT not in scope:
+        if TAKEN in scope or (self._room.left > 0 and NO_CONNECTION_LEFT not in scope):
             return False
         return scope["path"] not in ALWAYS_SERVED and (NO_CONNECTION_LEFT in scope or not _is_stream(scope))
 
@@ -185,13 +187,11 @@ class AdmissionMiddleware:
         return problem.response()
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
-        """At the price of little more than a bare route: the answer was written before, and of many one is logged."""
-        refusal = self._too_many if NO_CONNECTION_LEFT in scope else self._busy
+        """What its connection has not refused before: a body that came late, or a form that is rare."""
+        refusal = self._room.too_many_connections if NO_CONNECTION_LEFT in scope else self._room.busy
         for message in refusal.messages(scope["nextarm.id"]):
             await send(message)
-        self._meter.count(route="", method=_method(scope), status=503, seconds=0.0)
-        self._meter.count_problem("overloaded")
-        self._throttled.warning(f"requests are refused: as many {refusal.what} allows")
+        self._room.count_refused(refusal, method=_method(scope))
 
     def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(scope.get("nextarm.route") or getattr(scope.get("route"), "path_format", ""))
@@ -266,23 +266,6 @@ class AdmissionMiddleware:
         self._throttled.warning("requests are refused: their bodies fill NEXTARM_MAX_BODIES_BYTES")
         detail = "the bodies of other requests fill the memory that there is for them; try again, or ask another replica"
         return Problem("overloaded", detail, headers={"Connection": "close"})
-
-
-class _Prepared:
-    """A 503 into which only the id of the request is put."""
-
-    def __init__(self, what: str, *, setting: str) -> None:
-        self.what = f"{what} as {setting}"
-        answer = Problem("overloaded", f"too many {what}; try again, or ask another replica").response()
-        self._headers = [item for item in answer.raw_headers if item[0] != b"content-length"]
-        self._body = bytes(answer.body).removesuffix(b"}") + b',"request_id":"%s"}'
-
-    def messages(self, request_id: str) -> tuple[Message, Message]:
-        """What is sent; the id has only characters that JSON and headers take as they are."""
-        named = request_id.encode()
-        body = self._body % named
-        headers = [*self._headers, (b"content-length", b"%d" % len(body)), (REQUEST_ID_HEADER, named)]
-        return {"type": "http.response.start", "status": 503, "headers": headers}, {"type": "http.response.body", "body": body}
 
 
 def _is_stream(scope: Scope) -> bool:

@@ -129,7 +129,12 @@ async def serve(settings: Settings) -> None:
         listening, url = _listen(settings)
         with listening:
             services: Services = app.state.services
-            limits = ConnectionLimits(settings, connections=available_connections(settings.max_connections), meter=services.meter)
+            limits = ConnectionLimits(
+                settings,
+                connections=available_connections(settings.max_connections),
+                meter=services.meter,
+                room=services.request_room,
+            )
             config = uvicorn.Config(
                 app,
                 http=partial(BoundedProtocol, limits=limits),  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ async def test_refusals_at_the_door_carry_the_id(monkeypatch: pytest.MonkeyPatch
         assert [failed(answer)[0] for answer in (large, limited, stranger)] == [413, 429, 401]
     async with opened() as service:
         app = service.client._transport.app  # type: ignore[attr-defined]
-        monkeypatch.setattr(app._middleware, "_room", 0)
+        monkeypatch.setattr(app._middleware._room, "left", 0)
         full = await service.ask("GET", "/v1/bandits", headers={"x-request-id": MINE})
         assert (failed(full), full.json()["request_id"]) == ((503, "overloaded"), MINE)
         assert int(full.headers["content-length"]) == len(full.content)
