@@ -7,6 +7,7 @@ The same observations in the same order give the same bytes (same build and devi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import typing
@@ -20,15 +21,13 @@ import torch
 from torch import Tensor
 
 from bandits.errors import CorruptState
-from bandits.types import REFERENCE, Amendment, ArmState, Observation, Policy, State
-
-FORMAT = 1
+from bandits.types import LAYOUT, REFERENCE, Amendment, ArmState, Observation, Policy, State
 
 
-def start(policy: Policy, *, arms: int) -> State:
+def start(policy: Policy, *, arms: int, layout: int = LAYOUT) -> State:
     """A state in which nothing has been seen."""
     empty = tuple(policy.init() for _ in range(arms))
-    return State(empty, policy.init_reference(), recent=() if policy.forget_half_life is None else empty)
+    return State(empty, policy.init_reference(), recent=() if policy.forget_half_life is None else empty, layout=layout)
 
 
 def fold(policy: Policy, state: State, seen: Observation) -> State:
@@ -90,23 +89,35 @@ def with_arm(state: State, index: int, arm: ArmState) -> State:
     return replace(state, arms=(*state.arms[:index], arm, *state.arms[index + 1 :]))
 
 
-def _stored(statistic: Any) -> Iterator[tuple[str, Any]]:
-    """(name, type) of the fields that are part of a statistic, caches left out."""
+def _stored(statistic: Any, layout: int) -> Iterator[tuple[str, Any]]:
+    """(name, type) of the fields that are part of a statistic in this layout, caches left out."""
     hints = typing.get_type_hints(type(statistic))
     for item in fields(statistic):
-        if not item.metadata.get("derived"):
+        if not item.metadata.get("derived") and item.metadata.get("since", 1) <= layout:
             yield item.name, hints[item.name]
 
 
-def _to_tensors(prefix: str, statistic: Any) -> Iterator[tuple[str, Tensor]]:
-    for name, kind in _stored(statistic):
+def packed_layout(policy: Policy, state: State) -> int:
+    """The newest layout, up to the state's, that changed anything for this policy: its bytes and digest are in it."""
+    statistics, newest = [policy.init(), policy.init_reference()], 1
+    while statistics:
+        one = statistics.pop()
+        for item in fields(one):
+            newest = max(newest, min(item.metadata.get("since", 1), state.layout))
+            value = getattr(one, item.name)
+            statistics += [part for part in (value if isinstance(value, tuple) else ()) if dataclasses.is_dataclass(part)]
+    return newest
+
+
+def _to_tensors(prefix: str, statistic: Any, layout: int) -> Iterator[tuple[str, Tensor]]:
+    for name, kind in _stored(statistic, layout):
         value = getattr(statistic, name)
         if typing.get_origin(kind) is tuple:  # of tensors of one shape, or of statistics
             if typing.get_args(kind)[0] is Tensor:
                 value = torch.stack(value) if value else torch.empty((0, 0), dtype=torch.float64)
             else:
                 for index, one in enumerate(value):
-                    yield from _to_tensors(f"{prefix}{name}.{index}.", one)
+                    yield from _to_tensors(f"{prefix}{name}.{index}.", one, layout)
                 continue
         if kind is int:
             value = torch.tensor(value, dtype=torch.int64)
@@ -119,31 +130,37 @@ def pack(policy: Policy, state: State) -> bytes:
     """The state as safetensors bytes: equal states give equal bytes."""
     tensors: dict[str, Tensor] = {}
     for index, arm in enumerate(state.arms):
-        tensors.update(_to_tensors(f"arm.{index}.", arm))
+        tensors.update(_to_tensors(f"arm.{index}.", arm, state.layout))
     if policy.forget_half_life is not None:
         for index, arm in enumerate(state.recent):
-            tensors.update(_to_tensors(f"recent.{index}.", arm))
+            tensors.update(_to_tensors(f"recent.{index}.", arm, state.layout))
         tensors["outcomes"] = torch.tensor(state.outcomes, dtype=torch.int64)
-    tensors.update(_to_tensors("reference.", state.reference))
-    about = json.dumps({"format": FORMAT, "policy": policy.kind, "arms": len(state.arms)})
+    tensors.update(_to_tensors("reference.", state.reference, state.layout))
+    about = json.dumps({"format": packed_layout(policy, state), "policy": policy.kind, "arms": len(state.arms)})
     return safetensors.torch.save(tensors, metadata={"nextarm": about})  # one key: the order of several is not defined
 
 
-def unpack(policy: Policy, data: bytes) -> State:
-    """The state that `pack` wrote; `CorruptState` for anything else."""
+def unpack(policy: Policy, data: bytes, *, layout: int = LAYOUT, any_layout: bool = False) -> State:
+    """The state that `pack` wrote of one in this layout; `CorruptState` for anything else.
+
+    any_layout: sums of an earlier layout will do, too, and grow in this one from here on.
+    """
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = json.loads(header["__metadata__"]["nextarm"])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CorruptState("these bytes are not a packed state") from error
-    if about != {"format": FORMAT, "policy": policy.kind, "arms": about.get("arms")}:
-        raise CorruptState(f"packed as {about}, expected format {FORMAT} of {policy.kind}")
+    expected = packed_layout(policy, start(policy, arms=0, layout=layout))
+    found = about.get("format")
+    usable = found == expected or (any_layout and found in range(1, expected))
+    if not usable or about != {"format": found, "policy": policy.kind, "arms": about.get("arms")}:
+        raise CorruptState(f"packed as {about}, expected format {expected} of {policy.kind}")
 
     def arms(prefix: str) -> tuple[ArmState, ...]:
-        return tuple(_from_tensors(f"{prefix}.{index}.", policy.init(), tensors) for index in range(about["arms"]))
+        return tuple(_from_tensors(f"{prefix}.{index}.", policy.init(), tensors, found) for index in range(about["arms"]))
 
-    state = State(arms("arm"), _from_tensors("reference.", policy.init_reference(), tensors))
+    state = State(arms("arm"), _from_tensors("reference.", policy.init_reference(), tensors, found), layout=layout)
     if policy.forget_half_life is None:
         return state
     if "outcomes" not in tensors:
@@ -151,11 +168,11 @@ def unpack(policy: Policy, data: bytes) -> State:
     return replace(state, recent=arms("recent"), outcomes=int(tensors["outcomes"]))
 
 
-def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any:
+def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor], layout: int) -> Any:
     values: dict[str, Any] = {}
-    for name, kind in _stored(template):
+    for name, kind in _stored(template, layout):
         if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is not Tensor:
-            values[name] = tuple(_several(f"{prefix}{name}.", getattr(template, name), tensors))
+            values[name] = tuple(_several(f"{prefix}{name}.", getattr(template, name), tensors, layout))
             continue
         if prefix + name not in tensors:
             raise CorruptState(f"{prefix}{name} is missing")
@@ -169,11 +186,11 @@ def _from_tensors(prefix: str, template: Any, tensors: dict[str, Tensor]) -> Any
     return replace(template, **values)
 
 
-def _several(prefix: str, templates: Sequence[Any], tensors: dict[str, Tensor]) -> Iterator[Any]:
+def _several(prefix: str, templates: Sequence[Any], tensors: dict[str, Tensor], layout: int) -> Iterator[Any]:
     """The statistics of a tuple, as many as were packed. templates: of the first ones; the last of them is that of all others."""
     index = 0
     while any(name.startswith(f"{prefix}{index}.") for name in tensors):
-        yield _from_tensors(f"{prefix}{index}.", templates[min(index, len(templates) - 1)], tensors)
+        yield _from_tensors(f"{prefix}{index}.", templates[min(index, len(templates) - 1)], tensors, layout)
         index += 1
 
 

@@ -187,6 +187,17 @@ class NoReference:
     """The reference statistic of policies that take none."""
 
 
+LAYOUT = 2
+"""How the sums of a new state are laid out: from 2 on a ridge regression holds its last observations apart from the sum of those
+before them (`bandits/regression/ridge.py`). A log says which one its states have; what it says never changes a sum of its past.
+"""
+
+
+def layout_field(since: int) -> Any:
+    """A dataclass field, a tuple, that a statistic has from this layout on; before, it stays empty and is not packed."""
+    return field(default=(), metadata={"since": since})
+
+
 def cached_field() -> Any:
     """A dataclass field that is a cache: derived from the sums, never packed, compared or digested."""
     return field(default=None, compare=False, repr=False, metadata={"derived": True})
@@ -203,6 +214,7 @@ class State:
     the drop before the last. Nothing is pending in `recent`.
     since, recent_since: offsets in the log from which on outcomes are in `arms` and in `recent`, one per arm; arms that are left
     out hold all of theirs.
+    layout: see `LAYOUT`.
     cache: what a policy derives from all arms together (see `Policy.prepare`); it survives a fold, so a reader must check that
     it was made for these very `arms`, and may use an older one as a warm start.
     """
@@ -215,6 +227,7 @@ class State:
     outcomes: int = 0
     since: tuple[int, ...] = ()
     recent_since: tuple[int, ...] = ()
+    layout: int = LAYOUT
 
 
 @dataclass(frozen=True, kw_only=True)

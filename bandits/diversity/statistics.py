@@ -16,7 +16,7 @@ from bandits.functional.growing import Rows
 from bandits.regression.kernel import KernelArm
 from bandits.regression.model import Regression
 from bandits.regression.ridge import RidgeArm
-from bandits.types import cached_field
+from bandits.types import LAYOUT, cached_field, layout_field
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,18 @@ class DiversityArm:
 
     Letters: q labels, s sums, m rows, w their length, R frequencies of the spread.
 
-    The first three are those of `RidgeArm` (random features) or `KernelArm` (exact kernel), which `fitted` puts together again.
+    `pulls`, `design`, `rewards` and `held` are those of `RidgeArm` (random features) or `KernelArm` (exact kernel), which
+    `fitted` puts together again.
     """
 
     pulls: int
-    design: Tensor  # (p, p) sum z z'          exact kernel: (n, d) the prompts
+    design: Tensor  # (p, p) sum z z' of all but the held ones      exact kernel: (n, d) the prompts
     rewards: Tensor  # (p,) sum (r - r0) z     exact kernel: (n,) r - r0
     labels: Tensor  # (p, q) sum psi z         exact kernel: (n, q) psi
     outputs: int  # outputs served, the forgotten ones too
     served: Tensor  # (m, w) rows [t, x] or [t, x, y]      random-feature labels: (s, 2D) sums
     spread: Tensor  # (3, 2R, 2R) second moments           exact labels: (0, 0, 0)
+    held: tuple[Tensor, ...] = layout_field(since=2)  # z (p,) of the last ones      exact kernel: none
     regression: RidgeArm | KernelArm | None = cached_field()
     coefficients: Tensor | None = cached_field()  # (p, q), exact kernel (n, q): see `solved`
     rows: Rows | None = cached_field()  # `served` with room to grow
@@ -42,25 +44,36 @@ class DiversityArm:
     @staticmethod
     def init(using: Regression, *, served: Tensor, spread: Tensor) -> DiversityArm:
         """Nothing seen, with an empty history."""
-        design, rewards = _parts(using.init())
+        design, rewards, _ = _parts(using.init())
         return DiversityArm(0, design, rewards, design.new_zeros((len(rewards), 0)), 0, served, spread)
 
     def fitted(self, using: Regression) -> RidgeArm | KernelArm:
         """The regression of the reward, with its derived values."""
         if self.regression is None:
-            kind = RidgeArm if using.kernel is None else KernelArm
-            object.__setattr__(self, "regression", kind(self.pulls, self.design, self.rewards))  # a memo, not a change
+            if using.kernel is None:
+                found: RidgeArm | KernelArm = RidgeArm(self.pulls, self.design, self.rewards, self.held)
+            else:
+                found = KernelArm(self.pulls, self.design, self.rewards)
+            object.__setattr__(self, "regression", found)  # a memo, not a change
         assert self.regression is not None
         return self.regression
 
     def update(
-        self, x: Tensor, target: float, labels: Tensor, *, using: Regression, was_pending: bool, offset: int = 0
+        self,
+        x: Tensor,
+        target: float,
+        labels: Tensor,
+        *,
+        using: Regression,
+        was_pending: bool,
+        offset: int = 0,
+        layout: int = LAYOUT,
     ) -> DiversityArm:
         """One more prompt x (d,), its reward and its labels (q,). q may grow with the arms: a later arm had no history
         to compare with, so earlier labels against it are 0, as every label against an empty history is.
         """
-        learned = using.update(self.fitted(using), x, target, was_pending=was_pending, offset=offset)
-        design, rewards = _parts(learned)
+        learned = using.update(self.fitted(using), x, target, was_pending=was_pending, offset=offset, layout=layout)
+        design, rewards, held = _parts(learned)
         known = _widen(self.labels, len(labels))
         coefficients = None
         if isinstance(learned, RidgeArm):
@@ -69,7 +82,14 @@ class DiversityArm:
             known = torch.cat([known, labels[None]])[-len(rewards) :]  # what the regression forgets, labels forget
             coefficients = self._extended(labels, learned, using)
         return replace(
-            self, pulls=learned.pulls, design=design, rewards=rewards, labels=known, regression=learned, coefficients=coefficients
+            self,
+            pulls=learned.pulls,
+            design=design,
+            rewards=rewards,
+            labels=known,
+            held=held,
+            regression=learned,
+            coefficients=coefficients,
         )
 
     def correct(self, x: Tensor, old: float, new: float, *, using: Regression, learned: int) -> DiversityArm:
@@ -133,8 +153,8 @@ def _widen(matrix: Tensor, columns: int) -> Tensor:
     return torch.cat([matrix, matrix.new_zeros((len(matrix), missing))], dim=1) if missing else matrix
 
 
-def _parts(arm: RidgeArm | KernelArm) -> tuple[Tensor, Tensor]:
-    return (arm.gram, arm.moment) if isinstance(arm, RidgeArm) else (arm.features, arm.targets)
+def _parts(arm: RidgeArm | KernelArm) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    return (arm.gram, arm.moment, arm.held) if isinstance(arm, RidgeArm) else (arm.features, arm.targets, ())
 
 
 @dataclass(frozen=True)

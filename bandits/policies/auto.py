@@ -197,7 +197,9 @@ class Auto(Policy):
         if (waiting := scheduled.waiting) and (len(waiting) > MOST_WAITING or len(waiting[0].steps) >= MOST_STEPS):
             scheduled = self._prepared(scheduled, leave=len(waiting) - 1)[0]
         since, recent_since = state.since, state.recent_since
-        return State(tuple(arms), scheduled, state.cache, state.retired, since=since, recent_since=recent_since)
+        return State(
+            tuple(arms), scheduled, state.cache, state.retired, since=since, recent_since=recent_since, layout=state.layout
+        )
 
     def reset_arm(self, state: State, arm: int) -> State:
         shared = self._adopted(state)

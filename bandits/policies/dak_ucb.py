@@ -262,12 +262,20 @@ class DakUcb(Policy):
 
         def learn(k: int, arm: ArmState, value: float) -> ArmState:
             if k:
-                return self.regression.update(arm, seen.features, value, was_pending=seen.was_pending, offset=seen.offset)
+                return self.regression.update(
+                    arm, seen.features, value, was_pending=seen.was_pending, offset=seen.offset, layout=state.layout
+                )
             # the label against its own arm; a mixture needs those against all arms (Proposition 1)
             labels, grown = self.history.update(arm, rows, against=_diverse(state.arms) if self.mixture else (arm,))
             target = value - self.prior_mean
             return grown.update(
-                seen.features, target, labels, using=self.regression, was_pending=seen.was_pending, offset=seen.offset
+                seen.features,
+                target,
+                labels,
+                using=self.regression,
+                was_pending=seen.was_pending,
+                offset=seen.offset,
+                layout=state.layout,
             )
 
         def lack(arm: ArmState) -> ArmState:
@@ -279,7 +287,9 @@ class DakUcb(Policy):
         """A reward is never missing here: without it there is no label."""
 
         def learn(k: int, arm: ArmState, value: float) -> ArmState:
-            return self.regression.update(arm, change.features, value, was_pending=False, offset=change.offset)
+            return self.regression.update(
+                arm, change.features, value, was_pending=False, offset=change.offset, layout=state.layout
+            )
 
         def correct(k: int, arm: ArmState, old: float, new: float) -> ArmState:
             if k:

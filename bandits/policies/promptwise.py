@@ -49,7 +49,19 @@ from bandits.hyperparameters import exploration_floor_field, hyper, normalize_fi
 from bandits.regression.model import check_direction, check_squared, feature_map, stacked
 from bandits.regression.ridge import RidgeArm
 from bandits.regression.row_widths import RowWidths, in_order
-from bandits.types import ArmState, Choose, Context, Need, Observation, Policy, State, Weights, cached_field
+from bandits.types import (
+    LAYOUT,
+    ArmState,
+    Choose,
+    Context,
+    Need,
+    Observation,
+    Policy,
+    State,
+    Weights,
+    cached_field,
+    layout_field,
+)
 
 SMALLEST = 1e-12
 """Success probabilities are kept above this, so that cost / q stays finite."""
@@ -75,11 +87,12 @@ class LogisticArm:
     pulls: int
     successes: int
     cost_sum: float
-    gram: Tensor  # (p, p) sum z z'
+    gram: Tensor  # (p, p) sum z z' of all but the held ones, as in `RidgeArm`
     features: Tensor  # (n, p) z of the last n <= max_samples observations
     labels: Tensor  # (n,) 1 = success
     hessian: Tensor  # (p, p) sum of the curvatures of the forgotten ones, each at the theta of when it was forgotten
     moment: Tensor  # (p,) their linear part
+    held: tuple[Tensor, ...] = layout_field(since=2)  # z (p,) of the last ones
     cache: Derived | None = cached_field()
 
     @staticmethod
@@ -88,16 +101,34 @@ class LogisticArm:
         square, none = torch.zeros((p, p), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         return LogisticArm(0, 0, 0.0, square, none.reshape(0, p), none, square.clone(), torch.zeros(p, dtype=torch.float64))
 
-    def update(self, z: Tensor, *, success: bool, cost: float, ridge: float, max_samples: int, was_pending: bool) -> LogisticArm:
+    def update(
+        self,
+        z: Tensor,
+        *,
+        success: bool,
+        cost: float,
+        ridge: float,
+        max_samples: int,
+        was_pending: bool,
+        layout: int = LAYOUT,
+    ) -> LogisticArm:
         """One more observation: O(p^2), and a fit whenever the window is full."""
         if len(self.labels) >= max_samples:
             shorter = self.forget(max_samples, ridge=ridge)
-            return shorter.update(z, success=success, cost=cost, ridge=ridge, max_samples=max_samples, was_pending=was_pending)
+            return shorter.update(
+                z,
+                success=success,
+                cost=cost,
+                ridge=ridge,
+                max_samples=max_samples,
+                was_pending=was_pending,
+                layout=layout,
+            )
         old, label = self.derive(ridge), float(success)
         now = Derived(
             old.features.append(z),
             old.labels.append(torch.tensor(label, dtype=torch.float64)),
-            old.width.update(z, 0.0, ridge=ridge, was_pending=was_pending),
+            old.width.update(z, 0.0, ridge=ridge, was_pending=was_pending, layout=layout),
             logistic.step(old.fit, z, label),
         )
         return replace(
@@ -106,6 +137,7 @@ class LogisticArm:
             successes=self.successes + success,
             cost_sum=self.cost_sum + cost,
             gram=now.width.gram,
+            held=now.width.held,
             features=now.features.tensor,
             labels=now.labels.tensor,
             cache=now,
@@ -149,7 +181,7 @@ class LogisticArm:
         """The derived values, computed where nothing was carried along (after a restart)."""
         if self.cache is None:
             fit = logistic.minimize(self.features, self.labels, prior=self.prior(ridge))
-            width = RidgeArm(self.pulls, self.gram, torch.zeros_like(self.moment))
+            width = RidgeArm(self.pulls, self.gram, torch.zeros_like(self.moment), self.held)
             object.__setattr__(self, "cache", Derived(Rows(self.features), Rows(self.labels), width, fit))  # a memo, not a change
         assert self.cache is not None
         return self.cache
@@ -289,6 +321,7 @@ class PromptWise(Policy):
             ridge=self.ridge,
             max_samples=self.max_samples,
             was_pending=seen.was_pending,
+            layout=state.layout,
         )
 
     def prepare(self, state: State) -> State:

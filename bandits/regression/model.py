@@ -21,7 +21,7 @@ from bandits.errors import InvalidContext
 from bandits.functional import kernels
 from bandits.regression.kernel import Kernel, KernelArm
 from bandits.regression.ridge import Ridge, RidgeArm, ridge_scores
-from bandits.types import Context
+from bandits.types import LAYOUT, Context
 
 FeatureMap = Callable[[Tensor], Tensor]
 """(..., d) -> (..., p)."""
@@ -60,12 +60,19 @@ class Regression:
         return RidgeArm.init(self.size) if self.kernel is None else KernelArm.init(self.size)
 
     def update(
-        self, arm: RidgeArm | KernelArm, x: Tensor, target: float, *, was_pending: bool, offset: int = 0
+        self,
+        arm: RidgeArm | KernelArm,
+        x: Tensor,
+        target: float,
+        *,
+        was_pending: bool,
+        offset: int = 0,
+        layout: int = LAYOUT,
     ) -> RidgeArm | KernelArm:
-        """One more prompt x (d,) and its target; see `Observation.was_pending` and `offset`."""
+        """One more prompt x (d,) and its target; see `Observation.was_pending` and `offset`, and `State.layout`."""
         z = self.feature_map(x)
         if isinstance(arm, RidgeArm):
-            return arm.update(z, target, ridge=self.ridge, was_pending=was_pending)
+            return arm.update(z, target, ridge=self.ridge, was_pending=was_pending, layout=layout)
         return arm.update(
             z,
             target,
@@ -101,12 +108,13 @@ class Regression:
         *,
         was_pending: Sequence[bool],
         offsets: Sequence[int],
+        layout: int = LAYOUT,
     ) -> RidgeArm | KernelArm:
         """`update` with several prompts x (d,) in order."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
-            return arm.update_many(self._lifted(x), targets, was_pending=was_pending)
+            return arm.update_many([self.feature_map(one) for one in x], targets, was_pending=was_pending, layout=layout)
         for prompt, target, known, offset in zip(x, targets, was_pending, offsets, strict=True):
-            arm = self.update(arm, prompt, target, was_pending=known, offset=offset)
+            arm = self.update(arm, prompt, target, was_pending=known, offset=offset, layout=layout)
         return arm
 
     def add_pending_many(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:

@@ -77,7 +77,9 @@ class RegressionUcb(Policy):
     def update(self, state: State, seen: Observation) -> ArmState:
         def learn(signal: int, arm: ArmState, value: float) -> ArmState:
             target = value - self._prior(signal)
-            return self.regression.update(arm, seen.features, target, was_pending=seen.was_pending, offset=seen.offset)
+            return self.regression.update(
+                arm, seen.features, target, was_pending=seen.was_pending, offset=seen.offset, layout=state.layout
+            )
 
         def lack(arm: ArmState) -> ArmState:
             return self.regression.remove_pending(arm, seen.features) if seen.was_pending else arm
@@ -87,7 +89,9 @@ class RegressionUcb(Policy):
     def amend_arm(self, state: State, change: Amendment) -> ArmState:
         def learn(k: int, arm: ArmState, value: float) -> ArmState:
             target = value - self._prior(k)
-            return self.regression.update(arm, change.features, target, was_pending=False, offset=change.offset)
+            return self.regression.update(
+                arm, change.features, target, was_pending=False, offset=change.offset, layout=state.layout
+            )
 
         def correct(k: int, arm: ArmState, old: float, new: float) -> ArmState:
             targets = old - self._prior(k), new - self._prior(k)
@@ -104,6 +108,7 @@ class RegressionUcb(Policy):
             [(one.signals[0] if one.signals else one.reward) - self.prior_mean for one in seen],
             was_pending=[one.was_pending for one in seen],
             offsets=[one.offset for one in seen],
+            layout=state.layout,
         )
 
     def prepare(self, state: State) -> State:

@@ -21,7 +21,7 @@ from bandits.errors import BanditError, InvalidHyperparameter
 from bandits.hyperparameters import declared
 from bandits.objective import COST, REWARD
 from bandits.registry import POLICIES, build
-from bandits.types import Context, Observation, Policy, empty
+from bandits.types import LAYOUT, Context, Observation, Policy, empty
 from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
 from service.api.problems import invalid, invalid_fields
 from service.api.requests import MAX_SIGNALS, WEIGHED_PARTS, BanditBody, EmbedderSpec, RewardSpec, Takes, check_arm_name
@@ -124,6 +124,7 @@ def created_event(
         amend_until_s=UNSET if body.amend_until_s is None else body.amend_until_s,
         cooldown=CooldownSet(**body.cooldown.model_dump()) if body.cooldown else UNSET,
         session_ttl_s=UNSET if body.session_ttl_s is None else body.session_ttl_s,
+        layout=LAYOUT,
     )
 
 

@@ -347,6 +347,7 @@ class DigestAnswer(Answer):
 
     offset: int = Field(description="What is learned up to here.", examples=[4711])
     sha256: str = Field(description="Of the packed state.", pattern="^[0-9a-f]{64}$")
+    layout: int = Field(description="How the log lays out sums; only digests of one layout can be equal.", examples=[2])
 
 
 class ArmAnswer(BaseModel):

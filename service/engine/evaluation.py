@@ -299,7 +299,8 @@ class Own:
         self._log = Log(created.bandit, created.bandit)  # as errors name it
         self.ledger = Ledger(created)
         self.policy = policy_of(created)
-        self._learned = {events.FIRST: Learned.start(events.FIRST, self.policy, arms=len(created.arms), is_own=True)}
+        start = Learned.start(events.FIRST, self.policy, arms=len(created.arms), is_own=True, layout=self.ledger.layout)
+        self._learned = {events.FIRST: start}
         self._hyperparameters = self.ledger.live.hyperparameters
 
     @property
@@ -329,7 +330,9 @@ class Own:
         if isinstance(event, events.ShadowCreated) and event.learns_from == "now":
             policy = shadow_policy(self.created, self.ledger.shadows[event.shadow])
             arms, retired = len(self.ledger.arms), self.ledger.retired()
-            self._learned[offset] = Learned.start(offset, policy, arms=arms, retired=retired, since=offset)
+            self._learned[offset] = Learned.start(
+                offset, policy, arms=arms, retired=retired, since=offset, layout=self.ledger.layout
+            )
         for number, one in self._learned.items():
             policy = self.policy if number == self.ledger.live.number else one.policy
             known = replace(one, policy=policy, is_own=one.is_own and not self.ledger.promotions)

@@ -137,6 +137,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     signals: names of those that are learned, in order; unset = the reward alone.
     objective, budget, prices_per, amend_until_s, cooldown, session_ttl_s: as in the request; unset where they were not given.
     clone_of: unset where it was begun with nothing.
+    layout: of the sums of its states (`bandits.types.LAYOUT`), since a digest depends on it; unset = 1.
 
     prompt_takes, output_takes: `text`, `image` or `both`, where an embedder reads images; unset for any other, and in logs that
     are older than the distinction.
@@ -169,6 +170,7 @@ class Created(Event, frozen=True, kw_only=True, tag="created"):
     amend_until_s: float | msgspec.UnsetType = msgspec.UNSET
     cooldown: CooldownSet | msgspec.UnsetType = msgspec.UNSET
     session_ttl_s: float | msgspec.UnsetType = msgspec.UNSET
+    layout: int | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def learned(self) -> tuple[str, ...]:

@@ -504,6 +504,7 @@ class Ledger:
         self.cloning = None if created.clone_of is msgspec.UNSET else CloneProgress(created.clone_of)  # None = it decides
         self.shadows: dict[str, ShadowRecord] = {}
         self.promotions = 0  # ever
+        self.layout = 1 if created.layout is msgspec.UNSET else created.layout  # of the sums of every policy here
         self.sessions: dict[str, SessionRecord] = {}  # the least recently used first
         self.forgotten = 0  # the highest generation of a session that was forgotten
         self._index = {arm.name: i for i, arm in enumerate(self.arms)}

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from bandits import state as states
@@ -24,7 +25,7 @@ from bandits.errors import BanditError, FieldError
 from bandits.hyperparameters import declared
 from bandits.objective import REWARD
 from bandits.registry import POLICIES, build
-from bandits.types import REFERENCE, Amendment, Context, NoReference, Observation, Policy, State
+from bandits.types import LAYOUT, REFERENCE, Amendment, Context, NoReference, Observation, Policy, State
 from service.engine import events
 from service.engine.errors import damage_at
 from service.engine.events import Created
@@ -66,6 +67,8 @@ def shadow_policy(created: Created, shadow: ShadowRecord) -> Policy:
 def _built(created: Created, kind: str, hyperparameters: Mapping[str, Any], fingerprint: str) -> Policy:
     if kind not in POLICIES:
         raise events.NewerEvent(f"the policy {kind[:64]!r}")
+    if created.layout is not msgspec.UNSET and created.layout > LAYOUT:
+        raise events.NewerEvent(f"sums in layout {created.layout}")
     if unknown := {*hyperparameters} - {item.name for item in declared(POLICIES[kind])}:
         raise events.NewerEvent(f"the hyperparameter {min(unknown)[:64]!r} of {kind}")
     policy = build_for(created, kind, hyperparameters)
@@ -199,10 +202,11 @@ class Learned:
         retired: frozenset[int] = frozenset(),
         is_own: bool = False,
         since: int = 0,
+        layout: int,
     ) -> Learned:
-        """Before the first outcome. arms: how many there are.  since: the offset from which on it learns."""
+        """Before the first outcome. arms: how many there are.  since: the offset from which on it learns.  layout: the log's."""
         offsets = (since,) * arms if since else ()
-        state = replace(states.start(policy, arms=arms), retired=retired, since=offsets, recent_since=offsets)
+        state = replace(states.start(policy, arms=arms, layout=layout), retired=retired, since=offsets, recent_since=offsets)
         return Learned(number, policy, state, is_own)
 
     def fold(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:

@@ -68,7 +68,7 @@ class CatchingUp:
     def __init__(self, created: Created, record: ShadowRecord, policy: Policy) -> None:
         self.record = record
         self.ledger = Ledger(created)
-        self.learned = Learned.start(record.number, policy, arms=len(created.arms))
+        self.learned = Learned.start(record.number, policy, arms=len(created.arms), layout=self.ledger.layout)
         self.lock = asyncio.Lock()
 
     def fold(self, log: Log, entries: list[Entry]) -> None:
@@ -103,7 +103,8 @@ class Projection:
         retention: Retention | None = None,
     ) -> None:
         self.ledger = Ledger(created)
-        start = Version(states.start(policy, arms=len(created.arms)), 1, tuple(self.ledger.arms))
+        state = states.start(policy, arms=len(created.arms), layout=self.ledger.layout)
+        start = Version(state, 1, tuple(self.ledger.arms))
         self.deciding = events.FIRST
         self.tracks = {events.FIRST: Versions(policy, log, background, start, mirror=mirror_of(policy))}
         self.catching_up: dict[int, CatchingUp] = {}
@@ -432,7 +433,12 @@ class Projection:
                 self.background.spawn(self._catch_up_behind(one))
             return
         learned = Learned.start(
-            record.number, policy, arms=len(self.ledger.arms), retired=self.ledger.retired(), since=record.number
+            record.number,
+            policy,
+            arms=len(self.ledger.arms),
+            retired=self.ledger.retired(),
+            since=record.number,
+            layout=self.ledger.layout,
         )
         self._attach(learned.with_pending(self.log, list(self.ledger.open.values())) if self._is_live else learned)
 

@@ -139,7 +139,7 @@ def unpack(policy: Policy, created: Created, blob: bytes, *, any_build: bool = F
     def state_of(policy: Policy, sums: bytes, derived: bytes, since: Since | None) -> State:
         if since is None and policy.drops_outcomes and not any_build:
             raise SnapshotRefused("it does not say which outcomes its sums hold")
-        state = states.unpack(policy, sums)
+        state = states.unpack(policy, sums, layout=ledger.layout, any_layout=any_build)
         if kept.build == BUILD:
             state = policy.unpack_derived(state, derived)
         if len(state.arms) != len(ledger.arms):

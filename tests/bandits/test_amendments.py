@@ -133,7 +133,7 @@ def numbers(policy: Policy, state: State) -> dict[str, np.ndarray]:
         for index, arm in enumerate(arms):
             name = f"{part}.{index}"
             if not isinstance(policy, Auto):
-                found |= dict(states._to_tensors(f"{name}.", arm))
+                found |= dict(states._to_tensors(f"{name}.", arm, state.layout))
                 continue
             found |= {f"{name}.pulls": arm.pulls, f"{name}.answered": arm.answered, f"{name}.moments": arm.moments.numpy()}
             found[f"{name}.squares"] = arm.squares.numpy()
@@ -141,6 +141,9 @@ def numbers(policy: Policy, state: State) -> dict[str, np.ndarray]:
                 gram = arm.gram(k)
                 held = policy.features.lift_all(torch.stack(list(gram.held)).numpy()) if gram.held else np.zeros((0, 1))
                 found |= {f"{name}.{k}.count": gram.count, f"{name}.{k}.held": held.T @ held, f"{name}.{k}.tiles": gram.tiles}
+    for sums in [name for name in found if name.endswith((".gram", ".design"))]:  # which rows are held is no part of it
+        rows = found.pop(f"{sums.rpartition('.')[0]}.held")
+        found[sums] = found[sums] + rows.T @ rows if len(rows) else found[sums]
     return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
 
 

@@ -95,6 +95,8 @@ def test_what_was_packed_is_unpacked() -> None:
         assert one.pulls == other.pulls
         assert torch.equal(one.gram, other.gram)
         assert torch.equal(one.moment, other.moment)
+        assert len(one.held) == len(other.held) > 0
+        assert all(map(torch.equal, one.held, other.held))
         assert one.cache is None, "what is derived is derived again"
 
 
@@ -106,7 +108,7 @@ def test_a_state_without_arms_can_be_packed() -> None:
 def test_the_layout_of_a_tensor_in_memory_does_not_matter() -> None:
     state = learned()
     arm = state.arms[0]
-    strided = states.with_arm(state, 0, type(arm)(arm.pulls, arm.gram.T.contiguous().T, arm.moment))
+    strided = states.with_arm(state, 0, dataclasses.replace(arm, gram=arm.gram.T.contiguous().T))
     assert not strided.arms[0].gram.is_contiguous()
     assert states.pack(POLICY, strided) == states.pack(POLICY, state)
 
@@ -144,8 +146,8 @@ def test_the_state_of_another_policy_is_refused() -> None:
 
 def test_a_state_of_another_format_is_refused() -> None:
     data = states.pack(POLICY, learned())
-    with pytest.raises(CorruptState, match="expected format 1"):
-        states.unpack(POLICY, data.replace(b'\\"format\\": 1', b'\\"format\\": 2'))
+    with pytest.raises(CorruptState, match="expected format 2"):
+        states.unpack(POLICY, data.replace(b'\\"format\\": 2', b'\\"format\\": 3'))
 
 
 def test_a_state_that_lacks_a_part_is_refused() -> None:

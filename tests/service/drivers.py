@@ -11,7 +11,7 @@ import pytest
 from numpy.random import Generator
 
 from bandits.registry import build
-from bandits.types import Policy
+from bandits.types import LAYOUT, Policy
 from service.engine import events
 from service.engine.decisions import DecisionMaker, DecisionRequest
 from service.engine.errors import OutcomeConflictError
@@ -64,6 +64,7 @@ def created(example: Example = GREEDY, *, name: str = "greeter", arms: int = ARM
         "reward_source": "client",
         "default_reward": None,
         "timeout_s": 100.0,
+        "layout": LAYOUT,
     }
     return Created(**{**facts, **changes})
 

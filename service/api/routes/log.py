@@ -149,4 +149,4 @@ async def show_digest(
     """
     await learner.projection.wait_for_offset(min_offset, timeout_s=services.settings.min_offset_wait_s)
     offset, sha256 = await asyncio.to_thread(digest_of, *learner.projection.learned())
-    return answer({"offset": offset, "sha256": sha256})
+    return answer({"offset": offset, "sha256": sha256, "layout": learner.ledger.layout})

@@ -100,7 +100,7 @@ class Arms:
                 if len(came) == 1:
                     self.arms[k] = self.arms[k].update(torch.from_numpy(came[0]), both[0], ridge=RIDGE, was_pending=True)
                 else:
-                    self.arms[k] = self.arms[k].update_many(torch.from_numpy(np.array(came)), both, was_pending=known)
+                    self.arms[k] = self.arms[k].update_many([*torch.from_numpy(np.array(came))], both, was_pending=known)
                 for row, target in zip(came, both, strict=True):
                     self._learned(k, row, target)
         return kind

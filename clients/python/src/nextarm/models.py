@@ -448,10 +448,11 @@ class Evaluations(Model):
 
 
 class Digest(Model):
-    """sha256 of the folded state at an offset."""
+    """sha256 of the folded state at an offset. layout: of its sums; only digests of one layout can be equal."""
 
     offset: int
     sha256: str
+    layout: int = 1
 
 
 # -- what the server has -------------------------------------------------------------------------------------------------------
