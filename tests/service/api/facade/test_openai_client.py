@@ -1,16 +1,17 @@
-"""OpenAI's real client, sync and async, against a service with upstreams: `make test-integrations` makes its environment."""
+"""OpenAI's real client, sync and async, against a service with upstreams."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from nextarm import Client
 
-from tests.integrations.litellm_cpu import ENVIRONMENTS, upstream
+from tests.integrations.litellm_cpu import upstream
 from tools.processes import ROOT, Server
 
 ARMS = {
@@ -52,9 +53,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, d
                 for name, arms in BANDITS.items():
                     more: dict[str, Any] = {"session_ttl_s": 1000.0} if name == "sticky" else {}
                     client.create_bandit(name, policy={"kind": "random"}, arms=[{"name": arm} for arm in arms], **more)
-                python = str(ENVIRONMENTS / "openai-sdk" / "bin" / "python")
                 done = subprocess.run(
-                    [python, "tests/integrations/openai_calls.py", at],
+                    [sys.executable, "tests/service/api/facade/openai_calls.py", at],
                     cwd=ROOT,
                     capture_output=True,
                     text=True,

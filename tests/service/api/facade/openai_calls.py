@@ -1,6 +1,6 @@
-"""Calls of OpenAI's own client, run by the Python of an environment that has it.
+"""Calls of OpenAI's own client, in a process of its own.
 
-python tests/integrations/openai_calls.py URL       prints a JSON object: what each scenario saw
+python tests/service/api/facade/openai_calls.py URL       prints a JSON object: what each scenario saw
 """
 
 from __future__ import annotations
