@@ -139,4 +139,4 @@ def test_delays_delay_only_what_is_learned() -> None:
     z = policy.feature_map(torch.from_numpy(world.features))
     for k, arm in enumerate(trace.state.arms):
         played = torch.from_numpy(trace.picks == k)
-        torch.testing.assert_close(arm.gram, z[played].T @ z[played], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(arm.whole_gram, z[played].T @ z[played], rtol=1e-12, atol=1e-12)

@@ -239,7 +239,7 @@ def test_outcomes_in_another_order_give_the_same_sums() -> None:
     order = g.permutation(120)
     one, other = state_of(policy, x, r).arms[0], state_of(policy, x[order], r[order]).arms[0]
     assert one.pulls == other.pulls == 120
-    torch.testing.assert_close(one.gram, other.gram, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.whole_gram, other.whole_gram, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(one.moment, other.moment, rtol=1e-12, atol=1e-12)
 
 

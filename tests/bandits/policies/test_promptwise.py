@@ -510,7 +510,7 @@ def test_up_to_max_samples_the_fit_is_the_refit_and_beyond_it_stays_near() -> No
     forgetful = torch.sigmoid(others @ exact(arm.features, arm.labels))
     assert float((forgetful - refit).abs().max()) > 0.05
     assert arm.pulls == 5500
-    torch.testing.assert_close(arm.gram, x.T @ x, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(arm.derive(1.0).width.whole_gram, x.T @ x, rtol=1e-12, atol=1e-9)
 
 
 def test_separable_outcomes_stay_finite_for_ever() -> None:
