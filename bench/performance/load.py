@@ -2,7 +2,7 @@
 
     python -m bench.performance.load                          about ten minutes: everything
     python -m bench.performance.load --quick                  one round of short slices
-    python -m bench.performance.load --only select,outcome    of: select outcome batch text redis healthz overload
+    python -m bench.performance.load --only select,outcome    of: rounds select outcome batch text redis healthz overload
     python -m bench.performance.load --write                  also docs/performance.md and docs/plots/load.png
 
     wrk (1 thread) --> bare routes: raw ASGI, Starlette + msgspec, FastAPI + pydantic     loading/bare.py
@@ -31,14 +31,14 @@ from rich.console import Console
 from bench.pages import show, write
 from bench.performance.load_testing import machine, noisy_neighbors, pages, picture
 from bench.performance.load_testing import overload as overloads
-from bench.performance.load_testing.cases import CONNECTIONS, Cases
+from bench.performance.load_testing.cases import CONNECTIONS, SINGLES, Cases
 from bench.performance.load_testing.measure import Slice, document
 from bench.performance.load_testing.rig import SEED, Rig, bare, service, service_on_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "load" / "results.json"
 PLOT = ROOT / "docs" / "plots" / "load.png"
-PARTS = ("select", "outcome", "batch", "text", "redis", "healthz", "overload")
+PARTS = ("rounds", "select", "outcome", "batch", "text", "redis", "healthz", "overload")
 EMBEDDERS = ("static", "minilm")
 
 
@@ -64,10 +64,10 @@ class Wanted:
 
 def one_round(cases: Cases, rig: Rig, redis: Sequence[Rig], wanted: Wanted, *, turn: int) -> Iterator[Slice]:
     """One slice of everything but overload."""
-    for case in ("select", "outcome"):
-        if case in wanted.parts or redis:
+    for case in SINGLES:
+        if case.partition(" ")[0] in wanted.parts or (redis and case != "rounds without prompts"):
             for connections in wanted.connections:
-                rigs = [rig, *(redis if connections >= 2 else [])]
+                rigs = [rig, *(redis if connections >= 2 and case != "rounds without prompts" else [])]
                 yield from cases.singles(case, rigs, connections=connections, turn=turn)
     if "batch" in wanted.parts:
         for connections in (1, 4):
@@ -167,10 +167,11 @@ def page_text(found: Sequence[pages.Rows], where: dict[str, Any]) -> str:
     head = f"""`python -m bench.performance.load --write`: {how}.
 {pages.machine_text(where)}
 
-PAK-UCB, vectors of 384 numbers as base64, 128 random frequencies (p = 256), 10 arms. CPU is the user and system time of the
-server's processes per answered request (per decision or outcome in a batch). The bare routes read the same bodies and answer as
-many bytes on the same uvicorn, uvloop and httptools, and do nothing else; `x` columns are medians of the ratios to them within a
-round. Latencies are at full speed: with 64 connections, 64 requests always wait.
+PAK-UCB, vectors of 384 numbers as base64, 128 random frequencies (p = 256), 10 arms; without prompts Thompson sampling. Rounds
+are what a router does: decisions and their outcomes in turn. CPU is the user and system time of the server's processes per
+answered request (per decision or outcome in a batch). The bare routes read the same bodies and answer as many bytes on the same
+uvicorn, uvloop and httptools, and do nothing else; `x` columns are medians of the ratios to them within a round. Latencies are at
+full speed: with 64 connections, 64 requests always wait.
 
 ![load](plots/load.png)"""
     return "\n\n".join([head, *map(pages.markdown, found)])

@@ -44,7 +44,7 @@ class Prompt(msgspec.Struct, forbid_unknown_fields=True):
 class Ask(msgspec.Struct, forbid_unknown_fields=True):
     """Body of a decision."""
 
-    prompt: Prompt
+    prompt: Prompt | None = None
 
 
 class Score(msgspec.Struct):
@@ -94,7 +94,8 @@ def decided(body: bytes) -> bytes:
     """Body of a decision -> its answer, which is put together for each request."""
     asked = decode_ask(body)
     scores = {name: Score(ESTIMATE, BONUS) for name in NAMES}
-    return encode(Decision(ID, "b", ID, len(asked.prompt.vector) // 2048, "model-2", False, 1.0, dict(WEIGHTS), scores, 4711))
+    attempt = 0 if asked.prompt is None else len(asked.prompt.vector) // 2048
+    return encode(Decision(ID, "b", ID, attempt, "model-2", False, 1.0, dict(WEIGHTS), scores, 4711))
 
 
 def received(body: bytes, decision: str) -> bytes:
@@ -147,7 +148,7 @@ class PromptModel(Model):
 class AskModel(Model):
     """Body of a decision."""
 
-    prompt: PromptModel
+    prompt: PromptModel | None = None
 
 
 class ScoreModel(Model):
@@ -194,7 +195,7 @@ async def fastapi_decision(body: AskModel) -> DecisionModel:
         id=ID,
         bandit="b",
         episode=ID,
-        attempt=len(body.prompt.vector) // 2048,
+        attempt=0 if body.prompt is None else len(body.prompt.vector) // 2048,
         arm="model-2",
         stop=False,
         propensity=1.0,

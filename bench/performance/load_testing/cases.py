@@ -13,6 +13,9 @@ from bench.performance.load_testing.plans import Plan
 from bench.performance.load_testing.rig import BATCH, Rig, ask_bodies, batch_bodies
 
 CONNECTIONS = (1, 16, 64)
+ROUNDS = ("rounds", "rounds without prompts")
+"""Beside these only the Starlette route is measured, which they are judged by."""
+SINGLES = (*ROUNDS, "select", "outcome")
 MANY = 10_000
 """More different texts than this are all new: no slice sends so many."""
 PROBE = 4_000
@@ -28,6 +31,7 @@ class Cases:
         self._seconds = seconds
         self._asks = self._written("asks", ask_bodies())
         self._batches = self._written("batches", batch_bodies())
+        self._empty = self._written("empty", ["{}"])
         self._rates: dict[tuple[str, str, int], float] = {}  # outcomes per second and replica, of the last slice
 
     def _written(self, name: str, lines: Sequence[str]) -> str:
@@ -40,8 +44,12 @@ class Cases:
     def on_bare(self, case: str, route: str, connections: int) -> Slice:
         """A decision or an outcome at a bare route."""
         path = f"/{route}/decisions"
-        asks = Plan(kind="bodies", path=path, file=self._asks)
-        plan = asks if case == "select" else Plan(kind="outcomes", path=path, prefix=ID[:-8], supply=10**8)
+        plan = {
+            "rounds": Plan(kind="rounds", path=path, file=self._asks),
+            "rounds without prompts": Plan(kind="rounds", path=path, file=self._empty),
+            "select": Plan(kind="bodies", path=path, file=self._asks),
+            "outcome": Plan(kind="outcomes", path=path, prefix=ID[:-8], supply=10**8),
+        }[case]
         return measured(
             lambda: [self._drive(self._url, plan, connections)],
             case=case,
@@ -51,6 +59,20 @@ class Cases:
         )
 
     # -- the service -------------------------------------------------------------------------------------------------------
+
+    def rounds(self, rig: Rig, connections: int) -> Slice:
+        """Decisions and their outcomes in turn, as a router asks."""
+        with rig.bandit() as name:
+            return self._played(rig, "rounds", connections, name, self._asks)
+
+    def rounds_without_prompts(self, rig: Rig, connections: int) -> Slice:
+        """The same by Thompson sampling: what is left without mathematics."""
+        with rig.bandit(embedder="") as name:
+            return self._played(rig, "rounds without prompts", connections, name, self._empty)
+
+    def _played(self, rig: Rig, case: str, connections: int, name: str, file: str) -> Slice:
+        plans = [Plan(kind="rounds", path=f"/v1/bandits/{name}/decisions", file=file)] * len(rig.urls)
+        return self._measured(rig, case, connections, plans, accepted=lambda: sum(rig.counts(name)))
 
     def select(self, rig: Rig, connections: int) -> Slice:
         """Single decisions with a given vector."""
@@ -153,7 +175,13 @@ class Cases:
 
     def singles(self, case: str, rigs: Sequence[Rig], *, connections: int, turn: int) -> Iterator[Slice]:
         """Every target once, one after the other; who begins changes from round to round."""
-        ask: Callable[[Rig, int], Slice] = self.select if case == "select" else self.outcome
-        order: list[str | Rig] = [*ROUTES, *rigs]
+        asks: dict[str, Callable[[Rig, int], Slice]] = {
+            "rounds": self.rounds,
+            "rounds without prompts": self.rounds_without_prompts,
+            "select": self.select,
+            "outcome": self.outcome,
+        }
+        ask = asks[case]
+        order: list[str | Rig] = [*(["starlette"] if case in ROUNDS else ROUTES), *rigs]
         for target in order[turn % len(order) :] + order[: turn % len(order)]:
             yield self.on_bare(case, target, connections) if isinstance(target, str) else ask(target, connections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ class Slice:
 
     case: what was asked.  target: who answered.  items: decisions or outcomes per request.  cpu_us: CPU time of the target's
     processes per item.  per_s: items per second.  p50_ms...: latency of requests.  errors: refused or broken requests.
-    store_us: CPU time of a store in a process of its own, per item.
+    store_us: CPU time of a store in a process of its own, per item.  driver_us: CPU time of the drivers, per item.
     """
 
     case: str
@@ -43,6 +44,7 @@ class Slice:
     longest_ms: float
     errors: int
     store_us: float = 0.0
+    driver_us: float = 0.0
 
 
 def cpu_s(pid: int) -> float:
@@ -90,7 +92,9 @@ def measured(
     """
     known = accepted() if accepted else 0
     before, store_before = cpu_of(pids), cpu_of(store)
+    drivers_before = _ended_cpu_s()
     told = drive()
+    drivers = _ended_cpu_s() - drivers_before
     settle(pids)
     cpu, store_cpu = cpu_of(pids) - before, cpu_of(store) - store_before
     requests = sum(counted.requests for counted in told)
@@ -115,7 +119,14 @@ def measured(
         longest_ms=max(counted.longest for counted in told),
         errors=errors,
         store_us=1e6 * store_cpu / done,
+        driver_us=1e6 * drivers / done,
     )
+
+
+def _ended_cpu_s() -> float:
+    """CPU seconds of the child processes that have ended, as drivers do."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def settle(pids: Sequence[int], *, patience_s: float = 20.0) -> None:
@@ -141,7 +152,7 @@ def check(accepted: int, *, answered: int, under_way: int, what: str) -> None:
 Key = tuple[str, int, str]
 """Case, connections, target."""
 
-MEASURES = ("cpu_us", "store_us", "per_s", "p50_ms", "p95_ms", "p99_ms")
+MEASURES = ("cpu_us", "store_us", "driver_us", "per_s", "p50_ms", "p95_ms", "p99_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +164,7 @@ class Middle:
     low: float
     high: float
     store_us: float
+    driver_us: float
     per_s: float
     p50_ms: float
     p95_ms: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["bodies", "outcomes", "outcome batches", "texts"]
+Kind = Literal["bodies", "rounds", "outcomes", "outcome batches", "texts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,7 @@ class Plan:
     """A stream of requests.
 
     bodies           the lines of a file in turn, by `method` to `path`; a line may be empty (no body)
+    rounds           the outcome of a decision that was answered where there is one, else POST the next line of a file to `path`
     outcomes         PUT `path`/PREFIXn/outcome for n = 1 ... supply, each once, then the stream ends
     outcome batches  POST `path` with `size` outcomes for PREFIXn, until fewer are left
     texts            POST `path` with prompts as text, of which `different` differ; PREFIX tells them from other plans'

@@ -78,30 +78,36 @@ class Rig:
 
     @contextmanager
     def bandit(self, *, embedder: str = "vector", learned: int = LEARNED) -> Iterator[str]:
-        """A fresh PAK-UCB bandit with 2 x 128 features and 10 arms that has learned from some rounds; deleted at the end."""
+        """A fresh bandit with 10 arms that has learned from some rounds; deleted at the end. PAK-UCB with 2 x 128 features, or
+        Thompson sampling without prompts where `embedder` is empty.
+        """
         self._made += 1
         name = f"b{self._made}"
         prompt: dict[str, Any] = {"embedder": embedder, **({"dim": DIM} if embedder == "vector" else {})}
         arms = [{"name": f"model-{arm}", "price": 0.001 * arm} for arm in range(ARMS)]
-        policy = {"kind": "pak-ucb", "random_features": FEATURES}
-        self.ask("PUT", f"/{name}", {"policy": policy, "arms": arms, "prompt": prompt, "seed": SEED})
+        body: dict[str, Any] = {"policy": {"kind": "thompson"}, "arms": arms, "seed": SEED}
+        if embedder:
+            body |= {"policy": {"kind": "pak-ucb", "random_features": FEATURES}, "prompt": prompt}
+        self.ask("PUT", f"/{name}", body)
         rng = np.random.default_rng(SEED)
         for first in range(0, learned, BATCH):
             asked = self._asked(embedder, first)
             made = self.ask("POST", f"/{name}/decisions/batch", {"decisions": asked})["decisions"]
             outcomes = [{"decision": one["id"], "reward": float(rng.random() < 0.5)} for one in made]
             self.ask("POST", f"/{name}/outcomes/batch", {"outcomes": outcomes})
-        self._warm(name, WARM if learned and embedder == "vector" else 0)
+        self._warm(name, WARM if learned and embedder in ("", "vector") else 0, with_prompts=bool(embedder))
         yield name
         self.ask("DELETE", f"/{name}")
 
-    def _warm(self, bandit: str, rounds: int) -> None:
+    def _warm(self, bandit: str, rounds: int, *, with_prompts: bool) -> None:
         """Single requests one after the other: the service has to see how quick they are after the batches before."""
         for vector in prompts(rounds, seed=SEED + 2):
-            made = self.ask("POST", f"/{bandit}/decisions", {"prompt": {"vector": vector}})
+            made = self.ask("POST", f"/{bandit}/decisions", {"prompt": {"vector": vector}} if with_prompts else {})
             self.ask("PUT", f"/{bandit}/decisions/{made['id']}/outcome", {"reward": 0.5})
 
     def _asked(self, embedder: str, first: int) -> list[dict[str, Any]]:
+        if not embedder:
+            return [{}] * BATCH
         if embedder == "vector":
             return [{"prompt": {"vector": vector}} for vector in prompts(BATCH, seed=SEED + 1 + first)]
         return [{"prompt": f"Learned before: {first + i % 16}"} for i in range(BATCH)]

@@ -44,6 +44,27 @@ function request()
   return requests[at]
 end
 """,
+    "rounds": """
+local asks, ids, at, first, last = {}, {}, 0, 1, 0
+local post = "/outcome HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Type: application/json\\r\\nContent-Length: 16\\r\\n\\r\\n"
+function init(args)
+  for body in io.lines("%(file)s") do asks[#asks + 1] = wrk.format("POST", "%(path)s", %(json)s, body) end
+end
+function request()
+  at = at + 1
+  if first > last then return asks[at %% #asks + 1] end
+  local id = ids[first]
+  ids[first] = nil
+  first = first + 1
+  return "PUT %(path)s/" .. id .. post .. string.format('{"reward":0.%%03d}', (at * 379) %% 1000)
+end
+function response(status, headers, body)
+  if status == 201 then
+    last = last + 1
+    ids[last] = string.match(body, '"id":"([^"]+)"')
+  end
+end
+""",
     "outcomes": """
 local n, post = 0, "\\r\\nHost: localhost\\r\\nContent-Type: application/json\\r\\nContent-Length: 16\\r\\n\\r\\n"
 function request()

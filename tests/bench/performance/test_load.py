@@ -81,10 +81,12 @@ class Recorder(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.seen.append((self.command, self.path, body))
-        self.send_response(503 if self.path.endswith("3/outcome") else 200)
-        self.send_header("Content-Length", "2")
+        is_decision = self.path.endswith("/decisions")
+        answer = b'{"id":"made-%d","arm":"a"}' % len(self.seen) if is_decision else b"{}"
+        self.send_response(503 if self.path.endswith("3/outcome") else 201 if is_decision else 200)
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(answer)
 
     do_PUT = do_POST = do_GET = _answer
 
@@ -162,6 +164,25 @@ def test_wrk_sends_what_its_plan_says(tmp_path: Path) -> None:
         assert got[:5] == (first * 2)[skipped : skipped + 5], plan.kind
         assert counted.requests <= len(got) <= counted.requests + 1
         assert counted.refused == pytest.approx(sum(one[1].endswith("3/outcome") for one in got), abs=1)
+
+
+@pytest.mark.skipif(not wrk.available(), reason="there is no wrk")
+def test_wrk_plays_rounds_each_outcome_of_a_decision_that_was_answered(tmp_path: Path) -> None:
+    bodies = tmp_path / "bodies"
+    bodies.write_text("{}\n")
+    with recorder() as (url, seen):
+        plan = Plan(kind="rounds", path="/v1/bandits/b/decisions", file=str(bodies))
+        process = wrk.begin(url, plan, folder=tmp_path, connections=2, seconds=60)
+        while len(seen) < 40 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        wrk.ended(process)
+    decided = [f"made-{n}" for n, (_, path, _) in enumerate(seen, 1) if path.endswith("/decisions")]
+    observed = [path.split("/")[-2] for method, path, _ in seen if method == "PUT"]
+    assert len(observed) >= 15
+    assert len(set(observed)) == len(observed)
+    assert set(observed) <= set(decided)
+    assert len(decided) - len(observed) <= 3
 
 
 def test_arrivals_at_a_rate_do_not_wait_for_answers() -> None:
@@ -286,14 +307,29 @@ def test_a_row_of_overload_tells_what_was_shed_and_how_the_first_and_the_last_se
 
 
 def test_targets_are_judged_on_ratios_of_the_same_run() -> None:
-    slices = [SLICE, replace(SLICE, target="starlette", cpu_us=60.0), replace(SLICE, case="select batch", cpu_us=10.0, items=256)]
-    _, _, cells = pages.targets(slices, [])
-    assert [row[1:] for row in cells] == [
-        ["1.50", "at most 1.5", "met"],
-        ["3.00", "at most 3", "met"],
-        ["9.00", "at least 5", "met"],
+    played = replace(SLICE, case="rounds", cpu_us=270.0)
+    slices = [
+        played,
+        replace(played, target="starlette", cpu_us=60.0),
+        SLICE,  # at 16 connections: its own ratio is no target
+        replace(SLICE, target="starlette", cpu_us=10.0),
+        replace(SLICE, case="select batch", cpu_us=40.0, items=256),
     ]
-    slower = [replace(SLICE, cpu_us=91.0), *slices[1:]]
+    told = {"p99_ms": 40.0, "memory_mb": (300.0, 303.0, 301.0), "recovered_s": 0.0}
+    rows = [
+        {**told, "name": "64 connections (saturation)", "p99_ms": 20.0},
+        {**told, "name": "2x the rate"},
+        {**told, "name": "4x the rate", "p99_ms": 90.0},
+    ]
+    _, _, cells = pages.targets(slices, rows)
+    assert [row[1:] for row in cells] == [
+        ["4.50", "at most 4.5", "met"],
+        ["2.25", "at least 2.5", "**missed**"],
+        ["2.00", "at most 2", "met"],
+        ["1.01", "at most 1.1", "met"],
+        ["0.00", "at most 1", "met"],
+    ]
+    slower = [replace(played, cpu_us=271.0), *slices[1:]]
     assert pages.targets(slower, [])[2][0][3] == "**missed**"
 
 
