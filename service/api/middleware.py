@@ -206,7 +206,7 @@ class AdmissionMiddleware:
             "request_id": scope["nextarm.id"],
             "method": method,
             "route": route,
-            "bandit": scope.get("path_params", {}).get("name", "")[:LONGEST_NAME],
+            "bandit": (scope.get("nextarm.bandit") or scope.get("path_params", {}).get("name", ""))[:LONGEST_NAME],
             "status": status,
             "ms": round(1e3 * seconds, 2),
         }

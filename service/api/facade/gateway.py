@@ -106,8 +106,12 @@ class Gateway:
         await self._background.finish()
         await self._client.close()
 
-    async def answer(self, surface: Surface, caller: Caller, body: bytes, *, session: str | None) -> Response:
-        """The answer to a request. Raises `FacadeError` and `Problem`. session: of the header."""
+    async def answer(
+        self, surface: Surface, caller: Caller, body: bytes, *, session: str | None, named: Callable[[str], None]
+    ) -> Response:
+        """The answer to a request. Raises `FacadeError` and `Problem`. session: of the header.  named: called with the name of
+        the bandit once it is known.
+        """
         if self._calls >= self._upstreams.max_calls:
             raise Problem(
                 "overloaded", "too many calls are under way (max_calls of the upstreams); try again, or ask another replica"
@@ -115,7 +119,7 @@ class Gateway:
         self._calls += 1
         answered: Response | None = None
         try:
-            answered = await self._answer(await self._read(surface, caller, body, session))
+            answered = await self._answer(await self._read(surface, caller, body, session, named))
             return answered
         finally:
             if not isinstance(answered, EventStream):
@@ -126,11 +130,13 @@ class Gateway:
 
     # -- the request -------------------------------------------------------------------------------------------------------
 
-    async def _read(self, surface: Surface, caller: Caller, content: bytes, session: str | None) -> _Request:
+    async def _read(
+        self, surface: Surface, caller: Caller, content: bytes, session: str | None, named: Callable[[str], None]
+    ) -> _Request:
         body = parse_json(content)
         if not isinstance(body, dict):
             raise FacadeError(400, "invalid_request", "the body must be a JSON object")
-        learner = await self._learner(caller, body.get("model"))
+        learner = await self._learner(caller, body.get("model"), named)
         streams = body.get("stream") or False
         if streams is not True and streams is not False:
             raise FacadeError(400, "invalid_request", "stream: must be true or false", param="stream")
@@ -150,7 +156,7 @@ class Gateway:
             decision=self._decision(surface, learner, body, session),
         )
 
-    async def _learner(self, caller: Caller, model: object) -> Learner:
+    async def _learner(self, caller: Caller, model: object, named: Callable[[str], None]) -> Learner:
         if not isinstance(model, str):
             raise FacadeError(
                 400, "invalid_request", 'model: is missing; send the name of a bandit, e.g. "bandit/router"', param="model"
@@ -163,6 +169,7 @@ class Gateway:
                 f'model: {model[:128]!r} is not served here; send "bandit/NAME", GET /v1/models lists them',
                 param="model",
             )
+        named(match["name"])
         try:
             return await self._services.repository.get(caller.tenant, match["name"])
         except Exception as error:

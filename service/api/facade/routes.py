@@ -119,10 +119,14 @@ class FacadeHotPath:
 async def respond(gateway: Gateway, surface: Surface, scope: Scope, body: bytes) -> Response:
     """The answer to a call, whatever it is."""
     session = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-session-id"), None)
+
+    def named(bandit: str) -> None:
+        scope["nextarm.bandit"] = bandit  # for the access line
+
     try:
         try:
             check_role(scope["nextarm.caller"], "router")
-            return await gateway.answer(surface, scope["nextarm.caller"], body, session=session)
+            return await gateway.answer(surface, scope["nextarm.caller"], body, session=session, named=named)
         except FacadeError:
             raise
         except Exception as error:

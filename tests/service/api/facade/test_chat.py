@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -26,6 +27,24 @@ async def closed(facade: Facade) -> dict[str, str]:
     found = {event["id"]: event["event"] for event in events if event["event"] in kinds}
     assert set(found) == {event["id"] for event in events if event["event"] == "decided"}
     return found
+
+
+async def test_the_access_line_names_the_bandit(
+    facade: Facade, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "nextarm.http")
+    good(facade)
+    assert (await facade.chat()).status_code == 200
+    written = ""
+
+    def is_written() -> bool:
+        nonlocal written
+        written += capsys.readouterr().err
+        return '"route":"/v1/chat/completions"' in written
+
+    await until(is_written)
+    (line,) = [json.loads(line) for line in written.splitlines() if '"route":"/v1/chat/completions"' in line]
+    assert (line["bandit"], line["status"]) == ("router", 200)
 
 
 async def test_an_answer_comes_from_the_arm_that_was_chosen_and_is_learned(facade: Facade) -> None:
