@@ -117,6 +117,18 @@ class Settings(BaseSettings):
     )
     sweep_s: FiniteFloat = Field(0.5, gt=0, description="How often overdue decisions are looked for, seconds.")
     snapshot_every: int = Field(10_000, ge=1, description="Events between two snapshots of a bandit.")
+    idle_s: FiniteFloat = Field(
+        3600.0,
+        ge=0,
+        description="Seconds without a request after which a bandit leaves memory, with a snapshot; the next request loads it. "
+        "0 = never.",
+    )
+    memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that loaded bandits may take, as estimated; beyond, those that were not asked for longest leave "
+        "memory. One that is larger is served all the same, and `notices` of readyz say so. 0 = no limit.",
+    )
     embedding_cache: int = Field(50_000, ge=0, description="Embeddings kept in memory, of all embedders together.")
     embedding_waiting: int = Field(
         1_024, ge=1, description="Texts and images that may wait for one embedder; more is a 503 with Retry-After."

@@ -54,6 +54,8 @@ NO_PREDICATES = {
     "_serve_one": "an action; false once there is nothing left to do",
     "_look_at": "an action; true where the request was refused",
     "swap_record": "an action; false where another record was found",
+    "write": "an action; false where another process has written meanwhile",
+    "_unload": "an action; false where the bandit stays",
     "rewrite": "an action; false where the record is of another process by now",
     "_resume": "an action; false where there is nothing to resume",
     "take_worker": "an action; false where there is nothing to start",

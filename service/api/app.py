@@ -26,6 +26,7 @@ from service.api.metrics import Meter
 from service.api.middleware import ANY, AdmissionMiddleware, AllowedHosts
 from service.api.openapi import TAGS, document
 from service.api.request_room import RequestRoom
+from service.api.responses import stored_summary
 from service.api.routes import (
     bandits,
     decisions,
@@ -148,7 +149,9 @@ async def running(settings: Settings, *, clock: Callable[[], datetime] = utc_now
         cache_entries=settings.embedding_cache,
         waiting_limit=settings.embedding_waiting,
     )
-    repository = BanditRepository(settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings))
+    repository = BanditRepository(
+        settings.open_storage(), settings, clock=clock, on_load=partial(embedding.warm_for, embeddings), summarize=stored_summary
+    )
     await repository.start()
     scoring = Scoring(timeout_s=settings.scorer_timeout_s)
     embedding.warm(embeddings, settings)

@@ -99,6 +99,9 @@ class _Bandits(Collector):
         yield from _per_shadow(learners)
         if self._tenant is None:
             state = self._repository.state()
+            loaded, size = len(learners), self._repository.loaded_bytes()
+            yield GaugeMetricFamily("nextarm_bandits_loaded", "Bandits in memory; only they have metrics.", value=loaded)
+            yield GaugeMetricFamily("nextarm_bandits_bytes", "Bytes that they take, as estimated.", value=size)
             yield GaugeMetricFamily("nextarm_bandits_loading", "Bandits that are being loaded.", value=len(state["loading"]))
             yield GaugeMetricFamily(
                 "nextarm_bandits_damaged",

@@ -996,6 +996,11 @@ async def summary_json(learner: Learner, now: datetime, of_embedders: Sequence[s
     }
 
 
+async def stored_summary(learner: Learner) -> bytes:
+    """The summary that a list shows while the bandit is out of memory."""
+    return msgspec.json.encode(await summary_json(learner, learner.clock(), []))
+
+
 def faulty_json(name: str, fault: str) -> dict[str, Any]:
     """A bandit of which nothing can be said now."""
     return {**dict.fromkeys(BanditSummary.model_fields), "name": name, "fault": fault}

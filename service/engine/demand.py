@@ -1,6 +1,6 @@
-"""Whether a bandit is asked for in this process, which decides how soon it folds what other processes write.
+"""Whether a bandit is asked for in this process: how soon it folds what other processes write, and whether it stays in memory.
 
-request ──> note
+request ──> hold ──> note
 follow  ──> gather ──> fold everything that has come meanwhile, at once
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
+from typing import Any
 
 ASKED_S = 1.0
 """For so long after a request for a bandit it is followed closely."""
@@ -20,20 +22,41 @@ IDLE_GATHER_S = 1.0
 
 
 class Demand:
-    """When a bandit was last asked for in this process, which decides how soon it folds what others write."""
+    """When a bandit was last asked for in this process, and which tasks are at work on it.
+
+    asked_at, loaded_at: seconds of `time.monotonic`.
+    """
 
     def __init__(self) -> None:
-        self._asked_at = -math.inf
+        self.asked_at = -math.inf
+        self.loaded_at = time.monotonic()
+        self._holding: set[asyncio.Task[Any]] = set()
         self._asked = asyncio.Event()
 
     def note(self) -> None:
         """It is asked for."""
-        self._asked_at = asyncio.get_running_loop().time()
+        self.asked_at = time.monotonic()
         self._asked.set()
+
+    def hold(self, task: asyncio.Task[Any] | None) -> None:
+        """It is asked for, and stays in memory until this task ends: that of a request lasts as long as its answer."""
+        self.note()
+        if task is not None and task not in self._holding:
+            self._holding.add(task)
+            task.add_done_callback(self._holding.discard)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a task is at work on it."""
+        return bool(self._holding)
+
+    def idle_s(self) -> float:
+        """Seconds since it was asked for, or loaded."""
+        return time.monotonic() - max(self.asked_at, self.loaded_at)
 
     async def gather(self) -> None:
         """Wait while entries gather."""
-        if asyncio.get_running_loop().time() - self._asked_at < ASKED_S:
+        if time.monotonic() - self.asked_at < ASKED_S:
             await asyncio.sleep(GATHER_S)
             return
         self._asked.clear()

@@ -87,7 +87,10 @@ def _decode(value: bytes) -> Record | None:
 
 
 class Evaluations:
-    """The evaluations of all bandits of a store, and the task of this process that works on them, one at a time."""
+    """The evaluations of all bandits of a store, and the task of this process that works on them, one at a time.
+
+    log: of the bandit that is evaluated now.
+    """
 
     def __init__(self, storage: Storage, settings: Settings, *, clock: Callable[[], datetime]) -> None:
         self._storage = storage
@@ -96,6 +99,7 @@ class Evaluations:
         self._owner = str(uuid7())
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.log: Log | None = None
 
     def start(self) -> None:
         """Look for work from now on."""
@@ -221,6 +225,7 @@ class Evaluations:
     async def _run(self, held: _Held) -> None:
         """Evaluate, and keep the results."""
         work = asyncio.create_task(self._evaluate(held))
+        self.log = held.log
         try:
             while not work.done():
                 await asyncio.wait([work], timeout=HEARTBEAT_S)
@@ -241,6 +246,7 @@ class Evaluations:
                 await held.rewrite(state="queued", owner="", beat_at=None, attempts=held.record.attempts - 1)
             raise
         finally:
+            self.log = None
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work

@@ -87,6 +87,11 @@ class TaskGroup:
         """
         return await asyncio.shield(self.spawn(work))
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs."""
+        return not self._running
+
     async def finish(self) -> None:
         """Wait for all of it."""
         while self._running:

@@ -11,9 +11,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from service.engine.learner import Learner
 from service.storage.base import (
+    Log,
     LogCompactedError,
     LogNotFoundError,
     LogTruncatedError,
@@ -29,6 +31,8 @@ CHANGES_S = 5.0
 """How long one wait for changes lasts; nothing depends on it."""
 RETRY_S = 0.2
 """Pause after a store could not be reached."""
+UNLOADED_S = 1.0
+"""How long the news of a bandit gather that is not loaded, until it is looked whether it still exists."""
 TIME_S, TIME_NEAR_S = 60.0, 0.5
 """How often the clock is compared with the store's. An answer that took longer than the second is ignored, except the first."""
 TIME_APART_S = 5.0
@@ -40,6 +44,7 @@ class LogFollower:
 
     learners: the loaded ones by the names of their logs, as the repository has them.  clock: of this machine.
     discover: makes what the repository knows under a name match the store.
+    unloaded: the logs that are not loaded, as the repository has them.  changed: names of those that others wrote to.
     known_ends: last known ends of logs, by name.
     """
 
@@ -50,12 +55,15 @@ class LogFollower:
         *,
         clock: Callable[[], datetime],
         discover: Callable[[str], Awaitable[None]],
+        unloaded: Mapping[str, Log] = MappingProxyType({}),
     ) -> None:
         self.known_ends: dict[str, int] = {}
         self._storage = storage
         self._learners = learners
         self._own_clock = clock
         self._discover = discover
+        self._unloaded = unloaded
+        self.changed: set[str] = set()
         self._clock_offset: timedelta | None = None  # the store's clock minus ours
         self._tasks: list[asyncio.Task[None]] = []
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -106,8 +114,12 @@ class LogFollower:
                 continue
             for name, end in changes.items():
                 self.known_ends[name] = max(end, self.known_ends.get(name, 0)) if end else 0
-                if name not in self._following:
-                    self._following[name] = asyncio.create_task(self._follow_log(name))
+                self.follow(name)
+
+    def follow(self, name: str) -> None:
+        """Fold what is new in a log, unless that is under way."""
+        if name not in self._following:
+            self._following[name] = asyncio.create_task(self._follow_log(name))
 
     async def _follow_log(self, name: str) -> None:
         """Fold what is new in a log, until no more was reported meanwhile."""
@@ -115,7 +127,12 @@ class LogFollower:
             while True:
                 end = self.known_ends.get(name, 0)
                 learner = self._learners.get(name)
-                if learner is None:
+                if learner is None and name in self._unloaded:
+                    self.changed.add(name)
+                    if end == 0:  # it grew, or was deleted; a request for it does not wait for this
+                        await asyncio.sleep(UNLOADED_S)
+                        await self._discover(name)
+                elif learner is None:
                     await self._discover(name)
                 elif end == 0:
                     await learner.projection.catch_up()  # a log that was deleted or created again raises

@@ -21,6 +21,7 @@ from service.engine.executor import AdaptiveExecutor, TaskGroup
 from service.engine.health import Check, Status, Subject, calibration, examine, gain, notices, worst
 from service.engine.imports import HistoryImporter
 from service.engine.ledger import KnownReference
+from service.engine.memory import held_bytes
 from service.engine.notices import notices_of_arms, notices_of_rewards, notices_of_shadows
 from service.engine.outcomes import OutcomeRecorder
 from service.engine.policies import Learned, policy_of, takes_reference
@@ -189,6 +190,12 @@ class Learner:
         """Until when an arm is left out of decisions after errors; None where it is not."""
         is_cooling = self.ledger.live.cooldown is not None and self.ledger.is_cooling(index, self.clock())
         return self.ledger.arms[index].cooling_until if is_cooling else None
+
+    def held_bytes(self) -> int:
+        """Estimated bytes of memory: the states of its policies with what is derived from them, and the ledger."""
+        tracks = self.projection.tracks.values()
+        states = [(track.policy, track.committed.state, track.scoring.state) for track in tracks]
+        return held_bytes(self.ledger, self.projection.recent_ids, self.created, *states)
 
     def digest(self) -> tuple[int, str]:
         """(offset, sha256 of the packed state; with shadows, sha256 of theirs and of this, by name)."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -572,6 +573,15 @@ class Ledger:
             elif not self._timeouts_differ:  # else one behind it may be due before it
                 break
         return due
+
+    def next_deadline(self) -> float | None:
+        """When the next open decision becomes overdue, POSIX seconds; None where there is none."""
+        first = self.open.values() if self._timeouts_differ else islice(self.open.values(), 1)
+        return min((self._deadline(decision) for decision in first), default=None)
+
+    def _deadline(self, decision: OpenDecision) -> float:
+        timeout_s = self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
+        return decision.at.timestamp() + timeout_s
 
     def context(
         self,

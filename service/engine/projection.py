@@ -506,6 +506,11 @@ class Projection:
 
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether a snapshot holds all that is committed, or the log holds its creation alone."""
+        return self._snapshot_at == self.versions.committed.offset
+
     async def _try_snapshot(self) -> None:
         try:
             older = await self.snapshot()

@@ -233,10 +233,11 @@ class Gateway:
         exclude = [name for name in active if name in failures or name not in callable_arms]
         body = request.decision.model_copy(update={"exclude": exclude or None})
         deciding = self._background.spawn(decide(self._services, request.learner, body))
+        request.learner.demand.hold(deciding)
         try:
             decided, _ = await asyncio.shield(deciding)
         except asyncio.CancelledError:  # the server ends, and the decision may be in the log by now
-            self._background.spawn(_cancelled(request.learner, deciding))
+            request.learner.demand.hold(self._background.spawn(_cancelled(request.learner, deciding)))
             raise
         except Exception as error:
             raise to_facade_error(body_error_to_problem(error), param=request.surface.prompt_field) from error
@@ -369,18 +370,22 @@ class Gateway:
             signals=outcomes.signals_of(learned, answer, latency_s=latency_s, first_token_s=first_token_s),
         )
         attempt.is_closed = True
-        await asyncio.wait({self._background.spawn(work)}, timeout=OUTCOME_WAIT_S)
+        reporting = self._background.spawn(work)
+        request.learner.demand.hold(reporting)
+        await asyncio.wait({reporting}, timeout=OUTCOME_WAIT_S)
 
     async def _report_failure(self, request: _Request, attempt: _Attempt, reason: str) -> None:
         """Also where the request is cancelled meanwhile."""
         throttled.warning(f"a call of arm {attempt.arm!r} failed", reason=reason, bandit=request.learner.created.bandit)
         attempt.is_closed = True
-        await self._background.run_shielded(outcomes.report_failure(self._services, request.learner, attempt.id, reason))
+        reporting = self._background.spawn(outcomes.report_failure(self._services, request.learner, attempt.id, reason))
+        request.learner.demand.hold(reporting)
+        await asyncio.shield(reporting)
 
     def _abandon(self, request: _Request, attempt: _Attempt) -> None:
         """Cancel the decision, unless its outcome is known: of the two, the first in the log would stay."""
         if not attempt.is_closed:
-            self._background.spawn(outcomes.cancel(request.learner, attempt.id))
+            request.learner.demand.hold(self._background.spawn(outcomes.cancel(request.learner, attempt.id)))
 
 
 class EventStream(Response):

@@ -8,6 +8,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Body, Header, Query, Response
 from starlette.convertors import Convertor, register_url_convertor
 from uuid_utils.compat import uuid7
@@ -150,12 +151,12 @@ async def list_bandits(
     limit: Annotated[int, Query(ge=1, le=1000, description="Bandits in a page.")] = 100,
 ) -> Response:
     """In the order of their names, a page at a time; `next` is the `after` of the next page, null on the last. All of it is read
-    off what this process has folded; a bandit that is still being loaded, or cannot be served, says so in `fault`.
+    off what this process has folded. Of a bandit that is not in memory it is what was kept when it was: `as_of` is that offset.
+    One that was not kept and is still being loaded, or cannot be served, says so in `fault`.
     """
     names = [name for name in await services.repository.names(caller.tenant) if name > after]
     page = names[:limit]
-    # A record of each in the store would do instead of learners, once a process no longer has to hold all of them.
-    asked = {name: asyncio.ensure_future(services.repository.get(caller.tenant, name)) for name in page}
+    asked = {name: asyncio.ensure_future(_look(caller.tenant, name, services)) for name in page}
     if asked:
         await asyncio.wait(asked.values(), timeout=LOADING_WAIT_S)
     items = []
@@ -165,13 +166,25 @@ async def list_bandits(
     return answer({"bandits": [item for item in items if item], "next": page[-1] if len(names) > limit else None})
 
 
-async def _summary(name: str, found: asyncio.Future[Learner], services: Services) -> dict[str, Any] | None:
+async def _look(tenant: str, name: str, services: Services) -> Learner | dict[str, Any]:
+    """The bandit if it is loaded, else its summary; it is loaded only where there is none. A list is no use of a bandit."""
+    if (learner := services.repository.peek(tenant, name)) is not None:
+        return learner
+    if (kept := await services.repository.summary(tenant, name)) is not None:
+        summary: dict[str, Any] = msgspec.json.decode(kept)
+        return summary
+    return await services.repository.get(tenant, name)
+
+
+async def _summary(name: str, found: asyncio.Future[Learner | dict[str, Any]], services: Services) -> dict[str, Any] | None:
     """A bandit in the list; None where it was deleted meanwhile."""
     if not found.done():
         found.cancel()
         return faulty_json(name, "it is still being loaded; ask again")
     try:
         learner = found.result()
+        if isinstance(learner, dict):
+            return learner
         return await summary_json(learner, services.repository.clock(), notices(services.embeddings, learner.created))
     except (BanditNotFoundError, LogNotFoundError):
         return None

@@ -45,14 +45,15 @@ async def readyz(request: Request, services: Shared) -> Response:
     except StorageError as error:
         reasons.append(f"storage: {error if view.of_operator else 'it cannot be written or read now'}")
     lag = {name: services.repository.lag(learner) for name, learner in services.repository.loaded(None)}
-    notices, warming = services.repository.storage.notices(), services.embeddings.warming()
+    notices = [*services.repository.storage.notices(), *services.repository.notices()]
+    warming = services.embeddings.warming()
     body: dict[str, Any] = {
         "status": "not ready" if reasons else "ready",
         "reasons": reasons + newer,
         "damaged": view.named(damaged, reasons=damaged),
         "notices": notices
         if view.of_operator or not notices
-        else [f"{len(notices)} about the store, for a key without a tenant"],
+        else [f"{len(notices)} about the store and memory, for a key without a tenant"],
         "lag": max(lag.values(), default=0),
     }
     if loading := view.named(services.repository.state()["loading"]):

@@ -12,6 +12,7 @@ import pytest
 from service.api.routes import bandits
 from service.engine import events
 from service.engine.events import Cancelled
+from service.engine.repository import BanditRepository
 from service.storage.base import Durability, Log, StorageUnavailableError
 from service.storage.memory import MemoryStorage
 from service.storage.sqlite.store import SqliteStorage
@@ -72,7 +73,7 @@ async def test_readiness_names_bandits_and_files_only_to_a_key_that_may_see_them
     assert answers["red"]["damaged"] == answers["nobody"]["damaged"] == ["2 bandits, for a key that may see them"]
     for who in ("blue", "red", "nobody"):
         assert answers[who]["reasons"] == ["storage: it cannot be written or read now"]
-        assert answers[who]["notices"] == ["1 about the store, for a key without a tenant"]
+        assert answers[who]["notices"] == ["1 about the store and memory, for a key without a tenant"]
         text = str(answers[who])
         assert not [word for word in ("plain", "storm", "secret-folder", "blue", "disk") if word in text], who
         assert who == "blue" or "cloud" not in text
@@ -161,8 +162,15 @@ async def test_bandits_that_are_still_loaded_keep_no_request_out(tmp_path: Path,
         assert (ready["status"], ready["reasons"], ready["loading"]) == ("ready", [], ["b"])
         waiting = asyncio.create_task(service.decide())
         (item,) = answered(await service.get("/v1/bandits"))["bandits"]
-        assert (item["name"], item["decisions"]) == ("b", None)
-        assert "loaded" in item["fault"]
+        assert (item["name"], item["decisions"], item["as_of"], item["fault"]) == ("b", 0, 1, None), "as it was left"
+        with monkeypatch.context() as patch:
+
+            async def nothing(*_: object) -> None: ...
+
+            patch.setattr(BanditRepository, "summary", nothing)
+            (item,) = answered(await service.get("/v1/bandits"))["bandits"]
+            assert (item["name"], item["decisions"]) == ("b", None)
+            assert "loaded" in item["fault"]
         assert not waiting.done()
         go_on.set()
         assert (await waiting)["arm"] == "small"
