@@ -34,6 +34,8 @@ def burn_in_arms(pulls: Sequence[int], contexts: Sequence[Context], initial_pull
     The least-pulled arm comes first, pending decisions and failed calls counted, ties to the lowest index. The rows of one call
     are taken as decided in order: each counts as pending for the rows after it.
     """
+    if min(pulls) >= initial_pulls:
+        return [-1] * len(contexts)
     chosen = []
     extra = [0] * len(pulls)
     for context in contexts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -86,7 +87,12 @@ def add_arm(policy: Policy, state: State) -> State:
 
 def with_arm(state: State, index: int, arm: ArmState) -> State:
     """The state with the statistic of one arm replaced."""
-    return replace(state, arms=(*state.arms[:index], arm, *state.arms[index + 1 :]))
+    return with_arms(state, (*state.arms[:index], arm, *state.arms[index + 1 :]))
+
+
+def with_arms(state: State, arms: Sequence[ArmState]) -> State:
+    """The state with these statistics; the same state where they are the same, so that what was derived from them still holds."""
+    return state if all(map(operator.is_, arms, state.arms)) else replace(state, arms=tuple(arms))
 
 
 def _stored(statistic: Any, layout: int) -> Iterator[tuple[str, Any]]:

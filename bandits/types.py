@@ -386,7 +386,9 @@ class Policy(ABC):
         parts: list[Weights] = []
         pending, row = [0] * len(state.arms), 0
         while row < len(contexts):
-            rest = [replace(one, pending=tuple(map(sum, zip(one.pending, pending, strict=True)))) for one in contexts[row:]]
+            rest = contexts[row:]
+            if any(pending):
+                rest = [replace(one, pending=tuple(map(sum, zip(one.pending, pending, strict=True)))) for one in rest]
             found, count = self.weights(state, rest), 0
             for values in found.values.tolist():
                 arm = choose(row + count, values)

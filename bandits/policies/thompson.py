@@ -45,10 +45,13 @@ Fall = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Unimodal densities of K arms on the line. mode, deviation: (K,), the latter of the Gaussian that fits the mode."""
+    """Unimodal densities of K arms on the line. mode: (K,).  below, above: (K, DEPTHS) how far from the mode each has fallen by
+    each of `DEPTHS`; they only lay out panels, so half of the digits are plenty.
+    """
 
     mode: Tensor
-    deviation: Tensor
+    below: Tensor
+    above: Tensor
     fall: Fall
 
 
@@ -70,9 +73,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """A cache of probabilities (K,) for these very arms."""
+    """What follows from these very arms. beliefs: per signal.  probabilities: (K,) each, a cache."""
 
     arms: tuple[ArmState, ...]
+    beliefs: list[Belief]
     probabilities: dict[Asked, Tensor]
 
 
@@ -132,54 +136,43 @@ class Thompson(AveragesPolicy):
         """Works out the probabilities for what was asked for last (at first: all arms)."""
         asked = list(state.cache.probabilities) if state.cache is not None else []
         last = [one for one in asked if len(one.allowed) == len(state.arms)] or [Asked((True,) * len(state.arms), (), ())]
-        return replace(state, cache=Known(state.arms, {one: self._best(state, one) for one in last[-2:] if any(one.allowed)}))
+        known = Known(state.arms, self._beliefs(state.arms), {})
+        known.probabilities.update({one: self._best(known, one) for one in last[-2:] if any(one.allowed)})
+        return replace(state, cache=known)
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        fresh = state.cache is not None and state.cache.arms is state.arms
-        known: dict[Asked, Tensor] = state.cache.probabilities if fresh else {}
+        known: Known | None = state.cache
+        if known is None or known.arms is not state.arms:
+            known = Known(state.arms, self._beliefs(state.arms), {})
         rows = []
         for context in contexts:
             asked = Asked(context.allowed, context.coefficients, context.constants)
-            found = known.get(asked)
+            found = known.probabilities.get(asked)
             if found is None:
-                found = self._best(state, asked)
-                if len(known) < MOST_KNOWN:
-                    known[asked] = found  # a memo, not a change
+                found = self._best(known, asked)
+                if len(known.probabilities) < MOST_KNOWN:
+                    known.probabilities[asked] = found  # a memo, not a change
             rows.append(found)
         allowed = draw.allowed_mask(contexts)
         first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        means = [belief.mean.expand(len(contexts), -1).clone() for belief in self._beliefs(state.arms)]
+        means = [belief.mean.expand(len(contexts), -1).clone() for belief in known.beliefs]
         return Weights(
             draw.apply_burn_in_and_floor(torch.stack(rows), first, allowed, floor=self.exploration_floor),
             {"estimate": signals.weigh(contexts, means, [])[0]} | signals.tables(self.signals, means),
             first,
         )
 
-    def _best(self, state: State, asked: Asked) -> Tensor:
+    def _best(self, known: Known, asked: Asked) -> Tensor:
         """(K,) the probability that each arm is the best of the allowed ones."""
         chosen = [index for index, is_allowed in enumerate(asked.allowed) if is_allowed]
         values = torch.zeros(len(asked.allowed), dtype=torch.float64)
         if self.posterior == "beta" and not (asked.coefficients or asked.constants):
-            posteriors = beta(*self._counts([state.arms[index] for index in chosen]))
+            posteriors = beta(*self._counts([known.arms[index] for index in chosen]))
         else:
-            mean, scale, degrees = (table[chosen] for table in self._weighed(state.arms, asked))
+            mean, scale, degrees = (table[chosen] for table in _weighed(known.beliefs, asked))
             posteriors = student(mean, scale, degrees) if self.posterior == "student" else gaussian(mean, scale)
         values[chosen] = probability_best(posteriors)
         return values
-
-    def _weighed(self, arms: Sequence[ArmState], asked: Asked) -> Belief:
-        """What is maximized. A sum of several Student distributions is taken for one, with the degrees of freedom of Welch and
-        Satterthwaite; sums of Gaussians are exact, and a weighed beta is taken for the Gaussian of its moments.
-        """
-        beliefs, context = self._beliefs(arms), Context(**asked._asdict())
-        mean, scale = signals.weigh([context], [one.mean[None] for one in beliefs], [one.scale[None] for one in beliefs])
-        if len(beliefs) == 1 or not asked.coefficients:
-            return Belief(mean[0], scale[0], beliefs[0].degrees)
-        factors = torch.tensor(asked.coefficients, dtype=torch.float64)
-        variances = (factors * torch.stack([one.scale for one in beliefs])).square()
-        left = (variances.square() / torch.stack([one.degrees for one in beliefs])).sum(0)
-        degrees = torch.where(left > 0.0, variances.sum(0).square() / left, beliefs[0].degrees)
-        return Belief(mean[0], scale[0], degrees)
 
     def _beliefs(self, arms: Sequence[ArmState]) -> list[Belief]:
         """Of every signal; those other than the reward are believed to be 0 beforehand, or, by student, like all arms."""
@@ -217,6 +210,21 @@ class Thompson(AveragesPolicy):
         return {"arms": [{"pulls": arm.pulls, "estimate": mean} for arm, mean in zip(state.arms, estimates, strict=True)]}
 
 
+def _weighed(beliefs: Sequence[Belief], asked: Asked) -> Belief:
+    """What is maximized. A sum of several Student distributions is taken for one, with the degrees of freedom of Welch and
+    Satterthwaite; sums of Gaussians are exact, and a weighed beta is taken for the Gaussian of its moments.
+    """
+    context = Context(**asked._asdict())
+    mean, scale = signals.weigh([context], [one.mean[None] for one in beliefs], [one.scale[None] for one in beliefs])
+    if len(beliefs) == 1 or not asked.coefficients:
+        return Belief(mean[0], scale[0], beliefs[0].degrees)
+    factors = torch.tensor(asked.coefficients, dtype=torch.float64)
+    variances = (factors * torch.stack([one.scale for one in beliefs])).square()
+    left = (variances.square() / torch.stack([one.degrees for one in beliefs])).sum(0)
+    degrees = torch.where(left > 0.0, variances.sum(0).square() / left, beliefs[0].degrees)
+    return Belief(mean[0], scale[0], degrees)
+
+
 def _like_all(pulls: Tensor, averages: Tensor, squares: Tensor) -> Belief:
     """The student posterior, whose prior is the average and the variance of all outcomes of all arms: free of units. All (K,)."""
     total = pulls.sum()
@@ -245,13 +253,16 @@ def beta(successes: Tensor, failures: Tensor) -> Posteriors:
         v = sign * u
         return total[:, None] * torch.log1p(a / total[:, None] * torch.expm1(v)) - a * v
 
-    return Posteriors(successes.log() - failures.log(), (total / (successes * failures)).sqrt(), fall)
+    deviation = (total / (successes * failures)).sqrt()  # of the Gaussian that fits the mode
+    below, above = _search(fall, deviation, -1.0), _search(fall, deviation, 1.0)
+    return Posteriors(successes.log() - failures.log(), below, above, fall)
 
 
 def gaussian(mean: Tensor, deviation: Tensor) -> Posteriors:
     """N(mean, deviation^2). A deviation below ten digits of the means is raised to that: float64 compares no closer."""
     deviation = torch.maximum(deviation, 1e-10 * mean.abs().max())
-    return Posteriors(mean, deviation, lambda u: (u / deviation[:, None]).square() / 2.0)
+    reach = deviation[:, None] * (2.0 * DEPTHS).sqrt()
+    return Posteriors(mean, reach, reach, lambda u: (u / deviation[:, None]).square() / 2.0)
 
 
 def student(mean: Tensor, scale: Tensor, degrees: Tensor) -> Posteriors:
@@ -264,7 +275,8 @@ def student(mean: Tensor, scale: Tensor, degrees: Tensor) -> Posteriors:
     def fall(u: Tensor) -> Tensor:
         return (degrees[:, None] + 1.0) / 2.0 * torch.log1p((u / scale[:, None]).square() / degrees[:, None])
 
-    return Posteriors(mean, scale * (degrees / (degrees + 1.0)).sqrt(), fall)
+    reach = scale[:, None] * (degrees[:, None] * torch.expm1(2.0 * DEPTHS / (degrees[:, None] + 1.0))).sqrt()  # fall = depth
+    return Posteriors(mean, reach, reach, fall)
 
 
 # -- the quadrature ------------------------------------------------------------------------------------------------------
@@ -317,13 +329,12 @@ def _panels(posteriors: Posteriors) -> Tensor:
     Each posterior asks for edges where it has fallen by DEPTHS. An edge is dropped where the panel around it is then still no
     wider than both panels that this posterior asked for, so that K similar posteriors share the panels of one.
     """
-    offsets = torch.cat(
-        [-_depth(posteriors, -1.0).flip(1), torch.zeros_like(posteriors.mode)[:, None], _depth(posteriors, 1.0)], 1
-    )
-    wanted = posteriors.mode[:, None] + offsets  # (K, E)
-    gaps = torch.nn.functional.pad(wanted.diff(dim=1), (1, 1), value=torch.inf)
-    ordered, order = wanted.reshape(-1).sort()
-    points, widths = ordered.tolist(), torch.minimum(gaps[:, 1:], gaps[:, :-1]).reshape(-1)[order].tolist()
+    mode, below, above = (part.numpy() for part in (posteriors.mode[:, None], posteriors.below, posteriors.above))
+    wanted = np.concatenate([mode - below[:, ::-1], mode, mode + above], axis=1)  # (K, E)
+    gaps = np.full((len(wanted), wanted.shape[1] + 1), np.inf)
+    gaps[:, 1:-1] = wanted[:, 1:] - wanted[:, :-1]
+    order = wanted.ravel().argsort(kind="stable")
+    points, widths = wanted.ravel()[order].tolist(), np.minimum(gaps[:, 1:], gaps[:, :-1]).ravel()[order].tolist()
     edges, limit = [points[0]], float("inf")
     for point, width, following in zip(points[1:-1], widths[1:-1], points[2:], strict=True):
         limit = min(limit, width)
@@ -334,16 +345,16 @@ def _panels(posteriors: Posteriors) -> Tensor:
     return torch.tensor([*edges, points[-1]], dtype=torch.float64)
 
 
-def _depth(posteriors: Posteriors, sign: float) -> Tensor:
-    """(K, DEPTHS) how far from the mode, upwards or downwards, each posterior has fallen by each depth: bisection of the bracket
-    that doubling finds. They only lay out panels, so 25 halvings are plenty.
+def _search(fall: Fall, deviation: Tensor, sign: float) -> Tensor:
+    """(K, DEPTHS) how far from the mode, upwards or downwards, each posterior has fallen by each depth, where no formula says it:
+    bisection of the bracket that doubling finds, 25 times. deviation: (K,) about one sigma.
     """
-    high = posteriors.deviation[:, None] * (2.0 * DEPTHS).sqrt()
-    while bool((short := posteriors.fall(sign * high) < DEPTHS).any()):
+    high = deviation[:, None] * (2.0 * DEPTHS).sqrt()
+    while bool((short := fall(sign * high) < DEPTHS).any()):
         high = torch.where(short, 2.0 * high, high)
     low = torch.zeros_like(high)
     for _ in range(25):
         middle = (low + high) / 2.0
-        short = posteriors.fall(sign * middle) < DEPTHS
+        short = fall(sign * middle) < DEPTHS
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
     return high

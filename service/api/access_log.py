@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import sys
 import time
@@ -12,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import msgspec
+from uuid_utils import uuid4
 
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 
@@ -26,7 +26,7 @@ def request_id(given: bytes | None) -> str:
     """The id that a client gave, or a new one where it gave none, or one that would have to be quoted in logs."""
     if given is not None and ACCEPTED.fullmatch(given):
         return given.decode()
-    return os.urandom(16).hex()
+    return uuid4().hex
 
 
 class AccessLog:

@@ -65,8 +65,11 @@ def _has_distinct_names(body: bytes, value: Any) -> bool:
     Each name is followed by a colon: as many colons as names leave none for a repeated one. Colons in texts are distinguished by
     the quote before them, if no name is followed by a blank.
     """
+    colons = body.count(b":")
+    if isinstance(value, dict) and colons == len(value):  # nothing has names but the outermost object
+        return True
     names = _count_names(value, body.count(b"{"))
-    return body.count(b":") == names or (body.count(b'":') == names and _BLANK_BEFORE_COLON.search(body) is None)
+    return colons == names or (body.count(b'":') == names and _BLANK_BEFORE_COLON.search(body) is None)
 
 
 def _count_names(value: Any, objects: int) -> int:

@@ -1,6 +1,6 @@
 """Prometheus metrics: requests counted by this process, and values of the ledgers read at the moment of the scrape.
 
-    Meter.count(...)         one request: route, method, status, seconds
+    Meter.count(...)         one request: route, method, status, seconds; plain numbers, made into families at the scrape
     exposition(tenant)       the text: process, requests, embedders, and every bandit that this tenant may see
 
 What is read off a ledger (decisions, outcomes, rewards, costs) is a function of the log, so with several replicas every one of
@@ -9,11 +9,20 @@ them reports the same sum: take `max by (bandit, arm)`, not the sum. Requests, r
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -25,52 +34,56 @@ from service.engine.learner import Learner
 from service.engine.repository import BanditRepository
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BOUNDS = (*map(str, BUCKETS), "+Inf")
 
 
-class Meter:
-    """Counts the requests of one application."""
+class Meter(Collector):
+    """Counts the requests of one application, in the thread of its event loop."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._known_problems: dict[str, Counter] = {}
-        self._refused: dict[str, Counter] = {}
+        self._requests: Counter[tuple[str, str, int]] = Counter()  # by route, method and status
+        self._problems: Counter[str] = Counter()  # by code
+        self._buckets: dict[tuple[str, str], list[int]] = {}  # by route and method: requests per bucket, the last one unbounded
+        self._seconds: dict[tuple[str, str], float] = {}  # their sums
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         build = Gauge("nextarm_build_info", "The version that runs, as a label; always 1.", ["version"], registry=self.registry)
         build.labels(version("nextarm")).set(1)
-        self._requests = Counter("nextarm_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry)
-        self._problems = Counter(
-            "nextarm_problems",
-            "Requests and items of batches answered with a problem, by its code.",
-            ["code"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "nextarm_request_seconds", "Seconds per request.", ["route", "method"], buckets=BUCKETS, registry=self.registry
-        )
+        self.registry.register(self)
 
     def count(self, *, route: str, method: str, status: int, seconds: float) -> None:
         """One request. route: the template, so that names of bandits do not become labels; "" where there is none."""
-        key = (route, method, status)
-        if key not in self._known:  # finding a child by its labels takes a lock and most of the time
-            self._known[key] = (self._requests.labels(route, method, str(status)), self._seconds.labels(route, method))
-        requests, duration = self._known[key]
-        requests.inc()
-        duration.observe(seconds)
+        self._requests[route, method, status] += 1
+        key = (route, method)
+        if key not in self._buckets:
+            self._buckets[key], self._seconds[key] = [0] * len(BOUNDS), 0.0
+        self._buckets[key][bisect_left(BUCKETS, seconds)] += 1
+        self._seconds[key] += seconds
 
     def count_refused(self, method: str) -> None:
         """One request that was refused for want of room, without a look at its route; it took no time that would say anything."""
-        if method not in self._refused:
-            self._refused[method] = self._requests.labels("", method, "503")
-        self._refused[method].inc()
+        self._requests["", method, 503] += 1
         self.count_problem("overloaded")
 
     def count_problem(self, code: str) -> None:
         """One request, or one item of a batch, that was refused or failed; `storage_unavailable` are the errors of the store."""
-        if code not in self._known_problems:
-            self._known_problems[code] = self._problems.labels(code)
-        self._known_problems[code].inc()
+        self._problems[code] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of a scrape."""
+        requests = CounterMetricFamily("nextarm_requests", "Requests answered.", labels=["route", "method", "status"])
+        for (route, method, status), count in self._requests.items():
+            requests.add_metric([route, method, str(status)], count)
+        about = "Requests and items of batches answered with a problem, by its code."
+        problems = CounterMetricFamily("nextarm_problems", about, labels=["code"])
+        for code, count in self._problems.items():
+            problems.add_metric([code], count)
+        seconds = HistogramMetricFamily("nextarm_request_seconds", "Seconds per request.", labels=["route", "method"])
+        for (route, method), counts in self._buckets.items():
+            buckets = list(zip(BOUNDS, accumulate(counts), strict=True))
+            seconds.add_metric([route, method], buckets, self._seconds[route, method])
+        yield from (requests, problems, seconds)
 
 
 def exposition(meter: Meter, repository: BanditRepository, embeddings: EmbeddingQueue, *, tenant: str | None) -> bytes:

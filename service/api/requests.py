@@ -99,7 +99,9 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_unknown_fields(cls, value: object) -> object:
-        if not isinstance(value, dict) or len(value) <= len(cls.model_fields) + UNKNOWN_SHOWN:
+        if not isinstance(value, dict) or len(value) <= UNKNOWN_SHOWN:  # nearly every object
+            return value
+        if len(value) <= len(cls.model_fields) + UNKNOWN_SHOWN:
             return value
         known = {name: item for name, item in value.items() if name in cls.model_fields}
         unknown = (name for name in value if name not in cls.model_fields)

@@ -717,6 +717,7 @@ def decision_json(
     shown: Sequence[int] = range(len(decided.weights)) if decided.present is msgspec.UNSET else decided.present
     if not full and len(shown) > FULL_TABLE:
         shown = _best_arms(decided)
+    scored = [arm for arm in shown if arm in allowed]
     return {
         "id": None if dry_run else decided.id,
         "bandit": learner.created.bandit,
@@ -726,7 +727,7 @@ def decision_json(
         "stop": stop,
         "propensity": decided.propensity,
         "weights": {names[i]: decided.weights[i] for i in shown},
-        "scores": {names[i]: _scores_json(decided, i) for i in shown if i in allowed},
+        "scores": dict(zip([names[i] for i in scored], _scores_json(decided, scored), strict=True)),
         **({} if decided.multipliers is msgspec.UNSET else {"multipliers": decided.multipliers}),
         **({} if decided.running is msgspec.UNSET else {"running": decided.running}),
         **({} if decided.session is msgspec.UNSET else {"session": decided.session}),
@@ -741,14 +742,14 @@ _SIGNAL = "signals."
 """What the names of scores begin with that are estimates of one signal."""
 
 
-def _scores_json(decided: Decided, arm: int) -> dict[str, Any]:
-    """The scores of one arm, those of signals in an object of their own."""
-    found: dict[str, Any] = {}
-    for name, values in decided.scores.items():
-        if name.startswith(_SIGNAL):
-            found.setdefault("signals", {})[name.removeprefix(_SIGNAL)] = values[arm]
-        else:
-            found[name] = values[arm]
+def _scores_json(decided: Decided, arms: Sequence[int]) -> list[dict[str, Any]]:
+    """The scores of each of these arms, those of signals in an object of their own."""
+    tables = [(name, values) for name, values in decided.scores.items() if not name.startswith(_SIGNAL)]
+    signals = [(name.removeprefix(_SIGNAL), values) for name, values in decided.scores.items() if name.startswith(_SIGNAL)]
+    found: list[dict[str, Any]] = [{name: values[arm] for name, values in tables} for arm in arms]
+    if signals:
+        for arm, scores in zip(arms, found, strict=True):
+            scores["signals"] = {name: values[arm] for name, values in signals}
     return found
 
 

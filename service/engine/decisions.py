@@ -37,6 +37,8 @@ from service.storage.base import Durability, Receipt, StorageError
 
 _COST = f"signals.{COST}"
 """The score that shows what a call of each arm is expected to cost: with prices per call its price, where it has one."""
+LARGEST = 1e308
+"""A score beyond it is no number that JSON has."""
 MICRO_BATCH = 32
 """Decisions scored together, at most: between two batches they are added as pending."""
 
@@ -298,7 +300,9 @@ class DecisionMaker:
             now, prices_are_costs = self._clock(), self._ledger.prices_per == "call"
             shown = msgspec.UNSET if len(present) == len(arms) else present
             for i, place in enumerate(places):
-                scores = {name: [_finite(value) for value in table[i]] for name, table in tables.items()}
+                scores = {
+                    name: [value if -LARGEST < value < LARGEST else None for value in table[i]] for name, table in tables.items()
+                }
                 if _COST in scores and prices_are_costs:
                     scores[_COST] = [price or learned for price, learned in zip(contexts[i].prices, scores[_COST], strict=True)]
                 event = self._to_event(batch, i, rows[i], scores, present=shown, now=now, is_cooldown_ignored=place in ignored)
@@ -448,7 +452,3 @@ class _DecisionBatch:
         """How many other decisions of its episode come before it in the batch."""
         request = self.requests[place]
         return len({one.id for one in self.requests[:place] if request.episode and one.episode == request.episode} - {request.id})
-
-
-def _finite(value: float) -> float | None:
-    return value if -1e308 < value < 1e308 else None

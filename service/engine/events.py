@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bandits.types import empty, empty_rows
+
 VERSION = 1
 
 FIRST = 1
@@ -60,12 +62,15 @@ class Matrix(msgspec.Struct, frozen=True):
         return Matrix(array.shape[0], array.shape[1], np.ascontiguousarray(array, dtype="<f4").tobytes())
 
     def tensor(self) -> Tensor:
-        """(n, e) float64, a fresh and aligned tensor."""
+        """(n, e) float64, aligned. Do not write into it: all that hold nothing share one."""
+        if self.rows == self.columns == 0:
+            return _NO_ROWS
         flat = np.frombuffer(self.data, dtype="<f4").reshape(self.rows, self.columns)
         return torch.from_numpy(flat.astype(np.float64))
 
 
 EMPTY = Matrix(0, 0, b"")
+_NO_ROWS, _NO_NUMBERS = empty_rows(), empty()
 
 
 def vector_bytes(vector: np.ndarray) -> bytes:
@@ -74,7 +79,9 @@ def vector_bytes(vector: np.ndarray) -> bytes:
 
 
 def vector_tensor(data: bytes) -> Tensor:
-    """(d,) float64 from what the log keeps."""
+    """(d,) float64 from what the log keeps. Do not write into it: all that hold nothing share one."""
+    if not data:
+        return _NO_NUMBERS
     return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float64))
 
 

@@ -13,6 +13,7 @@ import functools
 import itertools
 import logging
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,7 +175,8 @@ def check_distribution(row: Sequence[float], context: Context, policy: Policy) -
     """Raise unless the row is a distribution over the allowed arms: a NaN in the log could never be read back."""
     total = sum(row)
     sound = abs(total - 1.0) < 1e-9 or total == 0.0
-    if not sound or min(row) < 0.0 or any(weight and not ok for weight, ok in zip(row, context.allowed, strict=True)):
+    forbidden = itertools.compress(row, map(operator.not_, context.allowed))
+    if not sound or min(row) < 0.0 or len(row) != len(context.allowed) or any(forbidden):
         raise BanditError(f"{policy.kind} gave weights that are no distribution over the allowed arms")
 
 
@@ -254,7 +256,7 @@ class Learned:
                 )
         except Exception:
             return self._one_by_one(log, state, effects, is_live=is_live)
-        return replace(state, arms=tuple(arms))
+        return states.with_arms(state, arms)
 
     def _fold_what_it_can(self, log: Log, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> Learned:
         state, left = self.state, self.left

@@ -84,7 +84,7 @@ class Projection:
     """The ledger and the versions of one bandit, folded from its log.
 
     ledger: arms, open decisions and episodes; ahead of both versions while a fold is under way.
-    tracks: the versions of every policy that learns here, by its number; deciding: the number of the one that decides.
+    tracks: the versions of every policy that learns here, by its number; versions: those of the one that decides.
     catching_up: shadows that learn the log from its start and are not at its end, by number.
     mirror_of: the device on which a policy is scored, if any.
     recent_ids: of the decisions folded last.  background: tasks of this bandit that outlive a request.
@@ -104,9 +104,8 @@ class Projection:
     ) -> None:
         self.ledger = Ledger(created)
         state = states.start(policy, arms=len(created.arms), layout=self.ledger.layout)
-        start = Version(state, 1, tuple(self.ledger.arms))
-        self.deciding = events.FIRST
-        self.tracks = {events.FIRST: Versions(policy, log, background, start, mirror=mirror_of(policy))}
+        self.versions = Versions(policy, log, background, Version(state, 1, tuple(self.ledger.arms)), mirror=mirror_of(policy))
+        self.tracks = {events.FIRST: self.versions}
         self.catching_up: dict[int, CatchingUp] = {}
         self.recent_ids: dict[str, None] = {}
         self.storage = storage
@@ -126,11 +125,6 @@ class Projection:
         self._snapshot_tried = 1
 
     # -- the policies that learn here ----------------------------------------------------------------------------------------
-
-    @property
-    def versions(self) -> Versions:
-        """Of the policy that decides."""
-        return self.tracks[self.deciding]
 
     @property
     def policy(self) -> Policy:
@@ -225,9 +219,10 @@ class Projection:
             logger.warning("a snapshot cannot be used and is passed over", extra={"bandit": self.log.name, "reason": reason})
             return False
         self.ledger.adopt(ledger)
-        if ledger.live.number != self.deciding:
-            self.deciding, self._hyperparameters = ledger.live.number, ledger.live.hyperparameters
-            self.tracks = {self.deciding: self._track(found.policy, self.deciding, found.state)}
+        if ledger.live.number != self.versions.number:
+            self.versions = self._track(found.policy, ledger.live.number, found.state)
+            self._hyperparameters = ledger.live.hyperparameters
+            self.tracks = {self.versions.number: self.versions}
             self.versions.mirror = self._mirror_of(found.policy)
         self._configure()
         self._snapshot_at = self._snapshot_tried = ledger.offset
@@ -420,7 +415,7 @@ class Projection:
             self.tracks.pop(known.number, None)
             self.catching_up.pop(known.number, None)
         if isinstance(event, ShadowPromoted):
-            self.deciding, self._hyperparameters = self.ledger.live.number, self.ledger.live.hyperparameters
+            self.versions, self._hyperparameters = self.tracks[self.ledger.live.number], self.ledger.live.hyperparameters
             before.mirror, self.versions.mirror = None, self._mirror_of(self.policy)
         self._adapt()
         await self._commit(offset, [self._learned(track) for track in self.tracks.values()])

@@ -149,9 +149,7 @@ class Versions:
                 waiting.setdefault(decided.arm, []).append(features)
         state = cached.state
         for arm, several in waiting.items():
-            updated = self.policy.add_pending_many(state.arms[arm], several)
-            if updated is not state.arms[arm]:  # else the cache derived from these arms is still valid
-                state = states.with_arm(state, arm, updated)
+            state = states.with_arm(state, arm, self.policy.add_pending_many(state.arms[arm], several))
         self._in_flight_state = InFlightState(self.scoring, frozenset(self.in_flight), state)
         return self.scoring._replace(state=state), Counter(one.decided.arm for one in self.in_flight.values())
 

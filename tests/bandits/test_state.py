@@ -71,6 +71,7 @@ def test_one_arm_can_be_replaced() -> None:
     replaced = states.with_arm(state, 0, state.arms[1])
     assert replaced.arms == (state.arms[1], state.arms[1])
     assert state.arms[0] is not state.arms[1]
+    assert states.with_arm(state, 0, state.arms[0]) is state  # so that what was derived from its arms still holds
 
 
 def test_the_digest_is_the_sha256_of_the_packed_bytes() -> None:

@@ -233,6 +233,32 @@ def test_the_report_has_the_posterior_means() -> None:
     assert Thompson(posterior="beta").report(state) == {"arms": [{"pulls": 2, "estimate": 0.75}, {"pulls": 0, "estimate": 0.5}]}
 
 
+@pytest.mark.parametrize(
+    ("posteriors", "digits"),
+    [
+        (student(vector(0.1, 0.4, -2.0), vector(1.0, 0.2, 3.0), vector(4.0, 9.0, 1e5)), 1e-11),
+        (gaussian(vector(0.1, 0.4, -2.0), vector(1.0, 0.2, 3.0)), 1e-14),
+        (beta(vector(3.0, 0.2, 900.0), vector(0.5, 70.0, 900.0)), 1e-5),  # which is searched
+    ],
+)
+def test_posteriors_have_fallen_by_each_depth_where_they_say(posteriors: Posteriors, digits: float) -> None:
+    depths = thompson.DEPTHS.expand_as(posteriors.above)
+    torch.testing.assert_close(posteriors.fall(posteriors.above), depths, rtol=digits, atol=0)
+    torch.testing.assert_close(posteriors.fall(-posteriors.below), depths, rtol=digits, atol=0)
+
+
+def test_what_was_worked_out_serves_until_an_arm_learns() -> None:
+    policy = Thompson()
+    state = folded(policy, (0, 1.0), (1, 0.0), (0, 0.5), arms=2)
+    waiting = states.with_arm(state, 1, policy.add_pending(state.arms[1], torch.empty(0)))
+    asked = next(iter(state.cache.probabilities))
+    marked = vector(0.25, 0.75)  # no probabilities of these arms
+    waiting.cache.probabilities[asked] = marked
+    assert torch.equal(policy.weights(waiting, [allowing(True, True, pending=(0, 1))]).values[0], marked)
+    learned = states.fold(policy, waiting, Observation(arm=1, reward=1.0))
+    assert not torch.equal(policy.weights(learned, [allowing(True, True)]).values[0], marked)
+
+
 # -- rewards of any size ---------------------------------------------------------------------------------------------------
 
 
