@@ -257,6 +257,8 @@ class Engine:
         (base / "usr/bin/python").symlink_to("python3")
         for mark in base.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
             mark.unlink()
+        (base / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")  # packages start no servers while they are installed
+        (base / "usr/sbin/policy-rc.d").chmod(0o755)
         for file in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
             if Path(file).exists():
                 shutil.copyfile(file, base / file[1:])
