@@ -23,6 +23,11 @@ class Notifier:
         self._ends: dict[str, int] = {}
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somewhere `wait` waits for a change."""
+        return bool(self._waiters)
+
     def publish(self, name: str, end: int = 0) -> None:
         """Something happened in a log. end: its last offset, 0 = unknown."""
         self.known_names.add(name)

@@ -30,6 +30,8 @@ throttled = ThrottledLogger(logger)
 SWEEP_S = 5.0
 """Seconds between two comparisons of all ends, which find changes whose message was lost."""
 BLOCK_S = 1.0
+GATHER_S = 0.02
+"""How long messages gather after some were read, unless a request waits for one: each wake-up costs this process 0.3 ms."""
 NEWS_KEPT = 1000
 RETRY_S = 0.2
 NOTHING = Head("", 0)
@@ -130,6 +132,8 @@ class NotificationStream:
                     if fields[1] != self._origin:
                         for name in fields[3::2]:
                             self._notifier.publish(bytes(name).decode())
+                if messages and not self._notifier.is_awaited:
+                    await asyncio.sleep(GATHER_S)
 
     async def _reconcile(self) -> None:
         """Publish every log whose head differs from the last scan; if a server was replaced, publish all of them.

@@ -12,7 +12,7 @@
     PREFIX:news                 stream  names of logs that grew, came or went; the last thousand or so
 
     append ──> one Lua call: log there? key free? ends as expected? ──> XADD, key ──> offset         (`connection.py`: pipelined)
-    news   ──> one blocking XREAD per process: a change reaches every replica within milliseconds
+    news   ──> one blocking XREAD per process: a change reaches every replica within some tens of milliseconds
 
 All keys of a log share a hash tag, so that on a cluster one Lua call can accept an event. Names are unique because a name's keys
 are: `head` is the truth, and one Lua call creates or deletes a log as a whole. The register of names is only for listing. It is
@@ -515,15 +515,16 @@ def _damaged(log: Log, reason: str) -> LogDamagedError:
 
 def _entry(log: Log, offset: Any, fields: Sequence[Any], *, key: str | None = None) -> Entry:
     """The entry of (key, payload, checksum), if the checksum holds. key: which it must be; None = any."""
-    place = f"log {log.name!r}, offset {int(offset)}"
-    if len(fields) != 3 or not all(isinstance(value, bytes) for value in fields):
-        raise LogDamagedError(place, "it is no entry of this service")
-    found, payload, crc = fields
-    if b"%d" % _crc(found, payload) != crc:
-        raise LogDamagedError(place, "the checksum does not match")
-    if key is not None and found != key.encode():
-        raise LogDamagedError(place, "it stands under the key of another entry")
-    return Entry(int(offset), payload)
+    found, payload, crc = fields if len(fields) == 3 else (None, None, None)
+    if not (isinstance(found, bytes) and isinstance(payload, bytes) and isinstance(crc, bytes)):
+        reason = "it is no entry of this service"
+    elif b"%d" % _crc(found, payload) != crc:
+        reason = "the checksum does not match"
+    elif key is not None and found != key.encode():
+        reason = "it stands under the key of another entry"
+    else:
+        return Entry(int(offset), payload)
+    raise LogDamagedError(f"log {log.name!r}, offset {int(offset)}", reason)
 
 
 def _rows(log: Log, rows: Sequence[Any], after: int) -> list[Entry]:
