@@ -117,6 +117,17 @@ class Observation:
     offset: int = 0
     held: int = 0
 
+    @staticmethod
+    def of(**values: Any) -> Observation:
+        """From values of all fields, in a fraction of the time of the constructor, which sets each by a call of its own."""
+        made = object.__new__(Observation)
+        vars(made).update(values)
+        return made
+
+    def never_pending(self) -> Observation:
+        """The same of a decision that was not pending."""
+        return Observation.of(**{**vars(self), "was_pending": False}) if self.was_pending else self
+
     def values(self, signals: int) -> tuple[float, ...]:
         """(S,) one value per learned signal, NaN = missing: where none were given, the reward is the first and only one."""
         return self.signals or (self.reward, *[math.nan] * (signals - 1))

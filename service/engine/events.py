@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, Union, get_args
 
 import msgspec
 import numpy as np
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from bandits.types import empty, empty_rows
+
+E = TypeVar("E", bound="Event")
 
 VERSION = 1
 
@@ -97,7 +99,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 def _check_finite(*numbers: float) -> None:
     """JSON has no NaN and no infinity: the encoder writes null, and a log with such an event could not be read again."""
-    if not all(map(math.isfinite, numbers)):
+    if not math.isfinite(sum(numbers)) and not all(map(math.isfinite, numbers)):  # a sum is quicker, and may overflow
         raise ValueError("an event holds numbers that are finite")
 
 
@@ -316,9 +318,9 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        _check_finite(self.price, *self.weights)
-        _check_finite(0.0 if self.propensity is None else self.propensity)
-        _check_finite(0.0 if self.max_price is msgspec.UNSET else self.max_price)
+        propensity = 0.0 if self.propensity is None else self.propensity
+        max_price = 0.0 if self.max_price is msgspec.UNSET else self.max_price
+        _check_finite(self.price, propensity, max_price, *self.weights)
         for shadow in () if self.shadows is msgspec.UNSET else self.shadows.values():
             _check_finite(*shadow.weights)
 
@@ -327,12 +329,78 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
         """The number of the policy that decided."""
         return FIRST if self.policy is msgspec.UNSET else self.policy
 
+    @property
+    def estimates(self) -> Estimates:
+        """Of the reward."""
+        return Estimates(self.scores.get("estimate"), self.scores.get("signals.reward"))
+
     def weights_of(self, policy: int) -> list[float] | None:
         """The distribution of the policy of this number, whether it decided or was a shadow; None where it is not in the log."""
         if policy == self.decided_by:
             return self.weights
         known = () if self.shadows is msgspec.UNSET else self.shadows.values()
         return next((shadow.weights for shadow in known if shadow.policy == policy), None)
+
+
+class Estimates(msgspec.Struct, frozen=True):
+    """The scores of a decision that estimate its reward, per arm index."""
+
+    estimate: list[float | None] | None = None
+    reward: list[float | None] | None = msgspec.field(default=None, name="signals.reward")
+
+
+_weights_decoder = msgspec.json.Decoder(list[float])
+_scores_decoder = msgspec.json.Decoder(dict[str, list[float | None]])
+_estimates_decoder = msgspec.json.Decoder(Estimates)
+_shadows_decoder = msgspec.json.Decoder(dict[str, ShadowWeights])
+
+
+class FoldedDecision(Event, frozen=True, kw_only=True, tag="decided"):
+    """A `Decided` as folding reads it: fields that only few folds look at stay JSON until then, and those that none looks at are
+    passed over. The process that wrote the event has checked them, and the store sees to it that they are the same bytes.
+    """
+
+    id: str
+    arm: int
+    propensity: float | None
+    weights_json: msgspec.Raw = msgspec.field(name="weights")
+    scores_json: msgspec.Raw = msgspec.field(name="scores")
+    price: float
+    features: bytes
+    episode: str
+    timeout_s: float | msgspec.UnsetType = msgspec.UNSET
+    policy: int | msgspec.UnsetType = msgspec.UNSET
+    shadows_json: msgspec.Raw | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="shadows")
+    session: str | msgspec.UnsetType = msgspec.UNSET
+    sticky: bool | msgspec.UnsetType = msgspec.UNSET
+    chosen_by: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def weights(self) -> list[float]:
+        """As of `Decided`."""
+        return _weights_decoder.decode(self.weights_json)
+
+    @property
+    def scores(self) -> dict[str, list[float | None]]:
+        """As of `Decided`."""
+        return _scores_decoder.decode(self.scores_json)
+
+    @property
+    def estimates(self) -> Estimates:
+        """Of the reward."""
+        return _estimates_decoder.decode(self.scores_json)
+
+    @property
+    def decided_by(self) -> int:
+        """As of `Decided`."""
+        return FIRST if self.policy is msgspec.UNSET else self.policy
+
+    def weights_of(self, policy: int) -> list[float] | None:
+        """As of `Decided`."""
+        if policy == self.decided_by:
+            return self.weights
+        known = {} if isinstance(self.shadows_json, msgspec.UnsetType) else _shadows_decoder.decode(self.shadows_json)
+        return next((shadow.weights for shadow in known.values() if shadow.policy == policy), None)
 
 
 class SessionBegun(Event, frozen=True, kw_only=True, tag="session_begun"):
@@ -524,7 +592,11 @@ class Amended(Event, frozen=True, kw_only=True, tag="amended"):
 def outcome_values(reward: float | None, cost: float | None, signals: dict[str, float] | msgspec.UnsetType) -> dict[str, float]:
     """What is known of an outcome, by the names of the signals."""
     values = {} if signals is msgspec.UNSET else dict(signals)
-    return values | {name: value for name, value in (("reward", reward), ("cost", cost)) if value is not None}
+    if reward is not None:
+        values["reward"] = reward
+    if cost is not None:
+        values["cost"] = cost
+    return values
 
 
 AnyEvent = (
@@ -548,6 +620,10 @@ AnyEvent = (
     | ShadowPromoted
 )
 
+AnyDecision = Decided | FoldedDecision
+FoldedEvent = AnyEvent | FoldedDecision
+"""What folding takes: the events of the log, decisions as they were made here or as they are read."""
+
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 """How events of this version are tagged."""
 FIELDS = frozenset({"offset", "event"}.union(*(kind.__struct_encode_fields__ for kind in get_args(AnyEvent))))
@@ -557,6 +633,9 @@ VECTORS = frozenset({"features", "output", "outputs", "reference", "prompts", "m
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_fold_decoder: msgspec.json.Decoder[FoldedEvent] = msgspec.json.Decoder(
+    Union[FoldedDecision, *(kind for kind in get_args(AnyEvent) if kind is not Decided)]
+)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -567,8 +646,17 @@ def encode(event: AnyEvent) -> bytes:
 
 def decode(payload: bytes) -> AnyEvent:
     """The event, or `UnreadableEvent` with the reason."""
+    return _decoded(_decoder, payload)
+
+
+def decode_to_fold(payload: bytes) -> FoldedEvent:
+    """`decode`, of what folding needs."""
+    return _decoded(_fold_decoder, payload)
+
+
+def _decoded(decoder: msgspec.json.Decoder[E], payload: bytes) -> E:
     try:
-        event: AnyEvent = _decoder.decode(payload)
+        event = decoder.decode(payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         _check_known(payload)
         raise UnreadableEvent(str(error)) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ from service.engine import events
 from service.engine.errors import NotReadyError
 from service.engine.events import (
     Amended,
-    AnyEvent,
+    AnyDecision,
     ArmAdded,
     ArmChanged,
     ArmRetired,
@@ -39,6 +39,8 @@ from service.engine.events import (
     Created,
     Decided,
     Expired,
+    FoldedDecision,
+    FoldedEvent,
     Imported,
     Observed,
     Partial,
@@ -315,7 +317,7 @@ class ShadowRecord(msgspec.Struct):
     surprise: list[drift.Sums] = []
     alarms: int = 0
 
-    def add(self, event: Decided) -> None:
+    def add(self, event: AnyDecision) -> None:
         """One more decision, unless this policy made it: of an episode that it began before it became a shadow."""
         if event.decided_by == self.number or event.sticky:
             return
@@ -397,10 +399,13 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Learn:
-    """Fold this observation. has_reward: false where the outcome carried none, which some policies need."""
+    """Fold this observation. has_reward: false where the outcome carried none, which some policies need.
+    decision: the offset of the decision that it closes; 0 = of none.
+    """
 
     observation: Observation
     has_reward: bool = True
+    decision: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True)
@@ -420,10 +425,11 @@ class AddPending:
 
 @dataclass(frozen=True)
 class RemovePending:
-    """A pending decision has no outcome to fold."""
+    """A pending decision has no outcome to fold. decision: its offset."""
 
     arm: int
     features: Tensor
+    decision: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True)
@@ -652,14 +658,17 @@ class Ledger:
 
     # -- folding -----------------------------------------------------------------------------------------------------------
 
-    def apply(self, offset: int, event: AnyEvent, policy: Policy, features: Tensor | None = None) -> list[Effect]:
+    def apply(
+        self, offset: int, event: FoldedEvent, policy: Policy, features: Tensor | None = None, *, is_live: bool = True
+    ) -> list[Effect]:
         """Take in the entry at `offset` (the next one); what follows from it for the state.
 
-        features: (d,) those of a decision, where the caller has them as a tensor already.
+        features: (d,) those of a decision, where the caller has them as a tensor already.  is_live: false where decisions are
+        not pending, as in a replay: `AddPending` is left out.
         """
         if offset != self.offset + 1:
             raise InconsistentEventError(f"offset {offset} after {self.offset}")
-        effects = self._apply(offset, event, policy, features)
+        effects = self._apply(offset, event, policy, features, is_live=is_live)
         if self.cloning is not None and event.cloned is not msgspec.UNSET:
             learned = self.cloning.learned + isinstance(event, Imported)
             self.cloning = msgspec.structs.replace(self.cloning, offset=event.cloned, learned=learned)
@@ -667,18 +676,18 @@ class Ledger:
         return effects
 
     def _apply(  # noqa: C901, PLR0912 - one case per kind of event
-        self, offset: int, event: AnyEvent, policy: Policy, features: Tensor | None
+        self, offset: int, event: FoldedEvent, policy: Policy, features: Tensor | None, *, is_live: bool
     ) -> list[Effect]:
         match event:
-            case Decided():
-                return self._decided(offset, event, policy, features)
+            case Decided() | FoldedDecision():
+                return self._decided(offset, event, policy, features, is_live=is_live)
+            case Observed():
+                return self._observed(event, policy)
             case SessionBegun():
                 one = event.decision
                 self._keep_session(event.session, SessionRecord(event.generation, one.arm, one.id, event.at, one.propensity))
             case Partial():
                 return self._partial(offset, event)
-            case Observed():
-                return self._observed(event, policy)
             case Expired():
                 return self._expired(event, policy)
             case Cancelled():
@@ -788,7 +797,9 @@ class Ledger:
         self.live = self.live.promoted(new)
         self.promotions += 1
 
-    def _decided(self, offset: int, event: Decided, policy: Policy, features: Tensor | None) -> list[Effect]:
+    def _decided(
+        self, offset: int, event: AnyDecision, policy: Policy, features: Tensor | None, *, is_live: bool
+    ) -> list[Effect]:
         if event.id in self.open:
             raise InconsistentEventError(f"decision {event.id} was made before")
         if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
@@ -831,20 +842,23 @@ class Ledger:
             session=event.session or "",
             session_propensity=self.session_propensity(event) if event.sticky is True else None,
         )
+        if not is_live:
+            return []
         return [AddPending(event.arm, events.vector_tensor(event.features) if features is None else features)]
 
-    def session_propensity(self, event: Decided) -> float | None:
+    def session_propensity(self, event: AnyDecision) -> float | None:
         """That of the decision which has drawn the arm of this one's session; None where it is not known any more."""
         session = self.sessions.get(event.session or "")
         return session.propensity if session is not None and session.decision == event.chosen_by else None
 
-    def _expected_reward(self, event: Decided, policy: Policy) -> float | None:
+    def _expected_reward(self, event: AnyDecision, policy: Policy) -> float | None:
         """What the policy expected of the arm that it chose, where its scores say it."""
         if "reward" not in policy.needs or policy.episodic:  # an episodic policy estimates successes
             return None
-        scores = event.scores.get("signals.reward")
+        found = event.estimates
+        scores = found.reward
         if scores is None and self.spending is None and self.live.objective == {REWARD: 1.0}:
-            scores = event.scores.get("estimate")
+            scores = found.estimate
         return scores[event.arm] if scores and event.arm < len(scores) else None
 
     def _partial(self, offset: int, event: Partial) -> list[Effect]:
@@ -950,16 +964,16 @@ class Ledger:
 
     def _observed(self, event: Observed, policy: Policy) -> list[Effect]:
         decision = self._close(event.id)
-        event = completed(event, decision)
+        if decision.partial is not None:
+            event = completed(event, decision)
         self._count_error(event)
         is_error, earlier = event.error is not msgspec.UNSET, decision.partial.values if decision.partial else {}
         carried = outcome_values(event.reward, event.cost, msgspec.UNSET if event.is_failure else event.signals)
-        self.series.add_outcome(self.offset + 1, event.at, event.arm, earlier | carried, is_error=is_error)
+        values = earlier | carried if earlier else carried
+        self.series.add_outcome(self.offset + 1, event.at, event.arm, values, is_error=is_error)
         if event.is_failure:
             return self._failed(event, decision)
         reward = 0.0 if event.reward is None else event.reward
-        if event.reward is not None:
-            self._update(event.arm, rewards=self._arm(event.arm).rewards + 1)
         effects = self._move_pull(decision, event.arm)
         price = decision.price
         if event.arm != decision.arm:
@@ -967,6 +981,9 @@ class Ledger:
         signals = self._signals(event, price)
         self._tally(event, decision, signals, policy)
         effects += self._watch(event)
+        new = signals  # what came before is learned already
+        if earlier:
+            new = tuple(math.nan if name in earlier else one for name, one in zip(self.created.learned, signals, strict=False))
         learn = self._learn(
             decision.features,
             event.arm,
@@ -975,11 +992,11 @@ class Ledger:
             output=event.output,
             reference=event.reference,
             was_pending=event.arm == decision.arm,
-            signals=tuple(
-                math.nan if name in earlier else value for name, value in zip(self.created.learned, signals, strict=False)
-            ),
+            signals=new,
             held=decision.partial.held if decision.partial else 0,
             has_reward=event.reward is not None,
+            rewards=event.reward is not None,
+            decision=decision.offset,
         )
         effects.append(learn)
         if self.spending is not None:
@@ -1042,7 +1059,6 @@ class Ledger:
             if self.spending is not None and values:
                 self.spending.add(arm, values)
             return effects or self._remove_pending(decision)
-        self._update(arm, rewards=self._arm(arm).rewards + 1)
         cost = values.get(COST, decision.price)
         known = {COST: cost} | values | {REWARD: event.reward}
         self.series.add_expired(self.offset + 1, event.at, arm, known)
@@ -1057,6 +1073,8 @@ class Ledger:
             cost=cost,
             was_pending=arm == decision.arm,
             held=partial.held,
+            rewards=1,
+            decision=decision.offset,
         )
         return [*effects, learn]
 
@@ -1095,26 +1113,34 @@ class Ledger:
         signals: tuple[float, ...] = (),
         has_reward: bool = True,
         held: int = 0,
+        rewards: int = 0,
+        decision: int = 0,
     ) -> Learn:
+        """Count an outcome. rewards: of it, that are not counted yet.  decision: the offset of the one that it closes."""
         arm = self._arm(index)
         low, high = self.reward_range or (reward, reward)
         self.reward_range = min(low, reward), max(high, reward)
-        self._update(index, outcomes=arm.outcomes + 1, reward_sum=arm.reward_sum + reward, cost_sum=arm.cost_sum + cost)
-        return Learn(
-            Observation(
-                arm=index,
-                features=events.vector_tensor(features),
-                reward=reward,
-                cost=cost,
-                output=output.tensor(),
-                reference=reference.tensor(),
-                signals=signals,
-                was_pending=was_pending,
-                offset=self.offset + 1,
-                held=held,
-            ),
-            has_reward,
+        self.arms[index] = msgspec.structs.replace(
+            arm,
+            outcomes=arm.outcomes + 1,
+            reward_sum=arm.reward_sum + reward,
+            cost_sum=arm.cost_sum + cost,
+            rewards=arm.rewards + rewards,
         )
+        seen = Observation.of(
+            arm=index,
+            features=events.vector_tensor(features),
+            reward=reward,
+            cost=cost,
+            output=output.tensor(),
+            reference=reference.tensor(),
+            moments=None,
+            signals=signals,
+            was_pending=was_pending,
+            offset=self.offset + 1,
+            held=held,
+        )
+        return Learn(seen, has_reward, decision)
 
     def _signals(self, event: Observed | Imported, price: float) -> tuple[float, ...]:
         """Values of the learned signals, NaN = missing; empty where the reward alone is learned.
@@ -1178,7 +1204,7 @@ class Ledger:
         return decision
 
     def _remove_pending(self, decision: OpenDecision) -> list[Effect]:
-        return [RemovePending(decision.arm, events.vector_tensor(decision.features))]
+        return [RemovePending(decision.arm, events.vector_tensor(decision.features), decision.offset)]
 
     def _arm(self, index: int) -> ArmRecord:
         if not 0 <= index < len(self.arms):

@@ -25,7 +25,7 @@ from bandits.gpu.mirror import DeviceMirror
 from bandits.types import Policy, State
 from service.engine import events, snapshots
 from service.engine.errors import OffsetBeyondEndError, ReplicaBehindError, ShadowBehindError, damage_at
-from service.engine.events import AnyEvent, Created, Decided, ShadowCreated, ShadowDeleted, ShadowPromoted
+from service.engine.events import AnyEvent, Created, Decided, FoldedDecision, ShadowCreated, ShadowDeleted, ShadowPromoted
 from service.engine.executor import BACKGROUND_POOL, AdaptiveExecutor, TaskGroup
 from service.engine.ledger import Effect, Ledger, ShadowRecord
 from service.engine.policies import Learned, shadow_policy, takes_features
@@ -54,6 +54,8 @@ REMEMBERED_IDS = 10_000
 """Decisions whose ids are remembered, so that a repeated request is known before anything is scored: 1.5 MB."""
 
 
+DECISIONS, CHANGES_OF_SHADOWS = (Decided, FoldedDecision), (ShadowCreated, ShadowDeleted, ShadowPromoted)
+
 CAUGHT_UP = READ_BATCH
 """Entries behind the end from which on a shadow that learns from the start is made to catch up within one fold."""
 
@@ -63,7 +65,7 @@ RETRY_S = 1.0
 
 
 class CatchingUp:
-    """A shadow that learns the log from its start,, and is not at its end yet."""
+    """A shadow that learns the log from its start, and is not at its end yet."""
 
     def __init__(self, created: Created, record: ShadowRecord, policy: Policy) -> None:
         self.record = record
@@ -75,7 +77,8 @@ class CatchingUp:
         """Learn what these entries say. The effects do not depend on the policy that decided."""
         effects: list[tuple[int, Effect]] = []
         for entry in entries:
-            applied = self.ledger.apply(entry.offset, events.decode(entry.payload), self.learned.policy)
+            event = events.decode_to_fold(entry.payload)
+            applied = self.ledger.apply(entry.offset, event, self.learned.policy, is_live=False)
             effects += zip(itertools.repeat(entry.offset), applied)
         self.learned = self.learned.fold_safely(log, effects, is_live=False)
 
@@ -324,21 +327,21 @@ class Projection:
         for entry in entries:
             features = None
             try:
-                event = (known.get(entry.payload) if known else None) or events.decode(
-                    entry.payload
-                )  # a lookup hashes the payload
-                if isinstance(event, ShadowCreated | ShadowDeleted | ShadowPromoted):
+                own_event = known.get(entry.payload) if known else None  # a lookup hashes the payload
+                event = own_event or events.decode_to_fold(entry.payload)
+                if isinstance(event, CHANGES_OF_SHADOWS):
                     break
-                if isinstance(event, Decided):
+                if own_event is not None and isinstance(event, Decided):
                     own = versions.in_flight.get(event.id)
                     # Another process may have logged another decision under the id of one that is in flight here.
                     features = own.features if own is not None and own.decided is event else None
-                effects += zip(itertools.repeat(entry.offset), self.ledger.apply(entry.offset, event, self.policy, features))
+                applied = self.ledger.apply(entry.offset, event, self.policy, features, is_live=self._is_live)
+                effects += zip(itertools.repeat(entry.offset), applied)
             except Exception as error:
                 fault = damage_at(self.log, entry.offset, error)
                 break
             last = entry.offset
-            if isinstance(event, Decided):
+            if isinstance(event, DECISIONS):
                 decided.append((entry.offset, event.id))
                 self.recent_ids[event.id] = None
         if not last and fault is None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from bandits.objective import COST, REWARD
-from service.engine.events import Decided
+from service.engine.events import AnyDecision
 from service.engine.tallies import LARGEST, RECENT_OUTCOMES
 
 WIDTHS = (10, 300, 21_600)
@@ -115,6 +115,28 @@ class Bucket(msgspec.Struct, array_like=True):
         return counts
 
 
+class Cell:
+    """The counts of one arm in one bucket of each width."""
+
+    __slots__ = ("_sums", "counts")
+
+    def __init__(self, counts: list[ArmCounts]) -> None:
+        self.counts = counts
+        self._sums: dict[str, list[Sums]] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """The signals of one more outcome."""
+        for name, value in values.items():
+            several = self._sums.get(name)
+            if several is None:
+                several = self._sums[name] = [counts.sums(name) for counts in self.counts]
+            square = value * value
+            for sums in several:
+                sums.count += 1
+                sums.total += value
+                sums.squares += square
+
+
 class Packed(msgspec.Struct):
     """What a snapshot holds. buckets: per width.  rewards, costs: as of `Series`."""
 
@@ -165,39 +187,41 @@ class Series:
         self.costs: dict[int, float] = {}
         self._current: list[Bucket] = []  # one per width, for times from _begin to _end
         self._begin, self._end = math.inf, -math.inf
+        self._cells: dict[int, Cell] = {}  # by arm, in the current buckets
+        self._last = 0  # offset of the newest event in them
+        self._drawn: AnyDecision | None = None  # the last one that was drawn in them, since `_settle`
 
     # -- folding -------------------------------------------------------------------------------------------------------------
 
-    def add_decision(self, offset: int, event: Decided) -> None:
+    def add_decision(self, offset: int, event: AnyDecision) -> None:
         """A decision for an arm."""
-        latest = None if event.sticky is True else Latest(event.weights, event.scores)
-        for bucket in self._at(event.at, offset):
-            bucket.arm(event.arm).decisions += 1
-            bucket.latest = latest or bucket.latest
+        for counts in self._cell(event.at, offset, event.arm).counts:
+            counts.decisions += 1
+        if event.sticky is not True:
+            self._drawn = event
 
     def add_outcome(self, offset: int, at: datetime, arm: int, values: Mapping[str, float], *, is_error: bool) -> None:
         """A reported outcome. values: of the signals that it carried, with the cost that was counted."""
-        added = self._clipped(values)
-        for bucket in self._at(at, offset):
-            counts = bucket.arm(arm)
+        added, cell = self._clipped(values), self._cell(at, offset, arm)
+        for counts in cell.counts:
             counts.outcomes += 1
             counts.errors += is_error
-            _add(counts, added)
+        cell.add(added)
         self._remember(offset, added)
 
     def add_expired(self, offset: int, at: datetime, arm: int, values: Mapping[str, float]) -> None:
         """A decision without an outcome. values: the default reward, and what came before it."""
-        added = self._clipped(values)
-        for bucket in self._at(at, offset):
-            counts = bucket.arm(arm)
+        added, cell = self._clipped(values), self._cell(at, offset, arm)
+        for counts in cell.counts:
             counts.expired += 1
-            _add(counts, added)
+        cell.add(added)
         self._remember(offset, added)
 
     def amend(self, outcome: int, arm: int, values: Mapping[str, float], old: Mapping[str, float | None]) -> None:
         """New values of the outcome at an offset. old: what was counted, None = nothing. Buckets are found by their offsets: only
         the events themselves have the time, and where the times of the log go back, a bucket beside it may be meant.
         """
+        self._settle()
         added = self._clipped(values)
         known = self._clipped({name: value for name, value in old.items() if value is not None})
         for ring in self._rings:
@@ -214,7 +238,11 @@ class Series:
     def _clipped(self, values: Mapping[str, float]) -> dict[str, float]:
         """Those of the signals that are summed. Squares of larger ones are no numbers that a snapshot could hold."""
         names = self._names
-        return {name: float(min(max(value, -LARGEST), LARGEST)) for name, value in values.items() if name in names}
+        return {
+            name: float(value) if -LARGEST <= value <= LARGEST else float(min(max(value, -LARGEST), LARGEST))
+            for name, value in values.items()
+            if name in names
+        }
 
     def _remember(self, offset: int, values: Mapping[str, float], old: Collection[str] = ()) -> None:
         for name, kept in ((REWARD, self.rewards), (COST, self.costs)):
@@ -223,18 +251,30 @@ class Series:
                 if len(kept) > RECENT_OUTCOMES:
                     del kept[next(iter(kept))]
 
-    def _at(self, at: datetime, offset: int) -> list[Bucket]:
-        """The buckets of a time, one per width."""
+    def _cell(self, at: datetime, offset: int, arm: int) -> Cell:
+        """The counts of an arm in the buckets of a time."""
         seconds = at.timestamp()
         if not self._begin <= seconds < self._end:
             self._turn_to(seconds, offset)
+        self._last = offset
+        cell = self._cells.get(arm)
+        if cell is None:
+            cell = self._cells[arm] = Cell([bucket.arm(arm) for bucket in self._current])
+        return cell
+
+    def _settle(self) -> None:
+        """Write into the current buckets what is the same for all of them, and changes with every event."""
+        latest = None if self._drawn is None else Latest(self._drawn.weights, self._drawn.scores)
         for bucket in self._current:
-            bucket.last = offset
-        return self._current
+            bucket.last = self._last
+            bucket.latest = latest or bucket.latest
+        self._drawn = None
 
     def _turn_to(self, seconds: float, offset: int) -> None:
+        self._settle()
         for bucket in self._current:
             bucket.latest = bucket.latest and bucket.latest.shortened()
+        self._cells = {}
         self._current = []
         for width, ring in zip(WIDTHS, self._rings, strict=True):
             number = int(seconds // width)
@@ -251,6 +291,7 @@ class Series:
         """The buckets from `since` to `until` (seconds since 1970), of the smallest width of which all are kept, for at most
         `rows` rows; `since` is moved to the first bucket that is kept of the largest width.
         """
+        self._settle()
         width, ring, kept_since = WIDTHS[0], self._rings[0], -math.inf
         for width, ring in zip(WIDTHS, self._rings, strict=True):
             newest = max(ring.values(), key=lambda bucket: bucket.last, default=None)
@@ -291,6 +332,7 @@ class Series:
 
     def pack(self) -> Packed:
         """For a snapshot."""
+        self._settle()
         for bucket in self._current:
             bucket.latest = bucket.latest and bucket.latest.shortened()
         return Packed([list(ring.values()) for ring in self._rings], self.rewards, self.costs)
@@ -303,17 +345,6 @@ class Series:
             series._rings = [{bucket.number % KEPT: bucket for bucket in ring} for ring in packed.buckets]
             series.rewards, series.costs = packed.rewards, packed.costs
         return series
-
-
-def _add(counts: ArmCounts, values: Mapping[str, float]) -> None:
-    signals = counts.signals
-    for name, value in values.items():
-        sums = signals.get(name)
-        if sums is None:
-            sums = signals[name] = Sums()
-        sums.count += 1
-        sums.total += value
-        sums.squares += value * value
 
 
 def merge(selection: Selection) -> tuple[list[int], list[Row]]:

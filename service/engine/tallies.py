@@ -50,9 +50,10 @@ class RecentMean(msgspec.Struct, array_like=True):
 
     def add(self, value: float) -> None:
         """One more value."""
-        value = min(max(value, -LARGEST), LARGEST)
+        if not -LARGEST <= value <= LARGEST:
+            value = min(max(value, -LARGEST), LARGEST)
         self.count += 1
-        share = 1.0 / min(self.count, RECENT_OUTCOMES)
+        share = 1.0 / (self.count if self.count < RECENT_OUTCOMES else RECENT_OUTCOMES)
         off = value - self.mean
         self.mean += share * off
         self.variance = (1.0 - share) * (self.variance + share * off * off)
