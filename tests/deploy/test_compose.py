@@ -130,7 +130,9 @@ def test_the_service_may_end_its_requests_and_a_bandit_fits_into_its_memory(path
     assert seconds(service["stop_grace_period"]) >= GRACE_S + 15
     assert any(mount.startswith("/tmp:") for mount in service["tmpfs"])
     largest = int(service["environment"]["NEXTARM_MAX_STATE_BYTES"])
-    assert largest <= size(service["deploy"]["resources"]["limits"]["memory"]) / 2
+    limit = size(service["deploy"]["resources"]["limits"]["memory"])
+    assert largest <= limit / 2
+    assert largest <= int(service["environment"]["NEXTARM_MEMORY_BYTES"]) == int(0.6 * limit)
 
 
 # -- many replicas ------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,9 @@ def test_every_setting_exists_and_the_service_starts_with_them(monkeypatch: pyte
     check_exposure(settings)
     assert parse_keys(settings.api_keys)
     assert settings.port == CONTAINER["ports"][0]["containerPort"]
-    assert settings.max_state_bytes <= size(CONTAINER["resources"]["limits"]["memory"]) / 2
+    limit = size(CONTAINER["resources"]["limits"]["memory"])
+    assert settings.max_state_bytes <= limit / 2
+    assert settings.max_state_bytes <= settings.memory_bytes == int(0.6 * limit)
     settings.open_storage()
 
 
