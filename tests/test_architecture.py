@@ -38,7 +38,7 @@ DOORS: dict[str, set[str]] = {
     "httpx": set(),
     "httpx2": {"service/cli/replay", "service/cli/logs.py", "service/api/facade/client.py"},
     "nextarm": {"service/cli/replay", "service/cli/evaluate.py"},
-    "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/cli/replay"},
+    "uvicorn": {"service/cli/serve.py", "service/api/connections.py", "service/api/request_room.py", "service/cli/replay"},
     "sqlite3": {"service/storage", "service/cli/logs.py"},
     "pickle": set(),
     "yaml": set(),
