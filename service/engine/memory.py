@@ -11,12 +11,15 @@ from datetime import datetime
 from itertools import islice
 from types import FunctionType, MethodType, ModuleType
 
+import msgspec
 import torch
 
 SAMPLED = 64
 """Items of a container that are measured; the others are taken to be like them."""
 TENSOR_BYTES = 400
 """Of a tensor beside its numbers: the object, its storage, and what the allocator adds."""
+RAW_BYTES = 80
+"""Of a part of a message that is not decoded, beside its text. `sys.getsizeof` answers an address for one."""
 _PLAIN = (bool, int, float, str, bytes, datetime)
 _SHARED = (type, ModuleType, FunctionType, MethodType)
 
@@ -35,6 +38,8 @@ def _bytes_of(value: object, seen: set[int]) -> float:
     if isinstance(value, _PLAIN):
         return sys.getsizeof(value)
     seen.add(id(value))
+    if isinstance(value, msgspec.Raw):
+        return float(RAW_BYTES + len(value))
     if isinstance(value, torch.Tensor):
         storage = value.untyped_storage()
         is_new = storage.data_ptr() not in seen

@@ -1,4 +1,4 @@
-"""Memory comes back once a bandit is deleted."""
+"""Memory is estimated, and comes back once a bandit is deleted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.engine.memory import release_memory
+from service.engine import events
+from service.engine.events import FoldedDecision
+from service.engine.memory import held_bytes, release_memory
 
 
 def resident_bytes() -> int:
@@ -37,3 +39,13 @@ def test_what_a_circle_of_objects_held_is_given_back_to_the_system() -> None:
         assert last.sum() == 2_000
     finally:
         gc.enable()
+
+
+def test_a_decision_as_folding_reads_it_takes_about_what_its_entry_takes() -> None:
+    payload = (
+        b'{"event":"decided","at":"2026-01-01T00:00:00Z","id":"d","arm":0,"propensity":1.0,"weights":[%s],"scores":{},"price":0.0,'
+        b'"features":"","episode":"d","shadows":{}}' % b",".join([b"0.015625"] * 64)
+    )
+    folded = events.decode_to_fold(payload)
+    assert isinstance(folded, FoldedDecision)
+    assert len(folded.weights_json) < held_bytes(folded) < len(payload) + 2_000
