@@ -31,6 +31,7 @@ from service.engine.ledger import Effect, Ledger, ShadowRecord
 from service.engine.policies import Learned, shadow_policy, takes_features
 from service.engine.readiness import Version, Versions
 from service.engine.retention import Retention
+from service.storage.archive import SEGMENT_ENTRIES
 from service.storage.base import (
     Entry,
     Log,
@@ -175,7 +176,8 @@ class Projection:
         until: the last offset to fold; None = all.  each: called with the offset after every batch.
         """
         self._is_live = False
-        blobs = [blob for _, blob in await self.storage.load_snapshots(self.log)] if use_snapshots else []
+        found = await self.storage.load_snapshots(self.log) if use_snapshots else []
+        blobs = [blob for _, blob in found]
         if not await self._resume_from(blobs) and blobs and await self._is_compacted():
             logger.warning("the log is trimmed: a snapshot of another build has to do", extra={"bandit": self.log.name})
             await self._resume_from(blobs, any_build=True)
@@ -193,6 +195,10 @@ class Projection:
         self._is_live = True
         for one in self.catching_up.values():
             self.background.spawn(self._catch_up_behind(one))
+        if (
+            len(found) > 1 and self._snapshot_at == found[0][0]
+        ):  # one that leaves memory before `snapshot_every` events are there is trimmed when it comes back
+            self.background.spawn(self._try_trim(found[1][0], at_least=min(self._snapshot_every, SEGMENT_ENTRIES)))
 
     async def _resume_from(self, blobs: list[bytes], *, any_build: bool = False) -> bool:
         for blob in blobs:
@@ -515,11 +521,14 @@ class Projection:
         except Exception as error:  # the log is the truth: a snapshot that fails costs time at the next start, nothing else
             logger.warning("no snapshot was written", extra={"bandit": self.log.name, "reason": str(error)})
             return
+        await self._try_trim(older)
+
+    async def _try_trim(self, older: int, *, at_least: int = 1) -> None:
         if self._retention is None:
             return
         try:
             end = self.versions.committed.offset
-            await self._retention.trim(older=older, end=end, is_closing=lambda: self.versions.is_closing)
+            await self._retention.trim(older=older, end=end, at_least=at_least, is_closing=lambda: self.versions.is_closing)
         except Exception as error:  # the next snapshot tries again
             logger.warning("not all was trimmed", extra={"bandit": self.log.name, "reason": str(error)})
 

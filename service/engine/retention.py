@@ -1,6 +1,6 @@
 """What is kept of a log, and how long: entries behind the snapshots go to the archive, and are trimmed from the store.
 
-    snapshot ──> read what is behind the older one ──> Archive.append ──> Storage.trim        one segment at a time
+    snapshot, load ──> read what is behind the older one ──> Archive.append ──> Storage.trim        one segment at a time
 
 Kept are the last `keep_events` entries, all from the older of the two snapshots on, and all that are younger than
 `amend_until_s`: what can be amended is in the store. Keys of what a client may repeat for ever stay (imports, references,
@@ -73,9 +73,9 @@ class Retention:
         self._clock = clock
         self._lock = asyncio.Lock()
 
-    async def trim(self, *, older: int, end: int, is_closing: Callable[[], bool] = lambda: False) -> None:
+    async def trim(self, *, older: int, end: int, at_least: int = 1, is_closing: Callable[[], bool] = lambda: False) -> None:
         """Archive and trim what may go. older: offset of the older snapshot, 0 = there is none.  end: of the log.
-        is_closing: asked between two segments.
+        at_least: entries, or `SEGMENT_BYTES`, that a segment must have; fewer wait.  is_closing: asked between two segments.
 
         Raises `StorageUnavailableError` where the archive cannot be written; nothing of that segment is trimmed.
         """
@@ -89,9 +89,11 @@ class Retention:
             forget = max((offset for offset, at in marks if now - at > REMEMBERED), default=0)
             floor = await self._storage.trim(self._log, before=1, lasting=(), forget=forget)
             newest: datetime | None = None
-            while floor < bound and not is_closing():
+            while floor + at_least <= bound and not is_closing():
                 entries, lasting, newest = await self._segment(floor, bound, now - self._kept_for)
                 if newest is None or entries[-1].offset < 2:  # entry 1 alone need not go
+                    break
+                if len(entries) < at_least and sum(len(entry.payload) for entry in entries) < SEGMENT_BYTES:
                     break
                 if self._storage.archive is not None:
                     await self._storage.archive.append(self._log, entries)

@@ -204,6 +204,25 @@ async def test_without_an_archive_what_was_trimmed_is_gone_and_its_ids_are_not(s
         assert (await decide(service, 0))["offset"] > offset
 
 
+async def test_a_bandit_that_leaves_memory_before_a_snapshot_is_due_is_trimmed_when_it_comes_back(tmp_path: Path) -> None:
+    clock = Clock()
+    given = kept(tmp_path, snapshot_every=30, store=f"sqlite:///{tmp_path}/b.db")
+    floors = []
+    for part in range(8):
+        async with opened(clock=clock, **given) as service:
+            answered(await service.put("/v1/bandits/b", BODY))
+            await service.settle()
+            floors.append(await first_kept(service))
+            await work(service, clock, 5 * part, 5 * part + 5)  # and a snapshot, as it leaves memory
+            await service.settle()
+            digest = answered(await service.get("/v1/bandits/b/digest"))
+    assert floors[:3] == [1, 1, 1], "few entries wait for more"
+    assert floors[-1] > 30
+    assert len(list((tmp_path / "archive").rglob("*.gz"))) == len(set(floors)) - 1
+    (line,) = await digests(Settings(**given), "b", quiet=True)
+    assert (line.offset, line.sha256) == (digest["offset"], digest["sha256"])
+
+
 async def test_an_archive_that_is_gone_stops_the_trimming_and_nothing_else(tmp_path: Path) -> None:
     async with pair("sqlite", tmp_path, archive=str(tmp_path / "mount")) as (service, twin, clock, _):
         assert await first_kept(service) == 1
