@@ -107,7 +107,11 @@ class AdmissionMiddleware:
         request_id = scope["nextarm.id"] = access_log.request_id(headers.get(REQUEST_ID_HEADER))
         REQUEST_ID.set(request_id)  # a request is a task of its own
         if self._is_full(scope):  # before anything else is done for it
-            await self._refuse(scope, send)
+            try:
+                await self._refuse(scope, send)
+            finally:
+                if TAKEN in scope:  # its body came while the refusal waited for a client that did not read
+                    self._room.left += 1
             return
         started = time.perf_counter()
         received = scope  # in which the connection notes, perhaps later, that room was taken

@@ -24,8 +24,10 @@ TAKEN = "nextarm.room_taken"
 
 _LINE = re.compile(rb"(GET|PUT|POST|PATCH|DELETE) /v1/bandits[\x21-\x7e]* HTTP/1\.1\r\n")
 _FIELDS = re.compile(
-    rb"\r\n(content-length|transfer-encoding|connection|expect|upgrade|x-request-id):[ \t]*([^\r\n]*)", re.IGNORECASE
+    rb"\r\n((?:content-length|transfer-encoding|connection|expect|upgrade|x-request-id)[^\w:\r\n-]*):[ \t]*([^\r\n]*)",
+    re.IGNORECASE,
 )
+"""Names as they are, or with something behind them, which the parser refuses, that another server may pass over."""
 _OWN_ROOM = b"/events"
 """In the target of a stream (event_streams.py), which may pass where others may not."""
 

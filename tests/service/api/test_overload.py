@@ -243,6 +243,29 @@ async def test_room_is_given_back_whatever_becomes_of_a_request(monkeypatch: pyt
         assert (await server.service.bandit())["decisions"] >= 2
 
 
+async def test_a_refusal_that_waits_for_its_client_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening(max_concurrent=1) as server:
+        held = HeldDecisions(monkeypatch)
+        late = await server.connect()
+        assert (await late.ask("GET", "/healthz"))[0] == 200
+        (connection,) = server.limits.idle
+        (busy,) = await server.fill()
+        await held.arrived.acquire()
+        connection.pause_writing()  # as where its client does not read
+        whole = wire("POST", DECISIONS, PROMPT)
+        late.writer.write(whole[:-5])
+        await server.until(lambda: connection.cycle.more_body)
+        held.go_on.set()
+        assert (await busy.answer())[0] == 201
+        await server.until(lambda: server.room.left == 1)
+        late.writer.write(whole[-5:])  # when there is room again
+        await server.until(lambda: not connection.cycle.more_body)
+        connection.resume_writing()
+        assert (await late.answer())[0] == 503
+        assert (await late.ask("GET", "/v1/bandits/b"))[0] == 200
+        await server.until(lambda: server.room.left == 1)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -261,6 +284,8 @@ async def test_room_is_given_back_whatever_becomes_of_a_request(monkeypatch: pyt
         wire("GET", "/v1/bandits/b", None, "Content-Length: -0"),
         wire("GET", "/v1/bandits/b", None, "Content-Length: 1_0"),
         wire("GET", "/v1/bandits/b", None, "Connection: upgrade"),
+        wire("GET", "/v1/bandits/b", None, "Content-Length : 2"),
+        wire("GET", "/v1/bandits/b", None, "Transfer-Encoding\t: chunked"),
         wire("GET", "/v1/bandits/b", None, "a: b\nTransfer-Encoding: chunked"),
         b"GET http://localhost/v1/bandits HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
