@@ -72,13 +72,17 @@ class Archive:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.fault = ""
+        self._unread: dict[str, str] = {}  # why the last attempt to read a log failed, by its id
         self._lock = threading.Lock()  # unpacking is for one thread at a time
         self._listed: dict[str, list[Segment]] = {}  # by id of the log
         self._unpacked: OrderedDict[Path, list[bytes]] = OrderedDict()
 
     def notices(self) -> list[str]:
         """What an operator should know."""
-        return [f"{self.fault}: nothing is trimmed, and the store grows"] if self.fault else []
+        noticed = [f"{self.fault}: nothing is trimmed, and the store grows"] if self.fault else []
+        if self._unread:
+            noticed.append(f"{next(iter(self._unread.values()))}: requests for what was trimmed are a 503")
+        return noticed
 
     async def append(self, log: Log, entries: Sequence[Entry]) -> None:
         """Keep entries that follow each other, durably and checked. `StorageUnavailableError` where that failed."""
@@ -98,9 +102,15 @@ class Archive:
         Raises `ArchiveGapError`, `StorageDamagedError` for a segment that cannot be read, `StorageUnavailableError`.
         """
         try:
-            return await asyncio.to_thread(self._read, log, after, until, floor)
+            entries = await asyncio.to_thread(self._read, log, after, until, floor)
         except OSError as error:
-            raise StorageUnavailableError(f"the archive {self.folder} cannot be read: {error.strerror or error}") from error
+            unread = self._unread[log.id] = f"the archive {self.folder} cannot be read: {error.strerror or error}"
+            raise StorageUnavailableError(unread) from error
+        except StorageDamagedError as error:
+            self._unread[log.id] = f"the archive {self.folder} is damaged ({error})"
+            raise
+        self._unread.pop(log.id, None)
+        return entries
 
     # -- writing -------------------------------------------------------------------------------------------------------------
 

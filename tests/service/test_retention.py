@@ -17,6 +17,7 @@ from service.cli.migrate import migrate
 from service.engine import retention
 from service.engine.evaluation_process import Plan
 from service.settings import InvalidSettings, Settings
+from service.storage.archive import Archive
 from service.storage.base import LogCompactedError, StorageUnavailableError
 from tests.service.http_client import ARMS, Clock, Json, Service, answered, failed, opened
 from tests.service.storages import STORAGES, store_of
@@ -80,6 +81,12 @@ async def pair(store: str, folder: Path, **settings: Any) -> AsyncIterator[tuple
 async def first_kept(service: Service) -> int:
     learner = await service._learner("b")
     return await learner.projection.storage.trim(learner.log, before=1, lasting=())
+
+
+async def archive_of(service: Service) -> Archive:
+    archive = (await service._learner("b")).projection.storage.archive
+    assert archive is not None
+    return archive
 
 
 def timeless(value: Any) -> Any:
@@ -237,9 +244,23 @@ async def test_an_archive_that_is_gone_stops_the_trimming_and_nothing_else(tmp_p
         shutil.move(tmp_path / "mount", tmp_path / "away")
         assert failed(await service.get("/v1/bandits/b/log")) == (503, "storage_unavailable")
         assert failed(await service.get(f"{URL}/d0")) == (503, "storage_unavailable")
+        (notice,) = answered(await service.get("/readyz"))["notices"]
+        assert f"the archive {tmp_path}/mount cannot be read" in notice
         await work(service, clock, 50, 55)
         shutil.move(tmp_path / "away", tmp_path / "mount")
         assert answered(await service.get(f"{URL}/d0"))["id"] == "d0"
+        await work(service, clock, 55, 65)
+        assert answered(await service.get("/readyz"))["notices"] == []
+        segment = min((tmp_path / "mount").rglob("*.gz"))
+        content = segment.read_bytes()
+        segment.write_bytes(b"damaged" + content)
+        (await archive_of(service))._unpacked.clear()
+        assert failed(await service.get(f"{URL}/d0")) == (503, "storage_unavailable")
+        (notice,) = answered(await service.get("/readyz"))["notices"]
+        assert f"{segment}" in notice
+        segment.write_bytes(content)
+        assert answered(await service.get(f"{URL}/d0"))["id"] == "d0"
+        assert answered(await service.get("/readyz"))["notices"] == []
 
 
 async def test_a_life_in_small_segments_is_archived_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
