@@ -211,6 +211,8 @@ class OutcomeRecorder:
         nothing.
         """
         for _ in range(AMEND_TRIES):
+            if decision_id in self._ledger.open:  # as far as this process has read: another one may have closed it
+                await self._projection.refresh()
             found = await self.look_up_all(decision_id)
             known = self._amendable(found, amendment)
             if isinstance(known, Recorded):

@@ -17,7 +17,7 @@ from service.engine import projection as folding
 from service.engine.errors import BanditNotFoundError, OffsetBeyondEndError, OutcomeConflictError
 from service.engine.events import ArmAdded, ReferenceAdded, added_key
 from service.engine.learner import Learner
-from service.engine.outcomes import OutcomeReport
+from service.engine.outcomes import AmendmentReport, OutcomeReport
 from service.engine.repository import BanditRepository
 from service.settings import Settings
 from service.storage.base import Log, LogTruncatedError, StorageError
@@ -247,6 +247,18 @@ async def test_an_outcome_is_learned_once_whichever_replicas_it_was_posted_to(pr
             await bandit.projection.wait_for_offset(81, timeout_s=PATIENCE_S)
             assert sum(arm.outcomes for arm in bandit.versions.committed.arms) == 40
         assert one.digest() == two.digest()
+
+
+async def test_an_outcome_that_one_replica_acknowledged_can_be_amended_at_the_other(prefix: str, clock: Clock) -> None:
+    async with stores(prefix, 2) as (first, second):
+        one = await learner_of(first, options={"clock": clock})
+        await one.decisions.submit(ask(GREEDY, default_rng(1), "d"))
+        two = await Learner.load(second, one.log, clock=clock)  # it follows nothing: what it has read ends here
+        await one.outcomes.submit("d", OutcomeReport(reward=1.0))
+        assert "d" in two.ledger.open
+        assert not (await two.outcomes.amend("d", AmendmentReport(values={"reward": 0.0}))).is_duplicate
+        await one.projection.catch_up()
+        assert facts(one) == facts(two)
 
 
 async def test_what_one_replica_acknowledged_the_other_has_learned_when_it_is_asked_for_it(prefix: str) -> None:
