@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -82,13 +83,14 @@ def name_of(number: int) -> str:
 
 
 async def serve(learner: Learner, decisions: int, *, first: int = 0) -> None:
-    """Decide and learn."""
+    """Decide and learn; ids and digests of bodies are as long, and as random, as those of requests."""
     g = np.random.default_rng(first)
-    for i in range(first, first + decisions):
-        vector = g.standard_normal(DIM).astype(np.float32)
+    for _ in range(decisions):
+        vector = g.standard_normal(learner.created.dim).astype(np.float32)
         features = events.vector_bytes(vector / np.linalg.norm(vector))
-        await learner.decisions.submit(DecisionRequest(id=f"d{i}", features=features, body=""))
-        await learner.outcomes.submit(f"d{i}", OutcomeReport(reward=float(g.random()), body=""))
+        decision, body = str(UUID(bytes=g.bytes(16))), g.bytes(32).hex()
+        await learner.decisions.submit(DecisionRequest(id=decision, features=features, body=body))
+        await learner.outcomes.submit(decision, OutcomeReport(reward=float(g.random()), body=body))
 
 
 async def make(store: Path, *, bandits: int, asked: int, created: Created) -> None:
