@@ -72,7 +72,8 @@ class Archive:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.fault = ""
-        self._unread: dict[str, str] = {}  # why the last attempt to read a log failed, by its id
+        self._unread = ""  # why nothing could be read; until something can be read or written
+        self._damaged: dict[str, str] = {}  # by id of the log, until it can be read
         self._lock = threading.Lock()  # unpacking is for one thread at a time
         self._listed: dict[str, list[Segment]] = {}  # by id of the log
         self._unpacked: OrderedDict[Path, list[bytes]] = OrderedDict()
@@ -80,8 +81,8 @@ class Archive:
     def notices(self) -> list[str]:
         """What an operator should know."""
         noticed = [f"{self.fault}: nothing is trimmed, and the store grows"] if self.fault else []
-        if self._unread:
-            noticed.append(f"{next(iter(self._unread.values()))}: requests for what was trimmed are a 503")
+        unreadable = [self._unread] * bool(self._unread) + list(self._damaged.values())
+        noticed += [f"{why}: requests for what was trimmed are a 503" for why in unreadable[:1]]
         return noticed
 
     async def append(self, log: Log, entries: Sequence[Entry]) -> None:
@@ -94,7 +95,7 @@ class Archive:
         except StorageDamagedError as error:
             self.fault = f"the archive {self.folder} does not give back what was written ({error})"
             raise StorageUnavailableError(self.fault) from error
-        self.fault = ""
+        self.fault = self._unread = ""
 
     async def read(self, log: Log, *, after: int, until: int, floor: int) -> list[Entry]:
         """The entries with after < offset <= until, all of them. floor: the first offset that the store has.
@@ -104,12 +105,13 @@ class Archive:
         try:
             entries = await asyncio.to_thread(self._read, log, after, until, floor)
         except OSError as error:
-            unread = self._unread[log.id] = f"the archive {self.folder} cannot be read: {error.strerror or error}"
-            raise StorageUnavailableError(unread) from error
+            self._unread = f"the archive {self.folder} cannot be read: {error.strerror or error}"
+            raise StorageUnavailableError(self._unread) from error
         except StorageDamagedError as error:
-            self._unread[log.id] = f"the archive {self.folder} is damaged ({error})"
+            self._damaged[log.id] = f"the archive {self.folder} is damaged ({error})"
             raise
-        self._unread.pop(log.id, None)
+        self._unread = ""
+        self._damaged.pop(log.id, None)
         return entries
 
     # -- writing -------------------------------------------------------------------------------------------------------------
