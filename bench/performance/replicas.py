@@ -1,7 +1,7 @@
 """What more replicas cost: CPU time of the service per request, one process over SQLite beside one and three over Redis.
 
     python -m bench.performance.replicas                  7 rounds of 1,500 decisions and their outcomes per set-up, medians
-    python -m bench.performance.replicas --quick          3 rounds of 500
+    python -m bench.performance.replicas --quick          1 round of 200, and 1 and 4 replicas: less than a minute
     python -m bench.performance.replicas --write          and the table in docs/faults.md
 
 All set-ups run at the same time and take turns, so that a noisy machine is noisy for all of them. Counted is the time of the
@@ -11,6 +11,13 @@ service's processes (user and system, /proc), until every replica has learned wh
     Redis 1      1 replica
     Redis 3      3 replicas, each request at the next one: the sum of all three, so every event's fold on three replicas
     one of 3     3 replicas, all requests at one: what that one takes; "others" is what each of the two others takes to learn
+
+Then 1, 2 and 4 replicas over a Redis each, the CPU of all of them per request (a decision or its outcome):
+
+    affinity     64 bandits, each asked at one replica alone, as a balancer that hashes their names does
+    spread       one bandit, each request at the next replica
+
+The share of a follower is what one more replica adds to a request of the spread bandit, over what it costs at one replica.
 """
 
 from __future__ import annotations
@@ -21,9 +28,11 @@ import statistics
 import sys
 import tempfile
 import threading
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from operator import truediv
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +55,9 @@ BANDIT: dict[str, Any] = {
     "seed": 3,
 }
 SETTINGS = {"SWEEP_S": "0.5"}
+MANY = [f"bandit-{i}" for i in range(64)]
+AFFINITY_AT_MOST, SPREAD_AT_MOST, FOLLOWED_AT_MOST = 1.1, 1.4, 0.1
+"""Times one replica, of the sum over all; and the share of a follower."""
 
 
 class Cost(NamedTuple):
@@ -70,11 +82,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.performance.replicas", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, help="per set-up (default: 7)")
     parser.add_argument("--requests", type=int, help="decisions, and as many outcomes, per round (default: 1,500)")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 500")
+    parser.add_argument("--quick", action="store_true", help="1 round of 200, and 1 and 4 replicas alone")
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     given = parser.parse_args()
-    rounds = given.rounds or (3 if given.quick else 7)
-    requests = given.requests or (500 if given.quick else 1_500)
+    rounds = given.rounds or (1 if given.quick else 7)
+    requests = given.requests or (200 if given.quick else 1_500)
     costs: dict[tuple[str, str], list[Cost]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="nextarm-replicas-") as folder, ExitStack() as stack:
         set_ups = _start(Path(folder), stack)
@@ -87,11 +99,15 @@ def main() -> None:
     lines = _lines(costs, [set_up.name for set_up in set_ups])
     show("CPU per request", COLUMNS, lines, Console(width=None if sys.stdout.isatty() else 140))
     ratios = _ratios(costs)
+    scaled, scaling = _scaling((1, 4) if given.quick else (1, 2, 4), rounds, requests)
+    show("CPU of all replicas per request", SCALING_COLUMNS, scaled, Console(width=None if sys.stdout.isatty() else 140))
     if given.write:
         command = f"python -m bench.performance.replicas --rounds {rounds} --requests {requests}"
         table = markdown(COLUMNS, lines, right=COLUMNS[1:])
-        write({"replicas": f"{table}\n\n`{command}`; medians of {rounds} rounds. {ratios}"})
+        scaled_table = markdown(SCALING_COLUMNS, scaled, right=SCALING_COLUMNS[1:])
+        write({"replicas": f"{table}\n\n{scaled_table}\n\n`{command}`; medians of {rounds} rounds. {ratios} {scaling}"})
     print(ratios)
+    print(scaling)
 
 
 def _start(folder: Path, stack: ExitStack) -> list[SetUp]:
@@ -140,6 +156,62 @@ def _cost(set_up: SetUp, requests: int, work: Callable[[], object]) -> Cost:
     used = [(after - first) / requests * 1e6 for after, first in zip(spent(), before, strict=True)]
     service, others = used[: len(set_up.asked)], used[len(set_up.asked) : len(set_up.servers)]
     return Cost(sum(service), statistics.mean(others) if others else 0.0, used[-1])
+
+
+def _scaling(numbers: Sequence[int], rounds: int, requests: int) -> tuple[list[tuple[str, ...]], str]:
+    """The table of 1 replica and more, and its ratios against what is aimed at. All replicas run at the same time."""
+    costs: dict[tuple[str, int], list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="nextarm-replicas-") as folder, ExitStack() as stack:
+        groups = {}
+        for number in numbers:
+            place = Path(folder) / str(number)
+            place.mkdir()
+            redis = stack.enter_context(RedisServer(*EVERYSEC, folder=place / "redis"))
+            groups[number] = stack.enter_context(
+                Replicas(place, redis.url, number=number, settings=SETTINGS, snapshot_every=10_000)
+            )
+            groups[number].start({"cost": BANDIT, **dict.fromkeys(MANY, BANDIT)})
+        for turn in track(range(rounds + 1), "1 replica and more", console=Console(stderr=True), transient=True):
+            for number in (*numbers[turn % len(numbers) :], *numbers[: turn % len(numbers)]):
+                for name, bandits in (("affinity", MANY), ("spread", ["cost"])):
+                    used = _cost_of_all(groups[number].servers, bandits, requests, f"{name}-{turn}")
+                    if turn:  # the first one warms up
+                        costs[name, number].append(used)
+    medians = {key: statistics.median(values) for key, values in costs.items()}
+    lines, told = list[tuple[str, ...]](), list[str]()
+    for name, limit in (("affinity", AFFINITY_AT_MOST), ("spread", SPREAD_AT_MOST)):
+        ratios = {n: statistics.median(map(truediv, costs[name, n], costs[name, 1])) for n in numbers}
+        lines += [(f"{name}, {n}", f"{medians[name, n]:.0f}", f"{ratios[n]:.2f}") for n in numbers]
+        last = ratios[numbers[-1]]
+        told.append(f"{name}: {last:.2f}x (aim: at most {limit:g}x, {'met' if last <= limit else 'missed'})")
+        if name == "spread":
+            share = (last - 1.0) / (numbers[-1] - 1)
+            aim = f"aim: at most {FOLLOWED_AT_MOST:g}, {'met' if share <= FOLLOWED_AT_MOST else 'missed'}"
+            told.append(f"followed event / served request: {share:.2f} ({aim})")
+    return lines, f"All of {numbers[-1]} replicas against one: {'; '.join(told)}."
+
+
+def _cost_of_all(servers: Sequence[Server], bandits: Sequence[str], requests: int, prefix: str) -> float:
+    """Microseconds of CPU of all replicas per request: of several bandits, each at its own replica; one goes to all of them."""
+    homes = [[servers[zlib.crc32(name.encode()) % len(servers)]] for name in bandits] if len(bandits) > 1 else [servers]
+    shares = [(name, home, range(i, requests, len(bandits))) for i, (name, home) in enumerate(zip(bandits, homes, strict=True))]
+    for name, home, _ in shares:  # loaded, which is no cost of these requests
+        for server in home:
+            digests(server, {name: 1})
+    before = sum(server.cpu_s() for server in servers)
+    for name, home, mine in shares:
+        path = f"/v1/bandits/{name}/decisions"
+        asked = []
+        for i in mine:
+            body = decision_body(("prompts", f"{prefix}-{name}-{i}"))
+            del body["id"]
+            asked.append(("POST", path, body))
+        decided = _all(home, asked)
+        _all(home, [("PUT", f"{path}/{decision}/outcome", {"reward": i % 100 / 100}) for i, decision in enumerate(decided)])
+        end = home[0].ask("GET", f"/v1/bandits/{name}/digest").body["offset"]
+        for server in home:
+            digests(server, {name: end})
+    return (sum(server.cpu_s() for server in servers) - before) / (2 * requests) * 1e6
 
 
 def _redis_s(redis: RedisServer) -> float:
@@ -203,6 +275,8 @@ COLUMNS = (
     "set-up",
     *(f"{kind}: {what}" for kind in ("select", "outcome") for what in ("CPU us", "x SQLite", "others us", "Redis us")),
 )
+
+SCALING_COLUMNS = ("bandits, replicas", "CPU us of all replicas", "x one replica")
 
 
 if __name__ == "__main__":
