@@ -135,7 +135,7 @@ class LogFollower:
                 elif learner is None:
                     await self._discover(name)
                 elif end == 0:
-                    await learner.demand.gather()  # news name a log, and not its end
+                    await learner.demand.gather()  # as a rule it grew; that it was deleted is noticed so much later
                     await learner.projection.catch_up()  # a log that was deleted or created again raises
                 elif learner.versions.committed.offset < end:
                     await learner.demand.gather()
