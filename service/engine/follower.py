@@ -66,6 +66,7 @@ class LogFollower:
         self.changed: set[str] = set()
         self._clock_offset: timedelta | None = None  # the store's clock minus ours
         self._tasks: list[asyncio.Task[None]] = []
+        self._announced: set[str] = set()  # logs in which something happened since they were read
         self._following: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
@@ -117,14 +118,16 @@ class LogFollower:
                 self.follow(name)
 
     def follow(self, name: str) -> None:
-        """Fold what is new in a log, unless that is under way."""
+        """Fold what is new in a log; where that is under way, it goes on until nothing is new."""
+        self._announced.add(name)
         if name not in self._following:
             self._following[name] = asyncio.create_task(self._follow_log(name))
 
     async def _follow_log(self, name: str) -> None:
         """Fold what is new in a log, until no more was reported meanwhile."""
         try:
-            while True:
+            while name in self._announced:
+                self._announced.discard(name)
                 end = self.known_ends.get(name, 0)
                 learner = self._learners.get(name)
                 if learner is None and name in self._unloaded:
@@ -136,13 +139,13 @@ class LogFollower:
                     await self._discover(name)
                 elif end == 0:
                     await learner.demand.gather()  # as a rule it grew; that it was deleted is noticed so much later
+                    self._announced.discard(name)
                     await learner.projection.catch_up()  # a log that was deleted or created again raises
                 elif learner.versions.committed.offset < end:
                     await learner.demand.gather()
+                    self._announced.discard(name)
                     before, end = end, self.known_ends.get(name, 0)
                     await learner.projection.catch_up(end if end >= before else 0)  # shorter: created again meanwhile
-                if self.known_ends.get(name, 0) == end:
-                    return
         except (LogNotFoundError, LogTruncatedError, LogCompactedError):
             await self._discover_with_retries(name)
         except StorageUnavailableError:

@@ -69,7 +69,8 @@ async def test_a_log_that_is_created_again_while_entries_gather_is_looked_up(mon
         name, end = learner.log.name, await storage.end(learner.log)
         follower = LogFollower(storage, {name: learner}, clock=clock, discover=discover)
         follower.known_ends[name] = end + 1
-        follower._following[name] = following = asyncio.create_task(follower._follow_log(name))
+        follower.follow(name)
+        following = follower._following[name]
         await asyncio.sleep(0)
         await storage.delete(learner.log)
         follower.known_ends[name] = 0
@@ -78,5 +79,32 @@ async def test_a_log_that_is_created_again_while_entries_gather_is_looked_up(mon
         learner.demand.note()
         await following
         assert found == [name]
+    finally:
+        await repository.close()
+
+
+async def test_what_is_announced_after_the_last_read_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, clock, reads = MemoryStorage(), Clock(), []
+
+    async def discover(name: str) -> None:
+        raise AssertionError(name)
+
+    repository = BanditRepository(storage, Settings(sweep_s=1000.0), clock=clock)
+    await repository.start()
+    try:
+        learner, _ = await repository.create(created())
+        name = learner.log.name
+        follower = LogFollower(storage, {name: learner}, clock=clock, discover=discover)
+
+        async def read(end: int = 0) -> None:
+            reads.append(end)
+            if len(reads) == 1:
+                follower.follow(name)  # news of an entry that this read does not hold any more
+
+        monkeypatch.setattr(learner.projection, "catch_up", read)
+        learner.demand.note()
+        follower.follow(name)
+        await follower._following[name]
+        assert reads == [0, 0]
     finally:
         await repository.close()
