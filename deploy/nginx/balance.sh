@@ -20,11 +20,11 @@ addresses() {
         answered && /^Address/ { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$/) print $i }' | sort -u
 }
 
+# As a whole or not at all: on a full disk the list stays what it was, and the next lookup tries again.
 write() {
     for address in $1; do
-        echo "server $address:$port max_fails=2 fail_timeout=5s;"
-    done >"$list.new"
-    mv "$list.new" "$list"
+        echo "server $address:$port max_fails=2 fail_timeout=5s;" || return 1
+    done >"$list.new" && mv "$list.new" "$list"
 }
 
 {
@@ -46,8 +46,7 @@ fi
 while sleep 2; do
     found=$(addresses)
     if [ -n "$found" ] && [ "$found" != "$served" ]; then
-        write "$found"
-        if nginx -e /dev/stderr -c "$config" -s reload; then
+        if write "$found" && nginx -e /dev/stderr -c "$config" -s reload; then
             served=$found
         fi
     fi
