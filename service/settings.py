@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     )
     max_prompt_chars: int = Field(100_000, ge=1, description="Longest prompt or output text; more is a 422.")
     max_concurrent: int = Field(
-        64,
+        100,
         ge=1,
         description="Requests worked on at once; more are a 503 with Retry-After, so that those accepted stay quick. What one "
         "core keeps up with; more where requests wait for a scorer.",

@@ -88,7 +88,8 @@ def balanced(folder: Path, names: Names, *, port: int, trusted: str = "") -> Ite
     }
     process = subprocess.Popen(["sh", str(script)], env=environment, start_new_session=True)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{here}", trust_env=False, timeout=30.0) as client:
+        none_kept = httpx.Limits(max_keepalive_connections=0)  # an idle connection closes when nginx reads its list again
+        with httpx.Client(base_url=f"http://127.0.0.1:{here}", trust_env=False, timeout=30.0, limits=none_kept) as client:
             wait_until(lambda: serves(client), "nginx answers")
             yield client
     finally:

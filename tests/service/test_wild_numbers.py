@@ -96,7 +96,7 @@ async def nothing(_: Service) -> None:
 
 @pytest.fixture(scope="module")
 def send() -> Any:
-    with blocking(nothing) as ask:
+    with blocking(nothing, min_offset_wait_s=60.0) as ask:
         yield ask
 
 

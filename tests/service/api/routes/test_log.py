@@ -9,7 +9,7 @@ import pytest
 
 from bandits import state as states
 from bandits.registry import POLICIES, build
-from bandits.types import Observation
+from bandits.types import LAYOUT, Observation
 from tests.service.http_client import PROMPT, VECTOR, Json, Service, answered, failed, opened, paths
 
 BODIES: dict[str, Json] = {
@@ -136,7 +136,7 @@ async def test_the_digest_is_that_of_the_sums_alone(service: Service) -> None:
         if event["event"] == "observed":
             state = states.fold(policy, state, Observation(arm=event["arm"], reward=event["reward"]))
     shown = answered(await service.get("/v1/bandits/b/digest"))
-    assert shown == {"offset": 9, "sha256": hashlib.sha256(states.pack(policy, state)).hexdigest()}
+    assert shown == {"offset": 9, "sha256": hashlib.sha256(states.pack(policy, state)).hexdigest(), "layout": LAYOUT}
 
 
 async def test_a_pending_decision_moves_the_offset_and_not_the_sums(service: Service) -> None:
@@ -168,5 +168,5 @@ async def test_the_digest_is_the_same_after_a_restart_and_after_a_replay(kind: s
     from service.settings import Settings
 
     (replayed,) = await digests(Settings(store=store), kind, quiet=True)
-    assert {"offset": replayed.offset, "sha256": replayed.sha256} == further
+    assert {"offset": replayed.offset, "sha256": replayed.sha256, "layout": LAYOUT} == further
     assert replayed.snapshot_agrees
