@@ -279,6 +279,8 @@ def test_requests_made_from_the_document_are_answered_as_it_says(document: Json,
 
         for result in schemathesis.openapi.from_dict(document).get_all_operations():
             operation: Any = result.ok()  # type: ignore[union-attr]
+            if operation.path.endswith("/events"):
+                continue  # a stream of a bandit that there is has no end; it has tests of its own
             if mode is GenerationMode.NEGATIVE and not (operation.query or operation.path_parameters or operation.body):
                 continue  # nothing in it can be wrong
             FEW(given(case=operation.as_strategy(generation_mode=mode))(ask))()
