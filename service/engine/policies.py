@@ -231,13 +231,15 @@ class Learned:
         # together: pending decisions, and outcomes where the policy updates arms independently.
         for is_of_one, run in itertools.groupby(effects, key=_is_of_one_decision):
             several = list(run)
-            together = is_of_one and len(several) > 1
-            state = (self._settled if together else self._one_by_one)(log, state, several, is_live=True)
+            if is_of_one and len(several) > 1:
+                state = self._settled(log, state, several)
+            else:
+                state = self._one_by_one(log, state, several, is_live=True)
         return replace(self, state=state)
 
-    def _settled(self, log: Log, state: State, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> State:
-        """Apply effects of single decisions. One that is made and closed among them is never pending: the sums are the same, and
-        its row costs one update of what is derived instead of two.
+    def _settled(self, log: Log, state: State, effects: Sequence[tuple[int, Effect]]) -> State:
+        """Apply effects of single decisions, live. One that is made and closed among them is never pending: the sums are the
+        same, and its row costs one update of what is derived instead of two.
         """
         made = {offset for offset, effect in effects if isinstance(effect, AddPending)}
         released, learned, added = list[tuple[int, Effect]](), list[tuple[int, Effect]](), list[tuple[int, Effect]]()
@@ -257,9 +259,9 @@ class Learned:
                     learned.append((offset, replace(effect, observation=seen.never_pending()) if was_made else effect))
         left = [one for one in added if one[0] not in closed] if closed else added
         several = self._by_arm if self.policy.arms_independent else self._one_by_one
-        state = self._one_by_one(log, state, released, is_live=is_live)
-        state = (several if len(learned) > 1 else self._one_by_one)(log, state, learned, is_live=is_live)
-        return (self._by_arm if len(left) > 1 else self._one_by_one)(log, state, left, is_live=is_live)
+        state = self._one_by_one(log, state, released, is_live=True)
+        state = (several if len(learned) > 1 else self._one_by_one)(log, state, learned, is_live=True)
+        return (self._by_arm if len(left) > 1 else self._one_by_one)(log, state, left, is_live=True)
 
     def _one_by_one(self, log: Log, state: State, effects: Sequence[tuple[int, Effect]], *, is_live: bool) -> State:
         for offset, effect in effects:

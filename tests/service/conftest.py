@@ -11,6 +11,7 @@ import pytest
 
 from tests.service.http_client import Clock, Service, opened
 from tests.service.servers import Server
+from tests.service.storages import STORAGES, Opener
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +19,12 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("NEXTARM_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=sorted(STORAGES))
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens each of the storages in turn, in a folder of the test's own."""
+    return STORAGES[request.param](tmp_path)
 
 
 @pytest.fixture

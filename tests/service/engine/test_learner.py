@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,11 +62,6 @@ FORMS = [  # every form over memory, the first form of each kind over every stor
     for storage in (sorted(STORAGES) if number == 0 else ["memory"])
 ]
 every_form = pytest.mark.parametrize(("example", "opener"), FORMS, indirect=["opener"])
-
-
-@pytest.fixture(params=sorted(STORAGES))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORAGES[request.param](tmp_path)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,14 +33,9 @@ from service.storage.base import (
 )
 from service.storage.memory import MemoryStorage
 from tests.service.drivers import GREEDY, Clock, ask, created
-from tests.service.storages import STORAGES, Opener
+from tests.service.storages import Opener
 
 PATIENCE_S = 20
-
-
-@pytest.fixture(params=sorted(STORAGES))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORAGES[request.param](tmp_path)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -40,11 +39,6 @@ PATIENT: dict[str, Any] = {"shadow_limit_s": 60.0}
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(params=sorted(STORAGES))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORAGES[request.param](tmp_path)
 
 
 async def shadow(bandit: Learner, name: str, kind: str, settings: Any = (), *, learns_from: Any = "now") -> int:

@@ -33,11 +33,6 @@ PATIENCE_S = 30
 WIDE = EXAMPLES["pak-ucb"][0]
 
 
-@pytest.fixture(params=sorted(STORAGES))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORAGES[request.param](tmp_path)
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

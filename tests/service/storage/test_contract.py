@@ -18,11 +18,6 @@ from tests.service.storages import STORAGES, Opener, started
 POWER, PROCESS = Durability.POWER, Durability.PROCESS
 
 
-@pytest.fixture(params=sorted(STORAGES))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORAGES[request.param](tmp_path)
-
-
 @pytest.fixture
 async def storage(opener: Opener) -> AsyncIterator[Storage]:
     async with started(opener) as storage:

@@ -27,7 +27,7 @@ from service.storage.base import (
     StorageUnavailableError,
 )
 from service.storage.sqlite.store import TRIM_BATCH, SqliteStorage
-from tests.service.storages import STORAGES, Opener, started
+from tests.service.storages import Opener, started
 
 END = 700
 OLDER = 601
@@ -41,11 +41,6 @@ def payload(offset: int) -> bytes:
 def whole(first: int = 1, last: int = END) -> list[Entry]:
     """What the log held before anything was trimmed."""
     return [Entry(offset, payload(offset)) for offset in range(first, last + 1)]
-
-
-@pytest.fixture(params=sorted(STORAGES))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORAGES[request.param](tmp_path)
 
 
 @pytest.fixture
