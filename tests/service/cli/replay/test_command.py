@@ -2,7 +2,6 @@ import json
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -70,7 +69,8 @@ def test_a_bandit_that_is_kept_is_named(api: Api, table: Path, tmp_path: Path) -
     )
     assert code == 0, output
     (name,) = re.findall(r"^kept: (\S+)$", output, re.MULTILINE)
-    assert httpx.get(f"{api.url}/v1/bandits/{name}", trust_env=False).json()["decisions"] == 3
+    assert api.call("GET", f"/v1/bandits/{name}")["decisions"] == 3
+    api.call("DELETE", f"/v1/bandits/{name}")
 
 
 @pytest.mark.parametrize(
