@@ -49,7 +49,7 @@ def test_it_needs_httpx2_and_pydantic_alone_and_both_are_pinned() -> None:
     assert {name.replace("_", "-") for name in closed} <= {name.replace("_", "-") for name in pinned}
 
 
-def test_it_imports_nothing_of_the_server() -> None:
+def test_it_imports_nothing_of_the_server_and_http_with_the_first_client_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": str(CLIENT / "src")}
     program = "import sys, nextarm; print(*sys.modules)"
     done = subprocess.run(
@@ -57,7 +57,7 @@ def test_it_imports_nothing_of_the_server() -> None:
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert loaded.isdisjoint(
-        {"service", "bandits", "torch", "numpy", "fastapi", "starlette", "msgspec", "httpx", "requests", "asyncio"}
+        {"service", "bandits", "torch", "numpy", "fastapi", "starlette", "msgspec", "httpx", "requests", "asyncio", "httpx2"}
     )
 
 

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2
-
 from nextarm import errors
 from nextarm._calls import Call
 from nextarm._retries import pause_s
@@ -37,6 +35,8 @@ class EventFollower:
 
     def request(self) -> dict[str, Any]:
         """The arguments of httpx2's `stream` for the next connection."""
+        import httpx2
+
         self._rest = b""
         call = Call(
             method="GET",

@@ -13,9 +13,8 @@ import logging
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
-
-import httpx2
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from nextarm import errors
 from nextarm._calls import Call, encoded
@@ -24,6 +23,9 @@ from nextarm._retries import CircuitBreaker, pause_s
 from nextarm.errors import APIStatusError, NextarmError, UnexpectedAnswerError
 from nextarm.models import Decision, Decisions, Problem, Receipt, Receipts
 from nextarm.raw import RawResponse
+
+if TYPE_CHECKING:
+    import httpx2
 
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ class Pause:
 
 
 Step: TypeAlias = Send | Pause
-Came: TypeAlias = httpx2.Response | NextarmError | None
+Came: TypeAlias = "httpx2.Response | NextarmError | None"
 Steps: TypeAlias = Generator[Step, Came, T]
 
 
@@ -68,6 +70,8 @@ class Options:
 
     def timeout_within(self, seconds: float | None) -> httpx2.Timeout:
         """The timeout of an attempt that has so many seconds left."""
+        import httpx2
+
         if seconds is None:
             return self.timeout
         each = {name: seconds if bound is None else min(bound, seconds) for name, bound in self.timeout.as_dict().items()}
@@ -116,7 +120,7 @@ class Session:
         return self._read(call, response)
 
     def _read(self, call: Call[T], response: httpx2.Response) -> T:
-        if response.status_code == httpx2.codes.NOT_FOUND and call.is_gone_done:
+        if response.status_code == HTTPStatus.NOT_FOUND and call.is_gone_done:
             return call.answer(b"")
         try:
             return call.answer(response.content)
@@ -138,7 +142,7 @@ class Session:
             came = yield Send(call, left)
             error = self._failure(call, came, attempt)
             if error is None:
-                assert isinstance(came, httpx2.Response)
+                assert not isinstance(came, NextarmError | None)
                 return came, attempt + 1
             if not error.is_transient:
                 raise error
@@ -153,8 +157,8 @@ class Session:
         """What is wrong with what came, if anything is."""
         if isinstance(came, NextarmError):
             return came
-        assert isinstance(came, httpx2.Response)
-        is_gone = bool(attempt) and call.is_gone_done and came.status_code == httpx2.codes.NOT_FOUND
+        assert came is not None
+        is_gone = bool(attempt) and call.is_gone_done and came.status_code == HTTPStatus.NOT_FOUND
         is_answer = came.is_success or came.status_code in call.answers or is_gone
         error = None if is_answer else errors.of_response(came)
         if error is None or _is_of_bandit(error) or not error.is_transient:

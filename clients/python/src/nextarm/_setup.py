@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, TypedDict
-
-import httpx2
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from nextarm._reports import ReportBuffer, Stats
 from nextarm._session import Options, Send, Session, State
 from nextarm._version import __version__
 from nextarm.models import Decision
 
-TIMEOUT = httpx2.Timeout(60.0, connect=5.0)
+if TYPE_CHECKING:
+    import httpx2
+
+TIMEOUT_S = 60.0
 """Creating the first bandit of an embedder takes seconds."""
 
 
@@ -49,11 +50,15 @@ class Changes(TypedDict, total=False):
 OPTIONS = {option.name for option in fields(Options)} - {"timeout", "headers"}
 
 
-def _options(given: Mapping[str, Any], *, headers: Mapping[str, str], timeout: httpx2.Timeout) -> dict[str, Any]:
+def _options(given: Mapping[str, Any], *, headers: Mapping[str, str], timeout: float | httpx2.Timeout) -> dict[str, Any]:
     """The fields of `Options` that are given, with headers and timeout in their final form."""
+    import httpx2
+
     named = {name: value for name, value in given.items() if name in OPTIONS}
-    if (wanted := given.get("timeout")) is not None:
-        timeout = wanted if isinstance(wanted, httpx2.Timeout) else httpx2.Timeout(wanted, connect=min(wanted, 5.0))
+    if given.get("timeout") is not None:
+        timeout = given["timeout"]
+    if not isinstance(timeout, httpx2.Timeout):
+        timeout = httpx2.Timeout(timeout, connect=min(timeout, 5.0))
     return {**named, "headers": headers, "timeout": timeout}
 
 
@@ -73,7 +78,7 @@ class Configured:
         if tenant := setup.get("tenant"):
             headers["x-nextarm-tenant"] = tenant
         reports = ReportBuffer(setup.get("buffer_size", 10_000), setup.get("buffer_bytes", 64 * 2**20))
-        options = Options(**_options(setup, headers=headers, timeout=TIMEOUT))
+        options = Options(**_options(setup, headers=headers, timeout=TIMEOUT_S))
         self._session = Session(State(url.rstrip("/"), reports=reports), options)
 
     @property

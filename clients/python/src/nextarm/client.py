@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
-
-import httpx2
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
 from nextarm import errors
 from nextarm._calls import Call, Direct, DirectRaw
@@ -22,6 +20,9 @@ from nextarm.errors import NextarmError
 from nextarm.models import Receipt
 from nextarm.raw import RawResponse
 from nextarm.routes import Routes
+
+if TYPE_CHECKING:
+    import httpx2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +55,8 @@ class _Transport:
         return self._send(session, step)
 
     def _send(self, session: Session, step: Send) -> Came:
+        import httpx2
+
         try:
             return self.http.request(**request_of(step, session))
         except httpx2.RequestError as error:
@@ -112,6 +115,8 @@ class Client(Configured, Routes, Direct):
     """
 
     def __init__(self, url: str, *, http_client: httpx2.Client | None = None, **setup: Unpack[Setup]) -> None:
+        import httpx2  # not above, nor in the other modules: a program that makes no client does not pay for it
+
         super().__init__(url, setup)
         self._transport = _Transport(http_client or httpx2.Client(), self._session)
 
@@ -153,6 +158,8 @@ class Client(Configured, Routes, Direct):
 
         A connection that breaks is taken up again where it was. Raises `NotFoundError` when the bandit is deleted.
         """
+        import httpx2
+
         follower = EventFollower(self._session, bandit, since)
         while True:
             failure: NextarmError | None = None

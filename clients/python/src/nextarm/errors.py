@@ -19,10 +19,12 @@ NextarmError
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import httpx2
+from typing import TYPE_CHECKING
 
 from nextarm.models import FieldProblem, Problem
+
+if TYPE_CHECKING:
+    import httpx2
 
 SHOWN = 200
 """Characters of an answer that is no problem document, in a message."""
@@ -163,6 +165,8 @@ def of_response(response: httpx2.Response) -> APIStatusError:
 
 def of_transport(error: httpx2.RequestError, url: str) -> NextarmError:
     """The error of a request without an answer. url: of the service."""
+    import httpx2
+
     said = str(error) or type(error).__name__
     if isinstance(error, httpx2.TimeoutException):
         return APITimeoutError(f"{url} did not answer in time: {said}")
