@@ -8,5 +8,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs an optional part of nextarm, beside what is installed already."""
-    return f"pip install 'nextarm[{extra}]'"
+    """The command that installs an optional part of nextarm, in its checkout: no package index has nextarm, and what another
+    project publishes there under this name would be installed instead.
+    """
+    return f"pip install -c constraints.txt '.[{extra}]'"

@@ -7,12 +7,14 @@ import io
 import re
 import subprocess
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bandits.registry import POLICIES
+from service import install_hint
 from service.embedders.registry import EMBEDDERS
 from service.scorers.registry import SCORERS
 from tests.bandits.examples import EXAMPLES
@@ -225,6 +227,21 @@ def test_a_storage_runs_the_contract_suite_and_can_be_configured() -> None:
     for file, what in (("tests/service/storages.py", "STORAGES"), ("service/settings.py", "open_storage")):
         text = (ROOT / file).read_text()
         assert [name for name in names if name not in text] == [], f"add it to {what} in {file}"
+
+
+def test_an_extra_is_installed_in_one_way() -> None:
+    """In a checkout, by its own pins: no package index has nextarm."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = re.search(r"## Without `make`.*?\n## ", (ROOT / "docs" / "quickstart.md").read_text(), re.DOTALL)
+    assert table is not None
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+) \|", table[0], re.MULTILINE)))) == set(extras)
+    texts = {path: path.read_text() for path in [*PAGES, *(ROOT / "service").rglob("*.py")]}
+    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if re.search(r"\bnextarm\[", text)] == []
+    named = {extra for text in texts.values() for extra in re.findall(r"""install_hint\(['"](\w+)['"]\)""", text)}
+    assert len(named) >= 6
+    assert named <= set(extras)
+    assert install_hint("dask") in texts[ROOT / "docs" / "evaluation.md"]
+    assert install_hint("text,redis").replace("txt ", "txt ./clients/python ") in table[0]
 
 
 NOT_IMPERATIVE = re.compile(
