@@ -12,7 +12,9 @@ would do no harm, since a decision is closed once.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
+from operator import itemgetter
 
 import msgspec
 from uuid_utils.compat import uuid7
@@ -55,6 +57,7 @@ class PlaceIndex:
         self.owner = str(uuid7())
         self._storage = storage
         self._known: dict[str, tuple[Place | None, bytes]] = {}  # None: a newer version wrote it otherwise
+        self._deadlines: list[tuple[float, str]] = []  # (due, id) of those that have one, sorted
 
     def get(self, log: Log) -> Place | None:
         """The place of a bandit, as far as known."""
@@ -63,12 +66,9 @@ class PlaceIndex:
 
     def due(self, now: float) -> list[Log]:
         """The logs that must be looked at, the earliest first. now: POSIX seconds."""
-        found = [
-            (place.due, Log(log_id, place.name))
-            for log_id, (place, _) in self._known.items()
-            if place is not None and place.due is not None and place.due <= now
-        ]
-        return [log for _, log in sorted(found, key=lambda pair: pair[0])]
+        end = bisect_right(self._deadlines, now, key=itemgetter(0))
+        found = ((log_id, self._known[log_id][0]) for _, log_id in self._deadlines[:end])
+        return [Log(log_id, place.name) for log_id, place in found if place is not None]
 
     async def read(self) -> None:
         """Read all of it."""
@@ -77,6 +77,8 @@ class PlaceIndex:
             if key.startswith(PREFIX):
                 found[key.removeprefix(PREFIX)] = (_decoded(value), value)
         self._known = found
+        places = ((place, log_id) for log_id, (place, _) in found.items())
+        self._deadlines = sorted((place.due, log_id) for place, log_id in places if place is not None and place.due is not None)
 
     async def write(self, log: Log, place: Place) -> bool:
         """Replace the place that is known; whether that was the one in the store. Else the one in the store is known now."""
@@ -85,7 +87,7 @@ class PlaceIndex:
         if known is not None and known[1] == value:
             return True
         if await self._storage.swap_record(None, key, value, expected=None if known is None else known[1]):
-            self._known[log.id] = (place, value)
+            self._replace(log.id, place, value)
             return True
         await self.refresh(log)
         return False
@@ -94,9 +96,9 @@ class PlaceIndex:
         """Read one of them."""
         found = await self._storage.find_record(None, PREFIX + log.id)
         if found is None:
-            self._known.pop(log.id, None)
+            self._remove(log.id)
         else:
-            self._known[log.id] = (_decoded(found), found)
+            self._replace(log.id, _decoded(found), found)
 
     async def drop(self, log: Log) -> None:
         """Remove the place of a log that is gone."""
@@ -104,12 +106,23 @@ class PlaceIndex:
         while (value := await self._storage.find_record(None, key)) is not None:
             if await self._storage.swap_record(None, key, None, expected=value):
                 break
-        self._known.pop(log.id, None)
+        self._remove(log.id)
 
     async def drop_others(self, logs: Iterable[Log]) -> None:
         """Remove the places of logs that are not among these: their bandits were deleted by a process that ended over it."""
         for log_id in self._known.keys() - {log.id for log in logs}:
             await self.drop(Log(log_id, ""))
+
+    def _replace(self, log_id: str, place: Place | None, value: bytes) -> None:
+        self._remove(log_id)
+        self._known[log_id] = (place, value)
+        if place is not None and place.due is not None:
+            insort(self._deadlines, (place.due, log_id))
+
+    def _remove(self, log_id: str) -> None:
+        place, _ = self._known.pop(log_id, (None, b""))
+        if place is not None and place.due is not None:
+            del self._deadlines[bisect_left(self._deadlines, (place.due, log_id))]
 
 
 def _decoded(value: bytes) -> Place | None:
