@@ -286,7 +286,7 @@ class Shadow:
     def fold(self, offset: int, effects: Iterable[Effect]) -> None: ...
 
     def weights(self, ledger: Ledger, event: events.Decided) -> Floats | None:
-        found = event.weights_of(self.number)
+        found = events.weights_of(event, self.number)
         return None if found is None else np.array(found)
 
 

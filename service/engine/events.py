@@ -325,21 +325,9 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
             _check_finite(*shadow.weights)
 
     @property
-    def decided_by(self) -> int:
-        """The number of the policy that decided."""
-        return FIRST if self.policy is msgspec.UNSET else self.policy
-
-    @property
     def estimates(self) -> Estimates:
         """Of the reward."""
         return Estimates(self.scores.get("estimate"), self.scores.get("signals.reward"))
-
-    def weights_of(self, policy: int) -> list[float] | None:
-        """The distribution of the policy of this number, whether it decided or was a shadow; None where it is not in the log."""
-        if policy == self.decided_by:
-            return self.weights
-        known = () if self.shadows is msgspec.UNSET else self.shadows.values()
-        return next((shadow.weights for shadow in known if shadow.policy == policy), None)
 
 
 class Estimates(msgspec.Struct, frozen=True):
@@ -391,16 +379,26 @@ class FoldedDecision(Event, frozen=True, kw_only=True, tag="decided"):
         return _estimates_decoder.decode(self.scores_json)
 
     @property
-    def decided_by(self) -> int:
+    def shadows(self) -> dict[str, ShadowWeights] | msgspec.UnsetType:
         """As of `Decided`."""
-        return FIRST if self.policy is msgspec.UNSET else self.policy
+        return msgspec.UNSET if self.shadows_json is msgspec.UNSET else _shadows_decoder.decode(self.shadows_json)
 
-    def weights_of(self, policy: int) -> list[float] | None:
-        """As of `Decided`."""
-        if policy == self.decided_by:
-            return self.weights
-        known = {} if isinstance(self.shadows_json, msgspec.UnsetType) else _shadows_decoder.decode(self.shadows_json)
-        return next((shadow.weights for shadow in known.values() if shadow.policy == policy), None)
+
+AnyDecision = Decided | FoldedDecision
+
+
+def decided_by(decision: AnyDecision) -> int:
+    """The number of the policy that decided."""
+    return FIRST if decision.policy is msgspec.UNSET else decision.policy
+
+
+def weights_of(decision: AnyDecision, policy: int) -> list[float] | None:
+    """The distribution of the policy of this number, whether it decided or was a shadow; None where it is not in the log."""
+    if policy == decided_by(decision):
+        return decision.weights
+    shadows = decision.shadows
+    known = () if shadows is msgspec.UNSET else shadows.values()
+    return next((shadow.weights for shadow in known if shadow.policy == policy), None)
 
 
 class SessionBegun(Event, frozen=True, kw_only=True, tag="session_begun"):
@@ -620,7 +618,6 @@ AnyEvent = (
     | ShadowPromoted
 )
 
-AnyDecision = Decided | FoldedDecision
 FoldedEvent = AnyEvent | FoldedDecision
 """What folding takes: the events of the log, decisions as they were made here or as they are read."""
 

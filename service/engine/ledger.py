@@ -49,7 +49,9 @@ from service.engine.events import (
     ShadowCreated,
     ShadowDeleted,
     ShadowPromoted,
+    decided_by,
     outcome_values,
+    weights_of,
 )
 from service.engine.series import Packed, Series
 from service.engine.tallies import Tallies
@@ -319,9 +321,9 @@ class ShadowRecord(msgspec.Struct):
 
     def add(self, event: AnyDecision) -> None:
         """One more decision, unless this policy made it: of an episode that it began before it became a shadow."""
-        if event.decided_by == self.number or event.sticky:
+        if decided_by(event) == self.number or event.sticky:
             return
-        own = event.weights_of(self.number)
+        own = weights_of(event, self.number)
         if own is None:
             self.left_out += 1
             return
@@ -815,7 +817,7 @@ class Ledger:
         if policy.episodic or event.episode != event.id:  # else no later request can name this episode
             episode = self._episode(event.episode)
             if not episode.made:
-                episode.policy = event.decided_by
+                episode.policy = decided_by(event)
             episode.made += 1
             episode.features = episode.features or event.features
             if event.arm >= 0:

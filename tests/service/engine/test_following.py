@@ -75,8 +75,8 @@ async def test_a_decision_as_folding_reads_it_says_what_the_log_says() -> None:
         assert isinstance(read, FoldedDecision)
         for field in ("at", "id", "arm", "propensity", "weights", "scores", "price", "features", "episode", "estimates"):
             assert getattr(read, field) == getattr(event, field), field
-        assert read.weights_of(events.FIRST) == event.weights
-        assert read.weights_of(7) is None
+        assert events.weights_of(read, events.FIRST) == event.weights
+        assert events.weights_of(read, 7) is None
     assert decisions
     assert whole.pack() == folded.pack()
 

@@ -121,7 +121,7 @@ async def test_a_shadow_of_the_same_policy_knows_what_the_bandit_knows(kind: str
         for t in range(3):
             event = (await bandit.decisions.submit(ask(example, g, f"alone {t}"))).event
             (other,) = event.shadows.values()
-            assert (event.decided_by, other.policy) == (number, events.FIRST)
+            assert (events.decided_by(event), other.policy) == (number, events.FIRST)
             assert np.allclose(other.weights, event.weights, atol=1e-9), "the same policy on the same outcomes"
             await settled(bandit)
         found = facts(bandit)
@@ -207,7 +207,7 @@ async def test_a_run_goes_through_what_this_module_compares(run: list[bytes]) ->
     found = [events.decode(payload) for payload in await payloads_of(run)]
     decided = [event for event in found if isinstance(event, Decided)]
     assert {ShadowCreated, ShadowDeleted, ShadowPromoted} <= {type(event) for event in found}
-    assert len({event.decided_by for event in decided}) == 3
+    assert len({events.decided_by(event) for event in decided}) == 3
     names = [set(() if event.shadows is msgspec.UNSET else event.shadows) for event in decided]
     assert [one in names for one in ({"young", "forgetful"}, {"forgetful"}, set())] == [True, True, True]
     assert any(isinstance(event, Observed) and event.surprises is not msgspec.UNSET for event in found)
