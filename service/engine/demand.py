@@ -45,6 +45,11 @@ class Demand:
             self._holding.add(task)
             task.add_done_callback(self._holding.discard)
 
+    def release(self, task: asyncio.Task[Any] | None) -> None:
+        """Let go of it before a task ends, such as one that reads nothing but the log from here on."""
+        if task is not None:
+            self._holding.discard(task)
+
     @property
     def is_held(self) -> bool:
         """Whether a task is at work on it."""

@@ -128,6 +128,7 @@ async def stream_events(
     The last message is `end`, with a problem document, where the bandit was deleted or its log cannot be read on. 64 streams may
     be open, 32 of one tenant; more are a 503.
     """
+    learner.demand.release(asyncio.current_task())  # a stream lasts for days, and asks the store alone
     if last_event_id is None:
         return EventStream(services.event_streams, learner, after=since, name="since")
     return EventStream(services.event_streams, learner, after=last_event_id, name="Last-Event-ID")

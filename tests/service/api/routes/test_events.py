@@ -81,6 +81,20 @@ async def test_a_reader_that_takes_nothing_is_dropped(service: Service, monkeypa
     assert (await service.get("/v1/bandits/b")).status_code == 200
 
 
+async def test_a_stream_keeps_no_bandit_in_memory_and_goes_on_when_it_is_loaded_again(tmp_path: Path) -> None:
+    async with opened(idle_s=0.01, sweep_s=0.01, **store_of("sqlite", tmp_path)) as service:
+        await asyncio.create_task(service.create())  # a task of its own, as each request has one
+        repository = service.client._transport.app.state.services.repository  # type: ignore[attr-defined]
+        async with reading(service, "since=0") as reader:
+            (created,) = await reader.events(1)
+            async with asyncio.timeout(PATIENCE_S):
+                while repository.loaded(None):
+                    await asyncio.sleep(0.01)
+            await asyncio.create_task(service.decide(body={"id": "d1"}))
+            (decided,) = await reader.events(1)
+        assert (created["offset"], decided["offset"], decided["id"]) == (1, 2, "d1")
+
+
 async def test_silence_is_broken_by_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_streams, "COMMENT_S", 0.02)
     await service.create()
