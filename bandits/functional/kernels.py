@@ -102,6 +102,11 @@ ONE_THREAD = 1 << 18
 """Numbers of a matrix that are multiplied with a vector at once: OpenBLAS, which NumPy brings, wakes its threads from 460,800."""
 
 
+def _rows_of_one_thread(matrix: NDArray[np.float64]) -> int:
+    columns: int = matrix.shape[1]
+    return max(8, ONE_THREAD // max(columns, 1) // 8 * 8)
+
+
 def product(matrix: NDArray[np.float64], vector: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n,) of (n, d) and (d,), or (n, m) of (d, m), a vector on one thread whatever the thread settings of torch are.
 
@@ -111,7 +116,7 @@ def product(matrix: NDArray[np.float64], vector: NDArray[np.float64]) -> NDArray
     if matrix.size <= ONE_THREAD:
         found = matrix @ vector
         return found
-    rows, found = max(8, ONE_THREAD // max(matrix.shape[1], 1) // 8 * 8), np.empty((len(matrix), *vector.shape[1:]))
+    rows, found = _rows_of_one_thread(matrix), np.empty((len(matrix), *vector.shape[1:]))
     for start in range(0, len(matrix), rows):
         np.matmul(matrix[start : start + rows], vector, out=found[start : start + rows])
     return found
@@ -129,3 +134,20 @@ def random_features(x: Tensor, w: Tensor) -> Tensor:
         return torch.from_numpy(features / np.sqrt(len(w)))
     projection = x @ w.T
     return torch.cat([torch.cos(projection), torch.sin(projection)], dim=-1) / float(np.sqrt(len(w)))
+
+
+def random_features_of_each(x: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 2D) `random_features` of the rows of x (n, d), each with the bits that it has alone.
+
+    BLAS multiplies row by row, since a product of several rows rounds otherwise; cosines and sines of NumPy depend on their
+    argument alone. Half of the time of as many calls.
+    """
+    count = len(w)
+    angles, features = np.empty((len(x), count)), np.empty((len(x), 2 * count))
+    rows = count if w.size <= ONE_THREAD else _rows_of_one_thread(w)
+    for start in range(0, count, rows):
+        np.matmul(w[start : start + rows], x[:, :, None], out=angles[:, start : start + rows, None])
+    np.cos(angles, out=features[:, :count])
+    np.sin(angles, out=features[:, count:])
+    features /= np.sqrt(count)
+    return features

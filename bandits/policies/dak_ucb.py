@@ -46,7 +46,7 @@ from bandits.hyperparameters import (
     unit_scale,
 )
 from bandits.regression.kernel import KernelArm
-from bandits.regression.model import Regression, as_float64, cached_feature_map, check_direction, feature_map, stacked
+from bandits.regression.model import CachedFeatureMap, Regression, as_float64, check_direction, feature_map, stacked
 from bandits.regression.ridge import RidgeArm
 from bandits.regression.row_widths import RowWidths, in_order
 from bandits.types import Amendment, ArmState, Choose, Context, Need, NoReference, Observation, Policy, State, Weights
@@ -186,7 +186,7 @@ class DakUcb(Policy):
                 feature_map=self.feature_map, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples
             )
         size = 2 * self.random_features
-        return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=CachedFeatureMap(self.feature_map, size=size), size=size, ridge=self.ridge)
 
     @property
     def drops_outcomes(self) -> bool:

@@ -21,7 +21,7 @@ from bandits.hyperparameters import (
     normalize_field,
     ridge_field,
 )
-from bandits.regression.model import Regression, as_float64, cached_feature_map
+from bandits.regression.model import CachedFeatureMap, Regression, as_float64
 from bandits.regression.ucb import RegressionUcb
 
 
@@ -50,4 +50,4 @@ class LinUcb(RegressionUcb):
     def regression(self) -> Regression:
         """Linear in [x, 1]."""
         size = self.dim + 1
-        return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=CachedFeatureMap(self.feature_map, size=size), size=size, ridge=self.ridge)

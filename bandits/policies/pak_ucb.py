@@ -30,7 +30,7 @@ from bandits.hyperparameters import (
     normalize_field,
     ridge_field,
 )
-from bandits.regression.model import Regression, as_float64, cached_feature_map, feature_map
+from bandits.regression.model import CachedFeatureMap, Regression, as_float64, feature_map
 from bandits.regression.ucb import RegressionUcb
 
 
@@ -127,4 +127,4 @@ class PakUcb(RegressionUcb):
                 feature_map=self.feature_map, size=self.dim, kernel=self.k, ridge=self.ridge, max_samples=self.max_samples
             )
         size = 2 * self.random_features + (1 + self.dim if self.add_linear else 0)
-        return Regression(feature_map=cached_feature_map(self.feature_map, size=size), size=size, ridge=self.ridge)
+        return Regression(feature_map=CachedFeatureMap(self.feature_map, size=size), size=size, ridge=self.ridge)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -112,7 +112,7 @@ class Regression:
     ) -> RidgeArm | KernelArm:
         """`update` with several prompts x (d,) in order."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
-            return arm.update_many([self.feature_map(one) for one in x], targets, was_pending=was_pending, layout=layout)
+            return arm.update_many(self._lifted(x), targets, was_pending=was_pending, layout=layout)
         for prompt, target, known, offset in zip(x, targets, was_pending, offsets, strict=True):
             arm = self.update(arm, prompt, target, was_pending=known, offset=offset, layout=layout)
         return arm
@@ -120,14 +120,15 @@ class Regression:
     def add_pending_many(self, arm: RidgeArm | KernelArm, x: Sequence[Tensor]) -> RidgeArm | KernelArm:
         """`add_pending` for several prompts x (d,)."""
         if isinstance(arm, RidgeArm) and len(x) > 1:
-            return arm.add_pending_many(self._lifted(x), ridge=self.ridge)
+            return arm.add_pending_many(torch.stack(self._lifted(x)), ridge=self.ridge)
         for prompt in x:
             arm = self.add_pending(arm, prompt)
         return arm
 
-    def _lifted(self, x: Sequence[Tensor]) -> Tensor:
-        """(k, p), each prompt by itself: the sums must not depend on what came together."""
-        return torch.stack([self.feature_map(prompt) for prompt in x])
+    def _lifted(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """(p,) of each prompt, with the bits that it has alone: the sums must not depend on what came together."""
+        many = self.feature_map
+        return many.of_each(x) if isinstance(many, CachedFeatureMap) else [many(prompt) for prompt in x]
 
     def add_pending(self, arm: RidgeArm | KernelArm, x: Tensor) -> RidgeArm | KernelArm:
         """Shrink the width for one pending prompt x (d,)."""
@@ -215,10 +216,17 @@ def stacked(contexts: Sequence[Context]) -> Tensor:
 
 
 def as_float64(x: Tensor, *, normalize: bool) -> Tensor:
-    """(..., d) a float64 copy, each row scaled to length one if asked. One row goes through NumPy: its calls cost a third."""
+    """(..., d) a float64 copy, each row scaled to length one if asked. Through NumPy, whose calls cost a third: a row of (n, d)
+    gets the bits that it has alone.
+    """
     if x.ndim == 1 and x.device.type == "cpu":
         row = x.numpy().astype(np.float64)
         return torch.from_numpy(row / np.sqrt(row @ row) if normalize else row)
+    if x.ndim == 2 and x.device.type == "cpu":
+        rows = x.numpy().astype(np.float64)
+        if normalize:
+            rows /= np.sqrt(np.matmul(rows[:, None, :], rows[:, :, None])[:, 0])
+        return torch.from_numpy(rows)
     x = x.to(torch.float64, copy=True)
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True) if normalize else x
 
@@ -227,30 +235,57 @@ REMEMBERED_BYTES = 2**20
 """Of lifted features that are kept per policy."""
 
 
-def cached_feature_map(feature_map: FeatureMap, *, size: int) -> FeatureMap:
-    """The same map to (p,) = (size,), which remembers the last prompts (d,): a decision lifts its prompt to score it, its fold
-    to mark it pending, its outcome to fold it, at 20 us each for d = 384, p = 256. The prompts of a batch (B, d) are lifted one
-    by one, so that they are the very numbers that will be folded. Do not write into what it returns.
+class CachedFeatureMap:
+    """A map to (p,) = (size,) that remembers the last prompts (d,): a decision lifts its prompt to score it, its fold to mark it
+    pending, its outcome to fold it, at 20 us each for d = 384, p = 256. Do not write into what it returns.
+
+    feature_map: gives each row of (B, d) the bits that it has alone, so that what is scored is what will be folded.
     """
 
-    @lru_cache(maxsize=max(8, REMEMBERED_BYTES // (8 * size)))
-    def lifted(key: bytes) -> Tensor:
-        return feature_map(torch.from_numpy(np.frombuffer(key, dtype=np.float64).copy()))
+    def __init__(self, feature_map: FeatureMap, *, size: int) -> None:
+        self._feature_map = feature_map
+        self._most = max(8, REMEMBERED_BYTES // (8 * size))
+        self._remembered: OrderedDict[bytes, Tensor] = OrderedDict()  # of several threads: each call of it is one step
 
-    def through(x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., p) of (..., d)."""
         if x.dtype != torch.float64 or x.device.type != "cpu" or x.ndim > 2:
-            return feature_map(x)
+            return self._feature_map(x)
         if x.ndim == 1:
-            return lifted(x.numpy().tobytes())
-        return torch.stack([lifted(row.tobytes()) for row in x.numpy()])
+            key = x.numpy().tobytes()
+            z = self._remembered.get(key)
+            return self._remember(key, self._feature_map(x)) if z is None else z
+        return torch.stack(self._of_rows(x))
 
-    return through
+    def of_each(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """(p,) of each prompt (d,)."""
+        return [self(x[0])] if len(x) == 1 else self._of_rows(torch.stack(list(x)))
+
+    def _of_rows(self, x: Tensor) -> list[Tensor]:
+        keys = [row.tobytes() for row in x.numpy()]
+        found = {key: self._remembered.get(key) for key in keys}
+        missing = [key for key, z in found.items() if z is None]
+        if missing:
+            rows = x if len(missing) == len(x) else x[[keys.index(key) for key in missing]]
+            for key, z in zip(missing, self._feature_map(rows), strict=True):
+                found[key] = self._remember(key, z.clone())  # else one that is kept would keep all of them
+        return [z for key in keys if (z := found[key]) is not None]
+
+    def _remember(self, key: bytes, z: Tensor) -> Tensor:
+        self._remembered[key] = z
+        if len(self._remembered) > self._most:
+            self._remembered.popitem(last=False)
+        return z
 
 
 def feature_map(x: Tensor, *, normalize: bool, frequencies: Tensor) -> Tensor:
     """(..., 2D) random features of (..., d), or the float64 vector itself where there are no frequencies (0, d)."""
     x = as_float64(x, normalize=normalize)
-    return kernels.random_features(x, frequencies) if len(frequencies) else x
+    if not len(frequencies):
+        return x
+    if x.ndim == 2 and x.device.type == "cpu":
+        return torch.from_numpy(kernels.random_features_of_each(x.numpy(), frequencies.numpy()))
+    return kernels.random_features(x, frequencies)
 
 
 def check_direction(features: Tensor, *, normalize: bool) -> None:

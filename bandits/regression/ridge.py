@@ -168,9 +168,10 @@ class RidgeArm:
         updated at once.
         """
         gram, held = add_rows(self.gram, self.held, z, layout=layout)
-        moment = self.moment
+        sums = self.moment.numpy().copy()
         for row, target in zip(z, targets, strict=True):
-            moment = moment + target * row
+            sums += target * row.numpy()
+        moment = torch.from_numpy(sums)
         if self.cache is None:
             return RidgeArm(self.pulls + len(z), gram, moment, held)
         old, rows = self.cache, torch.stack(list(z))

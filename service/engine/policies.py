@@ -224,17 +224,19 @@ class Learned:
         """
         if not self.is_own:
             return self._fold_what_it_can(log, effects, is_live=is_live)
-        state = self.state
-        if not is_live:
+        state, policy = self.state, self.policy
+        if not is_live and not policy.arms_independent:
             return replace(self, state=self._one_by_one(log, state, effects, is_live=False))
         # Between two effects that concern more than one decision (an arm that grows, a reset), what comes together is folded
         # together: pending decisions, and outcomes where the policy updates arms independently.
         for is_of_one, run in itertools.groupby(effects, key=_is_of_one_decision):
             several = list(run)
-            if is_of_one and len(several) > 1:
+            if not is_of_one or len(several) == 1:
+                state = self._one_by_one(log, state, several, is_live=is_live)
+            elif is_live:
                 state = self._settled(log, state, several)
             else:
-                state = self._one_by_one(log, state, several, is_live=True)
+                state = self._by_arm(log, state, several, is_live=False)
         return replace(self, state=state)
 
     def _settled(self, log: Log, state: State, effects: Sequence[tuple[int, Effect]]) -> State:
@@ -279,7 +281,9 @@ class Learned:
         for _, effect in effects:
             match effect:
                 case Learn(seen) if seen.arm != REFERENCE:
-                    by_arm.setdefault(seen.arm, []).append(seen)
+                    by_arm.setdefault(seen.arm, []).append(seen if is_live else seen.never_pending())
+                case AddPending() | RemovePending() if not is_live:
+                    pass
                 case AddPending(arm, features):
                     by_arm.setdefault(arm, []).append(features)
                 case _:
