@@ -470,6 +470,8 @@ class Projection:
         except StorageUnavailableError:
             await asyncio.sleep(RETRY_S)
             self.background.spawn(self._catch_up_behind(one))
+        except LogNotFoundError:
+            pass  # deleted meanwhile
         except StorageError as error:  # trimmed meanwhile: create it again, or start again where another process has learned it
             logger.error("a shadow cannot learn from the start", extra={"bandit": self.log.name, "reason": str(error)})
 

@@ -58,6 +58,8 @@ UNLOADING_S = 1.0
 """For how long a sweep unloads what is idle; deadlines do not wait for more."""
 LOOK_S = 10.0
 """How often the index of places is read in a shared store. What this process unloads it knows at once."""
+CREATE_TRIES = 10
+"""Attempts to create a bandit whose name is free or taken, each time otherwise than it was a moment ago."""
 SUMMARY_S = 60.0
 """How old the summary of a bandit may be that is loaded, in a shared store: other replicas list it by that."""
 RETURNED_S, RETURNED = 60.0, 3
@@ -154,19 +156,22 @@ class BanditRepository:
         name = _log_name(created.tenant, created.bandit)
         wanted = Log(str(uuid7()), name)
         learner = Learner(self.storage, wanted, created, **self._options())  # an invalid one fails before anything is logged
-        async with self._name_lock(name):
-            log, receipt = await self.storage.create(wanted, events.encode(created))
-            if receipt.first is None:
-                self._learners[name] = learner
-                learner.demand.hold(asyncio.current_task())
-                self._cloner.start(learner)
-                self._unloaded.pop(name, None)
-                self._damaged.pop(name, None)
-                return learner, True
-            known = self._learners.get(name)
-            if name not in self._damaged and (known is None or known.log != log):  # e.g. the request that created it was cut off
-                self._adopt(log)
-        return await self.get(created.tenant, created.bandit), False
+        for _ in range(CREATE_TRIES):
+            async with self._name_lock(name):
+                log, receipt = await self.storage.create(wanted, events.encode(created))
+                if receipt.first is None:
+                    self._learners[name] = learner
+                    learner.demand.hold(asyncio.current_task())
+                    self._cloner.start(learner)
+                    self._unloaded.pop(name, None)
+                    self._damaged.pop(name, None)
+                    return learner, True
+                known = self._learners.get(name)
+                if name not in self._damaged and (known is None or known.log != log):
+                    self._adopt(log)  # e.g. the request that created it was cut off
+            with contextlib.suppress(BanditNotFoundError, LogNotFoundError):  # it was deleted meanwhile: the name is free
+                return await self.get_newest(created.tenant, created.bandit), False
+        raise StorageUnavailableError("bandits of this name are deleted as fast as they are created; try again")
 
     async def get(self, tenant: str, bandit: str) -> Learner:
         """The learner of a bandit, which stays in memory until the calling task ends; waits while it is being loaded."""
@@ -180,6 +185,17 @@ class BanditRepository:
         learner.demand.hold(asyncio.current_task())
         self._visited.discard(learner.log)
         return learner
+
+    async def get_newest(self, tenant: str, bandit: str) -> Learner:
+        """The learner of the log that has a name now, folded to its end, whatever news of other processes have come."""
+        while True:
+            learner = await self.get(tenant, bandit)
+            try:
+                await learner.projection.refresh()
+            except LogNotFoundError:  # another process has deleted it, and may have created it again
+                await self._discover(learner.log.name)
+            else:
+                return learner
 
     def peek(self, tenant: str, bandit: str) -> Learner | None:
         """The learner of a bandit if it is loaded, without asking for it; raises where it is not served."""
@@ -516,7 +532,14 @@ class BanditRepository:
                 await self._places.write(learner.log, wanted)
             offset, at = self._summarized.get(learner.log, (0, -math.inf))
             if is_look and offset < wanted.offset and time.monotonic() - at >= SUMMARY_S:
-                await self._write_summary(learner)
+                try:
+                    await self._write_summary(learner)
+                except StorageUnavailableError:
+                    raise
+                except LogNotFoundError:
+                    continue  # deleted meanwhile
+                except Exception as error:  # others are to be kept and found all the same
+                    throttled.error("what lists say of a bandit was not left", bandit=learner.log.name, reason=str(error))
         if is_look:
             wrong = {log for log in list(self._unloaded.values()) if await self._is_suspect(log)}
             for log in wrong & self._suspected:

@@ -407,6 +407,23 @@ async def test_a_stream_of_one_replica_has_what_the_other_writes(prefix: str) ->
                 assert [message["event"] async for message in stream.messages()] == [" end"]
 
 
+async def test_a_bandit_that_another_replica_has_deleted_can_be_created_before_that_is_known(prefix: str) -> None:
+    async with two_services(prefix) as (one, two):
+        body, other = VECTOR, VECTOR | {"seed": 11}
+        for _ in range(2):
+            await one.create(body=body)
+            assert (await two.bandit())["offset"] == 1
+            await two.client._transport.app.state.services.repository._follower.close()  # type: ignore[attr-defined]
+            await one.delete("/v1/bandits/b")
+            assert (await two.put("/v1/bandits/b", body)).status_code == 201
+            assert (await two.put("/v1/bandits/b", body)).status_code == 200
+            await one.delete("/v1/bandits/b")
+            await one.create(body=other)
+            assert failed(await two.put("/v1/bandits/b", body)) == (409, "bandit_exists")
+            assert (await two.put("/v1/bandits/b", other)).status_code == 200
+            await two.delete("/v1/bandits/b")
+
+
 async def test_arms_and_references_posted_to_one_replica_are_known_to_the_other_when_it_is_asked(prefix: str) -> None:
     fd = {"policy": {"kind": "fd-ucb"}, "arms": [{"name": "a"}], "output": {"dim": 2}, "seed": 7}
     async with two_services(prefix) as (one, two):

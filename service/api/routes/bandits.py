@@ -118,11 +118,10 @@ async def create_bandit(name: BanditName, body: BanditBody, caller: Admin, servi
     loaded, which takes seconds: its first decision then does not.
     """
     try:
-        learner, is_new = await services.repository.get(caller.tenant, name), False
+        learner, is_new = await services.repository.get_newest(caller.tenant, name), False
     except BanditNotFoundError:
         learner, is_new = await _create(name, body, caller.tenant, services)
     if not is_new:
-        await learner.projection.refresh()
         check_same(learner, body)
     return await _shown(learner, services, status=201 if is_new else 200)
 

@@ -350,6 +350,24 @@ async def test_the_lease_of_a_process_that_ended_runs_out(shared: Opener, clock:
         assert await two._learners["greeter"].outcomes.expire() == 1
 
 
+async def test_a_bandit_whose_summary_fails_keeps_no_other_one_from_being_found(
+    shared: Opener, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "LOOK_S", 0.0)
+
+    async def fail(learner: Learner) -> bytes:
+        raise ArithmeticError(learner.log.name)
+
+    async with hosted(shared(), clock) as one, hosted(shared(), clock) as two:
+        lost, _ = await apart(one.create(created(timeout_s=10.0)))
+        await apart(two.create(created(name="failing")))
+        two._summarize = fail
+        await until(lambda: "greeter" in two._unloaded)
+        for _ in range(2):  # it has no place: found at the first look, visited at the second
+            await two._keep_places()
+        assert lost.log in two._wanted
+
+
 async def test_two_replicas_that_load_a_bandit_at_once_agree(shared: Opener, clock: Clock) -> None:
     async with hosted(shared(), clock) as one, hosted(shared(), clock) as two:
         learner, _ = await apart(one.create(created(WIDE)))
