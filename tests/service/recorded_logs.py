@@ -30,6 +30,8 @@ DIM, OUTPUT_DIM = 3, 2
 ROUNDS = 10
 MANY = 150
 """Samples of an outcome: two of them fill a block of a second moment."""
+HISTORY = 130
+"""Rows that a log of `BLOCKS` imports, of two arms in turn: each closes two blocks of 32 in its sums, and holds the others."""
 
 _RKE: Json = {"kind": "mixture-ucb", "bandwidth": 1.1, "random_features": 6, "initial_pulls": 1}
 _GREEDY: Json = {"kind": "mixture-greedy", "bandwidth": 1.1, "random_features": 6, "initial_pulls": 1}
@@ -75,8 +77,16 @@ POLICIES: dict[str, Json] = {
     "mixture-greedy-fid": {**_GREEDY, "objective": "fid"},
     "mixture-greedy-kid-cosine": {**_GREEDY, "objective": "kid", "kernel": "cosine", "bandwidth": None},
     "mixture-greedy-precision": {**_GREEDY, "objective": "rke+quality", "quality": "precision", "neighbours": 2},
+    "lin-ucb-blocks": {"kind": "lin-ucb"},
+    "pak-ucb-blocks": {"kind": "pak-ucb", "random_features": 6},
+    "pak-ucb-forgetting-blocks": {"kind": "pak-ucb", "random_features": 4, "forget_half_life": 40},
+    "dak-ucb-blocks": _DAK,
+    "promptwise-blocks": {"kind": "promptwise", "success_threshold": 0.6, "max_samples": 50},
 }
 """name -> policy of a recorded log."""
+
+BLOCKS = [name for name in POLICIES if name.endswith("-blocks")]
+"""Logs of layout 2 that are long enough for its blocks."""
 
 FIELDS: dict[str, Json] = {
     "auto": {
@@ -86,6 +96,7 @@ FIELDS: dict[str, Json] = {
     },
     "auto-no-prompt": {"prices_per": "outcome", "budget": {"signal": "latency_s", "per_decision": 1.2}},
     "thompson-student": {"signals": ["latency_s"], "objective": {"reward": 1.0, "cost": -0.5}},
+    "lin-ucb-blocks": {"signals": ["latency_s"], "objective": {"reward": 1.0, "cost": -0.5}},
 }
 """name -> further fields of the bandit's body."""
 
@@ -157,6 +168,9 @@ async def recorded(name: str, policy: Json) -> bytes:
         await service.create(body=body)
         await _refer(service, name, policy, g)
         for t in range(ROUNDS):
+            if t == 6 and name in BLOCKS:
+                rows = [_row(name, i, g, takes_outputs=takes_outputs) for i in range(HISTORY)]
+                assert (await service.post("/v1/bandits/b/import", {"id": "history", "rows": rows})).status_code == 200
             await _round(service, name, t, g, clock, takes_prompts=takes_prompts, takes_outputs=takes_outputs, policy=policy)
         return (await service.get("/v1/bandits/b/log")).content
 
@@ -182,6 +196,17 @@ def _output(g: Generator, policy: Json, *, many: bool) -> list[Json]:
         return [{"probabilities": [float(x) for x in g.dirichlet([0.7] * 4)]} for _ in range(2)]
     samples = MANY if many else 2
     return [{"vector": _numbers(g, OUTPUT_DIM)} for _ in range(samples)]
+
+
+def _row(name: str, i: int, g: Generator, *, takes_outputs: bool) -> Json:
+    """A row of history; every seventh lacks a signal."""
+    row: Json = {"arm": ("small", "large")[i % 2], "prompt": {"vector": _numbers(g, DIM)}, "reward": round(float(g.random()), 3)}
+    row["cost"] = round(float(g.random()), 3)
+    if name in FIELDS and i % 7:
+        row["signals"] = {"latency_s": round(float(g.random()), 3)}
+    if takes_outputs:
+        row["output"] = {"vector": _numbers(g, OUTPUT_DIM)}
+    return row
 
 
 async def _round(

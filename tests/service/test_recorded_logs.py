@@ -14,7 +14,7 @@ import torch
 from bandits import state as states
 from bandits.registry import POLICIES as KINDS
 from service.engine import events
-from tests.service.recorded_logs import DATA, POLICIES, arithmetic, learner_of, payloads_of
+from tests.service.recorded_logs import BLOCKS, DATA, POLICIES, arithmetic, learner_of, payloads_of
 
 DIGESTS = json.loads((DATA / "digests.json").read_text())
 every_log = pytest.mark.parametrize("name", DIGESTS)
@@ -46,6 +46,19 @@ async def test_a_recorded_log_folds_to_the_recorded_state(name: str) -> None:
     for key, tensor in then.items():
         scale = float(tensor.nan_to_num().abs().max()) if tensor.numel() else 0.0
         torch.testing.assert_close(now[key], tensor, rtol=1e-9, atol=1e-9 * scale, equal_nan=True, msg=key)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+async def test_a_log_that_was_recorded_for_the_blocks_of_its_sums_has_them(name: str) -> None:
+    learner = await learner_of(payloads(name))
+    state = learner.versions.committed.state
+    assert (learner.created.layout, state.layout) == (2, 2)
+    packed = safetensors.torch.load(states.pack(learner.policy, state))
+    held = [len(tensor) for key, tensor in packed.items() if key.endswith("held")]
+    assert any(held)
+    assert max(held) < 32
+    imported = [event.arm for payload in payloads(name) if isinstance(event := events.decode(payload), events.Imported)]
+    assert min(imported.count(0), imported.count(1)) > 64
 
 
 @every_log
