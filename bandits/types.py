@@ -309,7 +309,7 @@ class Policy(ABC):
 
     @property
     def grown_arm_bytes(self) -> int:
-        """Bytes that an arm's statistic takes beside those that it has at the start."""
+        """Bytes that the statistic of an arm grows to beside those that it has at the start, without `max_samples` of samples."""
         return 0
 
     # -- the statistic ---------------------------------------------------------------------------------------------------

@@ -189,6 +189,10 @@ class DakUcb(Policy):
         return Regression(feature_map=CachedFeatureMap(self.feature_map, size=size), size=size, ridge=self.ridge)
 
     @property
+    def grown_arm_bytes(self) -> int:
+        return len(self.signals) * self.regression.grown_bytes
+
+    @property
     def drops_outcomes(self) -> bool:
         return super().drops_outcomes or self.regression.kernel is not None
 

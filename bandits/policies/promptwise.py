@@ -47,7 +47,7 @@ from bandits.functional.growing import Rows
 from bandits.functional.logistic import Fit, Quadratic
 from bandits.hyperparameters import exploration_floor_field, hyper, normalize_field, ridge_field
 from bandits.regression.model import check_direction, check_squared, feature_map, stacked
-from bandits.regression.ridge import RidgeArm
+from bandits.regression.ridge import RidgeArm, held_bytes
 from bandits.regression.row_widths import RowWidths, in_order
 from bandits.types import (
     LAYOUT,
@@ -310,8 +310,17 @@ class PromptWise(Policy):
     def succeeded(self, reward: float) -> bool:
         return reward >= self.success_threshold
 
+    @property
+    def size(self) -> int:
+        """p, the length of z."""
+        return (2 * self.random_features if self.features == "rff" else self.dim) + self.bias
+
+    @property
+    def grown_arm_bytes(self) -> int:
+        return held_bytes(self.size)
+
     def init(self) -> LogisticArm:
-        return LogisticArm.init((2 * self.random_features if self.features == "rff" else self.dim) + self.bias)
+        return LogisticArm.init(self.size)
 
     def update(self, state: State, seen: Observation) -> ArmState:
         return state.arms[seen.arm].update(

@@ -20,7 +20,7 @@ from torch import Tensor
 from bandits.errors import InvalidContext
 from bandits.functional import kernels
 from bandits.regression.kernel import Kernel, KernelArm
-from bandits.regression.ridge import Ridge, RidgeArm, ridge_scores
+from bandits.regression.ridge import Ridge, RidgeArm, held_bytes, ridge_scores
 from bandits.types import LAYOUT, Context
 
 FeatureMap = Callable[[Tensor], Tensor]
@@ -58,6 +58,11 @@ class Regression:
     def init(self) -> RidgeArm | KernelArm:
         """Nothing seen."""
         return RidgeArm.init(self.size) if self.kernel is None else KernelArm.init(self.size)
+
+    @property
+    def grown_bytes(self) -> int:
+        """Of a statistic beside those that it has at the start, without the samples of an exact kernel."""
+        return held_bytes(self.size) if self.kernel is None else 0
 
     def update(
         self,

@@ -116,6 +116,11 @@ def add_rows(gram: Tensor, held: tuple[Tensor, ...], rows: Sequence[Tensor], *, 
     return gram, held[len(held) - len(held) % BLOCK :]
 
 
+def held_bytes(p: int) -> int:
+    """The most bytes of the rows (p,) that `add_rows` holds."""
+    return 8 * p * (BLOCK - 1)
+
+
 @dataclass(frozen=True)
 class RidgeArm:
     """The sums of a ridge regression on lifted features z (p,), without the ridge: the sums of two shards add up."""

@@ -37,6 +37,10 @@ class RegressionUcb(Policy):
         return self.forget_half_life is None
 
     @property
+    def grown_arm_bytes(self) -> int:
+        return len(self.signals) * self.regression.grown_bytes
+
+    @property
     def drops_outcomes(self) -> bool:
         return super().drops_outcomes or self.regression.kernel is not None
 

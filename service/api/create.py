@@ -6,7 +6,7 @@ import difflib
 import math
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from bandits.errors import BanditError, InvalidHyperparameter
 from bandits.hyperparameters import declared
 from bandits.objective import COST, REWARD
 from bandits.registry import POLICIES, build
+from bandits.signals import parts
 from bandits.types import LAYOUT, Context, Observation, Policy, empty
 from service.api.embedder_choice import PROBABILITIES, ResolvedEmbedder, resolve
 from service.api.problems import invalid, invalid_fields
@@ -231,9 +232,10 @@ def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, ma
         of_an_arm, of_the_reference = (
             sum(tensor.nbytes for tensor in _tensors(statistic)) for statistic in (policy.init(), policy.init_reference())
         )
+        statistics = len(parts(policy.init()))
     if "reference" in policy.needs:  # second moments of the outputs, empty before the first
         of_an_arm, of_the_reference = of_an_arm + 8 * policy.output_dim**2, of_the_reference + 8 * policy.output_dim**2
-    of_an_arm += _sampled(policy, hyperparameters) + policy.grown_arm_bytes
+    of_an_arm += statistics * _sampled(policy, hyperparameters) + policy.grown_arm_bytes
     frequencies = 8 * policy.dim * (hyperparameters.get("random_features") or 0)
     size = COPIES * (max(arms, 1) * of_an_arm + of_the_reference) + frequencies
     if size > max_bytes:
@@ -245,17 +247,21 @@ def check_size(policy: Policy, hyperparameters: dict[str, Any], *, arms: int, ma
 
 
 def _sampled(policy: Policy, hyperparameters: dict[str, Any]) -> int:
-    """Bytes of the samples that an arm keeps, none of which are there before the first; exact kernels add a matrix of pairs."""
+    """Bytes of the samples that a statistic keeps, none of which are there at the start; exact kernels add a matrix of pairs."""
     samples = hyperparameters.get("max_samples") or 0
     exact = any(hyperparameters.get(name, 0) is None for name in ("random_features", "label_features"))
     return int(8 * samples * (policy.dim + 2 * policy.output_dim + (samples if exact else 0)))
 
 
 def _tensors(statistic: Any) -> Iterator[Tensor]:
+    """Of a statistic and of those that it consists of, as where several signals are learned."""
     for item in fields(statistic):
         value = getattr(statistic, item.name)
-        if isinstance(value, Tensor):
-            yield value
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Tensor):
+                yield part
+            elif is_dataclass(part):
+                yield from _tensors(part)
 
 
 def dry_run_policy(policy: Policy) -> None:

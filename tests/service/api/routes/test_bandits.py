@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import safetensors.torch
+import torch
+from numpy.random import default_rng
 
+from bandits import state as states
+from bandits.registry import build
+from bandits.types import Observation
+from service.api.create import check_size
+from service.api.problems import Problem
 from service.embedders import registry
 from service.engine.errors import BanditNotFoundError
 from service.engine.learner import Learner
@@ -544,6 +553,50 @@ async def test_the_server_sets_no_more_memory_aside_than_it_says() -> None:
         large = {**VECTOR, "policy": {"kind": "pak-ucb", "random_features": 128}}
         assert (await service.put("/v1/bandits/small", small)).status_code == 201
         assert failed(await service.put("/v1/bandits/large", large)) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "signals"),
+    [
+        ("lin-ucb", {}, ["reward"]),
+        ("lin-ucb", {}, ["reward", "cost", "tokens"]),
+        ("pak-ucb", {"random_features": 5}, ["reward", "cost"]),
+        ("dak-ucb", {"random_features": 5, "label_features": 6, "output_bandwidth": 1.0}, ["reward", "cost"]),
+        ("promptwise", {"success_threshold": 0.5, "max_samples": 40}, ["reward"]),
+    ],
+)
+def test_rows_that_are_held_and_the_sums_of_every_signal_count(kind: str, settings: Json, signals: list[str]) -> None:
+    """31 outcomes of an arm fill no block of its sums: all of their rows are held beside these."""
+    policy = build(kind, settings, dim=9, output_dim=2, seed=1, signals=tuple(signals))
+    state, g = states.start(policy, arms=1), default_rng(5)
+    values = (1.0,) * len(signals) if len(signals) > 1 else ()
+    for _ in range(31):
+        features, output = (torch.from_numpy(g.standard_normal(shape)) for shape in (9, (1, 2)))
+        state = states.fold(policy, state, Observation(arm=0, features=features, reward=1.0, output=output, signals=values))
+    packed = safetensors.torch.load(states.pack(policy, state))
+    assert [len(tensor) for key, tensor in packed.items() if key.endswith(".held")] == [31] * len(signals)
+    needed = 3 * sum(tensor.nbytes for key, tensor in packed.items() if tensor.ndim and not key.endswith(".labels"))
+    with pytest.raises(Problem, match="NEXTARM_MAX_STATE_BYTES"):
+        check_size(policy, settings, arms=1, max_bytes=needed - 1)
+    if kind == "lin-ucb":  # which keeps nothing else
+        check_size(policy, settings, arms=1, max_bytes=needed)
+
+
+@pytest.mark.parametrize("settings", [{"random_features": 5}, {"random_features": None, "max_samples": 20}])
+def test_every_signal_takes_as_much_memory_as_the_reward(settings: Json) -> None:
+    def refused(signals: tuple[str, ...], max_bytes: int) -> bool:
+        policy = build("pak-ucb", settings, dim=9, output_dim=0, seed=1, signals=signals)
+        try:
+            check_size(policy, settings, arms=2, max_bytes=max_bytes)
+        except Problem:
+            return True
+        return False
+
+    frequencies = 8 * 9 * (settings["random_features"] or 0)
+    one = bisect_left(range(2**20), True, key=lambda size: not refused(("reward",), size)) - frequencies
+    assert one > 2 * 3 * 8 * 20 * 9
+    assert refused(("reward", "cost", "tokens"), 3 * one + frequencies - 1)
+    assert not refused(("reward", "cost", "tokens"), 3 * one + frequencies)
 
 
 async def test_two_tenants_can_use_one_name(clock: Clock) -> None:
