@@ -277,6 +277,40 @@ def test_charts_count_every_outcome_that_a_series_has(guarded: Guarded) -> None:
     assert {arm: one["outcomes"] for arm, one in folded["buckets"][0]["arms"].items()} == {"a": 2, other: 13}
 
 
+def test_rows_of_a_list_have_one_axis_on_which_younger_bandits_begin_later(guarded: Guarded) -> None:
+    """One bandit is 8 buckets of 100 s old, one began 2 buckets of 50 s before the end, one did nothing yet."""
+    page = guarded.open("#/bandits")
+
+    def series(width: int, begin: int, end: int, used: int) -> dict[str, Any]:
+        buckets = [{"at": at, "arms": {"a": {"decisions": 5}} if at >= used else {}} for at in range(begin, end, width)]
+        return {"width_s": width, "arms": ["a"], "buckets": buckets}
+
+    rows = [series(100, 0, 1000, 200), series(50, 850, 1000, 900), series(10, 990, 1000, 1000)]
+    axis = of_module(page, "series", "it.axisOf(given)", rows)
+    assert axis == {"begin": 200, "end": 1000}
+    assert of_module(page, "series", "it.axisOf(given)", [*rows[2:], series(100, 0, 0, 0)]) is None
+    draw = """async (rows) => {
+        const [{ html, render }, { Sparkline }, it] = await Promise.all(["vendor/preact", "parts", "series"].map(
+            (name) => import(`./dashboard/${name}.js`)));
+        return rows.map(({ width_s, buckets }) => {
+            const place = document.createElement("div");
+            const times = [...buckets.map(({ at }) => at), buckets[buckets.length - 1].at + width_s];
+            const columns = buckets.map(({ arms }) => arms.a ? [1] : null);
+            const given = { columns, times, axis: it.axisOf(rows), colors: ["arm-0"], label: "x", width: 80 };
+            render(html`<${Sparkline} ...${given} />`, place);
+            return [...place.querySelectorAll("polygon")].map((area) => [...area.points].map((point) => point.x));
+        });
+    }"""
+    old, young, idle = page.evaluate(draw, rows)
+    assert [(min(area), max(area)) for area in old] == [(0.0, 80.0)]
+    assert [(min(area), max(area)) for area in young] == [(70.0, 80.0)]
+    assert idle == []
+    ((moment,),) = (
+        [(min(area), max(area)) for area in areas] for areas in page.evaluate(draw, [rows[0], series(5, 995, 1000, 995)])[1:]
+    )
+    assert moment == (78.0, 80.0), "as narrow as can be seen"
+
+
 def test_quantiles_and_metrics_are_those_of_the_exposition(guarded: Guarded) -> None:
     page = guarded.open("#/bandits")
     assert of_module(page, "metrics", "it.quantile(given, 0.5)", [[1, 2], [2, 6], [4, 10]]) == 1.75
@@ -315,3 +349,11 @@ def test_a_page_that_is_not_there_says_so(guarded: Guarded) -> None:
     expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
     page.goto(f"{guarded.url}/#/bandits/none")
     expect(page.get_by_role("alert")).to_contain_text("bandit not found")
+
+
+def test_a_page_that_cannot_be_loaded_says_so_and_others_go_on(guarded: Guarded) -> None:
+    guarded.page.route("**/operations.js", lambda route: route.abort())
+    guarded.page.goto(f"{guarded.url}/#/operations")
+    expect(guarded.page.get_by_role("alert")).to_contain_text("Reload it")
+    guarded.page.get_by_role("link", name="Bandits").click()
+    expect(guarded.page.get_by_role("link", name="seen")).to_be_visible()

@@ -10,7 +10,7 @@ import { count, number, percent, signed } from "./format.js";
 import { useResource, watch } from "./live.js";
 import { Change, Empty, Failure, Figure, Loading, Name, Status } from "./parts.js";
 import { bandwidth, foldArms, meanOf, OTHER, scoreOf, shares, signalOf, smooth, smoothObjective, totals } from "./series.js";
-import { loadSeries, loadTrend, trendOf } from "./summary.js";
+import { loadSeries, loadWeek, trendOf } from "./summary.js";
 
 /** Scores that are drawn over time where a policy learns no reward. */
 const SCORES = ["estimate", "weight", "bonus"];
@@ -32,7 +32,7 @@ export function Bandit({ bandit: name, onRefused, onLive }) {
   const range = wanted || (bandit ? rangeOf(bandit) : "");
   const { data: series, refresh: refreshSeries } = useResource(
     async (signal) => (range ? loadSeries(name, RANGES[range], signal) : null), [name, range], { everyMs: 30_000, gapMs: 3000 });
-  const { data: trend } = useResource((signal) => loadTrend(name, signal), [name], { everyMs: 60_000 });
+  const { data: week } = useResource((signal) => loadWeek(name, signal), [name], { everyMs: 60_000 });
   useEffect(() => {
     if (error && error.status === 401) onRefused(error);
   }, [error]);
@@ -53,7 +53,7 @@ export function Bandit({ bandit: name, onRefused, onLive }) {
       <div class="push choices" role="group" aria-label="Time shown">${Object.keys(RANGES).map((item) => html`
         <button aria-pressed=${item === range} onClick=${() => setRange(item)}>${item}</button>`)}</div></div>
     <${Failure} error=${error} />
-    <${Figures} bandit=${bandit} health=${health} series=${series} trend=${trend} range=${range} />
+    <${Figures} bandit=${bandit} health=${health} series=${series} week=${week} range=${range} />
     ${series ? html`<${Charts} bandit=${bandit} series=${series} color=${color} />` : null}
     <${Arms} bandit=${bandit} series=${series} color=${color} />
     <${Decisions} name=${name} bandit=${bandit} color=${color} events=${events} />
@@ -72,12 +72,12 @@ function healthText(health) {
   return bad.length ? bad.map((check) => check.name.replaceAll("_", " ")).join(", ") : "All well";
 }
 
-function Figures({ bandit, health, series, trend, range }) {
+function Figures({ bandit, health, series, week, range }) {
   const check = (name) => health && health.checks.find((item) => item.name === name);
   const total = series ? totals(series.buckets) : null;
   const reward = total ? meanOf(total.signals.reward) : { mean: null };
   const cost = total ? meanOf(total.signals.cost) : { mean: null };
-  const change = trend ? trendOf(trend.week).change : null;
+  const change = week ? trendOf(week).change : null;
   const { gain } = bandit.report;
   const missing = check("missing_outcomes");
   const pays = check("prompt_pays");

@@ -3,26 +3,35 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { ask, banditPath, inTurn, query } from "./api.js";
 import { colorsOf } from "./colors.js";
-import { count, number, percent, plural } from "./format.js";
+import { count, duration, number, percent, plural } from "./format.js";
 import { useResource } from "./live.js";
 import { Change, Empty, Failure, Loading, Name, Scroll, Sparkline, Status } from "./parts.js";
 import { foldArms, shares } from "./series.js";
-import { loadTrend, trendOf } from "./summary.js";
+import { loadOnOneAxis, loadWeek, trendOf } from "./summary.js";
 
 const PAGE = 50;
 
-/** What a row shows beside the list: how the bandit went; null where it cannot be said now. */
-async function loadTrendOf(name, signal) {
+/** The colors of a bandit's arms, and how it went for eight days; null where that cannot be said now. */
+async function loadTrend(name, signal) {
   try {
-    const [{ arms }, trend] = await Promise.all([ask("GET", banditPath(name), { signal }), loadTrend(name, signal)]);
-    return { color: colorsOf(arms), trend, day: trendOf(trend.week) };
+    const [{ arms }, week] = await Promise.all([ask("GET", banditPath(name), { signal }), loadWeek(name, signal)]);
+    return { color: colorsOf(arms), week };
   } catch (error) {
     if (error.name === "AbortError") throw error;
     return null;
   }
 }
 
-function Row({ item, more }) {
+/** {axis, rows}: what the rows show beside the list, by name, and the axis of time that their shares have in common. */
+async function loadTrends(names, signal) {
+  const trends = new Map(await inTurn(names, async (name) => [name, await loadTrend(name, signal)]));
+  const drawn = await loadOnOneAxis(new Map([...trends].map(([name, trend]) => [name, trend && trend.week])), signal);
+  const rows = [...trends].filter(([, trend]) => trend).map(([name, { color, week }]) => [
+    name, { color, day: trendOf(week), series: drawn && drawn.series.get(name) }]);
+  return { axis: drawn && drawn.axis, rows: new Map(rows) };
+}
+
+function Row({ item, more, axis }) {
   const link = html`<a href="#/bandits/${encodeURIComponent(item.name)}"><${Name} of=${item.name} /></a>`;
   if (item.fault) return html`<tr><th scope="row">${link}</th><td colspan="6"><${Status} of="alarm">${item.fault}<//></td></tr>`;
   const day = more && more.day;
@@ -33,7 +42,7 @@ function Row({ item, more }) {
       <th scope="row">${link}<small>${item.policy.kind} · ${plural(item.arms, "arm")}</small></th>
       <td class="number">${count(item.decisions)}<small>${day ? `${count(day.decisions)} today` : `${count(item.open)} open`}</small></td>
       <td class="number">${number(reward)}<small>${since}</small></td>
-      <td class="wide">${more ? html`<${Shares} ...${more} />` : null}</td>
+      <td class="wide">${more && more.series ? html`<${Shares} ...${more} axis=${axis} />` : null}</td>
       <td class="number wide">${number(item.cost_per_decision)}</td>
       <td class="number wide">${percent(item.missing ?? NaN)}</td>
       <td><${Status} of=${item.status}>${item.failing.length
@@ -42,9 +51,11 @@ function Row({ item, more }) {
     </tr>`;
 }
 
-function Shares({ color, trend }) {
-  const { arms, buckets } = foldArms(trend.recent, color);
-  return html`<${Sparkline} columns=${shares(buckets, arms, 1.5)} colors=${arms.map(color)} label="Shares of the arms over time" />`;
+function Shares({ color, series, axis }) {
+  const { arms, buckets } = foldArms(series, color);
+  const begins = buckets.map((bucket) => bucket.at);
+  const times = [...begins, begins[begins.length - 1] + series.width_s];
+  return html`<${Sparkline} columns=${shares(buckets, arms, 1.5)} times=${times} axis=${axis} colors=${arms.map(color)} label="Shares of the arms over time" />`;
 }
 
 export function Bandits({ onRefused, onLive }) {
@@ -52,8 +63,7 @@ export function Bandits({ onRefused, onLive }) {
   const [after, setAfter] = useState("");
   const { data, error } = useResource((signal) => ask("GET", `v1/bandits${query({ after, limit: PAGE })}`, { signal }), [after], { everyMs: 5_000 });
   const names = data ? data.bandits.map((item) => item.name) : [];
-  const { data: trends } = useResource(
-    async (signal) => new Map(await inTurn(names, async (name) => [name, await loadTrendOf(name, signal)])), [names.join()], { everyMs: 60_000 });
+  const { data: trends } = useResource((signal) => loadTrends(names, signal), [names.join()], { everyMs: 60_000 });
   useEffect(() => {
     if (error && error.status === 401) onRefused(error);
     onLive(error ? "offline" : "");
@@ -76,10 +86,10 @@ export function Bandits({ onRefused, onLive }) {
           <caption class="sr">Bandits</caption>
           <thead><tr>
             <th scope="col">Bandit</th><th scope="col" class="number">Decisions</th><th scope="col" class="number">Reward</th>
-            <th scope="col" class="wide">Shares</th><th scope="col" class="number wide">Cost per decision</th>
+            <th scope="col" class="wide">Shares${trends && trends.axis ? html`, last ${duration(trends.axis.end - trends.axis.begin)}` : ""}</th><th scope="col" class="number wide">Cost per decision</th>
             <th scope="col" class="number wide">Missing</th><th scope="col">Health</th>
           </tr></thead>
-          <tbody>${shown.map((item) => html`<${Row} key=${item.name} item=${item} more=${trends && trends.get(item.name)} />`)}</tbody>
+          <tbody>${shown.map((item) => html`<${Row} key=${item.name} item=${item} more=${trends && trends.rows.get(item.name)} axis=${trends && trends.axis} />`)}</tbody>
         </table>
       <//>
       ${shown.length ? null : html`<p class="quiet pad">No name on this page has “${filter}” in it.</p>`}

@@ -1,10 +1,11 @@
-// Charts over time, drawn by uPlot (a global, since it is no module). Legends are HTML: they name, and tell the values under the cursor.
+// Charts over time, drawn by uPlot. Legends are HTML: they name, and tell the values under the cursor.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { cssColor, onThemeChange } from "./colors.js";
 import { number, percent } from "./format.js";
 import { Arm } from "./parts.js";
 import { OTHER } from "./series.js";
+import uPlot from "./vendor/uplot.js";
 
 const TIMES = [
   // tick, as it is, at the first of a year, month, day, hour, minute, second; the last number says how they go together
@@ -34,7 +35,7 @@ function Plot({ data, lines, bands = [], range, format, label, onCursor, height 
     const options = {
       width: place.current.clientWidth,
       height,
-      padding: [10, 6, 0, 0],
+      padding: [10, 26, 0, 0], // at the right half of a time, which is centered at its tick
       cursor: { sync: { key: "nextarm" }, drag: { x: false, y: false }, points: { show: false }, y: false },
       legend: { show: false },
       scales: { y: { range } },

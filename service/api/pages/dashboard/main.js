@@ -1,13 +1,10 @@
-// The shell: header, routes, theme, key. Pages are components of their own.
+// The shell: header, routes, theme, key. Pages are components of their own; those beside the list are loaded when they are needed.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/preact.js";
 import { credentials } from "./api.js";
-import { Bandit } from "./bandit.js";
 import { Bandits } from "./bandits.js";
 import { Icon } from "./icons.js";
-import { Operations } from "./operations.js";
-import { Dialog, Empty, KeyForm, Name } from "./parts.js";
-import { WhatIf } from "./whatif.js";
+import { Dialog, Empty, Failure, KeyForm, Loading, Name } from "./parts.js";
 
 /** What the hash names: {page, bandit}. */
 function routeOf(hash) {
@@ -74,7 +71,36 @@ function Header({ route, live, onKey }) {
     </header>`;
 }
 
-const PAGES = { bandits: Bandits, bandit: Bandit, "what-if": WhatIf, operations: Operations };
+const PAGES = { bandits: Bandits };
+const LOADERS = {
+  bandit: async () => (await import("./bandit.js")).Bandit,
+  "what-if": async () => (await import("./whatif.js")).WhatIf,
+  operations: async () => (await import("./operations.js")).Operations,
+};
+const AHEAD_MS = 1500; // after the first paint, which they would hold up
+
+/** {Page, error} of a route: its component once that is loaded; error where it could not be. Loads the others a moment later. */
+function usePage(name) {
+  const [error, setError] = useState(null);
+  const [, setLoaded] = useState("");
+  const load = async (page) => {
+    PAGES[page] ||= await LOADERS[page]();
+  };
+  useEffect(() => {
+    let isHere = true;
+    setError(null);
+    if (!PAGES[name] && LOADERS[name]) {
+      load(name).then(() => isHere && setLoaded(name), () => isHere && setError(new Error("This page could not be loaded. Reload it.")));
+    }
+    return () => (isHere = false);
+  }, [name]);
+  useEffect(() => {
+    const timer = setTimeout(() => Object.keys(LOADERS).forEach((page) => load(page).catch(() => {})), AHEAD_MS);
+    return () => clearTimeout(timer);
+  }, []);
+  return { Page: PAGES[name], error };
+}
+
 const TITLES = { bandits: "Bandits", operations: "Operations", unknown: "Not found" };
 
 function App() {
@@ -110,7 +136,7 @@ function App() {
     setRefused(null);
     setSession(session + 1);
   };
-  const Page = PAGES[route.page];
+  const { Page, error } = usePage(route.page);
   return html`
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
     <${Header} route=${route} live=${live} onKey=${() => setAsking(true)} />
@@ -120,7 +146,9 @@ function App() {
             <${KeyForm} onDone=${renew} error=${credentials.key ? refused : null} /></section>`
         : Page
           ? html`<${Page} key=${`${session} ${route.page} ${route.bandit}`} bandit=${route.bandit} onLive=${setLive} onRefused=${setRefused} />`
-          : html`<${Empty} title="There is no such page"><p><a href="#/bandits">All bandits</a></p><//>`}
+          : LOADERS[route.page]
+            ? error ? html`<${Failure} error=${error} />` : html`<${Loading} />`
+            : html`<${Empty} title="There is no such page"><p><a href="#/bandits">All bandits</a></p><//>`}
     </main>
     ${isAsking ? html`
       <${Dialog} label="API key and tenant" onClose=${() => setAsking(false)}>

@@ -93,19 +93,27 @@ export function KeyForm({ onDone, error }) {
     </form>`;
 }
 
-/** Shares over time as a small stack of areas. columns: [[share per arm] or null per bucket], colors: class per arm. */
-export function Sparkline({ columns, colors, label, width = 140, height = 28 }) {
-  const known = columns.map((column, at) => [at, column]).filter(([, column]) => column);
-  if (known.length < 2) return html`<span class="quiet">–</span>`;
-  const [first] = known[0];
-  const x = (at) => (((at - first) * width) / (columns.length - 1 - first)).toFixed(1);
+/** The least width at which an area is seen, pixels. */
+const SEEN = 2;
+
+/**
+ * Shares over time as a small stack of areas, on an axis that other rows share. columns: [[share per arm] or null per bucket],
+ * times: where the buckets begin, and where the last one ends; axis: {begin, end}, all in seconds; colors: class per arm.
+ */
+export function Sparkline({ columns, times, axis, colors, label, width = 140, height = 28 }) {
+  const place = (time) => ((time - axis.begin) * width) / (axis.end - axis.begin);
+  const known = columns.flatMap((column, at) => (column ? [[place(times[at]), place(times[at + 1]), column]] : []));
+  if (!known.length) return html`<span class="quiet">–</span>`;
+  const [, end, newest] = known[known.length - 1];
+  known.push([end, end, newest]);
+  known[0][0] = Math.max(0, Math.min(known[0][0], end - SEEN));
   const layers = [];
   let below = known.map(() => 0);
   colors.forEach((color, arm) => {
-    const top = known.map(([, column], k) => below[k] + column[arm]);
+    const top = known.map(([, , column], k) => below[k] + column[arm]);
     const y = (value) => (height * (1 - value)).toFixed(1);
-    const up = known.map(([at], k) => `${x(at)},${y(top[k])}`);
-    const back = known.map(([at], k) => `${x(at)},${y(below[k])}`).reverse();
+    const up = known.map(([x], k) => `${x.toFixed(1)},${y(top[k])}`);
+    const back = known.map(([x], k) => `${x.toFixed(1)},${y(below[k])}`).reverse();
     layers.push(html`<polygon class=${color} points=${[...up, ...back].join(" ")} />`);
     below = top;
   });

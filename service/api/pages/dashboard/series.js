@@ -130,6 +130,14 @@ export function read(series) {
   return { width_s: series.width_s, arms: series.arms, buckets };
 }
 
+/** {begin, end} in seconds: from the first bucket in which anything happened in one of several series to the last end; null where nothing did. */
+export function axisOf(several) {
+  const begins = several.flatMap(({ buckets }) => buckets.filter((bucket) => Object.keys(bucket.arms).length).slice(0, 1).map((bucket) => bucket.at));
+  if (!begins.length) return null;
+  const ends = several.filter(({ buckets }) => buckets.length).map(({ buckets, width_s }) => buckets[buckets.length - 1].at + width_s);
+  return { begin: Math.min(...begins), end: Math.max(...ends) };
+}
+
 /**
  * The arms that get a layer of their own, in their order, and the buckets with all others as one, under `OTHER`: outcomes of arms
  * without a decision here, too.

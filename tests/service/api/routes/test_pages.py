@@ -38,7 +38,7 @@ class Asked(HTMLParser):
     [
         ("/docs", {"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js", "/openapi.json"}),
         ("/redoc", {"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js", "/openapi.json"}),
-        ("/", {"dashboard/main.js", "dashboard/base.css", "dashboard/vendor/uplot.js"}),
+        ("/", {"dashboard/main.js", "dashboard/base.css", "dashboard/vendor/preact.js"}),
     ],
 )
 async def test_no_page_asks_anything_but_this_server(path: str, loaded: set[str]) -> None:
@@ -66,6 +66,20 @@ async def test_the_policy_of_a_page_lets_scripts_and_requests_go_to_this_server_
         assert policy["script-src"] == policy["connect-src"] == "'self'"
         assert "http" not in str(policy)
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_first_page_announces_what_it_imports_and_no_more() -> None:
+    """What is announced is fetched at once, beside the script that needs it; charts and other pages come when they are shown."""
+    folder = PAGES / "dashboard"
+    needed, found = {"main.js"}, set[str]()
+    while needed - found:
+        name = (needed - found).pop()
+        found.add(name)
+        imports = re.findall(r'^import [^"]*"\./([\w./]+)";', (folder / name).read_text(), flags=re.MULTILINE)
+        needed |= {(folder / name).parent.joinpath(path).relative_to(folder).as_posix() for path in imports}
+    announced = re.findall(r'<link rel="modulepreload" href="dashboard/([\w./]+)">', (folder / "index.html").read_text())
+    assert sorted(announced) == sorted(found - {"main.js"})
+    assert not {"vendor/uplot.js", "chart.js", "bandit.js", "whatif.js", "operations.js"} & found
 
 
 def test_styles_and_the_start_load_nothing_from_elsewhere() -> None:
