@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from bandits.errors import FieldError, ReferenceMissing
 from service.api.access_log import REQUEST_ID
+from service.api.facade.errors import PATHS, FacadeError
 from service.api.problems import Problem, invalid
 from service.api.validation import models_in, validation_problem
 from service.embedders.base import EmbedderError, QueueFull
@@ -48,6 +49,11 @@ from service.engine.errors import (
 )
 from service.storage.base import ArchiveGapError, EntryTrimmedError, LogCompactedError, LogNotFoundError, StorageError
 from service.storage.throttling import ThrottledLogger
+
+NO_UPSTREAMS = (
+    "this server calls no models, since it has no upstreams: name a file of them in NEXTARM_UPSTREAMS (docs/openai.md "
+    "describes it), and start it again"
+)
 
 logger = logging.getLogger("nextarm.errors")
 throttled = ThrottledLogger(logger)
@@ -212,6 +218,9 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         if code is None:
             return answered(request, Problem("invalid_request", str(error.detail)))
+        if code == "not_found" and request.url.path.startswith(PATHS) and not app.state.services.settings.upstreams:
+            request.scope["nextarm.problem"] = code
+            return FacadeError(404, code, NO_UPSTREAMS).response()  # OpenAI's SDK shows the message of no other form
         if code == "not_found":
             return answered(request, Problem(code, "not found; GET /openapi.json and /docs list every path"))
         # every method that the path takes: the framework knows those of the first route that matches it

@@ -107,10 +107,13 @@ async def test_an_arm_can_be_for_some_tenants_only(start: Start) -> None:
             assert (await facade.chat()).status_code == expected
 
 
-async def test_without_the_file_there_is_no_facade() -> None:
+async def test_without_the_file_there_is_no_facade_and_the_client_shows_why() -> None:
     async with opened() as service:
-        for path in ("/v1/models", "/v1/chat/completions"):
-            assert (await service.ask("POST", path, json={})).json()["code"] == "not_found"
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("POST", "/v1/responses")):
+            answered = await service.client.request(method, path)
+            assert error(answered) == (404, "invalid_request_error", "not_found", None)
+            assert "NEXTARM_UPSTREAMS" in answered.json()["error"]["message"]
+        assert (await service.get("/v1/elsewhere")).json()["code"] == "not_found"
         document = (await service.get("/openapi.json")).json()
         assert not [path for path in document["paths"] if path.startswith("/v1/chat")]
 
