@@ -7,6 +7,7 @@
     curl localhost:9000/feedback --json '{"decision": "(x-decision of the answer)", "reward": 1}'
 
 Requests go on with the first of the models while nextarm is away; what is learned of them is reported when it is back.
+`python -m examples.upstream` stands in for the models: {"url": "http://127.0.0.1:9100/v1", "model": "abacus"}.
 """
 
 from __future__ import annotations

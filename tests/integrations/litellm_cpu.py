@@ -37,7 +37,7 @@ def upstream_and_service(folder: Path) -> Iterator[tuple[Server, str]]:
 def upstream(folder: Path) -> Iterator[str]:
     """The URL of a stand-in for the provider."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "tests.integrations.upstream:app", "--port", str(port), "--log-level", "error"]
+    command = [sys.executable, "-m", "uvicorn", "examples.upstream:app", "--port", str(port), "--log-level", "error"]
     with running(command, port=port, folder=folder):
         yield f"http://127.0.0.1:{port}"
 

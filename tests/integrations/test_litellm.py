@@ -64,7 +64,7 @@ def test_signals_are_measured(places: tuple[Client, Server, str], calls: dict[st
     observed = {event["id"]: event for event in places[0].iter_log("sdk") if event["event"] == "observed"}
     signals = observed[calls["stream with usage"]["attempts"][0]["decision"]]["signals"]
     assert 0.0 < signals["first_token_s"] <= signals["latency_s"]
-    assert (signals["prompt_tokens"], signals["completion_tokens"]) == (12.0, 7.0)
+    assert (signals["prompt_tokens"], signals["completion_tokens"]) == (2.0, 5.0), "good morning; I do not know."
 
 
 def test_a_retry_goes_to_another_arm_and_the_failed_one_is_closed(
