@@ -34,14 +34,17 @@ REFERENCE = -1
 """The arm of an observation that is reference material."""
 
 
+_NOTHING, _NO_ROWS = torch.empty(0, dtype=torch.float64), torch.empty((0, 0), dtype=torch.float64)
+
+
 def empty() -> Tensor:
-    """A vector of length zero: "no features" and "no output" without a None."""
-    return torch.empty(0, dtype=torch.float64)
+    """A vector of length zero: "no features" and "no output" without a None. All share one."""
+    return _NOTHING
 
 
 def empty_rows() -> Tensor:
-    """A matrix without rows."""
-    return torch.empty((0, 0), dtype=torch.float64)
+    """A matrix without rows. All share one."""
+    return _NO_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)

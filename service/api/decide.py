@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7  # an eighth of the time of one of the standard library's type
 
 from bandits.errors import ReferenceMissing
 from bandits.types import Context

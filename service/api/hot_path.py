@@ -22,13 +22,14 @@ from service.api.decide import decide
 from service.api.dependencies import Services
 from service.api.error_mapping import body_error_to_problem
 from service.api.json_bodies import parse_json
+from service.api.middleware import MIN_OFFSET
 from service.api.observe import observe
 from service.api.requests import ID, NAME, DecisionBody, OutcomeBody
 
 DECISIONS = re.compile(f"/v1/bandits/(?P<name>{NAME.strip('^$')})/decisions")
 OUTCOME = re.compile(f"{DECISIONS.pattern}/(?P<decision>{ID.strip('^$')})/outcome")
 ROLE = "router"
-MIN_OFFSET = b"x-nextarm-min-offset"
+_encode = msgspec.json.Encoder().encode
 
 Answered = tuple[Any, int]
 """What is answered as JSON, and the status."""
@@ -58,7 +59,7 @@ class HotPath:
             scope["nextarm.problem"] = problem.code
             await problem.response()(scope, receive, send)
             return
-        payload = msgspec.json.encode(content)
+        payload = _encode(content)
         headers = [(b"content-length", b"%d" % len(payload)), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
@@ -67,8 +68,8 @@ class HotPath:
 def _route(scope: Scope) -> tuple[str, re.Match[str], Handle] | None:
     for method, path, template, handle in ROUTES:
         if scope["method"] == method and (found := path.fullmatch(scope["path"])):
-            rare = scope["query_string"] or any(name == MIN_OFFSET for name, _ in scope["headers"])
-            return None if rare else (template, found, handle)
+            is_rare = scope["query_string"] or MIN_OFFSET in scope["nextarm.headers"]
+            return None if is_rare else (template, found, handle)
     return None
 
 

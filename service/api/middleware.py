@@ -47,9 +47,20 @@ between two of them, others are answered.
 TENANT = TENANT_HEADER.lower().encode()
 ADAPTERS, SUBSCRIPTION_KEY = "/adapters/", b"ocp-apim-subscription-key"
 """Where other services' clients come in, and the header in which one of them sends its key."""
+MIN_OFFSET = b"x-nextarm-min-offset"
 HEADERS = frozenset(
-    (SUBSCRIPTION_KEY, b"authorization", b"content-length", b"content-encoding", b"content-type", REQUEST_ID_HEADER, TENANT)
+    (
+        SUBSCRIPTION_KEY,
+        MIN_OFFSET,
+        REQUEST_ID_HEADER,
+        TENANT,
+        b"authorization",
+        b"content-length",
+        b"content-encoding",
+        b"content-type",
+    )
 )
+"""Those that are looked at on the way to a route, in the scope as `nextarm.headers`."""
 LONGEST_NAME = 64
 """Characters of a bandit's name in a log line; there is none longer."""
 
@@ -103,7 +114,7 @@ class AdmissionMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"] if name in HEADERS}
+        headers = scope["nextarm.headers"] = {name: value for name, value in scope["headers"] if name in HEADERS}
         request_id = scope["nextarm.id"] = access_log.request_id(headers.get(REQUEST_ID_HEADER))
         REQUEST_ID.set(request_id)  # a request is a task of its own
         if self._is_full(scope):  # before anything else is done for it
@@ -284,6 +295,8 @@ def _check_type(headers: Mapping[bytes, bytes], body: bytes) -> None:
     """JSON that is not declared as JSON is refused, too: a web page can make a browser send any other type to this server
     without asking.
     """
+    if headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:  # nearly every request
+        return
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise Problem("unsupported_media_type", "compressed bodies are not read; send the JSON as it is")
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()

@@ -154,7 +154,7 @@ class DecisionMaker:
                 if known is not None:
                     results[place] = known
                     continue
-            if self._ledger.live.session_ttl_s is None or self._ledger.session(request.session, now) or not request.session:
+            if not request.session or self._ledger.live.session_ttl_s is None or self._ledger.session(request.session, now):
                 new.append(place)
             else:
                 (later if request.session in begun else new).append(place)
@@ -425,6 +425,7 @@ class _DecisionBatch:
         self.policy = deciding.policy
         self.number = deciding.number
         self.draws: list[draw.Draw] = []
+        self._drawn: set[str] = set()  # ids
         self.pending: list[int] = []  # per row that was drawn: the arm that is pending for those after it, or `draw.STOP`
         self.prepared: int | None = None  # see `bandits.types.Weights`
         self.shadows: list[dict[str, ShadowWeights]] = [{} for _ in requests]
@@ -436,8 +437,9 @@ class _DecisionBatch:
         check_distribution(row, self.contexts[place], self.policy)
         self.draws.append(draw.draw(row, self._draw_prefix + request.id))
         arm = self.draws[place].arm
-        if arm < 0 or any(earlier.id == request.id for earlier in self.requests[:place]):
+        if request.id in self._drawn:
             arm = draw.STOP
+        self._drawn.add(request.id)
         self.pending.append(arm)
         if arm < 0:
             return arm
@@ -451,4 +453,6 @@ class _DecisionBatch:
     def earlier(self, place: int) -> int:
         """How many other decisions of its episode come before it in the batch."""
         request = self.requests[place]
-        return len({one.id for one in self.requests[:place] if request.episode and one.episode == request.episode} - {request.id})
+        if not request.episode:
+            return 0
+        return len({one.id for one in self.requests[:place] if one.episode == request.episode} - {request.id})

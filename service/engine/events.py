@@ -66,13 +66,12 @@ class Matrix(msgspec.Struct, frozen=True):
     def tensor(self) -> Tensor:
         """(n, e) float64, aligned. Do not write into it: all that hold nothing share one."""
         if self.rows == self.columns == 0:
-            return _NO_ROWS
+            return empty_rows()
         flat = np.frombuffer(self.data, dtype="<f4").reshape(self.rows, self.columns)
         return torch.from_numpy(flat.astype(np.float64))
 
 
 EMPTY = Matrix(0, 0, b"")
-_NO_ROWS, _NO_NUMBERS = empty_rows(), empty()
 
 
 def vector_bytes(vector: np.ndarray) -> bytes:
@@ -83,7 +82,7 @@ def vector_bytes(vector: np.ndarray) -> bytes:
 def vector_tensor(data: bytes) -> Tensor:
     """(d,) float64 from what the log keeps. Do not write into it: all that hold nothing share one."""
     if not data:
-        return _NO_NUMBERS
+        return empty()
     return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float64))
 
 
