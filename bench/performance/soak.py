@@ -5,8 +5,9 @@
     python -m bench.performance.soak --write                  also docs/performance.md and docs/plots/soak.png
 
 One service on SQLite, a bandit per policy, rounds at a constant rate (loading/mixed.py). Every ten seconds:
-memory, open files, threads, CPU time, latency of what was asked since, sizes of the files in the data folder, and the lag of the
-folding from /metrics. The first quarter is warm-up. Slopes are medians over all pairs of samples; each verdict names its limit.
+memory, open files, threads, CPU time, latency of what was asked since, sizes of the files in the data folder and of what is in
+the store, and the lag of the folding from /metrics. The first quarter is warm-up. Slopes are medians over all pairs of samples;
+each verdict names its limit.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from bench.performance.load_testing.driver import quantiles
 from bench.performance.load_testing.measure import cpu_s, open_files, rss_mb, threads
 from bench.performance.load_testing.trend import WARM_UP, Sample, Verdict, verdicts
 from service.cli.plotting import BLUE, GREEN, LINE, ORANGE, PINK, YELLOW, End, drawing, name_ends, plain
+from service.storage.sqlite.connection import open_read_only
+from service.storage.sqlite.store import SHIFT
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "load" / "soak.json"
@@ -47,19 +50,61 @@ async def soaked(
     clients = mixed.Clients(f"http://127.0.0.1:{server.port}", np.random.default_rng(SEED))
     await mixed.create(clients)
     clients.taken.clear()
+    store = Store(folder / STORE)
     started = time.monotonic()
     playing = [asyncio.create_task(mixed.play(clients, kind, rate=rate, until=started + seconds)) for kind in mixed.BANDITS]
     samples: list[Sample] = []
     while time.monotonic() - started < seconds - every_s / 2:
         await asyncio.sleep(started + every_s * (len(samples) + 1) - time.monotonic())
-        samples.append(await sampled(server, folder, clients, at_s=time.monotonic() - started))
+        samples.append(await sampled(server, store, clients, at_s=time.monotonic() - started))
         console.print(text_of(samples[-1]), highlight=False)
     await asyncio.gather(*playing)
     clients.close()
+    store.close()
     return clients, samples
 
 
-async def sampled(server: Server, folder: Path, clients: mixed.Clients, *, at_s: float) -> Sample:
+class Store:
+    """What is in the store of a running service, its write-ahead log included; a look reads only what came since the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = open_read_only(path)
+        self._ends: dict[int, int] = {}  # log number -> the last position that was counted
+        self._events = self._payload = 0
+
+    def look(self) -> dict[str, int]:
+        """The fields of a `Sample` that are about the store."""
+        ask = self._connection.execute
+        ask("BEGIN")  # all of it is of one moment
+        try:
+            for (number,) in ask("SELECT number FROM logs").fetchall():
+                since, until = self._ends.get(number, number << SHIFT), (number + 1 << SHIFT) - 1
+                query = "SELECT max(position), count(*), sum(length(payload)) FROM events WHERE position > ? AND position <= ?"
+                end, count, size = ask(query, (since, until)).fetchone()
+                if count:
+                    self._ends[number] = end
+                    self._events, self._payload = self._events + count, self._payload + size
+            pages, free, page = (ask(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
+            kept = ask("SELECT count(*), sum(length(blob)) FROM snapshots GROUP BY log").fetchall()
+        finally:
+            ask("COMMIT")
+        snapshot_bytes = sum(size for _, size in kept)
+        return {
+            "events": self._events,
+            "log_bytes": (pages - free) * page - snapshot_bytes,
+            "payload_bytes": self._payload,
+            "snapshot_bytes": snapshot_bytes,
+            "free_bytes": free * page,
+            "snapshots": max((count for count, _ in kept), default=0),
+        }
+
+    def close(self) -> None:
+        """The connection."""
+        self._connection.close()
+
+
+async def sampled(server: Server, store: Store, clients: mixed.Clients, *, at_s: float) -> Sample:
     """One look."""
     pid = server.process.pid
     taken, clients.taken = clients.taken, []
@@ -77,8 +122,8 @@ async def sampled(server: Server, folder: Path, clients: mixed.Clients, *, at_s:
         p99_ms=p99,
         lag=int(max(gauges["nextarm_fold_lag"])),
         unready=int(max(gauges["nextarm_unready"])),
-        events=int(sum(gauges["nextarm_offset"])),
-        files=await asyncio.to_thread(sizes, folder),
+        files=await asyncio.to_thread(sizes, store.path.parent),
+        **await asyncio.to_thread(store.look),
     )
 
 
@@ -173,13 +218,15 @@ def draw(path: Path, samples: Sequence[Sample]) -> None:
 
 def page_text(told: dict[str, Any], found: Sequence[Verdict]) -> str:
     """The section of the page."""
-    where = told["machine"]
+    where, last = told["machine"], told["samples"][-1]
     command = f"python -m bench.performance.soak --minutes {told['minutes']:g} --write"
     head = f"""`{command}`: one service on SQLite, seven bandits (each of the seven policies in
 its default form, but for PromptWise's window of {mixed.WINDOW}; {mixed.ARMS} arms, prompts of {mixed.DIM} and outputs of
 {mixed.OUTPUT} numbers), {told["rate"]:g} rounds per second and bandit; {told["requests"]:,} requests,
 {told["failures"]} unexpected answers, seed {told["seed"]}.
 {pages.machine_text(where)}
+At the end {last["events"]:,} events take {last["log_bytes"] / 1e6:.1f} MB of the store with their keys, snapshots
+{last["snapshot_bytes"] / 1e6:.1f} MB, free pages {last["free_bytes"] / 1e6:.1f} MB.
 
 ![soak](plots/soak.png)"""
     return f"{head}\n\n{pages.markdown(table(found))}"
@@ -210,7 +257,7 @@ def main() -> None:
             )
         finally:
             server.end()
-    found = verdicts(samples, log=STORE)
+    found = verdicts(samples, store=STORE)
     told = {
         "machine": machine.finished(begun),
         "minutes": chosen.minutes,

@@ -20,6 +20,7 @@ from service.api.connections import BoundedProtocol, ConnectionLimits, available
 from service.api.dependencies import Services
 from service.api.event_streams import EventStreams
 from service.cli.logging_config import configure_logging
+from service.engine.memory import share_heap
 from service.settings import InvalidSettings, Settings, listed
 
 logger = logging.getLogger("nextarm")
@@ -107,6 +108,7 @@ def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM, then close cleanly. Raises `InvalidSettings`, a `StorageError` or `CannotListen` before it
     answers anything.
     """
+    share_heap()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings))
 

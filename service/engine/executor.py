@@ -66,6 +66,10 @@ BACKGROUND_POOL = ThreadPoolExecutor(
     max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="nextarm-prepare", initializer=_lower_priority
 )
 """For seconds of mathematics that no request waits for: few threads of low priority, so that other bandits are not slowed."""
+SNAPSHOT_POOL = ThreadPoolExecutor(1, thread_name_prefix="nextarm-snapshot")
+"""Packs one snapshot after the other: that takes several times the memory of a state, and bandits that were created together have
+as many events at the same moment.
+"""
 
 
 class TaskGroup:

@@ -1203,6 +1203,8 @@ class Ledger:
         episode = self.episodes.get(decision.episode)
         if episode is not None and episode.open.get(decision.arm):
             episode.open[decision.arm] -= 1
+            if not any(episode.open.values()):
+                episode.open = {}  # a dictionary that was filled and emptied keeps its table: a quarter of an episode's memory
         return decision
 
     def _remove_pending(self, decision: OpenDecision) -> list[Effect]:

@@ -26,8 +26,9 @@ from bandits.types import Policy, State
 from service.engine import events, snapshots
 from service.engine.errors import OffsetBeyondEndError, ReplicaBehindError, ShadowBehindError, damage_at
 from service.engine.events import AnyEvent, Created, Decided, FoldedDecision, ShadowCreated, ShadowDeleted, ShadowPromoted
-from service.engine.executor import BACKGROUND_POOL, AdaptiveExecutor, TaskGroup
+from service.engine.executor import BACKGROUND_POOL, SNAPSHOT_POOL, AdaptiveExecutor, TaskGroup
 from service.engine.ledger import Effect, Ledger, ShadowRecord
+from service.engine.memory import trim_heap
 from service.engine.policies import Learned, shadow_policy, takes_features
 from service.engine.readiness import Version, Versions
 from service.engine.retention import Retention
@@ -523,6 +524,7 @@ class Projection:
         except Exception as error:  # the log is the truth: a snapshot that fails costs time at the next start, nothing else
             logger.warning("no snapshot was written", extra={"bandit": self.log.name, "reason": str(error)})
             return
+        await asyncio.get_running_loop().run_in_executor(SNAPSHOT_POOL, trim_heap)
         await self._try_trim(older)
 
     async def _try_trim(self, older: int, *, at_least: int = 1) -> None:
@@ -545,7 +547,9 @@ class Projection:
             promoted = self.ledger.promotions > 0
             ledger = await asyncio.to_thread(self.ledger.pack)  # nothing is folded while the lock is held
         packing = partial(snapshots.pack, shadows=list(shadows.values()), left=deciding.left, promoted=promoted)
-        blob = await asyncio.to_thread(packing, deciding.policy, deciding.state, ledger, offset)
+        blob = await asyncio.get_running_loop().run_in_executor(
+            SNAPSHOT_POOL, packing, deciding.policy, deciding.state, ledger, offset
+        )
         older = await self.storage.save_snapshot(self.log, offset, blob)
         self._snapshot_at = offset
         return older

@@ -105,7 +105,6 @@ def pack(
     promoted: bool = False,
 ) -> bytes:
     """The snapshot of a state and of its packed ledger, both as of `offset`."""
-    sums, derived = states.pack(policy, state), policy.pack_derived(state)
     version = WITH_SHADOWS if shadows or promoted else events.VERSION
     others = [
         ShadowContent(
@@ -118,7 +117,20 @@ def pack(
         )
         for one in shadows
     ]
-    content = msgspec.msgpack.encode(Content(version, offset, BUILD, ledger, sums, derived, others, left, Since.of(state)))
+    # A state has megabytes: without a name for them its bytes are dropped before the content is copied once more.
+    content = msgspec.msgpack.encode(
+        Content(
+            version,
+            offset,
+            BUILD,
+            ledger,
+            states.pack(policy, state),
+            policy.pack_derived(state),
+            others,
+            left,
+            Since.of(state),
+        )
+    )
     return msgspec.msgpack.encode(Sealed(content, hashlib.sha256(content).digest()))
 
 

@@ -371,12 +371,14 @@ def samples(**changes: list[float]) -> list[trend.Sample]:
     n = 40
     rng = np.random.default_rng(3)
     flat = {"rss_mb": 300 + rng.normal(size=n), "p50_ms": 1.5 + 0.1 * rng.random(n), "p99_ms": 6 + rng.random(n)}
-    values = {name: list(map(float, row)) for name, row in flat.items()} | changes
+    steps = {"size": [1.0] * n, "kept": [float(3 * i // n) for i in range(n)]}
+    values = {name: list(map(float, row)) for name, row in flat.items()} | steps | changes
     return [
         trend.Sample(
             at_s=10.0 * (i + 1), rss_mb=values["rss_mb"][i], open_files=20, threads=9, cpu_s=0.4 * i, requests=1000 * i,
             rounds=500 * i, p50_ms=values["p50_ms"][i], p99_ms=values["p99_ms"][i], lag=0, unready=1, events=700 * i,
             files={"store.db": 200_000 * i, "store.db-wal": int(values["wal"][i]) if "wal" in values else 4_000_000},
+            log_bytes=int(600 * values["size"][i] * 700 * i), payload_bytes=460 * 700 * i, snapshots=int(values["kept"][i]),
         )
         for i in range(n)
     ]  # fmt: skip
@@ -391,7 +393,7 @@ def test_the_slope_is_that_of_the_line_whatever_a_few_outliers_do() -> None:
 
 
 def test_a_flat_soak_is_flat() -> None:
-    assert [verdict.measure for verdict in trend.verdicts(samples(), log="store.db") if not verdict.flat] == []
+    assert [verdict.measure for verdict in trend.verdicts(samples(), store="store.db") if not verdict.flat] == []
 
 
 @pytest.mark.parametrize(
@@ -399,11 +401,13 @@ def test_a_flat_soak_is_flat() -> None:
     [
         ("memory (RSS)", {"rss_mb": [300 + 0.5 * i for i in range(40)]}),
         ("latency p50", {"p50_ms": [1.5 + 0.02 * i for i in range(40)]}),
-        ("files beside the log", {"wal": [4e6 + 2e5 * i for i in range(40)]}),
+        ("files beside the store", {"wal": [4e6 + 2e5 * i for i in range(40)]}),
+        ("log per event", {"size": [1 + 0.003 * i for i in range(40)]}),
+        ("snapshots of a bandit", {"kept": [float(i // 12) for i in range(40)]}),
     ],
 )
 def test_what_grows_is_named(measure: str, changes: dict[str, list[float]]) -> None:
-    found = trend.verdicts(samples(**changes), log="store.db")
+    found = trend.verdicts(samples(**changes), store="store.db")
     assert [verdict.measure for verdict in found if not verdict.flat] == [measure]
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
+import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
-from service.engine import events
+from bandits import state as states
+from service.engine import events, snapshots
 from service.engine.events import FoldedDecision
-from service.engine.memory import held_bytes, release_memory
+from service.engine.memory import held_bytes, release_memory, share_heap
+from service.storage.memory import MemoryStorage
+from tests.bandits.examples import Example
+from tests.service.drivers import learner_of
 
 
 def resident_bytes() -> int:
@@ -49,3 +56,45 @@ def test_a_decision_as_folding_reads_it_takes_about_what_its_entry_takes() -> No
     folded = events.decode_to_fold(payload)
     assert isinstance(folded, FoldedDecision)
     assert len(folded.weights_json) < held_bytes(folded) < len(payload) + 2_000
+
+
+def heaps(folder: Path) -> int:
+    """Of this process, as malloc_info(3) counts them."""
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(libc.fopen(str(folder / "heaps.xml").encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    return (folder / "heaps.xml").read_text().count("<heap nr=")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="only GNU's C library has heaps per thread")
+def test_threads_share_one_heap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    share_heap()
+    before, meet, seen = heaps(tmp_path), threading.Barrier(4), []
+
+    def allocate() -> None:
+        held = torch.ones(10_000)
+        meet.wait(60)
+        seen.append(len(held))
+
+    threads = [threading.Thread(target=allocate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(seen), heaps(tmp_path)) == (4, before)
+
+
+async def test_the_bytes_of_a_state_are_dropped_before_its_snapshot_is_sealed() -> None:
+    wide = Example(kind="pak-ucb", settings={"random_features": 200}, dim=4)
+    bandit = await learner_of(MemoryStorage(), wide)
+    state, ledger = bandit.versions.committed.state, bandit.ledger.pack()
+    sums = len(states.pack(bandit.policy, state))
+    tracemalloc.start()
+    blob = snapshots.pack(bandit.policy, state, ledger, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 1_000_000 < sums < len(blob)
+    assert peak < 3.5 * sums  # it is 3.0, and with them 4.0
