@@ -312,7 +312,7 @@ class EvaluationSummary(Answer):
     created_at: str = Field(description="When it was asked for.")
     finished_at: str | None = Field(description="When it was done, or failed.")
     until: int = Field(description="The last offset that it reads: the end of the log when it was asked for.", examples=[4711])
-    failure: str | None = Field(description="Why it failed, and what to do.")
+    failure: str | None = Field(description="Why it failed, and what to do. A failed one keeps its id until it is deleted.")
 
 
 class EvaluationAnswer(EvaluationSummary):

@@ -234,7 +234,9 @@ class Evaluations:
             try:
                 results = work.result()
             except EvaluationFailed as error:
-                await held.rewrite(state="failed", failure=str(error), finished_at=self._clock())
+                # what the log or its archive lacks can be mended, and the request stay as it is
+                failure = str(error) if error.field else f"{error}; to ask again under this id, delete the evaluation first"
+                await held.rewrite(state="failed", failure=failure, finished_at=self._clock())
             except Exception as error:  # it would end in the same way again
                 logger.exception("an evaluation failed", extra={"bandit": held.log.name, "evaluation": held.record.id})
                 failure = f"an internal error, {type(error).__name__}; the log of this server has its traceback; please report it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import shutil
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from tests.service.http_client import ARMS, Clock, Json, Service, answered, fail
 from tests.service.storages import STORAGES, store_of
 
 URL = "/v1/bandits/b/decisions"
+EVALUATIONS = "/v1/bandits/b/evaluations"
 DAY = 86_400.0
 BODY: Json = {
     "policy": {"kind": "pak-ucb", "random_features": 8, "exploration": 0.5},
@@ -230,6 +232,15 @@ async def test_a_bandit_that_leaves_memory_before_a_snapshot_is_due_is_trimmed_w
     assert (line.offset, line.sha256) == (digest["offset"], digest["sha256"])
 
 
+async def evaluated(service: Service) -> Json:
+    """An evaluation under one id, once it is done or has failed."""
+    assert (await service.post(EVALUATIONS, {"id": "e"})).status_code == 202
+    async with asyncio.timeout(60):
+        while (found := answered(await service.get(f"{EVALUATIONS}/e")))["state"] in ("queued", "running"):
+            await asyncio.sleep(0.02)
+    return found
+
+
 async def test_an_archive_that_is_gone_stops_the_trimming_and_nothing_else(tmp_path: Path) -> None:
     async with pair("sqlite", tmp_path, archive=str(tmp_path / "mount")) as (service, twin, clock, _):
         assert await first_kept(service) == 1
@@ -246,8 +257,17 @@ async def test_an_archive_that_is_gone_stops_the_trimming_and_nothing_else(tmp_p
         assert failed(await service.get(f"{URL}/d0")) == (503, "storage_unavailable")
         (notice,) = answered(await service.get("/readyz"))["notices"]
         assert f"the archive {tmp_path}/mount cannot be read" in notice
+        lacking = await evaluated(service)
+        assert lacking["state"] == "failed"
+        assert (
+            f"the archive {tmp_path}/mount cannot be read: it is not there: create the folder, or mount it" in lacking["failure"]
+        )
+        assert lacking["failure"].endswith("; to ask again under this id, delete the evaluation first")
         await work(service, clock, 50, 55)
         shutil.move(tmp_path / "away", tmp_path / "mount")
+        assert (await evaluated(service))["failure"] == lacking["failure"], "the same request is the same evaluation"
+        assert (await service.delete(f"{EVALUATIONS}/e")).status_code == 204
+        assert (await evaluated(service))["state"] == "done"
         assert answered(await service.get(f"{URL}/d0"))["id"] == "d0"
         await work(service, clock, 55, 65)
         assert answered(await service.get("/readyz"))["notices"] == []
