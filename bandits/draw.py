@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.types import Context
+from bandits.types import Context, Weights
 
 STOP = -1
 
@@ -75,6 +75,37 @@ def greedy_weights(scores: Tensor, allowed: Tensor) -> Tensor:
     return found
 
 
+def spread_best(
+    scores: Tensor,
+    *,
+    allowed: Tensor,
+    pending: Sequence[Sequence[int]],
+    pulls: Sequence[int],
+    first: Sequence[int],
+) -> Tensor:
+    """(B,) per row the allowed arm of highest score (K,), one score for all rows; +inf = an arm that must be tried.
+
+    Ties go to the arm with the fewest decisions under way: those pending, and those of the rows before it in this call (`first`:
+    the burn-in's choice for the rows that have one, else -1). Among arms that must be tried, pulls count too. Then to the lowest
+    index.
+    """
+    scores = torch.where(scores.isnan(), -torch.inf, scores)  # what is no number says nothing: chosen only where no other is left
+    masked = torch.where(allowed, scores, -torch.inf)
+    tied = (masked == masked.amax(dim=1, keepdim=True)) & allowed
+    chosen = tied.to(torch.uint8).argmax(dim=1)
+    if int(tied.sum()) == len(tied):
+        return chosen
+    extra = [0] * len(pulls)
+    for row, arm in enumerate(first):
+        if arm < 0:
+            best = tied[row].nonzero()[:, 0].tolist()
+            base = [pulls[k] if scores[k] == torch.inf else 0 for k in best]
+            _, arm = min((count + pending[row][k] + extra[k], k) for count, k in zip(base, best, strict=True))  # noqa: PLW2901
+            chosen[row] = arm
+        extra[arm] += 1
+    return chosen
+
+
 def one_hot(arms_chosen: Tensor, *, arms: int) -> Tensor:
     """(B, K) rows with a single 1."""
     return torch.nn.functional.one_hot(arms_chosen, arms).to(torch.float64)
@@ -102,6 +133,30 @@ def apply_burn_in_and_floor(values: Tensor, first: Sequence[int], allowed: Tenso
         mixed = (1.0 - floor) * values + floor * uniform_over(allowed)
         values = torch.where(values.sum(dim=1, keepdim=True) > 0.0, mixed, values)
     return values
+
+
+def optimistic_weights(
+    index: Tensor,
+    contexts: Sequence[Context],
+    *,
+    estimate: Tensor,
+    bonus: Tensor,
+    pulls: Sequence[int],
+    initial_pulls: int,
+    floor: float,
+) -> Weights:
+    """The arm of highest index (K,), the same for every prompt, after burn-in and floor; see `spread_best`.
+
+    estimate, bonus: (K,) the scores behind the index.  pulls: per arm.
+    """
+    allowed = allowed_mask(contexts)
+    first = burn_in_arms(pulls, contexts, initial_pulls)
+    chosen = spread_best(index, allowed=allowed, pending=[context.pending for context in contexts], pulls=pulls, first=first)
+    values = apply_burn_in_and_floor(one_hot(chosen, arms=len(pulls)), first, allowed, floor=floor)
+    rows = (len(contexts), -1)
+    return Weights(
+        values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()}, assumed=chosen.tolist()
+    )
 
 
 def uniform(key: str) -> float:

@@ -105,6 +105,15 @@ def normalize_field(default: bool = True, *, what: str = "prompt vector") -> Any
     return hyper(default, f"Scale every {what} to length one first; a zero vector is then refused.")
 
 
+def prior_mean_field() -> Any:
+    """The reward that a regression begins with."""
+    return hyper(
+        1.0,
+        "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
+        unit="reward",
+    )
+
+
 def drift_field() -> Any:
     """What happens when an arm changes."""
     return hyper(

@@ -3,7 +3,6 @@
     fd_released, fd_rigorous, fd_naive    how far an empirical Frechet distance may be above the true one
     empirical_bernstein                   how far the mean of bounded numbers may be from its expectation
     identical_samples                     how many samples without any spread it takes to believe that there is none
-    spread_best                           the arm of highest score; ties go where least is under way
 
 Letters: n samples, d length of one, S their covariance, s its largest eigenvalue, r = Tr S / s, R the root of the reference's
 covariance, L = ln(1 / delta).
@@ -12,7 +11,6 @@ covariance, L = ln(1 / delta).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,34 +120,3 @@ def empirical_bernstein(variance: Tensor, *, n: int, log_term: float, span: floa
     if n < 2:
         return torch.full_like(variance, torch.inf)
     return (2.0 * log_term / n * variance).sqrt() + 7.0 * span * log_term / (3.0 * (n - 1))
-
-
-def spread_best(
-    scores: Tensor,
-    *,
-    allowed: Tensor,
-    pending: Sequence[Sequence[int]],
-    pulls: Sequence[int],
-    first: Sequence[int],
-) -> Tensor:
-    """(B,) per row the allowed arm of highest score (K,), one score for all rows; +inf = an arm that must be tried.
-
-    Ties go to the arm with the fewest decisions under way: those pending, and those of the rows before it in this call (`first`:
-    the burn-in's choice for the rows that have one, else -1). Among arms that must be tried, pulls count too. Then to the lowest
-    index.
-    """
-    scores = torch.where(scores.isnan(), -torch.inf, scores)  # what is no number says nothing: chosen only where no other is left
-    masked = torch.where(allowed, scores, -torch.inf)
-    tied = (masked == masked.amax(dim=1, keepdim=True)) & allowed
-    chosen = tied.to(torch.uint8).argmax(dim=1)
-    if int(tied.sum()) == len(tied):
-        return chosen
-    extra = [0] * len(pulls)
-    for row, arm in enumerate(first):
-        if arm < 0:
-            best = tied[row].nonzero()[:, 0].tolist()
-            base = [pulls[k] if scores[k] == torch.inf else 0 for k in best]
-            _, arm = min((count + pending[row][k] + extra[k], k) for count, k in zip(base, best, strict=True))  # noqa: PLW2901
-            chosen[row] = arm
-        extra[arm] += 1
-    return chosen

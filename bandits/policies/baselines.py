@@ -27,6 +27,14 @@ class _Baseline(AveragesPolicy):
             means.append(torch.tensor(mean, dtype=torch.float64).expand(len(contexts), -1).clone())
         return {"estimate": signals.weigh(contexts, means, [])[0]} | signals.tables(self.signals, means)
 
+    def _best(self, state: State, contexts: Sequence[Context], *, unseen: float, initial_pulls: int, floor: float) -> Weights:
+        """The arm with the best average, after burn-in and floor. unseen: as of `_estimates`."""
+        scores = self._estimates(state, contexts, unseen=unseen)
+        allowed = draw.allowed_mask(contexts)
+        first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, initial_pulls)
+        best = draw.greedy_weights(scores["estimate"], allowed)
+        return Weights(draw.apply_burn_in_and_floor(best, first, allowed, floor=floor), scores, first)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Random(_Baseline):
@@ -69,16 +77,7 @@ class Greedy(_Baseline):
     forget_half_life: int | None = forget_half_life_field()
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        scores = self._estimates(state, contexts, unseen=self.prior_mean)
-        allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        return Weights(
-            draw.apply_burn_in_and_floor(
-                draw.greedy_weights(scores["estimate"], allowed), first, allowed, floor=self.exploration_floor
-            ),
-            scores,
-            first,
-        )
+        return self._best(state, contexts, unseen=self.prior_mean, initial_pulls=self.initial_pulls, floor=self.exploration_floor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +94,4 @@ class EpsilonGreedy(_Baseline):
     forget_half_life: int | None = forget_half_life_field()
 
     def weights(self, state: State, contexts: Sequence[Context]) -> Weights:
-        scores = self._estimates(state, contexts, unseen=self.prior_mean)
-        allowed = draw.allowed_mask(contexts)
-        first = draw.burn_in_arms([arm.pulls for arm in state.arms], contexts, self.initial_pulls)
-        best = draw.greedy_weights(scores["estimate"], allowed)
-        return Weights(draw.apply_burn_in_and_floor(best, first, allowed, floor=self.epsilon), scores, first)
+        return self._best(state, contexts, unseen=self.prior_mean, initial_pulls=self.initial_pulls, floor=self.epsilon)

@@ -42,6 +42,7 @@ from bandits.hyperparameters import (
     hyper,
     initial_pulls_field,
     normalize_field,
+    prior_mean_field,
     ridge_field,
     unit_scale,
 )
@@ -117,11 +118,7 @@ class DakUcb(Policy):
         source="DAK-UCB",
     )
     ridge: float = ridge_field("Regulariser alpha.", source="DAK-UCB")
-    prior_mean: float = hyper(
-        1.0,
-        "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
-        unit="reward",
-    )
+    prior_mean: float = prior_mean_field()
     random_features: int | None = hyper(
         128,
         "Number of random frequencies of the prompt kernel (memory independent of the rounds); null = exact kernel.",

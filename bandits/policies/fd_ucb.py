@@ -163,18 +163,14 @@ class FdUcb(Policy):
         estimate = torch.tensor([score.estimate for score in scored], dtype=torch.float64)
         bonus = self.bonus_scale * torch.tensor([score.radius for score in scored], dtype=torch.float64)
         optimism = torch.where(bonus.isnan(), torch.inf, bonus - estimate)  # minimize FD = maximize -FD
-        allowed = draw.allowed_mask(contexts)
-        pulls = [arm.pulls for arm in state.arms]
-        first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
-        chosen = concentration.spread_best(
-            optimism, allowed=allowed, pending=[context.pending for context in contexts], pulls=pulls, first=first
-        )
-        values = draw.apply_burn_in_and_floor(
-            draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor
-        )
-        rows = (len(contexts), -1)
-        return Weights(
-            values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()}, assumed=chosen.tolist()
+        return draw.optimistic_weights(
+            optimism,
+            contexts,
+            estimate=estimate,
+            bonus=bonus,
+            pulls=[arm.pulls for arm in state.arms],
+            initial_pulls=self.initial_pulls,
+            floor=self.exploration_floor,
         )
 
     def _score(self, arm: FdArm, reference: FdReference) -> FdScore:

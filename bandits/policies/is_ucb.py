@@ -134,18 +134,14 @@ class IsUcb(Policy):
         estimate = torch.tensor([score.estimate for score in scored], dtype=torch.float64)
         bonus = torch.tensor([score.bonus for score in scored], dtype=torch.float64)
         index = torch.where(bonus.isnan(), torch.inf, estimate + bonus)
-        allowed = draw.allowed_mask(contexts)
-        pulls = [arm.pulls for arm in state.arms]
-        first = draw.burn_in_arms(pulls, contexts, self.initial_pulls)
-        chosen = concentration.spread_best(
-            index, allowed=allowed, pending=[context.pending for context in contexts], pulls=pulls, first=first
-        )
-        values = draw.apply_burn_in_and_floor(
-            draw.one_hot(chosen, arms=len(state.arms)), first, allowed, floor=self.exploration_floor
-        )
-        rows = (len(contexts), -1)
-        return Weights(
-            values, {"estimate": estimate.expand(rows).clone(), "bonus": bonus.expand(rows).clone()}, assumed=chosen.tolist()
+        return draw.optimistic_weights(
+            index,
+            contexts,
+            estimate=estimate,
+            bonus=bonus,
+            pulls=[arm.pulls for arm in state.arms],
+            initial_pulls=self.initial_pulls,
+            floor=self.exploration_floor,
         )
 
     def _score(self, arm: IsArm) -> IsScore:

@@ -28,6 +28,7 @@ from bandits.hyperparameters import (
     hyper,
     initial_pulls_field,
     normalize_field,
+    prior_mean_field,
     ridge_field,
 )
 from bandits.regression.model import CachedFeatureMap, Regression, as_float64, feature_map
@@ -69,11 +70,7 @@ class PakUcb(RegressionUcb):
         source="PAK-UCB, arXiv 2410.13287 (theirs grows with the logarithm of the rounds)",
         live=True,
     )
-    prior_mean: float = hyper(
-        1.0,
-        "r0: what an unseen region is believed to be worth. 1 is optimistic for rewards in [0, 1]; 0 reproduces the papers.",
-        unit="reward",
-    )
+    prior_mean: float = prior_mean_field()
     initial_pulls: int = initial_pulls_field()
     exploration_floor: float = exploration_floor_field()
     max_samples: int = hyper(

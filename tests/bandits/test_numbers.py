@@ -13,7 +13,7 @@ from numpy.random import default_rng
 from bandits import draw
 from bandits import state as states
 from bandits.errors import InvalidContext, InvalidHyperparameter, NotPositiveDefinite
-from bandits.functional import concentration, kernels, linalg
+from bandits.functional import kernels, linalg
 from bandits.functional.growing import GrowingCholesky
 from bandits.functional.inverse import Inverse
 from bandits.registry import POLICIES, build
@@ -202,11 +202,11 @@ def test_where_no_score_is_finite_every_allowed_arm_is_equally_likely() -> None:
 def test_ties_are_spread_over_numbers_alone() -> None:
     scores = torch.tensor([torch.nan, 0.5, 0.5], dtype=torch.float64)
     three = [(0, 0, 0)] * 3
-    chosen = concentration.spread_best(scores, allowed=torch.ones((3, 3)).bool(), pending=three, pulls=[1, 1, 1], first=[-1] * 3)
+    chosen = draw.spread_best(scores, allowed=torch.ones((3, 3)).bool(), pending=three, pulls=[1, 1, 1], first=[-1] * 3)
     assert chosen.tolist() == [1, 2, 1]
     nothing = torch.full((3,), torch.nan, dtype=torch.float64)
     allowed = torch.tensor([[False, True, True]] * 2)
-    chosen = concentration.spread_best(nothing, allowed=allowed, pending=three[:2], pulls=[1, 1, 1], first=[-1] * 2)
+    chosen = draw.spread_best(nothing, allowed=allowed, pending=three[:2], pulls=[1, 1, 1], first=[-1] * 2)
     assert chosen.tolist() == [1, 2], "never a forbidden one"
 
 

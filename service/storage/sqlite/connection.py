@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from service.storage.base import StorageDamagedError, StorageError, StorageUnavailableError
 
@@ -52,7 +54,7 @@ def failure(path: Path, error: sqlite3.Error) -> StorageError:
 def open_writer(path: Path) -> sqlite3.Connection:
     """The one connection that writes; the file is created, or checked."""
     connection = open_reader(path)
-    try:
+    with _closed_on_failure(path, connection):
         _check_version(path, connection)
         if not is_new(connection):
             check_schema(path, connection)
@@ -63,47 +65,45 @@ def open_writer(path: Path) -> sqlite3.Connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
                 raise StorageDamagedError(str(path), f"{found}; restore a backup")
-    except sqlite3.Error as error:
-        connection.close()
-        raise failure(path, error) from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
     """A connection of the process that also writes."""
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    except sqlite3.Error as error:
-        raise failure(path, error) from error
-    try:
+    connection = _connect(path, str(path), timeout=5.0)
+    with _closed_on_failure(path, connection):
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA cache_size=-16384")
-    except sqlite3.Error as error:
-        connection.close()
-        raise failure(path, error) from error
     return connection
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
     """A connection beside the process that serves the store, which is not disturbed."""
+    connection = _connect(path, f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    with _closed_on_failure(path, connection):
+        _check_version(path, connection)
+    return connection
+
+
+def _connect(path: Path, database: str, **options: Any) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-        )
+        connection: sqlite3.Connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False, **options)
     except sqlite3.Error as error:
         raise failure(path, error) from error
+    return connection
+
+
+@contextmanager
+def _closed_on_failure(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
+    """Close a connection that cannot be used, and say what SQLite's errors mean."""
     try:
-        _check_version(path, connection)
+        yield
     except sqlite3.Error as error:
         connection.close()
         raise failure(path, error) from error
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bandits import draw
 from bandits.functional import concentration, moments
 from bandits.functional.moments import MomentSums, Spread
 
@@ -168,7 +169,7 @@ def chosen(scores: list[float], rows: int = 1, **given: object) -> list[int]:
     pulls, first = given.get("pulls", [3] * arms), given.get("first", [-1] * rows)
     assert isinstance(pulls, list)
     assert isinstance(first, list)
-    picked: Tensor = concentration.spread_best(
+    picked: Tensor = draw.spread_best(
         torch.tensor(scores, dtype=torch.float64), allowed=torch.tensor(allowed), pending=pending, pulls=pulls, first=first
     )
     return [int(k) for k in picked]
