@@ -61,6 +61,8 @@ BANDITS: dict[str, Json] = {
     },
 }
 SHADOWS = {"chat-router": {"cheaper": {"kind": "lin-ucb"}, "bolder": {"kind": "thompson"}}}
+BEGINS = {"thumbnails": 5.5}
+"""Day on which a bandit is created; others on the first."""
 MISSING = {"support-triage": 0.22}
 """Share of the decisions whose outcome never comes; of others .02."""
 
@@ -113,16 +115,17 @@ class Story:
 
     async def happen(self) -> None:
         """Create the bandits, let the days pass over them, and evaluate other policies."""
-        for name, body in BANDITS.items():
-            await self.ask("PUT", f"/v1/bandits/{name}", body | {"seed": SEED})
-        turns = 24 * DAYS * PER_HOUR
+        turns, created = 24 * DAYS * PER_HOUR, set[str]()
         for turn in range(turns):
             day = DAYS * turn / turns
             busy = 1.0 + 0.6 * math.sin(2 * math.pi * (day - 0.3))
             self._days.now = self._days.begin + timedelta(days=day)
             if turn == turns // 12:
                 await self._add_shadows()
-            for name in BANDITS:
+            for name in [name for name in BANDITS if day >= BEGINS.get(name, 0.0)]:
+                if name not in created:
+                    await self.ask("PUT", f"/v1/bandits/{name}", BANDITS[name] | {"seed": SEED})
+                    created.add(name)
                 if self._chance.random() * 1.6 < busy and (name != "thumbnails" or turn % 4 == 0):
                     await self._decide(name, turn, day)
         self._days.now = None
