@@ -281,10 +281,16 @@ class Settings(BaseSettings):
 
         if self.scheme in REDIS:
             return self._open_redis()
+        return SqliteStorage(self.present_sqlite_path(), read_only=True, archive=self.open_archive())
+
+    def present_sqlite_path(self) -> Path:
+        """Where the SQLite file is; `StorageUnavailableError` if it is missing."""
         path = self.sqlite_path()
         if not path.is_file():
-            raise StorageUnavailableError(f"{path}: there is no such store")
-        return SqliteStorage(path, read_only=True, archive=self.open_archive())
+            raise StorageUnavailableError(
+                f"{path}: there is no such store; run this where the service runs, or name its store in NEXTARM_STORE"
+            )
+        return path
 
     def _open_redis(self) -> Storage:
         try:

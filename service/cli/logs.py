@@ -153,9 +153,7 @@ def check_free(destination: Path, *, force: bool) -> None:
 
 def backup(settings: Settings, destination: Path, *, force: bool = False) -> None:
     """A consistent copy, checked, under its final name only when it is complete. force: another file of that name is replaced."""
-    source = settings.sqlite_path()
-    if not source.is_file():
-        raise StorageUnavailableError(f"{source}: there is no such store")
+    source = settings.present_sqlite_path()
     if destination.resolve() == source.resolve():
         raise StorageUnavailableError(f"{destination}: this is the store itself; name another file")
     check_free(destination, force=force)
