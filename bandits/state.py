@@ -92,7 +92,7 @@ def with_arm(state: State, index: int, arm: ArmState) -> State:
 
 def with_arms(state: State, arms: Sequence[ArmState]) -> State:
     """The state with these statistics; the same state where they are the same, so that what was derived from them still holds."""
-    return state if all(map(operator.is_, arms, state.arms)) else replace(state, arms=tuple(arms))
+    return state if all(map(operator.is_, arms, state.arms)) else state.with_arms(tuple(arms))
 
 
 def _stored(statistic: Any, layout: int) -> Iterator[tuple[str, Any]]:

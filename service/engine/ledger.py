@@ -494,6 +494,7 @@ class Ledger:
 
     def __init__(self, created: Created) -> None:
         self.created = created
+        self.learned = created.learned  # names of the learned signals, in order
         self.arms = [ArmRecord(arm.name, arm.price, arm.metadata) for arm in created.arms]
         self.open: dict[str, OpenDecision] = {}
         self.episodes: dict[str, Episode] = {}
@@ -655,7 +656,7 @@ class Ledger:
         """What is maximized, where that is not the reward alone."""
         if self.spending is None and self.live.objective == {REWARD: 1.0}:
             return {}
-        found = terms(self.created.learned, self.live.objective, self.multipliers(), prices=prices, prices_per=self.prices_per)
+        found = terms(self.learned, self.live.objective, self.multipliers(), prices=prices, prices_per=self.prices_per)
         return {"coefficients": found.coefficients, "constants": found.constants}
 
     # -- folding -----------------------------------------------------------------------------------------------------------
@@ -826,7 +827,7 @@ class Ledger:
         if event.arm < 0:
             return []
         arm = self._arm(event.arm)
-        self._update(event.arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
+        self.arms[event.arm] = msgspec.structs.replace(arm, pulls=arm.pulls + 1, pending=arm.pending + 1)
         self.tallies.last_decision = event.at
         self.series.add_decision(offset, event)
         self.recent.append(event.arm)
@@ -909,7 +910,7 @@ class Ledger:
             features=events.vector_tensor(event.features),
             old=old,
             new=new,
-            learned=tuple(at.get(name, event.outcome) for name in self.created.learned),
+            learned=tuple(at.get(name, event.outcome) for name in self.learned),
             offset=offset,
             held=event.held,
             has_output=event.has_output is True,
@@ -985,7 +986,7 @@ class Ledger:
         effects += self._watch(event)
         new = signals  # what came before is learned already
         if earlier:
-            new = tuple(math.nan if name in earlier else one for name, one in zip(self.created.learned, signals, strict=False))
+            new = tuple(math.nan if name in earlier else one for name, one in zip(self.learned, signals, strict=False))
         learn = self._learn(
             decision.features,
             event.arm,
@@ -1119,9 +1120,10 @@ class Ledger:
         decision: int = 0,
     ) -> Learn:
         """Count an outcome. rewards: of it, that are not counted yet.  decision: the offset of the one that it closes."""
-        arm = self._arm(index)
-        low, high = self.reward_range or (reward, reward)
-        self.reward_range = min(low, reward), max(high, reward)
+        arm, known = self._arm(index), self.reward_range
+        if known is None or not known[0] <= reward <= known[1]:
+            low, high = known or (reward, reward)
+            self.reward_range = min(low, reward), max(high, reward)
         self.arms[index] = msgspec.structs.replace(
             arm,
             outcomes=arm.outcomes + 1,
@@ -1149,7 +1151,7 @@ class Ledger:
 
         A cost that is only the price by default is not learned with prices per call: there the expected cost is the price.
         """
-        if self.created.learned == (REWARD,):
+        if self.learned == (REWARD,):
             return ()
         values = outcome_values(event.reward, event.cost, event.signals)
         failed = isinstance(event, Observed) and event.error is not msgspec.UNSET
@@ -1162,7 +1164,7 @@ class Ledger:
         found = dict(values)
         if COST in found:
             found[COST] = learned_cost(found[COST], price, self.prices_per)
-        return tuple(found.get(name, math.nan) for name in self.created.learned)
+        return tuple(found.get(name, math.nan) for name in self.learned)
 
     def _watch(self, event: Observed) -> list[Effect]:
         """Add the surprises of an outcome to the detectors of its arm; an alarm resets the arm. The sums are of logged numbers
@@ -1199,7 +1201,8 @@ class Ledger:
         decision = self.open.pop(decision_id, None)
         if decision is None:
             raise InconsistentEventError(f"decision {decision_id} is not open")
-        self._update(decision.arm, pending=self._arm(decision.arm).pending - 1)
+        arm = self._arm(decision.arm)
+        self.arms[decision.arm] = msgspec.structs.replace(arm, pending=arm.pending - 1)
         episode = self.episodes.get(decision.episode)
         if episode is not None and episode.open.get(decision.arm):
             episode.open[decision.arm] -= 1

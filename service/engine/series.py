@@ -124,17 +124,16 @@ class Cell:
         self.counts = counts
         self._sums: dict[str, list[Sums]] = {}
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """The signals of one more outcome."""
-        for name, value in values.items():
-            several = self._sums.get(name)
-            if several is None:
-                several = self._sums[name] = [counts.sums(name) for counts in self.counts]
-            square = value * value
-            for sums in several:
-                sums.count += 1
-                sums.total += value
-                sums.squares += square
+    def add(self, name: str, value: float) -> None:
+        """A signal of one more outcome."""
+        several = self._sums.get(name)
+        if several is None:
+            several = self._sums[name] = [counts.sums(name) for counts in self.counts]
+        square = value * value
+        for sums in several:
+            sums.count += 1
+            sums.total += value
+            sums.squares += square
 
 
 class Packed(msgspec.Struct):
@@ -173,6 +172,12 @@ class Row(NamedTuple):
 _buckets = msgspec.msgpack.Decoder(list[Bucket])
 
 
+def _keep(kept: dict[int, float], offset: int, value: float) -> None:
+    kept[offset] = value
+    if len(kept) > RECENT_OUTCOMES:
+        del kept[next(iter(kept))]
+
+
 class Series:
     """The buckets of one bandit. signals: names of those that are summed, beside reward and cost.
 
@@ -202,20 +207,27 @@ class Series:
 
     def add_outcome(self, offset: int, at: datetime, arm: int, values: Mapping[str, float], *, is_error: bool) -> None:
         """A reported outcome. values: of the signals that it carried, with the cost that was counted."""
-        added, cell = self._clipped(values), self._cell(at, offset, arm)
+        cell = self._cell(at, offset, arm)
         for counts in cell.counts:
             counts.outcomes += 1
-            counts.errors += is_error
-        cell.add(added)
-        self._remember(offset, added)
+            if is_error:
+                counts.errors += 1
+        self._add(cell, offset, values)
 
     def add_expired(self, offset: int, at: datetime, arm: int, values: Mapping[str, float]) -> None:
         """A decision without an outcome. values: the default reward, and what came before it."""
-        added, cell = self._clipped(values), self._cell(at, offset, arm)
+        cell = self._cell(at, offset, arm)
         for counts in cell.counts:
             counts.expired += 1
-        cell.add(added)
-        self._remember(offset, added)
+        self._add(cell, offset, values)
+
+    def _add(self, cell: Cell, offset: int, values: Mapping[str, float]) -> None:
+        for name, value in self._clipped(values).items():
+            cell.add(name, value)
+            if name == REWARD:
+                _keep(self.rewards, offset, value)
+            elif name == COST:
+                _keep(self.costs, offset, value)
 
     def amend(self, outcome: int, arm: int, values: Mapping[str, float], old: Mapping[str, float | None]) -> None:
         """New values of the outcome at an offset. old: what was counted, None = nothing. Buckets are found by their offsets: only
@@ -244,12 +256,10 @@ class Series:
             if name in names
         }
 
-    def _remember(self, offset: int, values: Mapping[str, float], old: Collection[str] = ()) -> None:
+    def _remember(self, offset: int, values: Mapping[str, float], old: Collection[str]) -> None:
         for name, kept in ((REWARD, self.rewards), (COST, self.costs)):
             if name in values and (offset in kept or name not in old):  # else it is older than all that are kept
-                kept[offset] = values[name]
-                if len(kept) > RECENT_OUTCOMES:
-                    del kept[next(iter(kept))]
+                _keep(kept, offset, values[name])
 
     def _cell(self, at: datetime, offset: int, arm: int) -> Cell:
         """The counts of an arm in the buckets of a time."""

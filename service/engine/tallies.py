@@ -306,8 +306,13 @@ class Tallies(msgspec.Struct):
 
     def add_outcome(self, arm: int, values: Sequence[float]) -> None:
         """One more reported outcome. values: of the learned signals, NaN = missing."""
-        self.arms[arm].outcomes += 1
-        self.amend_outcome(arm, (math.nan,) * len(values), values)
+        tally = self.arms[arm]
+        tally.outcomes += 1
+        for k, value in enumerate(values):
+            if not math.isnan(value):
+                tally.carried[k] += 1
+                tally.totals[k] += value
+                self._widen(k, value)
 
     def amend_outcome(self, arm: int, old: Sequence[float], new: Sequence[float]) -> None:
         """New values of the learned signals, NaN = unchanged, in place of the old ones, NaN = missing. Extremes stay extremes."""
@@ -317,11 +322,14 @@ class Tallies(msgspec.Struct):
                 continue
             tally.carried[k] += math.isnan(before)
             tally.totals[k] += value - (0.0 if math.isnan(before) else before)
-            low, high = self.lowest[k], self.highest[k]
-            if low is None or value < low:
-                self.lowest[k] = value
-            if high is None or value > high:
-                self.highest[k] = value
+            self._widen(k, value)
+
+    def _widen(self, k: int, value: float) -> None:
+        low, high = self.lowest[k], self.highest[k]
+        if low is None or value < low:
+            self.lowest[k] = value
+        if high is None or value > high:
+            self.highest[k] = value
 
     def gain(self, active: Sequence[int], *, is_contextual: bool) -> Gain | None:
         """None where too little is known of every arm.

@@ -48,6 +48,16 @@ def test_an_observation_makes_one_new_statistic_and_shares_the_others() -> None:
     assert (before.arms[1].pulls, after.arms[1].pulls) == (4, 5)
 
 
+def test_other_arms_in_a_state_leave_all_the_rest_as_it_was() -> None:
+    policy = dataclasses.replace(POLICY, forget_half_life=100)
+    state = dataclasses.replace(learned(policy), cache="derived", retired=frozenset({1}), since=(3, 5), recent_since=(4, 6))
+    other = state.with_arms(learned(rounds=2).arms)
+    assert [arm.pulls for arm in (*state.arms, *other.arms)] == [5, 4, 1, 1]
+    for field in dataclasses.fields(State):
+        if field.name != "arms":
+            assert getattr(other, field.name) is getattr(state, field.name)
+
+
 def test_reference_material_changes_the_reference_alone() -> None:
     policy = FdUcb(output_dim=2)
     before = states.start(policy, arms=2)
