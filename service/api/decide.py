@@ -82,6 +82,8 @@ async def _features(services: Services, learner: Learner, body: DecisionBody) ->
         return await prompt_vector(services, learner.created, body.prompt, required=required)
     if body.prompt is not None:
         given = await prompt_vector(services, learner.created, body.prompt)
+        if known.finished:  # meanwhile
+            raise EpisodeFinishedError
         if given != known.features:
             raise invalid("prompt", "is not the one that this episode began with; leave it out, or start a new episode")
     return known.features

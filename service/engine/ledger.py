@@ -160,7 +160,7 @@ class KnownReference(msgspec.Struct, frozen=True):
 class Episode(msgspec.Struct):
     """Decisions on one prompt. attempts: made and without success, per arm index: those that expired count, those that were
     cancelled do not; open: not closed yet, per arm index; made: all decisions; features: of the first one, empty where there
-    are none.  policy: number of the one that began it, which decides to its end.
+    are none, and once it is finished.  policy: number of the one that began it, which decides to its end.
     """
 
     attempts: dict[int, int] = {}
@@ -820,10 +820,10 @@ class Ledger:
             if not episode.made:
                 episode.policy = decided_by(event)
             episode.made += 1
-            episode.features = episode.features or event.features
             if event.arm >= 0:
                 episode.open[event.arm] = episode.open.get(event.arm, 0) + 1
             episode.finished = episode.finished or event.arm < 0  # a success may have come while this decision was on its way
+            episode.features = b"" if episode.finished else episode.features or event.features
         if event.arm < 0:
             return []
         arm = self._arm(event.arm)
@@ -1233,7 +1233,7 @@ class Ledger:
             return
         episode = self.episodes[episode_id]
         if success:
-            episode.finished = True
+            episode.finished, episode.features = True, b""
         else:
             episode.attempts[arm] = episode.attempts.get(arm, 0) + 1
 

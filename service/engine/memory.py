@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -21,6 +23,10 @@ TENSOR_BYTES = 400
 """Of a tensor beside its numbers: the object, its storage, and what the allocator adds."""
 RAW_BYTES = 80
 """Of a part of a message that is not decoded, beside its text. `sys.getsizeof` answers an address for one."""
+TRIM_S, TRIM_SHARE = 60.0, 1e-3
+"""Between two times that free pages are returned, and the share of the time that it may take: what folds, batches and snapshots
+need passes, and is 15 MB with a few bandits.
+"""
 M_ARENA_MAX = -8
 """Of `mallopt`: how many heaps there may be."""
 _PLAIN = (bool, int, float, str, bytes, datetime)
@@ -88,13 +94,23 @@ def share_heap() -> None:
             set_option(M_ARENA_MAX, 1)
 
 
-def trim_heap() -> None:
-    """Have the allocator return free pages, where it is the C library of GNU.
+def trim_heap() -> float:
+    """Have the allocator return free pages, where it is the C library of GNU. Returns the CPU seconds that it took.
 
-    It keeps them for later, so that a process that once held a large bandit, or packed
-    one, would hold that memory for ever. Takes 3 to 5 ms for 30 MB, without the GIL: run it in a thread.
+    It keeps them for later, so that a process that once held a large bandit, or packed one, would hold that memory for ever.
+    Takes 3 to 5 ms for 30 MB, without the GIL: run it in a thread.
     """
+    began = time.thread_time()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
+    return time.thread_time() - began
+
+
+async def keep_trimmed() -> None:
+    """`trim_heap` every `TRIM_S`, or more rarely where it takes more than `TRIM_SHARE` of the time; until it is cancelled."""
+    wait_s = TRIM_S
+    while True:
+        await asyncio.sleep(wait_s)
+        wait_s = max(TRIM_S, await asyncio.to_thread(trim_heap) / TRIM_SHARE)

@@ -28,7 +28,6 @@ from service.engine.errors import OffsetBeyondEndError, ReplicaBehindError, Shad
 from service.engine.events import AnyEvent, Created, Decided, FoldedDecision, ShadowCreated, ShadowDeleted, ShadowPromoted
 from service.engine.executor import BACKGROUND_POOL, SNAPSHOT_POOL, AdaptiveExecutor, TaskGroup
 from service.engine.ledger import Effect, Ledger, ShadowRecord
-from service.engine.memory import trim_heap
 from service.engine.policies import Learned, shadow_policy, takes_features
 from service.engine.readiness import Version, Versions
 from service.engine.retention import Retention
@@ -52,8 +51,10 @@ WIDE = 256
 """Outputs of this many numbers are summed in blocks (functional/moments.py), one fold in many taking tenths of a second."""
 ANSWER_BELOW_S = 5e-3
 """A decision's answer waits for its own fold, where an event is known to take less than this."""
-REMEMBERED_IDS = 10_000
-"""Decisions whose ids are remembered, so that a repeated request is known before anything is scored: 1.5 MB."""
+REMEMBERED_IDS = 2_000
+"""Decisions whose ids are remembered, so that a repeated request is known before anything is scored: .25 MB. Open decisions are
+known anyway; the repetition of one that is closed and older is known once it was scored.
+"""
 
 
 DECISIONS, CHANGES_OF_SHADOWS = (Decided, FoldedDecision), (ShadowCreated, ShadowDeleted, ShadowPromoted)
@@ -524,7 +525,6 @@ class Projection:
         except Exception as error:  # the log is the truth: a snapshot that fails costs time at the next start, nothing else
             logger.warning("no snapshot was written", extra={"bandit": self.log.name, "reason": str(error)})
             return
-        await asyncio.get_running_loop().run_in_executor(SNAPSHOT_POOL, trim_heap)
         await self._try_trim(older)
 
     async def _try_trim(self, older: int, *, at_least: int = 1) -> None:

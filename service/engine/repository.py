@@ -32,7 +32,7 @@ from service.engine.evaluations import Evaluations
 from service.engine.events import Created
 from service.engine.follower import LogFollower
 from service.engine.learner import Learner
-from service.engine.memory import release_memory
+from service.engine.memory import keep_trimmed, release_memory
 from service.engine.places import LEASE_S, LONG_LEASE_S, Place, PlaceIndex
 from service.settings import Settings
 from service.storage.base import (
@@ -125,6 +125,7 @@ class BanditRepository:
         self._wanted = dict.fromkeys(await self._to_load_at_start(logs))
         self._load_behind()
         self._tasks.append(asyncio.create_task(self._sweep()))
+        self._tasks.append(asyncio.create_task(keep_trimmed()))
         self.evaluations.start()
         if self.storage.shared:
             self._follower.start()

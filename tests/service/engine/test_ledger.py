@@ -290,6 +290,9 @@ def test_a_success_or_a_stop_ends_an_episode_for_good() -> None:
         decided("d1", 0, episode="e"), observed("d1", 0, reward=0.75), decided("d2", 1, episode="e"), policy=EPISODIC
     )[0]
     assert late.episodes["e"].finished, "a decision that was on its way does not open it again"
+    (going,), ended = ledger_of(decided("d1", 0, episode="e"), policy=EPISODIC)[0].episodes.values(), [succeeded, stopped, late]
+    assert going.features
+    assert [book.episodes["e"].features for book in ended] == [b""] * 3, "10,000 of them are remembered"
 
 
 def test_an_expired_attempt_was_made_and_counts_and_a_cancelled_one_does_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import sys
@@ -13,12 +14,13 @@ import pytest
 import torch
 
 from bandits import state as states
-from service.engine import events, snapshots
+from service.engine import events, memory, snapshots
 from service.engine.events import FoldedDecision
 from service.engine.memory import held_bytes, release_memory, share_heap
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import Example
-from tests.service.drivers import learner_of
+from tests.service.drivers import Clock, learner_of
+from tests.service.engine.test_unloading import hosted
 
 
 def resident_bytes() -> int:
@@ -56,6 +58,20 @@ def test_a_decision_as_folding_reads_it_takes_about_what_its_entry_takes() -> No
     folded = events.decode_to_fold(payload)
     assert isinstance(folded, FoldedDecision)
     assert len(folded.weights_json) < held_bytes(folded) < len(payload) + 2_000
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="malloc_trim is glibc's")
+async def test_free_pages_are_returned_without_anything_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "TRIM_S", 0.01)
+    monkeypatch.setattr(memory, "TRIM_SHARE", 1.0)
+    async with asyncio.timeout(60), hosted(MemoryStorage(), Clock()):
+        held = [torch.ones(2_000) for _ in range(10_000)]  # 80 MB
+        last = torch.ones(2_000)  # above the others in the heap
+        full = resident_bytes()
+        held.clear()
+        while full - resident_bytes() < 40_000_000:
+            await asyncio.sleep(0.01)
+        assert last.sum() == 2_000
 
 
 def heaps(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +27,7 @@ from service.settings import Settings
 from service.storage.base import Log, Storage, StorageUnavailableError
 from service.storage.memory import MemoryStorage
 from tests.bandits.examples import EXAMPLES
-from tests.service.drivers import GREEDY, Clients, Clock, ask, created
+from tests.service.drivers import GREEDY, Clients, Clock, ask, created, learner_of
 from tests.service.storages import STORAGES, Opener
 
 PATIENCE_S = 30
@@ -416,6 +417,25 @@ async def test_the_estimate_is_what_a_bandit_takes(clock: Clock) -> None:
         tracemalloc.stop()
         assert before > small + 100 * 1_000
         assert taken / 1.5 < held_bytes(read) < taken * 1.5
+
+
+@pytest.mark.parametrize("rounds", [0, 20])
+async def test_the_estimate_of_a_small_bandit_is_what_it_takes(clock: Clock, rounds: int) -> None:
+    storage, g, kept = MemoryStorage(), default_rng(3), []
+    await learner_of(storage, name="first", options={"clock": clock})  # what all bandits share
+    gc.collect()
+    tracemalloc.start()
+    for n in range(10):
+        learner = await learner_of(storage, name=f"bandit {n}", options={"clock": clock})
+        for t in range(rounds):
+            decided = (await learner.decisions.submit(ask(GREEDY, g, f"d{t}"))).event
+            await learner.outcomes.submit(decided.id, OutcomeReport(reward=0.5, body="b"))
+            clock.advance(5)
+        kept.append(learner)
+    gc.collect()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken / 2 < sum(learner.held_bytes() for learner in kept) < taken * 2
 
 
 def test_tensors_count_once_by_their_storage() -> None:
