@@ -41,7 +41,7 @@ def gateway(service: AsyncClient, models: httpx2.AsyncClient, upstreams: Mapping
                 answer = await models.post(
                     f"{chosen['url']}/chat/completions",
                     json={**body, "model": chosen["model"]},
-                    headers={"authorization": f"Bearer {chosen.get('key', '')}"},
+                    headers={"authorization": f"Bearer {chosen['key']}"} if chosen.get("key") else {},
                 )
                 answer.raise_for_status()  # leaves the block: the decision is cancelled, and nothing is learned
         except httpx2.HTTPError as error:

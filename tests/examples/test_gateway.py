@@ -24,6 +24,7 @@ FRENCH = {"messages": [{"role": "user", "content": "Translate this to French: go
 async def model(request: Request) -> Response:
     """Answers its own name; fails where it is asked to."""
     body = await request.json()
+    assert request.headers.get("authorization") == ("Bearer secret" if body["model"] == "small-2" else None)
     if "fail" in body["messages"][0]["content"]:
         return JSONResponse({}, 500)
     return JSONResponse({"choices": [{"message": {"content": body["model"]}}], "usage": {"total_tokens": 100}})
@@ -39,6 +40,8 @@ async def test_the_gateway_asks_the_chosen_model_and_learns_from_feedback(monkey
             application.router.lifespan_context(application),
             httpx2.AsyncClient(transport=httpx2.ASGITransport(app=application), base_url="http://gateway") as user,
         ):
+            arms = {(await user.post("/v1/chat/completions", json=FRENCH)).headers["x-arm"] for _ in UPSTREAMS}
+            assert arms == set(UPSTREAMS), "each is tried first"
             answer = await user.post("/v1/chat/completions", json=FRENCH)
             arm, decision = answer.headers["x-arm"], answer.headers["x-decision"]
             assert answer.json()["choices"][0]["message"]["content"] == UPSTREAMS[arm]["model"]
