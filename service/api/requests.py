@@ -86,7 +86,7 @@ YOUNGER = {
 WEIGHED_PARTS = ("objective", "budget", "prices_per", "signals")
 """Of a bandit's body: for policies that weigh signals."""
 YOUNGER_PARTS = (*WEIGHED_PARTS, "amend_until_s", "cooldown", "session_ttl_s")
-"""The same, of the body itself."""
+"""Optional fields of a bandit's body itself that came after the first release."""
 UNKNOWN_SHOWN = 10
 """Unknown fields of one object that an error lists; a million of them must not cost a million errors."""
 
@@ -312,11 +312,7 @@ def check_arm_name(name: str) -> None:
         raise ValueError("begins or ends with a blank; leave it out")
     if not unicodedata.is_normalized("NFC", name):
         raise ValueError("is not in Unicode normalization form C (NFC); normalize it before you send it")
-    if {*name.split("/")} & {
-        "",
-        ".",
-        "..",
-    }:  # clients and proxies resolve such segments, so that a path would reach another resource
+    if not {"", ".", ".."}.isdisjoint(name.split("/")):  # clients and proxies resolve them: a path would reach another resource
         raise ValueError("has a part between slashes that is empty, `.` or `..`; choose another name")
 
 

@@ -703,14 +703,14 @@ FULL_TABLE = 64
 """Arms up to which an answer shows the weights and scores of all: a batch of 1,024 decisions over 1,000 arms would be 60 MB."""
 BEST_SHOWN = 16
 """Arms that an answer shows of more than that."""
-_INDEX = ("estimate", "bonus")
-"""Scores whose sum most policies choose by."""
+_INDEX_TERMS = ("estimate", "bonus")
+"""Scores whose sum is the index that most policies choose by."""
 
 
 def decision_json(
     learner: Learner, decided: Decided, *, offset: int, dry_run: bool = False, full: bool = False
 ) -> dict[str, Any]:
-    """A decision as the contract says. full: with the weights and scores of every arm, however many there are."""
+    """A decision as it is answered. full: with the weights and scores of every arm, however many there are."""
     names = [arm.name for arm in learner.versions.committed.arms]
     stop = decided.arm < 0
     allowed = set(decided.allowed)
@@ -757,7 +757,7 @@ def _best_arms(decided: Decided) -> list[int]:
     """The arm that was chosen and those of the highest weight; among equal weights, those whose index is nearest to its own:
     whether a policy looks for the highest or the lowest one, these were nearly chosen.
     """
-    terms = [decided.scores[name] for name in _INDEX if name in decided.scores] if decided.arm >= 0 else []
+    terms = [decided.scores[name] for name in _INDEX_TERMS if name in decided.scores] if decided.arm >= 0 else []
 
     def distance(arm: int) -> float:
         return abs(sum((values[arm] or 0.0) - (values[decided.arm] or 0.0) for values in terms))

@@ -265,20 +265,13 @@ class LiveSettings(msgspec.Struct, frozen=True):
 
     def changed(self, event: Configured) -> LiveSettings:
         """After this event."""
-        found = self
+        names = ("default_reward", "timeout_s", "cooldown", "session_ttl_s")
+        changes: dict[str, Any] = {name: value for name in names if (value := getattr(event, name)) is not msgspec.UNSET}
         if event.hyperparameters is not msgspec.UNSET:
-            found = msgspec.structs.replace(found, hyperparameters={**self.hyperparameters, **event.hyperparameters})
+            changes["hyperparameters"] = self.hyperparameters | event.hyperparameters
         if event.objective is not msgspec.UNSET:
-            found = msgspec.structs.replace(found, objective=event.objective or {REWARD: 1.0})
-        if event.default_reward is not msgspec.UNSET:
-            found = msgspec.structs.replace(found, default_reward=event.default_reward)
-        if event.timeout_s is not msgspec.UNSET:
-            found = msgspec.structs.replace(found, timeout_s=event.timeout_s)
-        if event.cooldown is not msgspec.UNSET:
-            found = msgspec.structs.replace(found, cooldown=event.cooldown)
-        if event.session_ttl_s is not msgspec.UNSET:
-            found = msgspec.structs.replace(found, session_ttl_s=event.session_ttl_s)
-        return found
+            changes["objective"] = event.objective or {REWARD: 1.0}
+        return msgspec.structs.replace(self, **changes)
 
     def promoted(self, shadow: ShadowRecord) -> LiveSettings:
         """After a promotion of this shadow."""
@@ -547,8 +540,7 @@ class Ledger:
 
     def is_overdue(self, decision: OpenDecision, now: datetime) -> bool:
         """Whether its time is over. (A difference of times cannot overflow, a time in the far past would.)"""
-        timeout_s = self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
-        return (now - decision.at).total_seconds() >= timeout_s
+        return (now - decision.at).total_seconds() >= self._timeout_s(decision)
 
     @property
     def outcomes(self) -> int:
@@ -586,11 +578,10 @@ class Ledger:
     def next_deadline(self) -> float | None:
         """When the next open decision becomes overdue, POSIX seconds; None where there is none."""
         first = self.open.values() if self._timeouts_differ else islice(self.open.values(), 1)
-        return min((self._deadline(decision) for decision in first), default=None)
+        return min((decision.at.timestamp() + self._timeout_s(decision) for decision in first), default=None)
 
-    def _deadline(self, decision: OpenDecision) -> float:
-        timeout_s = self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
-        return decision.at.timestamp() + timeout_s
+    def _timeout_s(self, decision: OpenDecision) -> float:
+        return self.created.timeout_s if decision.timeout_s is None else decision.timeout_s
 
     def context(
         self,
@@ -767,14 +758,14 @@ class Ledger:
 
     def _shadow_created(self, offset: int, event: ShadowCreated) -> None:
         self.shadows[event.shadow] = ShadowRecord(
-            event.shadow,
-            offset,
-            offset,
-            event.policy,
-            event.hyperparameters,
-            event.fingerprint,
-            event.learns_from,
-            event.at,
+            name=event.shadow,
+            offset=offset,
+            number=offset,
+            policy=event.policy,
+            hyperparameters=event.hyperparameters,
+            fingerprint=event.fingerprint,
+            learns_from=event.learns_from,
+            at=event.at,
             outcomes=self.outcomes if event.learns_from == "now" else 0,
         )
 
@@ -784,14 +775,14 @@ class Ledger:
         if new.offset != event.shadow_offset:
             raise InconsistentEventError(f"shadow {event.shadow} is of offset {new.offset}, not {event.shadow_offset}")
         self.shadows[event.shadow] = ShadowRecord(
-            event.shadow,
-            offset,
-            self.live.number,
-            self.live.policy or self.created.policy,
-            self.live.hyperparameters,
-            self.created.fingerprint if self.live.policy is None else self.live.fingerprint,
-            "start" if self.live.outcomes == 0 else "now",
-            event.at,
+            name=event.shadow,
+            offset=offset,
+            number=self.live.number,
+            policy=self.live.policy or self.created.policy,
+            hyperparameters=self.live.hyperparameters,
+            fingerprint=self.created.fingerprint if self.live.policy is None else self.live.fingerprint,
+            learns_from="start" if self.live.outcomes == 0 else "now",
+            at=event.at,
             outcomes=self.live.outcomes,
             surprise=[arm.surprise for arm in self.arms],
         )
@@ -805,8 +796,7 @@ class Ledger:
     ) -> list[Effect]:
         if event.id in self.open:
             raise InconsistentEventError(f"decision {event.id} was made before")
-        if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
-            raise InconsistentEventError(f"decision {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
+        self._check_features(event)
         self.decided += 1
         for shadow in self.shadows.values():
             shadow.add(event)
@@ -832,16 +822,16 @@ class Ledger:
         self.series.add_decision(offset, event)
         self.recent.append(event.arm)
         self.open[event.id] = OpenDecision(
-            event.id,
-            event.arm,
-            event.features,
-            event.propensity,
-            event.price,
-            event.episode,
-            event.at,
-            offset,
-            None if event.timeout_s is msgspec.UNSET else event.timeout_s,
-            self._expected_reward(event, policy),
+            id=event.id,
+            arm=event.arm,
+            features=event.features,
+            propensity=event.propensity,
+            price=event.price,
+            episode=event.episode,
+            at=event.at,
+            offset=offset,
+            timeout_s=None if event.timeout_s is msgspec.UNSET else event.timeout_s,
+            estimate=self._expected_reward(event, policy),
             session=event.session or "",
             session_propensity=self.session_propensity(event) if event.sticky is True else None,
         )
@@ -871,8 +861,7 @@ class Ledger:
             return []  # it was closed before
         given = decision.partial or PartialOutcome(0, 0, event.arm, {})
         added = {name: value for name, value in event.values.items() if name not in given.values}
-        price = decision.price if given.arm == decision.arm else self._arm(given.arm).price
-        values = self._learned(added, price)
+        values = self._learned(added, self._price_of(decision, given.arm))
         teaches = not all(map(math.isnan, values))
         partial = PartialOutcome(event.n, offset, given.arm, given.values | added, offset if teaches else given.held)
         self.open[event.id] = msgspec.structs.replace(decision, partial=partial)
@@ -921,7 +910,6 @@ class Ledger:
         is_added = [math.isnan(value) for value in old]
         corrected = tuple(math.nan if added else value for added, value in zip(is_added, new, strict=True))
         learned = tuple(value if added else math.nan for added, value in zip(is_added, new, strict=True))
-        self._update(event.arm, rewards=arm.rewards + 1)
         self.tallies.add_reward(
             event.arm, event.reward, event.drawn_with, half_life=policy.forget_half_life, session=event.session or ""
         )
@@ -978,9 +966,9 @@ class Ledger:
             return self._failed(event, decision)
         reward = 0.0 if event.reward is None else event.reward
         effects = self._move_pull(decision, event.arm)
-        price = decision.price
-        if event.arm != decision.arm:
-            price = self._arm(event.arm).price if event.price is msgspec.UNSET else event.price
+        price = self._price_of(decision, event.arm)
+        if event.arm != decision.arm and event.price is not msgspec.UNSET:
+            price = event.price
         signals = self._signals(event, price)
         self._tally(event, decision, signals, policy)
         effects += self._watch(event)
@@ -998,7 +986,6 @@ class Ledger:
             signals=new,
             held=decision.partial.held if decision.partial else 0,
             has_reward=event.reward is not None,
-            rewards=event.reward is not None,
             decision=decision.offset,
         )
         effects.append(learn)
@@ -1017,7 +1004,7 @@ class Ledger:
         self.tallies.last_outcome = event.at
         self.tallies.missing.add(0.0)
         if decision.partial is not None and decision.partial.held:
-            price = decision.price if event.arm == decision.arm else self._arm(event.arm).price
+            price = self._price_of(decision, event.arm)
             self.tallies.add_outcome(event.arm, self._learned(decision.partial.values, price))
         if self.spending is not None:
             self.spending.add(event.arm, outcome_values(None, event.cost, event.signals))
@@ -1055,8 +1042,7 @@ class Ledger:
         self._advance(decision.episode, arm, success=event.reward is not None and policy.succeeded(event.reward))
         self.tallies.missing.add(1.0)
         if partial.held:
-            price = decision.price if arm == decision.arm else self._arm(arm).price
-            self.tallies.add_outcome(arm, self._learned(values, price))
+            self.tallies.add_outcome(arm, self._learned(values, self._price_of(decision, arm)))
         if event.reward is None:
             self.series.add_expired(self.offset + 1, event.at, arm, values)
             if self.spending is not None and values:
@@ -1076,7 +1062,6 @@ class Ledger:
             cost=cost,
             was_pending=arm == decision.arm,
             held=partial.held,
-            rewards=1,
             decision=decision.offset,
         )
         return [*effects, learn]
@@ -1085,12 +1070,11 @@ class Ledger:
         """What was learned elsewhere says nothing of how this bandit decides: it is neither a pull nor spent, and of the tallies
         only its size counts.
         """
-        if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
-            raise InconsistentEventError(f"row {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
+        self._check_features(event)
         arm = self._arm(event.arm)
         if event.reward is not None:
             self.tallies.steps.add(event.reward, half_life=policy.forget_half_life)
-        self._update(event.arm, imported=arm.imported + 1, rewards=arm.rewards + (event.reward is not None))
+        self._update(event.arm, imported=arm.imported + 1)
         return self._learn(
             event.features,
             event.arm,
@@ -1116,10 +1100,9 @@ class Ledger:
         signals: tuple[float, ...] = (),
         has_reward: bool = True,
         held: int = 0,
-        rewards: int = 0,
         decision: int = 0,
     ) -> Learn:
-        """Count an outcome. rewards: of it, that are not counted yet.  decision: the offset of the one that it closes."""
+        """Count an outcome. has_reward: else `reward` is 0 and is none.  decision: the offset of the one that it closes."""
         arm, known = self._arm(index), self.reward_range
         if known is None or not known[0] <= reward <= known[1]:
             low, high = known or (reward, reward)
@@ -1129,7 +1112,7 @@ class Ledger:
             outcomes=arm.outcomes + 1,
             reward_sum=arm.reward_sum + reward,
             cost_sum=arm.cost_sum + cost,
-            rewards=arm.rewards + rewards,
+            rewards=arm.rewards + has_reward,
         )
         seen = Observation.of(
             arm=index,
@@ -1212,6 +1195,15 @@ class Ledger:
 
     def _remove_pending(self, decision: OpenDecision) -> list[Effect]:
         return [RemovePending(decision.arm, events.vector_tensor(decision.features), decision.offset)]
+
+    def _check_features(self, event: AnyDecision | Imported) -> None:
+        if self.created.dim and len(event.features) not in (0, 4 * self.created.dim):
+            what = "row" if isinstance(event, Imported) else "decision"
+            raise InconsistentEventError(f"{what} {event.id} has {len(event.features) // 4} features, not {self.created.dim}")
+
+    def _price_of(self, decision: OpenDecision, arm: int) -> float:
+        """Of the call: as it was when the decision was made, or the present one of another arm that was played."""
+        return decision.price if arm == decision.arm else self._arm(arm).price
 
     def _arm(self, index: int) -> ArmRecord:
         if not 0 <= index < len(self.arms):
