@@ -109,3 +109,14 @@ async def test_roles_and_keys_are_asked_for_alike() -> None:
                 headers = {"authorization": f"Bearer {key}", **extra}
                 answer = await service.ask("POST", DECISIONS, json={**PROMPT, "dry_run": True}, headers=headers)
                 assert answer.status_code == status, (key, answer.text)
+
+
+def test_a_request_that_asks_for_an_offset_is_left_to_the_route(send: Send) -> None:
+    headers = {"content-type": "application/json", "X-Nextarm-Min-Offset": "1000000"}
+    for method, path, content in (
+        ("POST", DECISIONS, json.dumps({**PROMPT, "dry_run": True}).encode()),
+        ("PUT", f"{DECISIONS}/open-2/outcome", b'{"reward": 1}'),
+    ):
+        answer = send(method, path, content=content, headers=headers)
+        assert answer.status_code == 422, answer.text
+        assert "1000000" in answer.text
