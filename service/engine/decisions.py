@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from torch import Tensor
@@ -32,8 +33,9 @@ from service.engine.ledger import SessionRecord, View
 from service.engine.policies import check_distribution, takes_features
 from service.engine.projection import Projection
 from service.engine.readiness import Versions
+from service.engine.retention import REMEMBERED
 from service.engine.shadows import LIMIT_S, ShadowScorer
-from service.storage.base import Durability, Receipt, StorageError
+from service.storage.base import Durability, Receipt, StorageError, StorageUnavailableError
 
 _COST = f"signals.{COST}"
 """The score that shows what a call of each arm is expected to cost: with prices per call its price, where it has one."""
@@ -147,8 +149,12 @@ class DecisionMaker:
         later: list[int] = []
         now = self._clock()
         begun: set[str] = set()
+        remains = await self._find_remains([requests[place] for place in places], now)
         for place in places:
             request = requests[place]
+            if request.id in remains:
+                results[place] = await self._find_duplicate(request) or DecisionConflictError(request.id)
+                continue
             if request.id in self._ledger.open or request.id in self._projection.recent_ids:
                 known = await self._find_duplicate(request)
                 if known is not None:
@@ -206,6 +212,27 @@ class DecisionMaker:
             else:
                 late.append(place)
         return late
+
+    async def _find_remains(self, requests: Sequence[DecisionRequest], now: datetime) -> set[str]:
+        """Ids of which an outcome or a correction is known. Where ids are forgotten (retention.py), the decision's goes first,
+        and another decision would take what remains for its own.
+        """
+        if not self._projection.is_old_enough_to_forget(now):
+            return set()
+        old = [each.id for each in requests if each.id not in self._ledger.open and not _is_younger(each.id, now - REMEMBERED)]
+        known = await asyncio.gather(*map(self._is_closing_known, old))
+        return {each for each, is_known in zip(old, known, strict=True) if is_known}
+
+    async def _is_closing_known(self, decision_id: str) -> bool:
+        try:
+            for key in (events.closed_key(decision_id), events.amended_key(decision_id, 1)):
+                if await self._storage.find(self._log, key) is not None:
+                    return True
+        except StorageUnavailableError:
+            raise
+        except StorageError:  # it was trimmed, and cannot be read
+            return True
+        return False
 
     async def _find_duplicate(self, request: DecisionRequest) -> Recorded | Exception | None:
         """The decision that has this id, or why it cannot be had; None where the id was forgotten (retention.py)."""
@@ -456,3 +483,12 @@ class _DecisionBatch:
         if not request.episode:
             return 0
         return len({one.id for one in self.requests[:place] if one.episode == request.episode} - {request.id})
+
+
+def _is_younger(decision_id: str, than: datetime) -> bool:
+    """Whether an id was made after a time: a UUIDv7, as the server makes them, says when."""
+    try:
+        made = UUID(decision_id)
+    except ValueError:
+        return False
+    return made.version == 7 and (made.int >> 80) > than.timestamp() * 1e3

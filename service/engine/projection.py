@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +31,7 @@ from service.engine.executor import BACKGROUND_POOL, SNAPSHOT_POOL, AdaptiveExec
 from service.engine.ledger import Effect, Ledger, ShadowRecord
 from service.engine.policies import Learned, shadow_policy, takes_features
 from service.engine.readiness import Version, Versions
-from service.engine.retention import Retention
+from service.engine.retention import REMEMBERED, Retention
 from service.storage.archive import SEGMENT_ENTRIES
 from service.storage.base import (
     Entry,
@@ -511,6 +512,10 @@ class Projection:
         if wanted is not self._hyperparameters:
             self._hyperparameters = wanted
             self.versions.policy = replace(self.policy, **wanted)
+
+    def is_old_enough_to_forget(self, now: datetime) -> bool:
+        """Whether the log is trimmed, and so old that ids of decisions may be forgotten."""
+        return self._retention is not None and now - self.created.at > REMEMBERED
 
     # -- snapshots ---------------------------------------------------------------------------------------------------------
 

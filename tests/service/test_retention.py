@@ -189,6 +189,45 @@ async def test_commands_read_archive_and_store_as_one(tmp_path: Path) -> None:
         assert failed(await lacking.get(f"{URL}/d{int(first) // 2}")) == (410, "decision_archived")
 
 
+@pytest.mark.parametrize("has_archive", [True, False])
+async def test_an_id_is_not_used_again_before_the_outcome_under_it_is_forgotten_too(has_archive: bool, tmp_path: Path) -> None:
+    clock = Clock()
+    async with opened(clock=clock, **kept(tmp_path, **({} if has_archive else {"archive": "none"}))) as service:
+        await service.create("b", BODY | {"amend_until_s": 20 * DAY, "reward": {"timeout_s": 60 * DAY}})
+
+        async def work(first: int, last: int) -> None:
+            for number in range(first, last):
+                await decide(service, number)
+                await service.observe(f"d{number}")
+                clock.forward(DAY)
+                if number % 5 == 4:
+                    await service.settle()
+
+        async def again(decision: str) -> Json:
+            response = await service.post(URL, {"prompt": {"vector": [1.0, 1.0, 1.0]}, "id": decision})
+            return {"conflict": failed(response)} if response.status_code == 409 else answered(response)
+
+        for number in (1000, 1001, 1002):
+            await decide(service, number)
+        await service.observe("d1001")
+        await work(0, 18)
+        await service.observe("d1000")
+        assert (await service.patch(f"{URL}/d1001/outcome", {"reward": 0.5})).status_code == 200
+        await work(18, 40)
+        taken = {"conflict": (409, "decision_conflict")}
+        for decision in ("d1000", "d1001", "d1002"):
+            assert failed(await service.get(f"{URL}/{decision}")) == (404, "decision_not_found")
+            assert await again(decision) == taken, decision
+        assert await again("d0") != taken, "all of it is forgotten"
+        assert (await service.observe("d0"))["duplicate"] is False
+        await service.observe("d1002")
+        await work(40, 70)
+        assert await again("d1000") != taken
+        assert (await service.observe("d1000", {"reward": 0.25}))["duplicate"] is False
+        if has_archive:
+            assert await service.replayed() == await service.ledger()
+
+
 @pytest.mark.parametrize("store", STORAGES)
 async def test_without_an_archive_what_was_trimmed_is_gone_and_its_ids_are_not(store: str, tmp_path: Path) -> None:
     async with pair(store, tmp_path, archive="none") as (service, _, clock, _):
