@@ -35,6 +35,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[SqliteStorage, Lear
     bandit = await learner_of(storage, PAK, options={"clock": clock, "snapshot_every": 25})
     clients = Clients(PAK, bandit, clock, seed=1)
     await clients.work(12)
+    await bandit.projection.background.finish()  # snapshots that are due
     yield storage, bandit, clients
     await bandit.projection.close()
     await storage.close()
