@@ -14,7 +14,8 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI, OpenAI
 
-SAID: Any = [{"role": "user", "content": "good morning"}]
+QUESTION = "What is the capital of France?"
+SAID: Any = [{"role": "user", "content": QUESTION}]
 
 
 def seen(call: Callable[[], Any]) -> dict[str, Any]:
@@ -56,13 +57,13 @@ def sync(client: OpenAI) -> dict[str, Any]:
         }
 
     def responses() -> Any:
-        answer = client.responses.create(model="bandit/router", input="good morning")
+        answer = client.responses.create(model="bandit/router", input=QUESTION)
         return {"text": answer.output_text, "model": answer.model}
 
     def responses_stream(bandit: str) -> Any:
         kinds: list[str] = []
         last: Any = None
-        for part in client.responses.create(model=f"bandit/{bandit}", input="good morning", stream=True):
+        for part in client.responses.create(model=f"bandit/{bandit}", input=QUESTION, stream=True):
             kinds.append(part.type)
             last = part
         return {"kinds": kinds, "text": last.response.output_text, "model": last.response.model}
@@ -94,7 +95,7 @@ def sync(client: OpenAI) -> dict[str, Any]:
         "responses stream": seen(lambda: responses_stream("router")),
         "responses cut": seen(lambda: responses_stream("cut")),
         "images": seen(images),
-        "embeddings": seen(lambda: client.embeddings.create(model="bandit/router", input="good morning").data[0].embedding),
+        "embeddings": seen(lambda: client.embeddings.create(model="bandit/router", input=QUESTION).data[0].embedding),
         "models": seen(lambda: [model.id for model in client.models.list()]),
         "model": seen(lambda: client.models.retrieve("bandit/router").id),
         "session": seen(session),

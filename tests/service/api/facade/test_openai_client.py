@@ -14,6 +14,9 @@ from nextarm import Client
 from tests.integrations.litellm_cpu import upstream
 from tools.processes import ROOT, Server
 
+SAID = "That is Paris."
+TOKENS = 7, 4
+"""Of the question and of what is said."""
 ARMS = {
     "small": "gpt-5-mini",
     "large": "gpt-5",
@@ -79,33 +82,33 @@ def closings(client: Client, bandit: str) -> list[dict[str, Any]]:
 def test_answers_are_what_the_client_expects(places: tuple[Client, dict[str, Any]]) -> None:
     client, calls = places
     raw = calls["raw"]["value"]
-    assert (raw["text"], raw["model"]) == ("Bonjour", "bandit/router")
+    assert (raw["text"], raw["model"]) == (SAID, "bandit/router")
     assert raw["request_id"] == raw["headers"]["x-request-id"]
     state = client.show_decision("router", raw["headers"]["x-nextarm-decision-id"])
     assert (state.state, state.arm) == ("partial", raw["headers"]["x-nextarm-arm"])
-    assert state.cost == pytest.approx(0.012)
+    assert state.cost == pytest.approx(0.001 * TOKENS[0])
     client.observe("router", str(state.id), reward=1.0)
     assert client.show_decision("router", str(state.id)).reward == 1.0
-    assert calls["responses"]["value"] == {"text": "Bonjour", "model": "bandit/router"}
+    assert calls["responses"]["value"] == {"text": SAID, "model": "bandit/router"}
     assert calls["images"]["value"].endswith("picture.png")
     assert calls["embeddings"]["value"] == [0.1, 0.2]
     assert calls["models"]["value"] == [f"bandit/{name}" for name in sorted(BANDITS)]
     assert calls["model"]["value"] == "bandit/router"
-    assert calls["together"] == ["Bonjour"] * 10
+    assert calls["together"] == [SAID] * 10
     assert len(calls["session"]["value"]) == 1
 
 
 def test_streams_are_what_the_client_expects(places: tuple[Client, dict[str, Any]]) -> None:
     client, calls = places
     plain, with_usage = calls["stream"]["value"], calls["stream with usage"]["value"]
-    assert (plain["text"], plain["usage"], plain["model"]) == ("Bonjour", None, "bandit/router")
-    assert (with_usage["text"], with_usage["usage"]) == ("Bonjour", 19)
+    assert (plain["text"], plain["usage"], plain["model"]) == (SAID, None, "bandit/router")
+    assert (with_usage["text"], with_usage["usage"]) == (SAID, sum(TOKENS))
     for stream in (plain, with_usage):
         state = client.show_decision("router", stream["headers"]["x-nextarm-decision-id"])
         assert state.state == "partial"
-        assert state.cost == pytest.approx(0.012)
+        assert state.cost == pytest.approx(0.001 * TOKENS[0])
     kinds = ["response.created", "response.output_text.delta", "response.completed"]
-    assert calls["responses stream"]["value"] == {"kinds": kinds, "text": "Bonjour", "model": "bandit/router"}
+    assert calls["responses stream"]["value"] == {"kinds": kinds, "text": SAID, "model": "bandit/router"}
 
 
 def test_a_stream_that_is_cut_raises_and_is_a_failure(places: tuple[Client, dict[str, Any]]) -> None:
@@ -118,7 +121,7 @@ def test_a_stream_that_is_cut_raises_and_is_a_failure(places: tuple[Client, dict
 
 def test_another_arm_takes_over_and_the_client_sees_nothing_of_it(places: tuple[Client, dict[str, Any]]) -> None:
     client, calls = places
-    assert calls["fallback"]["value"] == ["Bonjour"] * 3
+    assert calls["fallback"]["value"] == [SAID] * 3
     outcomes = closings(client, "shaky")
     assert {event.get("error") for event in outcomes} <= {None, "", "status 500 Internal Server Error"}
 
