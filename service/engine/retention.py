@@ -50,9 +50,13 @@ class _Header(msgspec.Struct):
 
 
 class _Marks(msgspec.Struct):
-    """(offset, time) of entries that were trimmed, the oldest first: which of them are older than a time."""
+    """(offset, time) of entries that were trimmed, the oldest first: which of them are older than a time.
+
+    is_archived: whether some of them went to an archive.
+    """
 
     marks: list[tuple[int, datetime]] = []
+    is_archived: bool = False
 
 
 _header = msgspec.json.Decoder(_Header)
@@ -85,7 +89,8 @@ class Retention:
         async with self._lock:
             now = self._clock()
             stored = await self._storage.find_record(self._log, RECORD)
-            marks = [] if stored is None else _marks.decode(stored).marks
+            known = _Marks() if stored is None else _marks.decode(stored)
+            marks, is_archived = known.marks, known.is_archived
             forget = max((offset for offset, at in marks if now - at > REMEMBERED), default=0)
             floor = await self._storage.trim(self._log, before=1, lasting=(), forget=forget)
             newest: datetime | None = None
@@ -96,13 +101,14 @@ class Retention:
                 if len(entries) < at_least and sum(len(entry.payload) for entry in entries) < SEGMENT_BYTES:
                     break
                 if self._storage.archive is not None:
-                    await self._storage.archive.append(self._log, entries)
+                    await self._storage.archive.append(self._log, entries, is_first=not is_archived)
+                    is_archived = True
                 reached = await self._storage.trim(self._log, before=entries[-1].offset + 1, lasting=lasting)
                 if reached <= floor:  # another process has replaced the snapshots
                     break
                 marks = _noted(marks, reached - 1, newest)
                 floor = reached
-            kept = msgspec.json.encode(_Marks([mark for mark in marks if mark[0] > forget]))
+            kept = msgspec.json.encode(_Marks([mark for mark in marks if mark[0] > forget], is_archived))
             if kept != stored and marks:
                 await self._storage.swap_record(self._log, RECORD, kept, expected=stored)
 

@@ -7,8 +7,9 @@
     read, find of a store ──> `read_trimmed`, `read_entry`: the archive up to the first kept offset, and the store from there on
 
 The same entries give the same file. Two replicas, or one that ended between archiving and trimming, may write segments that
-overlap; each holds every offset from its first to its last, so any of them answers. The folder is not created: one that is
-missing is not mounted, and what was written into its place would not be found again.
+overlap; each holds every offset from its first to its last, so any of them answers. The folder is not created, nor is that of a
+log of which it once held a segment: one that is missing is not mounted, and what was written into its place, such as an empty
+mount point, would not be found again.
 """
 
 from __future__ import annotations
@@ -85,10 +86,13 @@ class Archive:
         noticed += [f"{why}: requests for what was trimmed are a 503" for why in unreadable[:1]]
         return noticed
 
-    async def append(self, log: Log, entries: Sequence[Entry]) -> None:
-        """Keep entries that follow each other, durably and checked. `StorageUnavailableError` where that failed."""
+    async def append(self, log: Log, entries: Sequence[Entry], *, is_first: bool = True) -> None:
+        """Keep entries that follow each other, durably and checked. is_first: none of this log was kept before.
+
+        `StorageUnavailableError` where that failed.
+        """
         try:
-            await asyncio.to_thread(self._write, log, entries)
+            await asyncio.to_thread(self._write, log, entries, is_first)
         except OSError as error:
             self.fault = f"the archive {self.folder} cannot be written ({error.strerror or error})"
             raise StorageUnavailableError(self.fault) from error
@@ -116,7 +120,7 @@ class Archive:
 
     # -- writing -------------------------------------------------------------------------------------------------------------
 
-    def _write(self, log: Log, entries: Sequence[Entry]) -> None:
+    def _write(self, log: Log, entries: Sequence[Entry], is_first: bool) -> None:
         lines = [_line(entry) for entry in entries]
         content = b"".join(lines)
         first, last, sha256 = entries[0].offset, entries[-1].offset, hashlib.sha256(content).hexdigest()
@@ -124,6 +128,9 @@ class Archive:
         segment = Segment(first, last, sha256, folder / f"{first:013}-{last:013}-{sha256}.ndjson.gz")
         self._check_there()
         if not folder.is_dir():
+            if not is_first:
+                why = f"{folder}, with earlier entries, is not there: mount the archive, or create the folder if you removed it"
+                raise FileNotFoundError(errno.ENOENT, why, str(folder))
             folder.mkdir(parents=True, exist_ok=True)
             for each in (folder.parent, self.folder):
                 _flush_folder(each)

@@ -302,14 +302,22 @@ async def test_an_archive_that_is_gone_stops_the_trimming_and_nothing_else(tmp_p
             f"the archive {tmp_path}/mount cannot be read: it is not there: create the folder, or mount it" in lacking["failure"]
         )
         assert lacking["failure"].endswith("; to ask again under this id, delete the evaluation first")
-        await work(service, clock, 50, 55)
+        (tmp_path / "mount").mkdir()  # as an empty mount point is there where nothing is mounted
+        floor = await first_kept(service)
+        await work(service, clock, 50, 60)
+        assert await first_kept(service) == floor
+        notice, _ = answered(await service.get("/readyz"))["notices"]  # the other one is that of before
+        assert f"{tmp_path}/mount/b/" in notice
+        assert "is not there: mount the archive, or create the folder if you removed it" in notice
+        (tmp_path / "mount").rmdir()
         shutil.move(tmp_path / "away", tmp_path / "mount")
         assert (await evaluated(service))["failure"] == lacking["failure"], "the same request is the same evaluation"
         assert (await service.delete(f"{EVALUATIONS}/e")).status_code == 204
         assert (await evaluated(service))["state"] == "done"
         assert answered(await service.get(f"{URL}/d0"))["id"] == "d0"
-        await work(service, clock, 55, 65)
+        await work(service, clock, 60, 70)
         assert answered(await service.get("/readyz"))["notices"] == []
+        assert await first_kept(service) > floor
         segment = min((tmp_path / "mount").rglob("*.gz"))
         content = segment.read_bytes()
         segment.write_bytes(b"damaged" + content)
